@@ -1,0 +1,37 @@
+# Everything a newcomer types. PYTHON is the interpreter the environment is made from.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test check lint types bench clean
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	touch $(STAMP)
+
+quickstart: $(STAMP)  ## the whole path on a synthetic data set, in about ten minutes
+	$(BIN)/siamdetr quickstart
+
+test: $(STAMP)  ## the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy sees export/, serve/ and cli/ only through links in one tree
+	rm -rf build/view && mkdir -p build/view/siamdetr
+	for entry in siamdetr/*; do ln -s ../../../$$entry build/view/siamdetr/; done
+	for folder in export serve cli; do ln -s ../../../$$folder build/view/siamdetr/$$folder; done
+	$(BIN)/mypy -p siamdetr
+
+check: lint types test  ## what CI runs, and what a commit must pass
+
+bench: $(STAMP)  ## side-by-side ratios, printed
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

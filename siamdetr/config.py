@@ -1,0 +1,76 @@
+"""Settings: typed, frozen, closed. An unknown key is an error that names its nearest neighbour."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Variant = Literal["vanilla", "conditional"]
+Classifier = Literal["softmax", "focal"]
+
+
+class Settings(BaseModel):
+    """Base of every settings class: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), list(cls.model_fields), n=1, cutoff=0.4)
+                    hint = f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(cls.model_fields)}"
+                    raise ValueError(f"no such setting '{key}'{hint}")
+        return values
+
+
+class DetectorSettings(Settings):
+    """All that is needed to rebuild a detector's modules; stored in every model file.
+
+    The defaults are those of the official Conditional DETR with 100 queries (FACTS: 6+6 layers, width 256).
+    """
+
+    variant: Variant = "conditional"
+    backbone: str = Field("resnet50", description="resnet18/34/50/101 or any timm model with features_only")
+    stride: Literal[16, 32] = Field(32, description="of the feature map; 16 is DC5: the last stage dilated")
+    num_classes: int = Field(80, ge=1)
+    classifier: Classifier = Field("focal", description="softmax: C+1 logits, the last is 'no object'; focal: C logits")
+    num_queries: int = Field(100, ge=1)
+    dim: int = Field(256, ge=8)
+    heads: int = Field(8, ge=1)
+    encoder_layers: int = Field(6, ge=0)
+    decoder_layers: int = Field(6, ge=1)
+    feedforward: int = Field(2048, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class LossSettings(Settings):
+    """Costs of the matching and weights of the losses (DETR §3.1; focal: Conditional DETR §4.1)."""
+
+    cost_class: float = 2.0
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+    weight_class: float = 2.0
+    weight_bbox: float = 5.0
+    weight_giou: float = 2.0
+    no_object_weight: float = Field(0.1, description="softmax only: class weight of 'no object'")
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    matcher_alpha: float = Field(0.25, description="the official matcher keeps .25 whatever focal_alpha is")
+
+
+class SiameseSettings(Settings):
+    """Siamese DETR pretraining (arXiv:2303.18144). Weights: ImageNet 10 and 3 (Conditional 5), COCO .3 and 3, else 1 and 1."""
+
+    num_regions: int = Field(10, ge=1, description="regions a view; the first is the intersection of the views")
+    crop_size: int = Field(128, ge=16, description="side of the region crops, pixels")
+    box_jitter: float = Field(0.1, ge=0, le=0.5, description="of width and height, on the boxes that are pooled")
+    view_iou: float = Field(0.5, gt=0, lt=1, description="least IoU of the two views")
+    proposals: Literal["edgeboxes", "random"] = "edgeboxes"
+    weight_global: float = Field(1.0, ge=0, description="lambda of the encoder's global discrimination loss")
+    weight_region: float = Field(1.0, ge=0, description="lambda of the decoder's region discrimination loss")
+    losses: LossSettings = LossSettings(cost_class=1.0, weight_class=1.0)
