@@ -1,0 +1,180 @@
+"""What can be wrong with a data set: the kinds, how bad each is, and what is done about it.
+
+One catalogue serves the readers (which skip, clip and count), the doctor (which lists) and the documentation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "info"]  # error: something is left out; warning: kept, look at it; info: a fact
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One sort of problem: its severity, its name in plain words, and what is done with every case of it."""
+
+    severity: Severity
+    title: str
+    action: str
+
+
+KINDS: dict[str, Kind] = {
+    # the data set as a whole
+    "unreadable-annotations": Kind("error", "annotation file cannot be read", "what it annotates is left out"),
+    "unreadable-split": Kind("error", "split cannot be opened", "the split is left out"),
+    "bad-category": Kind("error", "category without an id or a name", "the category is left out"),
+    "duplicate-category": Kind("warning", "two categories share an id or a name", "the first one counts"),
+    "category-gap": Kind("info", "category ids have gaps", "mapped to labels 0..C-1; the ids are kept with the model"),
+    "empty-class": Kind("warning", "class without a single box", "kept as a class; it cannot be learnt or scored"),
+    "xyxy-as-xywh": Kind(
+        "warning", "boxes look like x1 y1 x2 y2 written as x y w h", "taken as x y w h: check the writer"
+    ),
+    # image entries
+    "bad-image-entry": Kind("error", "image entry without an id or a file name", "the image is left out"),
+    "missing-image": Kind("error", "image file is missing", "the image is left out"),
+    "duplicate-image-id": Kind("error", "image id used twice", "the later image is left out"),
+    "duplicate-image-file": Kind("warning", "image file listed twice", "kept: it is seen twice as often"),
+    "missing-annotation": Kind("error", "image without its annotation file", "the image is left out"),
+    "no-label-file": Kind("info", "image without a label file", "taken as an image without objects"),
+    "orphan-annotation": Kind("warning", "annotation file without an image", "not used"),
+    "no-objects": Kind("info", "image without a single box", "kept as an image without objects"),
+    "unlisted-image": Kind("info", "image file that no annotation names", "not used with labels; good for pretraining"),
+    # boxes
+    "malformed-box": Kind("error", "annotation that is not a box", "the box is left out"),
+    "nan-box": Kind("error", "box with a coordinate that is not finite", "the box is left out"),
+    "degenerate-box": Kind("error", "box without area (x1 >= x2 or y1 >= y2)", "the box is left out"),
+    "outside-box": Kind("error", "box that lies outside the image", "the box is left out"),
+    "not-a-fraction": Kind("error", "YOLO coordinates that are not fractions of the image", "the box is left out"),
+    "unknown-category": Kind("error", "box whose category does not exist", "the box is left out"),
+    "unknown-image": Kind("error", "box whose image does not exist", "the box is left out"),
+    "clipped-box": Kind("warning", "box that reaches beyond the image", "clipped to the image"),
+    "tiny-box": Kind("warning", "box with a side below one pixel", "kept"),
+    "duplicate-box": Kind("warning", "the same box with the same class twice", "kept"),
+    "duplicate-annotation-id": Kind("warning", "annotation id used twice", "both are kept: the ids are not used"),
+    # image files
+    "empty-file": Kind("error", "image file of zero bytes", "the image is left out"),
+    "corrupt-image": Kind("error", "file that no image reader knows", "the image is left out"),
+    "truncated-image": Kind("error", "image whose data breaks off", "the image is left out"),
+    "huge-image": Kind("warning", "image above the pixel limit", "not decoded here; tile it or make it smaller"),
+    "size-mismatch": Kind("warning", "annotated size is not the file's", "boxes count as pixels of the file"),
+    "exif-size-mismatch": Kind(
+        "warning", "annotated size is that before the EXIF rotation", "boxes count in the rotated image: check them"
+    ),
+    "exif-rotated": Kind("info", "image with an EXIF rotation", "the rotation is applied"),
+    "not-rgb": Kind("info", "image that is not RGB", "converted to RGB"),
+    "deep-image": Kind("warning", "image of more than 8 bits a channel", "cut to 8 bits: convert it yourself"),
+    "several-frames": Kind("info", "image with several frames", "the first frame is used"),
+    "wrong-extension": Kind("warning", "file name and content disagree on the format", "read by its content"),
+    "leakage": Kind("warning", "the same image in two splits", "kept: scores on the later split flatter"),
+    "duplicate-content": Kind("warning", "the same image content twice in a split", "kept: it is seen twice as often"),
+}
+
+
+class DataError(ValueError):
+    """A data set that cannot be used as asked; the text says where, what, and what helps."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding.
+
+    Args:
+        kind: a key of `KINDS`.
+        file: path of the file at fault, relative to the data set's root where it lies below it.
+        where: line, id or number inside the file ("annotation 17", "line 3", "object 2", "image 5"), or "".
+        what: the figures of this case.
+        count: how many cases this line stands for; above 1 only where a list was cut.
+    """
+
+    kind: str
+    file: str
+    where: str = ""
+    what: str = ""
+    count: int = 1
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is: "error", "warning" or "info"."""
+        return KINDS[self.kind].severity
+
+    @property
+    def action(self) -> str:
+        """What is done about it."""
+        return KINDS[self.kind].action
+
+    def __str__(self) -> str:
+        place = f"{self.file}, {self.where}" if self.where else self.file
+        detail = f" ({self.what})" if self.what else ""
+        return f"{place}: {KINDS[self.kind].title}{detail}: {self.action}"
+
+
+class ProblemLog:
+    """Collects problems; after `limit` cases of a kind it only counts, so that ten million bad boxes cost nothing."""
+
+    def __init__(self, limit: int | None = 1000) -> None:
+        self.limit = limit
+        self._problems: list[Problem] = []
+        self._counts: Counter[str] = Counter()
+
+    def add(self, kind: str, file: str, where: str = "", what: str = "") -> None:
+        """Notes one case of `kind` (a key of `KINDS`)."""
+        assert kind in KINDS, kind
+        self._counts[kind] += 1
+        if self.limit is None or self._counts[kind] <= self.limit:
+            self._problems.append(Problem(kind, file, where, what))
+
+    def problems(self) -> tuple[Problem, ...]:
+        """All that was noted, in order; kinds that ran over the limit end with one line that counts the rest."""
+        limit = self.limit
+        if limit is None:
+            return tuple(self._problems)
+        rest = [
+            Problem(kind, "", "", f"and {count - limit} more", count - limit)
+            for kind, count in self._counts.items()
+            if count > limit
+        ]
+        return (*self._problems, *rest)
+
+
+def count_by_kind(problems: Iterable[Problem]) -> dict[str, int]:
+    """Kind -> number of cases, the worst severity first, then the most frequent."""
+    counts: Counter[str] = Counter()
+    for problem in problems:
+        counts[problem.kind] += problem.count
+    order = sorted(counts, key=lambda kind: (SEVERITIES.index(KINDS[kind].severity), -counts[kind], kind))
+    return {kind: counts[kind] for kind in order}
+
+
+def summarize(problems: Iterable[Problem]) -> str:
+    """One sentence for a log, e.g. "2 x box without area (...): the box is left out"; "" when there is nothing."""
+    lines = [
+        f"{count} x {KINDS[kind].title}: {KINDS[kind].action}"
+        for kind, count in count_by_kind(problems).items()
+        if KINDS[kind].severity != "info"
+    ]
+    return "; ".join(lines)
+
+
+def refuse(problems: Iterable[Problem], source: str, shown: int = 20) -> None:
+    """What `strict` does.
+
+    Raises:
+        DataError: there is an error or a warning among `problems`; the text lists the first `shown` of them.
+    """
+    bad = [problem for problem in problems if problem.severity != "info"]
+    if not bad:
+        return
+    total = sum(problem.count for problem in bad)
+    lines = [f"  {problem}" for problem in bad[:shown]]
+    if total > shown:
+        lines.append(f"  ... and {total - shown} more")
+    raise DataError(
+        f"{source}: {total} problems, and strict reading was asked for:\n"
+        + "\n".join(lines)
+        + "\nRepair them, or read without strict: then each is handled as said above."
+    )
