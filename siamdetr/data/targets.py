@@ -1,0 +1,192 @@
+"""Batches: what a data loader hands to a model. uint8 until they are on the device; `normalize` makes them float there.
+
+Images of one batch share a canvas: smaller ones are zero-padded at the right and bottom, and `padding` (True = padded)
+says where. Boxes are fractions (cx, cy, w, h) of the image without its padding, so that padding changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The boxes of a whole batch, image after image.
+
+    Attributes:
+        boxes: [M, 4] (cx, cy, w, h) fractions of the unpadded image, float.
+        labels: [M] int64, contiguous 0..C-1.
+        counts: boxes of each image; on the host, so that sizes are known without asking the device. Sum M, length B.
+    Raises:
+        ValueError: the three do not fit each other.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        total = sum(self.counts)
+        if tuple(self.boxes.shape) != (total, 4) or tuple(self.labels.shape) != (total,):
+            raise ValueError(
+                f"Targets: counts {self.counts} ask for boxes [{total}, 4] and labels [{total}], got "
+                f"{list(self.boxes.shape)} and {list(self.labels.shape)}; give one label a box and one count an image"
+            )
+
+    @classmethod
+    def from_lists(cls, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
+        """Join per-image boxes [n, 4] and labels [n].
+
+        Raises:
+            ValueError: there are not as many lists of labels as of boxes, or an image's two do not fit.
+        """
+        if len(boxes) != len(labels):
+            raise ValueError(
+                f"Targets: got boxes of {len(boxes)} images and labels of {len(labels)}; give both for each"
+            )
+        for image, (one, names) in enumerate(zip(boxes, labels, strict=True)):
+            if one.shape[0] != names.shape[0]:
+                raise ValueError(f"Targets: image {image} has {one.shape[0]} boxes and {names.shape[0]} labels")
+        return cls(
+            boxes=torch.cat([one.reshape(-1, 4) for one in boxes]) if boxes else torch.zeros(0, 4),
+            labels=torch.cat(list(labels)).long() if labels else torch.zeros(0, dtype=torch.int64),
+            counts=tuple(int(one.shape[0]) for one in boxes),
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
+        """The same targets on another device."""
+        return Targets(
+            self.boxes.to(device, non_blocking=non_blocking),
+            self.labels.to(device, non_blocking=non_blocking),
+            self.counts,
+        )
+
+    def pin_memory(self) -> Targets:
+        """The same targets in page-locked memory (the data loader calls this)."""
+        return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.counts)
+
+
+@dataclass(frozen=True)
+class DetectionBatch:
+    """Labelled images.
+
+    Attributes:
+        images: [B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
+        padding: [B, H, W] bool, True = padded, not image.
+        targets: boxes and labels.
+        image_ids: the data set's own ids.
+        original_sizes: [B, 2] int64 (H, W) of the files, pixels: predictions are given in them.
+    """
+
+    images: Tensor
+    padding: Tensor
+    targets: Targets
+    image_ids: tuple[int, ...]
+    original_sizes: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> DetectionBatch:
+        """The same batch on another device."""
+        return DetectionBatch(
+            images=self.images.to(device, non_blocking=non_blocking),
+            padding=self.padding.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            image_ids=self.image_ids,
+            original_sizes=self.original_sizes.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> DetectionBatch:
+        """The same batch in page-locked memory (the data loader calls this)."""
+        return DetectionBatch(
+            images=self.images.pin_memory(),
+            padding=self.padding.pin_memory(),
+            targets=self.targets.pin_memory(),
+            image_ids=self.image_ids,
+            original_sizes=self.original_sizes.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Two views of each of B unlabelled images: view 1 of all, then view 2 of all.
+
+    Attributes:
+        images: [2B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
+        padding: [2B, H, W] bool, True = padded, not image.
+        boxes: [2B, P, 4] (cx, cy, w, h) fractions of the unpadded view: the same P regions, seen in either view.
+        sizes: [2B, 2] int64 (H, W) of the unpadded views, pixels.
+        crops: [2B, P, 3, C, C] the regions cut out and resized; uint8, then float like the images.
+    """
+
+    images: Tensor
+    padding: Tensor
+    boxes: Tensor
+    sizes: Tensor
+    crops: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
+        """The same batch on another device."""
+        return ViewBatch(
+            images=self.images.to(device, non_blocking=non_blocking),
+            padding=self.padding.to(device, non_blocking=non_blocking),
+            boxes=self.boxes.to(device, non_blocking=non_blocking),
+            sizes=self.sizes.to(device, non_blocking=non_blocking),
+            crops=self.crops.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> ViewBatch:
+        """The same batch in page-locked memory (the data loader calls this)."""
+        return ViewBatch(
+            images=self.images.pin_memory(),
+            padding=self.padding.pin_memory(),
+            boxes=self.boxes.pin_memory(),
+            sizes=self.sizes.pin_memory(),
+            crops=self.crops.pin_memory(),
+        )
+
+
+Batch = TypeVar("Batch", DetectionBatch, ViewBatch)
+
+
+def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Batch:
+    """Float images (x/255 - mean) / std, on whatever device the batch is; no synchronisation.
+
+    Args:
+        batch: uint8 images, 0..255.
+        mean: per channel, of values in 0..1.
+        std: per channel, of values in 0..1.
+    Returns:
+        The batch with float32 images (and crops). Padding is 0 AFTER normalisation, as the official DETR family pads:
+        a padded pixel is the mean colour, not black.
+    """
+    images = normalize_images(batch.images, mean, std).masked_fill_(batch.padding[:, None], 0.0)
+    if isinstance(batch, ViewBatch):
+        return dataclasses.replace(batch, images=images, crops=normalize_images(batch.crops, mean, std))
+    return dataclasses.replace(batch, images=images)
+
+
+def normalize_images(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x/255 - mean) / std as a new float32 tensor.
+
+    Args:
+        images: [..., 3, H, W] uint8.
+        mean: per channel, of values in 0..1.
+        std: per channel, of values in 0..1.
+    Returns:
+        [..., 3, H, W] float32.
+    Raises:
+        ValueError: the images are not uint8 (they may be normalised already).
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"normalize: expected uint8 images, got {images.dtype}; were they normalised before?")
+    return images.float().div_(255).sub_(_per_channel(mean, images.device)).div_(_per_channel(std, images.device))
+
+
+def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
+    """[3, 1, 1]; filled on the device, because a copy from the host would wait for it."""
+    return torch.stack([torch.full((1, 1), float(value), device=device) for value in values])
