@@ -1,0 +1,152 @@
+"""Named recipes: the papers' and the small ones of our own. Plain nested dicts; `siamdetr presets` lists them.
+
+Sources: the official Siamese DETR configs (arXiv:2303.18144; the λ of the configs, since the supplement's text has them in
+an order that cannot be right for both data sets) and the official finetuning scripts of DETR and Conditional DETR.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Stage = Literal["pretrain", "finetune"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe: a sentence about it, and nested settings (see `siamdetr.training.settings`) for one stage or both."""
+
+    description: str
+    pretrain: dict[str, Any] | None = None
+    finetune: dict[str, Any] | None = None
+
+    @property
+    def stage(self) -> str:
+        """What it is for, in words."""
+        return " and ".join(stage for stage in ("pretrain", "finetune") if getattr(self, stage) is not None)
+
+
+_VANILLA = {"variant": "vanilla", "classifier": "softmax", "num_queries": 100}
+_CONDITIONAL = {"variant": "conditional", "classifier": "focal", "num_queries": 100}
+_SMALL_DETECTOR = {
+    "variant": "conditional",
+    "backbone": "tf_efficientnet_lite0",
+    "stride": 16,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
+    "feedforward": 1024,
+    "num_queries": 100,
+    "dropout": 0.0,
+}
+_QUICK_DETECTOR = {**_SMALL_DETECTOR, "encoder_layers": 2, "decoder_layers": 2, "num_queries": 25}
+_SOFTMAX_LOSSES = {"cost_class": 1.0, "weight_class": 1.0}
+_IMAGENET_RUN = {
+    "steps": 300_000,
+    "batch_size": 256,
+    "schedule": {"name": "step", "drop_at": 2 / 3},
+    "optimizer": {"lr": 1e-4, "weight_decay": 1e-4, "clip": 0.1},
+}
+_COCO_RUN = {**_IMAGENET_RUN, "steps": 120_000, "batch_size": 64}
+
+PRESETS: dict[str, Preset] = {
+    "siamese-imagenet-vanilla": Preset(
+        "Siamese DETR on ImageNet, vanilla DETR: 300k steps of 256, λ_global 10, λ_region 3 (official config)",
+        pretrain={"detector": _VANILLA, "siamese": {"weight_global": 10.0, "weight_region": 3.0}, **_IMAGENET_RUN},
+    ),
+    "siamese-imagenet-conditional": Preset(
+        "Siamese DETR on ImageNet, Conditional DETR: 300k steps of 256, λ_global 10, λ_region 5 (official config)",
+        pretrain={"detector": _CONDITIONAL, "siamese": {"weight_global": 10.0, "weight_region": 5.0}, **_IMAGENET_RUN},
+    ),
+    "siamese-coco-conditional": Preset(
+        "Siamese DETR on COCO, Conditional DETR: 120k steps of 64, λ_global .3, λ_region 3 (official config)",
+        pretrain={"detector": _CONDITIONAL, "siamese": {"weight_global": 0.3, "weight_region": 3.0}, **_COCO_RUN},
+    ),
+    "siamese-coco-vanilla": Preset(
+        "Ours: the COCO schedule and λ for vanilla DETR, for which the paper released no config",
+        pretrain={"detector": _VANILLA, "siamese": {"weight_global": 0.3, "weight_region": 3.0}, **_COCO_RUN},
+    ),
+    "conditional": Preset(
+        "Conditional DETR as Siamese DETR released it: 50 epochs, drop at 40, backbone rate 5e-5",
+        finetune={
+            "detector": _CONDITIONAL,
+            "epochs": 50,
+            "batch_size": 2,
+            "optimizer": {"lr": 1e-4, "lr_backbone": 5e-5, "weight_decay": 1e-4, "clip": 0.1},
+            "schedule": {"name": "step", "drop_at": 0.8},
+        },
+    ),
+    "vanilla": Preset(
+        "vanilla DETR, the upstream recipe: 150 epochs, drop at 100, softmax with 'no object', backbone rate 1e-5",
+        finetune={
+            "detector": _VANILLA,
+            "losses": _SOFTMAX_LOSSES,
+            "epochs": 150,
+            "batch_size": 2,
+            "optimizer": {"lr": 1e-4, "lr_backbone": 1e-5, "weight_decay": 1e-4, "clip": 0.1},
+            "schedule": {"name": "step", "drop_at": 2 / 3},
+        },
+    ),
+    "small": Preset(
+        "hundreds to thousands of images: EfficientNet-Lite0 at stride 16, 3+3 layers, about 320 pixels, one-cycle, λ 1 and 1",
+        pretrain={
+            "detector": _SMALL_DETECTOR,
+            "siamese": {"weight_global": 1.0, "weight_region": 1.0},
+            "steps": 2_000,
+            "batch_size": 8,
+            "optimizer": {"lr": 3e-4},
+            "schedule": {"name": "onecycle", "warmup": 0.05},
+            "checkpoint_every": 100,
+        },
+        finetune={
+            "detector": _SMALL_DETECTOR,
+            "images": {"size": 320, "max_size": 533, "augment": "detr"},
+            "epochs": 50,
+            "batch_size": 8,
+            "optimizer": {"lr": 5e-4, "lr_backbone": 5e-5},
+            "schedule": {"name": "onecycle", "warmup": 0.05},
+            "ema": 0.998,
+            "checkpoint_every": 100,
+        },
+    ),
+    "quickstart": Preset(
+        "the synthetic data set of `siamdetr quickstart`: 128-pixel images, 2+2 layers, 25 queries, frozen backbone",
+        pretrain={
+            "detector": _QUICK_DETECTOR,
+            "siamese": {"weight_global": 1.0, "weight_region": 1.0, "num_regions": 5, "crop_size": 64},
+            "steps": 300,
+            "batch_size": 8,
+            "optimizer": {"lr": 5e-4},
+            "schedule": {"name": "onecycle", "warmup": 0.1},
+            "checkpoint_every": 100,
+        },
+        finetune={
+            "detector": _QUICK_DETECTOR,
+            "images": {"size": 128, "max_size": 214, "augment": "flip"},
+            "steps": 800,
+            "batch_size": 16,
+            "freeze": "backbone",
+            "optimizer": {"lr": 5e-4},
+            "schedule": {"name": "onecycle", "warmup": 0.1},
+            "ema": 0.99,
+            "checkpoint_every": 200,
+        },
+    ),
+}
+
+
+def preset_values(name: str, *, stage: Stage) -> dict[str, Any]:
+    """A copy of a preset's nested settings for one stage.
+
+    Raises:
+        ValueError: there is no preset of that name, or it has nothing for that stage.
+    """
+    fitting = [key for key, preset in PRESETS.items() if getattr(preset, stage) is not None]
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, fitting, n=1, cutoff=0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else f"; for {stage} there are: {', '.join(fitting)}"
+        raise ValueError(f"no such preset '{name}'{hint}")
+    if name not in fitting:
+        raise ValueError(f"preset '{name}' is not for {stage}; for {stage} there are: {', '.join(fitting)}")
+    return copy.deepcopy(getattr(PRESETS[name], stage))
