@@ -29,8 +29,9 @@ KINDS: dict[str, Kind] = {
     "unreadable-split": Kind("error", "split cannot be opened", "the split is left out"),
     "bad-category": Kind("error", "category without an id or a name", "the category is left out"),
     "duplicate-category": Kind("warning", "two categories share an id or a name", "the first one counts"),
+    "class-count-mismatch": Kind("warning", "number of classes disagrees with their names", "the names count"),
     "category-gap": Kind("info", "category ids have gaps", "mapped to labels 0..C-1; the ids are kept with the model"),
-    "empty-class": Kind("warning", "class without a single box", "kept as a class; it cannot be learnt or scored"),
+    "empty-class": Kind("warning", "class without a single box to learn from", "kept as a class; it cannot be learnt"),
     "xyxy-as-xywh": Kind(
         "warning", "boxes look like x1 y1 x2 y2 written as x y w h", "taken as x y w h: check the writer"
     ),
@@ -114,10 +115,17 @@ class Problem:
 
 
 class ProblemLog:
-    """Collects problems; after `limit` cases of a kind it only counts, so that ten million bad boxes cost nothing."""
+    """Collects problems.
 
-    def __init__(self, limit: int | None = 1000) -> None:
+    Args:
+        limit: cases of a kind that are kept in full; the rest is only counted, so that ten million bad boxes cost
+            nothing. None keeps all.
+        thorough: the doctor's reading: facts and suspicions are noted too, and costlier checks are made.
+    """
+
+    def __init__(self, limit: int | None = 1000, *, thorough: bool = False) -> None:
         self.limit = limit
+        self.thorough = thorough
         self._problems: list[Problem] = []
         self._counts: Counter[str] = Counter()
 

@@ -1,0 +1,210 @@
+"""Builds a `DetectionIndex` from rows, and applies the rules of validity to all boxes at once.
+
+Rows go straight into typed, growing buffers (`array.array`, 1 to 8 bytes a number), never into lists of objects.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siamdetr.data.index import DetectionIndex
+from siamdetr.data.problems import ProblemLog
+
+# A box may reach this far beyond the image before it is worth a line: annotation tools round outwards.
+ROUNDING_PIXELS = 1.0
+TINY_PIXELS = 1.0
+
+Locate = Callable[[int, int], tuple[str, str]]  # (image position, reference) -> (file, where inside it)
+
+
+class IndexBuilder:
+    """Collects images, then boxes in any order of images.
+
+    Args:
+        root: folder that the paths start from.
+        log: where bad boxes are noted.
+    """
+
+    def __init__(self, root: Path, log: ProblemLog) -> None:
+        self.root = root
+        self.log = log
+        self._path_blob = bytearray()
+        self._path_ends = array("q")
+        self._image_ids = array("q")
+        self._sizes = array("i")
+        self._coordinates = array("f")
+        self._areas = array("f")
+        self._labels = array("i")
+        self._images = array("q")
+        self._references = array("q")
+        self._flags = array("b")  # bit 0 crowd, bit 1 difficult
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
+
+    def add_image(self, path: str, *, image_id: int | None = None, height: int = 0, width: int = 0) -> int:
+        """Adds an image and returns its position.
+
+        Args:
+            path: from the root, with forward slashes.
+            image_id: the data set's own id; None numbers from 1.
+            height: pixels, after EXIF rotation; 0 = not known.
+            width: pixels, after EXIF rotation; 0 = not known.
+        """
+        position = len(self._image_ids)
+        self._path_blob += path.encode("utf-8", "surrogateescape")
+        self._path_ends.append(len(self._path_blob))
+        self._image_ids.append(position + 1 if image_id is None else image_id)
+        self._sizes.extend((height, width))
+        return position
+
+    def add_box(
+        self,
+        image: int,
+        label: int,
+        xyxy: tuple[float, float, float, float],
+        *,
+        area: float = math.nan,
+        crowd: bool = False,
+        difficult: bool = False,
+        reference: int = 0,
+    ) -> None:
+        """Adds a box as annotated, good or bad.
+
+        Args:
+            image: position of its image.
+            label: in 0..C-1.
+            xyxy: pixels.
+            area: pixels² as annotated; NaN = that of the box.
+            crowd: COCO iscrowd.
+            difficult: VOC difficult.
+            reference: what `build`'s `locate` needs to name this box: an annotation id, a line, a number.
+        """
+        self._coordinates.extend(xyxy)
+        self._areas.append(area)
+        self._labels.append(label)
+        self._images.append(image)
+        self._references.append(reference)
+        self._flags.append(int(crowd) + 2 * int(difficult))
+
+    def size_of(self, image: int) -> tuple[int, int]:
+        """(height, width) of the image at a position, (0, 0) = not known."""
+        return self._sizes[2 * image], self._sizes[2 * image + 1]
+
+    def path_of(self, image: int) -> str:
+        """Path from the root of the image at a position."""
+        start = self._path_ends[image - 1] if image else 0
+        return self._path_blob[start : self._path_ends[image]].decode("utf-8", "surrogateescape")
+
+    def build(self, class_names: tuple[str, ...], category_ids: tuple[int, ...], locate: Locate) -> DetectionIndex:
+        """The index of all that was added; bad boxes are dropped or clipped, and noted in the log.
+
+        Args:
+            class_names: C names.
+            category_ids: C ids of the data set, in label order.
+            locate: names the place of a box, for the log.
+        """
+        images = np.array(self._images, dtype=np.int64)
+        sizes = np.array(self._sizes, dtype=np.int32).reshape(-1, 2)
+        boxes = np.array(self._coordinates, dtype=np.float32).reshape(-1, 4)
+        order = np.flatnonzero(self._validate(boxes, sizes, images, locate))
+        order = order[np.argsort(images[order], kind="stable")]
+        boxes = boxes[order]
+        areas = np.array(self._areas, dtype=np.float32)[order]
+        box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        flags = np.array(self._flags, dtype=np.int8)[order]
+        labels = np.array(self._labels, dtype=np.int32)[order]
+        counts = np.bincount(images[order], minlength=len(self))
+        if self.log.thorough:
+            references = np.array(self._references, dtype=np.int64)[order]
+            self._note_oddities(boxes, labels, images[order], references, locate)
+            for image in np.flatnonzero(counts == 0) if class_names else ():
+                self.log.add("no-objects", self.path_of(int(image)))
+        return DetectionIndex(
+            root=self.root,
+            path_blob=np.frombuffer(bytes(self._path_blob), dtype=np.uint8),
+            path_offsets=np.concatenate([np.zeros(1, np.int64), np.array(self._path_ends, dtype=np.int64)]),
+            image_ids=np.array(self._image_ids, dtype=np.int64),
+            sizes=sizes,
+            box_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]),
+            boxes=boxes,
+            labels=labels,
+            areas=np.where(np.isfinite(areas) & (areas > 0), areas, box_areas),
+            crowd=(flags & 1) != 0,
+            difficult=(flags & 2) != 0,
+            class_names=class_names,
+            category_ids=category_ids,
+            problems=self.log.problems(),
+        )
+
+    def _validate(
+        self, boxes: NDArray[np.float32], sizes: NDArray[np.int32], images: NDArray[np.int64], locate: Locate
+    ) -> NDArray[np.bool_]:
+        """Clips `boxes` in place, notes what is wrong, returns which to keep [M]."""
+        verdicts = judge_boxes(boxes, sizes[images])
+        limits = sizes[images].astype(np.float32)
+        for kind, bad in verdicts.items():
+            for row in np.flatnonzero(bad):
+                file, where = locate(int(images[row]), int(self._references[row]))
+                self.log.add(kind, file, where, describe_box(boxes[row], sizes[images[row]]))
+        known = limits[:, 0] > 0
+        np.clip(boxes, 0, limits[:, [1, 0, 1, 0]], out=boxes, where=known[:, None])
+        return ~(verdicts["nan-box"] | verdicts["degenerate-box"] | verdicts["outside-box"])
+
+    def _note_oddities(
+        self,
+        boxes: NDArray[np.float32],
+        labels: NDArray[np.int32],
+        images: NDArray[np.int64],
+        references: NDArray[np.int64],
+        locate: Locate,
+    ) -> None:
+        """Boxes that are kept, but that somebody should look at: very small ones and exact repetitions."""
+        tiny = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) < TINY_PIXELS
+        rows = np.column_stack([images, labels, boxes.view(np.int32)])
+        _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        repeated = first[inverse.reshape(-1)] != np.arange(len(rows))
+        for kind, odd in (("tiny-box", tiny), ("duplicate-box", repeated)):
+            for row in np.flatnonzero(odd):
+                file, where = locate(int(images[row]), int(references[row]))
+                self.log.add(kind, file, where, describe_box(boxes[row], np.array(self.size_of(int(images[row])))))
+
+
+def judge_boxes(boxes: NDArray[np.float32], sizes: NDArray[np.int32]) -> dict[str, NDArray[np.bool_]]:
+    """Which boxes break which rule; a box breaks at most one.
+
+    Args:
+        boxes: [M, 4] xyxy pixels.
+        sizes: [M, 2] (height, width) of each box's image; (0, 0) = not known, then nothing is outside.
+    Returns:
+        Kind -> bool [M], True = breaks it: "nan-box", "degenerate-box", "outside-box", "clipped-box".
+    """
+    x1, y1, x2, y2 = boxes.T
+    height = np.where(sizes[:, 0] > 0, sizes[:, 0], np.inf)
+    width = np.where(sizes[:, 1] > 0, sizes[:, 1], np.inf)
+    nan = ~np.isfinite(boxes).all(axis=1)
+    degenerate = ~nan & ((x1 >= x2) | (y1 >= y2))
+    fine = ~nan & ~degenerate
+    known = sizes[:, 0] > 0
+    outside = fine & known & ((x1 >= width) | (y1 >= height) | (x2 <= 0) | (y2 <= 0))
+    slack = ROUNDING_PIXELS
+    beyond = (x1 < -slack) | (y1 < -slack) | (x2 > width + slack) | (y2 > height + slack)
+    return {
+        "nan-box": nan,
+        "degenerate-box": degenerate,
+        "outside-box": outside,
+        "clipped-box": fine & known & ~outside & beyond,
+    }
+
+
+def describe_box(box: NDArray[np.float32], size: NDArray[np.integer[Any]]) -> str:
+    """The figures of a box for a problem line, e.g. "x1 504 y1 337 x2 504 y2 337, image 640 x 480"."""
+    corners = " ".join(f"{name} {value:.6g}" for name, value in zip(("x1", "y1", "x2", "y2"), box, strict=True))
+    return f"{corners}, image {size[1]} x {size[0]}" if size[0] > 0 else corners

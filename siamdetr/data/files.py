@@ -1,0 +1,106 @@
+"""Image files: which there are, how large they are, and which way up."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+Progress = Callable[[int, int], None]  # (done, total); the command line draws it
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"})
+ORIENTATION_TAG = 0x0112  # EXIF 2.32, 1 = upright
+PNG_EXIF_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+QUARTER_TURNS = frozenset({5, 6, 7, 8})  # orientations that exchange height and width
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name ends like an image; names that start with a dot are hidden files."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def walk_images(root: Path) -> Iterator[str]:
+    """Paths of all image files below `root`, relative with forward slashes, sorted folder by folder.
+
+    Links to folders are followed, each real folder once.
+    """
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        prefix = os.path.relpath(folder, root).replace(os.sep, "/")
+        head = "" if prefix == "." else f"{prefix}/"
+        yield from (head + name for name in sorted(names) if is_image(name))
+
+
+class FolderListing:
+    """Answers "does this file exist?" with one directory listing per folder instead of one call per file."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._names: dict[str, frozenset[str]] = {}
+
+    def names(self) -> Iterator[str]:
+        """The files of every folder that was asked about so far, sorted folder by folder."""
+        for folder, names in self._names.items():
+            head = f"{folder}/" if folder else ""
+            yield from (head + name for name in sorted(names))
+
+    def __contains__(self, path: str) -> bool:
+        folder, name = os.path.split(path)
+        names = self._names.get(folder)
+        if names is None:
+            try:
+                names = frozenset(os.listdir(self.root / folder))
+            except OSError:
+                names = frozenset()
+            self._names[folder] = names
+        return name in names
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation 1..8 of an opened image; 1 when there is none or it is nonsense."""
+    if image.format == "PNG" and not PNG_EXIF_KEYS & image.info.keys():
+        return 1  # Pillow would decode the whole PNG to look for a block behind the pixels
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block must not cost the image: Pillow raises what it likes here
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def read_size(path: Path) -> tuple[int, int] | None:
+    """(height, width) in pixels after the EXIF rotation, from the header alone; None when it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return (width, height) if orientation_of(image) in QUARTER_TURNS else (height, width)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None
+
+
+def read_sizes(
+    paths: Sequence[Path], *, progress: Progress | None = None, threads: int = 8
+) -> list[tuple[int, int] | None]:
+    """`read_size` of many files, several at a time."""
+    sizes: list[tuple[int, int] | None] = []
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        warnings.simplefilter("ignore")
+        for size in pool.map(read_size, paths):
+            sizes.append(size)
+            if progress is not None:
+                progress(len(sizes), len(paths))
+    return sizes
+
+
+def relative(path: Path, root: Path) -> str:
+    """`path` as seen from `root`, with forward slashes; "." for the root itself."""
+    return os.path.relpath(path, root).replace(os.sep, "/")
