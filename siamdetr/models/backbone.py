@@ -1,0 +1,121 @@
+"""Backbones: torchvision ResNets and any timm model with `features_only`; the last feature map, batch norms frozen.
+
+Stride 16 is DETR's DC5 for ResNets (the last stage keeps its resolution and is dilated). For timm models it is the model's own
+`output_stride=16` or, where there is none, its last feature map at a sixteenth of the image.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torchvision
+from torch import Tensor, nn
+
+from siamdetr.models.batchnorm import FrozenBatchNorm2d, fold_batchnorm, freeze_batchnorm
+from siamdetr.models.same_padding import make_same_padding_symbolic
+
+__all__ = ["RESNETS", "Backbone", "fold_batchnorm"]
+
+RESNETS: dict[str, Callable[..., torchvision.models.ResNet]] = {
+    "resnet18": torchvision.models.resnet18,
+    "resnet34": torchvision.models.resnet34,
+    "resnet50": torchvision.models.resnet50,
+    "resnet101": torchvision.models.resnet101,
+}
+
+
+class Backbone(nn.Module):
+    """Images [B, 3, H, W] to their last feature map [B, C, h, w].
+
+    Random weights; `siamdetr.models.backbone_weights.load_backbone_weights` fills them. Stem and first stage of a ResNet never
+    train, as in DETR; of a timm model only the batch norms are frozen.
+
+    Args:
+        name: resnet18/34/50/101 or a timm model.
+        stride: 32 or 16, pixels of the image per cell of the map.
+    Raises:
+        ValueError: there is no such model, or it has no map of that stride.
+    """
+
+    def __init__(self, name: str, *, stride: int = 32) -> None:
+        super().__init__()
+        self.name = name
+        self.stride = stride
+        self.body, self.num_channels = _resnet(name, stride) if name in RESNETS else _timm(name, stride)
+        self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] float, normalised -> [B, C, h, w]; h = ceil(H / stride) for ResNets."""
+        maps = self.body(images)
+        last: Tensor = maps[-1] if isinstance(maps, list) else maps
+        return last.permute(0, 3, 1, 2) if self._channels_last else last
+
+
+def _resnet(name: str, stride: int) -> tuple[nn.Module, int]:
+    """A torchvision ResNet without its classifier, under its own names of parameters."""
+    network = RESNETS[name](weights=None, norm_layer=FrozenBatchNorm2d)
+    names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+    body = nn.Sequential(OrderedDict((part, getattr(network, part)) for part in names))
+    if stride == 16:
+        _dilate(network.layer4)
+    network.conv1.requires_grad_(False)
+    network.layer1.requires_grad_(False)
+    return body, network.fc.in_features
+
+
+def _dilate(stage: nn.Module) -> None:
+    """Let a stage keep its resolution; each 3x3 convolution after the one that lost its stride is dilated by 2.
+
+    Ours: also for the basic blocks of ResNet-18 and -34, where torchvision offers none. In bottlenecks it is torchvision's.
+    """
+    lost_stride = False
+    for convolution in stage.modules():
+        if not isinstance(convolution, nn.Conv2d):
+            continue
+        if lost_stride and convolution.kernel_size == (3, 3):
+            convolution.dilation = convolution.padding = (2, 2)
+        if convolution.stride == (2, 2):
+            convolution.stride = (1, 1)
+            lost_stride = True
+
+
+def _timm(name: str, stride: int) -> tuple[nn.Module, int]:
+    """A timm model's last map of the wanted stride."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*RESNETS, *timm.list_models()], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"take one of {', '.join(RESNETS)} or a timm model"
+        raise ValueError(f"backbone: there is no model '{name}'; {hint}")
+    body = create_timm_body(name, stride, pretrained=False)
+    freeze_batchnorm(body)
+    make_same_padding_symbolic(body)
+    return body, body.feature_info.channels()[-1]
+
+
+def create_timm_body(name: str, stride: int, *, pretrained: bool) -> Any:
+    """The timm model that gives one map of the wanted stride; `pretrained` asks timm for its weights (a download).
+
+    Raises:
+        ValueError: the model has no feature map of that stride.
+    """
+    if stride == 16:
+        try:
+            body: Any = timm.create_model(
+                name, pretrained=pretrained, features_only=True, out_indices=(-1,), output_stride=16
+            )
+            if body.feature_info.reduction()[-1] == 16:
+                return body
+        except (TypeError, NotImplementedError, AssertionError):
+            pass  # this family cannot be dilated: an earlier map will do
+    probe: Any = timm.create_model(name, pretrained=False, features_only=True)
+    reductions = probe.feature_info.reduction()
+    if stride not in reductions:
+        raise ValueError(
+            f"backbone: expected '{name}' to have a feature map of stride {stride}, got strides {reductions}; "
+            "take another stride or backbone"
+        )
+    last = len(reductions) - 1 - reductions[::-1].index(stride)
+    return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(last,))

@@ -1,0 +1,139 @@
+"""One detector, several decoders: backbone, encoder, a variant's queries and decoder, and the heads.
+
+A box is always sigmoid(mlp(hidden) + inverse_sigmoid(reference)); a variant without references is vanilla DETR. A new variant is
+one file with a builder and one entry in `BUILDERS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from siamdetr.boxes import inverse_sigmoid
+from siamdetr.config import DetectorSettings
+from siamdetr.models.attention import MultiHeadAttention
+from siamdetr.models.backbone import Backbone
+from siamdetr.models.conditional import build_conditional
+from siamdetr.models.encoder import Encoder
+from siamdetr.models.heads import MLP
+from siamdetr.models.parts import VariantParts
+from siamdetr.models.position import full_image_positions, image_positions
+from siamdetr.models.structures import Decoded, Memory, Outputs, Queries
+from siamdetr.models.vanilla import build_vanilla
+
+__all__ = ["BUILDERS", "Decoded", "Detector", "Memory", "Outputs", "Queries"]
+
+BUILDERS: dict[str, Callable[[DetectorSettings], VariantParts]] = {
+    "vanilla": build_vanilla,
+    "conditional": build_conditional,
+}
+
+# Focal loss: every query starts at this probability for every class (Lin et al. 2017, arXiv:1708.02002, §3.3).
+_PRIOR = 0.01
+
+
+class Detector(nn.Module):
+    """Images to class logits and boxes.
+
+    Attributes: `backbone`, `input_projection`, `encoder`, `learned_queries`, `decoder`, `class_head`, `box_head`. Heads are shared
+    by the decoder layers.
+
+    Args:
+        settings: all that is needed to rebuild the modules; kept as `settings`.
+    Raises:
+        ValueError: the width is not divisible by 4 and by the number of heads, or the backbone is unknown.
+    """
+
+    def __init__(self, settings: DetectorSettings) -> None:
+        super().__init__()
+        if settings.dim % settings.heads or settings.dim % 4:
+            raise ValueError(
+                f"detector: expected a width (dim) divisible by 4 and by the {settings.heads} heads, "
+                f"got {settings.dim}; change 'dim' or 'heads'"
+            )
+        self.settings = settings
+        self.backbone = Backbone(settings.backbone, stride=settings.stride)
+        self.input_projection = nn.Conv2d(self.backbone.num_channels, settings.dim, kernel_size=1)
+        self.encoder = Encoder(settings)
+        variant = BUILDERS[settings.variant](settings)
+        self.learned_queries = variant.queries
+        self.decoder = variant.decoder
+        self.class_head = nn.Linear(settings.dim, settings.num_classes + (settings.classifier == "softmax"))
+        self.box_head = MLP(settings.dim, settings.dim, 4, num_layers=3)
+        self._initialize(boxes_start_at_reference=variant.boxes_start_at_reference)
+
+    def forward(self, images: Tensor, padding: Tensor | None = None) -> Outputs:
+        """Detect objects.
+
+        Args:
+            images: [B, 3, H, W] float, normalised.
+            padding: [B, H, W] bool, True = padded, not image; None = nothing is padded (the same, and cheaper).
+        """
+        memory = self.encode(images, padding)
+        return self.decode(self.queries(images.shape[0]), memory)
+
+    def encode(self, images: Tensor, padding: Tensor | None = None) -> Memory:
+        """Backbone and encoder; arguments as in `forward`."""
+        return self.encode_features(self.backbone(images), padding)
+
+    def encode_features(self, features: Tensor, padding: Tensor | None = None) -> Memory:
+        """The encoder alone, on features that are already there.
+
+        Args:
+            features: [B, C, h, w] of `self.backbone`.
+            padding: [B, H, W] bool of the images, True = padded; it is resized to h, w.
+        """
+        batch_size, _, height, width = features.shape
+        tokens = self.input_projection(features).flatten(2).transpose(1, 2)  # [B, N, D]
+        dim = self.settings.dim
+        if padding is None:
+            cells = None
+            position = full_image_positions((height, width), dim, device=tokens.device).expand(batch_size, -1, -1)
+        else:
+            grid = F.interpolate(padding[:, None].float(), size=(height, width))[:, 0] > 0.5  # [B, h, w]
+            cells = grid.flatten(1)
+            position = image_positions(grid, dim)
+        position = position.to(tokens.dtype)
+        tokens = self.encoder(tokens, position, cells)
+        return Memory(tokens=tokens, position=position, padding=cells, shapes=((height, width),))
+
+    def queries(self, batch_size: int) -> Queries:
+        """The learned queries, for `batch_size` images."""
+        queries: Queries = self.learned_queries(batch_size)
+        return queries
+
+    def decode(self, queries: Queries, memory: Memory) -> Outputs:
+        """Decoder and heads: predictions of every decoder layer."""
+        decoded: Decoded = self.decoder(queries, memory)
+        # Box ends in float32: in half precision a box is up to a quarter of a pixel off.
+        offsets = _at_least_float32(self.box_head(decoded.hidden))
+        if decoded.references is not None:
+            start = inverse_sigmoid(_at_least_float32(decoded.references))
+            offsets = offsets + F.pad(start, (0, 4 - start.shape[-1]))
+        return Outputs(logits=self.class_head(decoded.hidden), boxes=offsets.sigmoid(), hidden=decoded.hidden)
+
+    @torch.no_grad()
+    def _initialize(self, *, boxes_start_at_reference: bool) -> None:
+        """As the official code: Xavier in the transformer, defaults elsewhere, a prior for focal loss."""
+        for module in (self.encoder, self.decoder):
+            for parameter in module.parameters():
+                if parameter.ndim > 1:
+                    nn.init.xavier_uniform_(parameter)
+            for part in module.modules():
+                if isinstance(part, MultiHeadAttention):
+                    part.reset_parameters()
+        if self.settings.classifier == "focal":
+            nn.init.constant_(self.class_head.bias, -math.log((1 - _PRIOR) / _PRIOR))
+        if boxes_start_at_reference:
+            last = self.box_head.layers[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

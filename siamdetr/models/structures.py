@@ -1,0 +1,52 @@
+"""What a detector's rooms hand to each other: queries, memory, decoded, outputs. Batch first, always.
+
+Letters in shapes: B images, Q queries, D width, N feature cells, L decoder layers, C logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the decoder starts from.
+
+    `content` is what a query is, `position` where it looks. A pretext that conditions queries on image regions adds to
+    `position` with `dataclasses.replace`; a decoder derives everything else (such as reference points) from what it gets.
+    """
+
+    content: Tensor  # [B, Q, D]
+    position: Tensor | None  # [B, Q, D]
+    anchors: Tensor | None = None  # [B, Q, 2 | 4] (cx, cy[, w, h]) fractions of the unpadded image
+    attention_mask: Tensor | None = None  # [Q, Q] bool, True = row must not look at column
+    num_denoising: int = 0  # the first queries that only serve training
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The encoded image."""
+
+    tokens: Tensor  # [B, N, D]
+    position: Tensor  # [B, N, D] sine position of each cell
+    padding: Tensor | None  # [B, N] bool, True = padded, not image; None = nothing is padded
+    shapes: tuple[tuple[int, int], ...]  # (height, width) in cells of each feature level; they sum to N
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a decoder makes of queries and memory."""
+
+    hidden: Tensor  # [L, B, Q, D], normalised
+    references: Tensor | None  # [L, B, Q, 2 | 4] (cx, cy[, w, h]) fractions which the boxes are offsets from
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Predictions of every decoder layer; the last one counts, the others train."""
+
+    logits: Tensor  # [L, B, Q, C]
+    boxes: Tensor  # [L, B, Q, 4] (cx, cy, w, h) fractions of the unpadded image
+    hidden: Tensor  # [L, B, Q, D]
