@@ -202,9 +202,10 @@ def _check_key(key: str, cls: type[BaseModel], source: str) -> None:
     if key in known:
         return
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not near:
-        last = key.rpartition(".")[2]
-        near = [name for name in known if name.rpartition(".")[2] == last][:1]
+    if not near:  # perhaps the branch is missing: lr for optimizer.lr
+        names = [name.rpartition(".")[2] for name in known]
+        last = difflib.get_close_matches(key.rpartition(".")[2], names, n=1, cutoff=0.6)
+        near = [name for name in known if last and name.rpartition(".")[2] == last[0]][:1]
     hint = f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(cls.model_fields)}"
     raise SettingsError(f"{source}no such setting '{key}'{hint}")
 

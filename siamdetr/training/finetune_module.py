@@ -1,0 +1,44 @@
+"""Supervised training: batch → outputs → criterion → weighted sum."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from siamdetr.data.targets import DetectionBatch, normalize
+from siamdetr.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.detector import Detector
+from siamdetr.preprocessing import PreprocessingSpec
+from siamdetr.training.module import StepModule
+from siamdetr.training.settings import FinetuneSettings
+
+
+class FinetuneModule(StepModule):
+    """A detector and its criterion."""
+
+    def __init__(
+        self, detector: Detector, settings: FinetuneSettings, preprocessing: PreprocessingSpec, total_steps: int
+    ) -> None:
+        super().__init__(settings, total_steps)
+        self.detector = detector
+        self.preprocessing = preprocessing
+        shape = detector.settings
+        self.criterion = DetectionCriterion(
+            settings.losses, shape.classifier, shape.num_classes, num_layers=shape.decoder_layers
+        )
+
+    def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
+        """The weighted loss of one batch, scalar."""
+        self.seed_step(batch_idx)
+        batch = normalize(batch, self.preprocessing.mean, self.preprocessing.std)
+        with self.naming_the_step(batch.image_ids):
+            losses = self.criterion(self.detector(batch.images, batch.padding), batch.targets)
+        total: Tensor = weighted_sum(losses, self.criterion.weights)
+        self.remember(batch.image_ids, {"loss": total, **losses})
+        return total
+
+    def transfer_batch_to_device(
+        self, batch: DetectionBatch, device: torch.device, dataloader_idx: int
+    ) -> DetectionBatch:
+        """uint8 to the device, without waiting where the memory is pinned."""
+        return batch.to(device, non_blocking=True)

@@ -1,0 +1,112 @@
+"""metrics.csv and TensorBoard events: one row a logging step or evaluation; a resumed run goes on in the same file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from siamdetr.checkpoint import atomic_write
+
+METRICS_FILE = "metrics.csv"
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv, oldest first; empty cells are left out."""
+    path = Path(folder) / METRICS_FILE
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+class MetricsCsv(Logger):  # type: ignore[misc]  # Lightning's logger seam
+    """Writes each row at once. A new column rewrites the file; rows after `resume_step` belong to a lost future and go."""
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        super().__init__()
+        self._path = folder / METRICS_FILE
+        self._rows = [row for row in read_metrics(folder) if row["step"] <= resume_step] if resume_step else []
+        self._columns = ["step"]
+        self._widen(self._rows)
+        self._rewrite()
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for one."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for one."""
+        return ""
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_hyperparams(self, params: Any, *args: Any, **keywords: Any) -> None:
+        """They are in config.yaml."""
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """One row."""
+        row = {"step": float(step or 0), **metrics}
+        self._rows.append(row)
+        if self._widen([row]):
+            self._rewrite()
+        else:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerow(_cells(row))
+
+    def _widen(self, rows: list[dict[str, float]]) -> bool:
+        new = [key for row in rows for key in row if key not in self._columns]
+        self._columns += dict.fromkeys(new)
+        return bool(new)
+
+    def _rewrite(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(_cells(row) for row in self._rows)
+        atomic_write(self._path, lambda file: file.write(text.getvalue().encode()))
+
+
+class TensorBoardEvents(Logger):  # type: ignore[misc]  # Lightning's logger seam
+    """Events under <run>/tensorboard, without the empty hparams file that Lightning's own logger leaves."""
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        super().__init__()
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for one."""
+        return "tensorboard"
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for one."""
+        return ""
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_hyperparams(self, params: Any, *args: Any, **keywords: Any) -> None:
+        """They are in config.yaml."""
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """One point a metric."""
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, step)
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def finalize(self, status: str) -> None:
+        """Everything to the disk."""
+        self._writer.close()
+
+
+def _cells(row: Mapping[str, float]) -> dict[str, str]:
+    return {key: f"{value:.0f}" if key == "step" else f"{value:.8g}" for key, value in row.items()}

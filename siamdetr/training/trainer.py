@@ -1,0 +1,114 @@
+"""The Lightning trainer of a run: one endless epoch of steps; order, counters, saving and evaluation are ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from siamdetr.training.checkpoint_io import AtomicCheckpointIO
+from siamdetr.training.metrics_log import MetricsCsv, TensorBoardEvents
+from siamdetr.training.settings import PretrainSettings, RunSettings, SettingsError
+
+_PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
+
+
+def build_trainer(settings: RunSettings, folder: Path, callbacks: list[Callback], resume_step: int) -> Trainer:
+    """A trainer for one pass over the batch stream; it evaluates, shows and saves nothing by itself."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    accelerator, devices = _device(settings)
+    world = world_size(settings)
+    if settings.precision == "fp16" and accelerator == "cpu":
+        raise SettingsError("--precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        return Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=_num_nodes(settings),
+            strategy=_strategy(world),
+            precision=_PRECISIONS[settings.precision],
+            max_epochs=1,
+            accumulate_grad_batches=settings.grad_accum,
+            gradient_clip_val=settings.optimizer.clip or None,
+            deterministic=settings.deterministic,
+            sync_batchnorm=world > 1 and accelerator == "gpu" and isinstance(settings, PretrainSettings),
+            logger=_loggers(settings, folder, resume_step),
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=folder,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+
+def world_size(settings: RunSettings) -> int:
+    """How many processes train together: as torchrun or SLURM say, else as the settings say."""
+    told = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
+    return int(told) if told else settings.devices * settings.num_nodes
+
+
+def run_device(settings: RunSettings) -> torch.device:
+    """The device that this process trains on."""
+    if settings.device == "auto":
+        return (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+    return torch.device(settings.device)
+
+
+def _device(settings: RunSettings) -> tuple[str, int | list[int]]:
+    device = run_device(settings)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(f"--device {settings.device}: PyTorch sees no GPU here; use --device cpu")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or settings.devices)
+    if device.type == "cpu":
+        return "cpu", here
+    if device.type == "cuda":
+        return "gpu", [device.index] if settings.device != "auto" and device.index is not None and here == 1 else here
+    raise SettingsError(f"--device got '{settings.device}', expected auto, cpu, cuda or cuda:N")
+
+
+def _num_nodes(settings: RunSettings) -> int:
+    here = os.environ.get("LOCAL_WORLD_SIZE")
+    return world_size(settings) // int(here) if here else settings.num_nodes
+
+
+def _strategy(world: int) -> Strategy | str:
+    """Gradients averaged over processes; small models gain nothing from sharding."""
+    return DDPStrategy(find_unused_parameters=False) if world > 1 else "auto"
+
+
+def _loggers(settings: RunSettings, folder: Path, resume_step: int) -> list[Logger]:
+    from siamdetr.training.folders import process_rank
+
+    if process_rank() > 0:
+        return []
+    loggers: list[Logger] = [MetricsCsv(folder, resume_step), TensorBoardEvents(folder, resume_step)]
+    extra: Any
+    for name in settings.loggers:
+        if name == "wandb":
+            from lightning.pytorch.loggers import WandbLogger as extra
+        else:
+            from lightning.pytorch.loggers import MLFlowLogger as extra
+        loggers.append(extra(save_dir=str(folder)))
+    return loggers
