@@ -26,7 +26,7 @@ CORE_LAYERS = [
     {"models"},
     {"matcher", "losses", "postprocess", "checkpoint"},
     {"pretext", "evaluation"},
-    {"detector", "official", "presets", "report"},
+    {"detector", "official", "official_losses", "presets", "report"},
     {"training"},
 ]
 

@@ -1,0 +1,95 @@
+"""Losses, matches and gradients equal the official DETR and Conditional DETR; so does post-processing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden.golden_io import load
+
+from siamdetr.data.targets import Targets
+from siamdetr.losses import weighted_sum
+from siamdetr.matcher import match
+from siamdetr.models.detector import Outputs
+from siamdetr.official_losses import load_criterion
+from siamdetr.postprocess import postprocess
+
+GOLDEN = Path(__file__).parent / "golden"
+FAMILIES = {"detr": "detr", "conditional": "conditional-detr"}
+OFFICIAL_NAMES = {"loss_class": "loss_ce"}
+
+
+def scenario(arrays: dict[str, Any], name: str) -> tuple[torch.Tensor, torch.Tensor, Targets]:
+    """Logits [L, B, Q, C], boxes [L, B, Q, 4] (auxiliary layers first) and targets."""
+    logits, boxes = (
+        torch.from_numpy(np.concatenate([arrays[f"{name}/aux_{kind}"], arrays[f"{name}/pred_{kind}"][None]]))
+        for kind in ("logits", "boxes")
+    )
+    images = range(logits.shape[1])
+    targets = Targets.from_lists(
+        [torch.from_numpy(arrays[f"{name}/target_boxes_{i}"]) for i in images],
+        [torch.from_numpy(arrays[f"{name}/target_labels_{i}"]) for i in images],
+    )
+    return logits.requires_grad_(), boxes.requires_grad_(), targets
+
+
+def official_name(name: str) -> str:
+    for ours, theirs in OFFICIAL_NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+@pytest.mark.parametrize("kind", ["detr", "conditional"])
+@pytest.mark.parametrize("name", ["s0", "s1", "s2"])
+def test_losses_total_and_gradients_equal_the_official_ones(kind: str, name: str) -> None:
+    meta, arrays = load(GOLDEN / f"B_{kind}.npz")
+    criterion = load_criterion(FAMILIES[kind], meta["spec"]["criterion"])
+    logits, boxes, targets = scenario(arrays, name)
+    losses = criterion(Outputs(logits, boxes, hidden=torch.zeros(*logits.shape[:3], 1)), targets)
+
+    stored = {
+        key.removeprefix(f"{name}/loss/"): value for key, value in arrays.items() if key.startswith(f"{name}/loss/")
+    }
+    ours = {official_name(key): value for key, value in losses.items()}
+    assert sorted(ours) == sorted(stored)
+    for key, value in stored.items():
+        torch.testing.assert_close(ours[key].detach(), torch.tensor(value), rtol=1e-6, atol=1e-6, msg=key)
+    assert {official_name(key): value for key, value in criterion.weights.items()} == meta["weight_dict"]
+
+    total = weighted_sum(losses, criterion.weights)
+    torch.testing.assert_close(total.detach(), torch.tensor(arrays[f"{name}/total"]), rtol=1e-6, atol=1e-6)
+    total.backward()
+    layers = [*(f"aux{i}" for i in range(len(logits) - 1)), "last"]
+    for index, layer in enumerate(layers):
+        for tensor, key in ((logits, "pred_logits"), (boxes, "pred_boxes")):
+            wanted = torch.from_numpy(arrays[f"{name}/grad/{layer}/{key}"])
+            assert tensor.grad is not None
+            torch.testing.assert_close(tensor.grad[index], wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["detr", "conditional"])
+@pytest.mark.parametrize("name", ["s0", "s1", "s2"])
+def test_matches_equal_the_official_ones(kind: str, name: str) -> None:
+    meta, arrays = load(GOLDEN / f"B_{kind}.npz")
+    criterion = load_criterion(FAMILIES[kind], meta["spec"]["criterion"])
+    logits, boxes, targets = scenario(arrays, name)
+    matches = match(logits, boxes, targets, criterion.settings, criterion.classifier)
+    starts = np.cumsum([0, *targets.counts])
+    for index, layer in enumerate([*(f"aux{i}" for i in range(len(logits) - 1)), "last"]):
+        for image in range(len(targets.counts)):
+            here = (matches.layer == index) & (matches.image == image)
+            pairs = torch.stack([matches.query[here], matches.target[here] - int(starts[image])])
+            assert pairs.tolist() == arrays[f"{name}/match/{layer}/{image}"].tolist()
+
+
+@pytest.mark.parametrize(("kind", "classifier"), [("detr", "softmax"), ("conditional", "focal")])
+def test_postprocessing_equals_the_official_one(kind: str, classifier: Any) -> None:
+    _, arrays = load(GOLDEN / f"F_{kind}.npz")
+    logits, boxes, sizes = (torch.from_numpy(arrays[key]) for key in ("pred_logits", "pred_boxes", "target_sizes"))
+    found = postprocess(logits, boxes, sizes, classifier=classifier)
+    torch.testing.assert_close(found.scores, torch.from_numpy(arrays["scores"]), rtol=0, atol=1e-6)
+    assert found.labels.tolist() == arrays["labels"].tolist()
+    torch.testing.assert_close(found.boxes, torch.from_numpy(arrays["boxes"]), rtol=0, atol=1e-3)
