@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import TracebackType
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 console = Console(highlight=False)
@@ -52,3 +62,41 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with bars() as display:
         task = display.add_task(what, total=None, note="")
         yield lambda done, total: display.update(task, completed=done, total=total)
+
+
+class RunProgress:
+    """Draws a run: one bar for each task under way. The `ProgressSink` of `siamdetr.training`."""
+
+    def __init__(self) -> None:
+        self._bars = bars()
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> RunProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        """Open a bar."""
+        self._tasks[task] = self._bars.add_task(task, total=total, completed=done, note="")
+
+    def update(self, task: str, done: int, values: Mapping[str, float] | None = None) -> None:
+        """Move a bar, and show figures beside it."""
+        identity = self._tasks[task]
+        if values:
+            note = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self._bars.update(identity, completed=done, note=note)
+        else:
+            self._bars.update(identity, completed=done)
+
+    def end(self, task: str) -> None:
+        """Close a bar; training's stays to be read, the passing ones go."""
+        identity = self._tasks.pop(task)
+        if task == "train":
+            self._bars.stop_task(identity)
+        else:
+            self._bars.remove_task(identity)

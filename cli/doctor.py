@@ -1,3 +1,93 @@
 """`siamdetr doctor DATA`: every problem of a data set, where it is and what will be done with it."""
 
 from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from siamdetr.cli import options
+
+if TYPE_CHECKING:
+    from siamdetr.data.doctor import Diagnosis
+    from siamdetr.data.problems import Severity
+
+_CLASSES = 12  # named in the statistics
+_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
+
+
+def doctor(
+    data: Annotated[Path, typer.Argument(help="A data set: COCO, PASCAL VOC or YOLO, or a folder of images.")],
+    data_format: options.Format = "auto",
+    split: Annotated[list[str] | None, typer.Option("--split", help="Only this part; may be given again.")] = None,
+    workers: options.Workers = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="Lines shown of each kind of problem.")] = 10,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all of it to this file.")] = None,
+) -> None:
+    """Read every annotation and every image; list what is wrong and what training does with it.
+
+    Exits with 1 if something will be left out.
+    """
+    from siamdetr.checkpoint import atomic_write
+    from siamdetr.cli.console import progress
+    from siamdetr.data.doctor import diagnose
+
+    with progress("read images") as update:
+        found = diagnose(data, format=data_format, splits=split, progress=update, workers=workers)
+    _show_statistics(found)
+    for severity in ("error", "warning", "info"):
+        _show_problems(found, severity, show)
+    _show_verdict(found)
+    if json_file is not None:
+        atomic_write(json_file, lambda file: file.write(found.to_json().encode()))
+    raise typer.Exit(1 if found.count("error") else 0)
+
+
+def _show_statistics(found: Diagnosis) -> None:
+    from rich.table import Table
+
+    from siamdetr.cli.console import console
+
+    table = Table("split", box=None, pad_edge=False)
+    for column in ("images", "without boxes", "boxes", "crowds", "difficult", "classes"):
+        table.add_column(column, justify="right")
+    totals: Counter[str] = Counter()
+    for split in found.splits:
+        totals.update(split.class_counts)
+        numbers = (split.images, split.images_without_boxes, split.boxes, split.crowds, split.difficult)
+        table.add_row(split.name, *(f"{number:,}" for number in (*numbers, len(split.class_counts))))
+    console.print(f"[bold]{found.root}[/]: {found.format} layout")
+    console.print(table)
+    most = ", ".join(f"{name} {count:,}" for name, count in totals.most_common(_CLASSES))
+    more = f", … ({len(totals)} classes)" if len(totals) > _CLASSES else ""
+    if totals:
+        console.print(f"boxes: {most}{more}", markup=False)
+
+
+def _show_problems(found: Diagnosis, severity: Severity, show: int) -> None:
+    from siamdetr.cli.console import console
+    from siamdetr.data.problems import KINDS, count_by_kind
+
+    problems = [problem for problem in found.problems if problem.severity == severity]
+    for kind, count in count_by_kind(problems).items():
+        about = KINDS[kind]
+        console.print(f"\n[bold {_COLOURS[severity]}]{severity}[/] {count} × {about.title}: {about.action}", soft_wrap=True)
+        cases = [problem for problem in problems if problem.kind == kind]
+        for case in cases[:show]:
+            place = f"{case.file}, {case.where}" if case.where else case.file
+            line = f"  {place}" + (f": {case.what}" if case.what else "")
+            console.print(line, markup=False, soft_wrap=True)
+        if len(cases) > show:
+            console.print(f"  … and {len(cases) - show} more (--show, --json)", style="dim")
+
+
+def _show_verdict(found: Diagnosis) -> None:
+    from siamdetr.cli.console import console
+
+    errors, warnings = found.count("error"), found.count("warning")
+    if found.clean:
+        console.print("\n[bold green]healthy[/]: nothing will be left out")
+    else:
+        console.print(f"\n{errors} errors (left out in training; --strict refuses them), {warnings} warnings")

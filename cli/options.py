@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from siamdetr.detector import Model
 
 Data = Annotated[Path, typer.Option("--data", help="A data set: COCO, PASCAL VOC or YOLO, or a folder of images.")]
 DataList = Annotated[list[Path], typer.Option("--data", help="A data set or a folder of images; may be given again.")]
@@ -43,3 +46,24 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
         raise typer.BadParameter(f"--imgsz got '{text}', expected one number of pixels or HEIGHT,WIDTH, such as 640 or 480,640")
     numbers = [int(part) for part in parts]
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def next_steps(run: Path, *commands: str) -> None:
+    """Print where the run lies and the commands that a person would type next; `{run}` stands for its folder."""
+    from siamdetr.cli.console import console
+
+    console.print(f"\nDone: [bold]{run}[/] (open {run / 'report.html'}). Next:")
+    for command in commands:
+        console.print(f"  siamdetr {command.format(run=run)}", markup=False)
+
+
+def open_model(path: Path, device: str) -> Model:
+    """Open any of our models on a device ("auto": the GPU where there is one)."""
+    import torch
+
+    from siamdetr.detector import SiamDETR, load
+
+    model = load(path)
+    if isinstance(model, SiamDETR):
+        model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    return model

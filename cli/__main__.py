@@ -1,0 +1,63 @@
+"""The entry point: a dictionary of commands, and errors for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+from siamdetr.cli.convert import convert
+from siamdetr.cli.doctor import doctor
+from siamdetr.cli.export import export
+from siamdetr.cli.finetune import finetune
+from siamdetr.cli.info import info
+from siamdetr.cli.predict import predict
+from siamdetr.cli.presets import presets
+from siamdetr.cli.quickstart import quickstart
+from siamdetr.cli.train import train
+from siamdetr.cli.val import val
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "quickstart": quickstart,
+    "doctor": doctor,
+    "train": train,
+    "pretrain": train,
+    "finetune": finetune,
+    "val": val,
+    "predict": predict,
+    "export": export,
+    "convert": convert,
+    "info": info,
+    "presets": presets,
+}
+
+app = typer.Typer(
+    help="Pretrain DETR detectors on images without labels, finetune them on few, export them with a check.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for name, command in COMMANDS.items():
+    app.command(name, hidden=name == "pretrain")(command)
+
+
+def main() -> None:
+    """Run a command. What is wrong with the input or the machine is said in one message, without a traceback.
+
+    Exit codes: 0 done, 1 an error that was explained, 2 wrong usage, 130 and 143 stopped by Ctrl-C and SIGTERM.
+    """
+    from siamdetr.cli.console import console, log_to_console
+
+    log_to_console()
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        console.print(f"[bold red]error[/] ", end="")
+        console.print(str(error), markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""`siamdetr finetune`: train a detector on labelled images, from a pretrained run or from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from siamdetr.cli import options
+
+
+def finetune(
+    data: options.DataList,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="A run folder or model file to start from; without: from scratch.")
+    ] = None,
+    preset: options.Preset = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    batch_size: options.BatchSize = None,
+    imgsz: options.ImageSize = None,
+    fraction: Annotated[
+        float | None, typer.Option("--fraction", help="Share of the labelled images to use, such as 0.1.")
+    ] = None,
+    freeze: Annotated[str | None, typer.Option("--freeze", help="none, backbone, or body (all but the heads).")] = None,
+    output: options.Output = None,
+    resume: options.Resume = None,
+    lr: options.LearningRate = None,
+    lr_backbone: Annotated[
+        float | None, typer.Option("--lr-backbone", min=0.0, help="Learning rate of the backbone.")
+    ] = None,
+    grad_accum: options.GradAccum = None,
+    precision: options.Precision = None,
+    seed: options.Seed = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    data_format: options.Format = "auto",
+    split: options.Split = None,
+    val_split: Annotated[str | None, typer.Option("--val-split", help="The part to validate on.")] = None,
+    strict: options.Strict = False,
+    overfit_batch: Annotated[
+        bool, typer.Option("--overfit-batch", help="Train on the first batch alone: the loss must fall.")
+    ] = False,
+    config: options.Config = None,
+    assignments: options.Set = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Finetune a detector on labelled images, from a pretrained run (--init) or from scratch."""
+    from siamdetr.cli.console import RunProgress
+    from siamdetr.training.run import finetune as run_finetune
+    from siamdetr.training.settings import FinetuneSettings, resolve
+
+    flags = {
+        "data.paths": [str(path) for path in data],
+        "data.format": data_format,
+        "data.split": split,
+        "data.val_split": val_split,
+        "data.strict": strict,
+        "data.fraction": fraction,
+        "init": None if init is None else str(init),
+        "epochs": epochs,
+        "steps": steps,
+        "batch_size": batch_size,
+        "images.size": options.image_size(imgsz),
+        "freeze": freeze,
+        "output": None if output is None else str(output),
+        "optimizer.lr": lr,
+        "optimizer.lr_backbone": lr_backbone,
+        "grad_accum": grad_accum,
+        "precision": precision,
+        "seed": seed,
+        "workers": workers,
+        "device": device,
+        "overfit_batch": overfit_batch or None,
+    }
+    settings = resolve(FinetuneSettings, preset=preset, file=config, flags=flags, assignments=assignments)
+    with RunProgress() as progress:
+        result = run_finetune(settings, progress=progress, resume=resume)
+    options.next_steps(result.folder, f"val {{run}} --data {data[0]}", "predict {run} IMAGES…", "export {run} -o BUNDLE")

@@ -1,0 +1,101 @@
+"""`siamdetr predict MODEL IMAGES…`: annotated pictures, and the boxes as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from siamdetr.cli import options
+
+if TYPE_CHECKING:
+    import supervision as sv
+
+_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+def predict(
+    model: options.Model,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    threshold: Annotated[float, typer.Option("--threshold", min=0.0, max=1.0, help="Least score of a box.")] = 0.5,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")] = Path("predictions"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Where to write the boxes; default: OUTPUT/predictions.json.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 8,
+    device: options.Device = "auto",
+) -> None:
+    """Find objects in images: writes each picture with its boxes, and all boxes as JSON (xyxy, pixels)."""
+    from siamdetr.checkpoint import atomic_write
+    from siamdetr.cli.console import console, progress
+    from siamdetr.evaluation.drawing import draw
+
+    files = _files(images)
+    opened = options.open_model(model, device)
+    output.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    names = _unique_names(files)
+    with progress("predict") as update:
+        for start in range(0, len(files), batch_size):
+            batch = files[start : start + batch_size]
+            found = opened.predict(batch, threshold, batch_size)
+            assert isinstance(found, list)
+            for file, detections in zip(batch, found, strict=True):
+                draw(file, detections).save(output / names[file], quality=92)
+                rows.append({"image": str(file), "detections": _boxes(detections)})
+            update(len(rows), len(files))
+    target = json_file or output / "predictions.json"
+    atomic_write(target, lambda file: file.write(json.dumps(rows, indent=1).encode()))
+    total = sum(len(row["detections"]) for row in rows)
+    console.print(f"{total} boxes in {len(files)} images: pictures in {output}, boxes in {target}", markup=False)
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    """The images named, those of folders in order.
+
+    Raises:
+        FileNotFoundError: a path is not there, or no path holds an image.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGES)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such image or folder")
+    if not files:
+        raise FileNotFoundError(f"{', '.join(map(str, paths))}: no images here; looked for {', '.join(sorted(_IMAGES))}")
+    return files
+
+
+def _unique_names(files: list[Path]) -> dict[Path, str]:
+    """A .jpg name for each file's picture; files of one name in several folders are numbered."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for file in files:
+        name, number = f"{file.stem}.jpg", 1
+        while name in taken:
+            number += 1
+            name = f"{file.stem}-{number}.jpg"
+        taken.add(name)
+        names[file] = name
+    return names
+
+
+def _boxes(detections: sv.Detections) -> list[dict[str, Any]]:
+    assert detections.confidence is not None
+    assert detections.class_id is not None
+    return [
+        {
+            "box": [round(float(x), 2) for x in box],
+            "score": round(float(score), 5),
+            "label": int(label),
+            "name": str(name),
+        }
+        for box, score, label, name in zip(
+            detections.xyxy, detections.confidence, detections.class_id, detections.data["class_name"], strict=True
+        )
+    ]

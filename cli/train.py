@@ -1,0 +1,60 @@
+"""`siamdetr train` (alias `pretrain`): self-supervised pretraining on images without labels."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from siamdetr.cli import options
+
+
+def train(
+    data: options.DataList,
+    preset: options.Preset = None,
+    method: Annotated[str | None, typer.Option("--method", help="The pretext: siamese.")] = None,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    imgsz: options.ImageSize = None,
+    output: options.Output = None,
+    resume: options.Resume = None,
+    lr: options.LearningRate = None,
+    grad_accum: options.GradAccum = None,
+    precision: options.Precision = None,
+    seed: options.Seed = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    data_format: options.Format = "auto",
+    split: options.Split = None,
+    strict: options.Strict = False,
+    config: options.Config = None,
+    assignments: options.Set = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Pretrain a detector on images WITHOUT labels (self-supervised). To train on labels: `siamdetr finetune`."""
+    from siamdetr.cli.console import RunProgress
+    from siamdetr.training.run import pretrain
+    from siamdetr.training.settings import PretrainSettings, resolve
+
+    flags = {
+        "data.paths": [str(path) for path in data],
+        "data.format": data_format,
+        "data.split": split,
+        "data.strict": strict,
+        "pretext": method,
+        "steps": steps,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "siamese.size": options.image_size(imgsz),
+        "output": None if output is None else str(output),
+        "optimizer.lr": lr,
+        "grad_accum": grad_accum,
+        "precision": precision,
+        "seed": seed,
+        "workers": workers,
+        "device": device,
+    }
+    settings = resolve(PretrainSettings, preset=preset, file=config, flags=flags, assignments=assignments)
+    with RunProgress() as progress:
+        result = pretrain(settings, progress=progress, resume=resume)
+    options.next_steps(result.folder, "finetune --data LABELLED --init {run}", "predict {run} IMAGES…")
