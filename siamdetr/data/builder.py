@@ -20,6 +20,7 @@ from siamdetr.data.problems import ProblemLog
 # A box may reach this far beyond the image before it is worth a line: annotation tools round outwards.
 ROUNDING_PIXELS = 1.0
 TINY_PIXELS = 1.0
+ROWS_AT_A_TIME = 1_000_000  # bounds the temporary arrays of the checks
 
 Locate = Callable[[int, int], tuple[str, str]]  # (image position, reference) -> (file, where inside it)
 
@@ -42,7 +43,7 @@ class IndexBuilder:
         self._coordinates = array("f")
         self._areas = array("f")
         self._labels = array("i")
-        self._images = array("q")
+        self._images = array("i")
         self._references = array("q")
         self._flags = array("b")  # bit 0 crowd, bit 1 difficult
 
@@ -104,26 +105,28 @@ class IndexBuilder:
         return self._path_blob[start : self._path_ends[image]].decode("utf-8", "surrogateescape")
 
     def build(self, class_names: tuple[str, ...], category_ids: tuple[int, ...], locate: Locate) -> DetectionIndex:
-        """The index of all that was added; bad boxes are dropped or clipped, and noted in the log.
+        """The index of all that was added; bad boxes are dropped or clipped, and noted in the log. To be called once.
 
         Args:
             class_names: C names.
             category_ids: C ids of the data set, in label order.
             locate: names the place of a box, for the log.
         """
-        images = np.array(self._images, dtype=np.int64)
+        images = np.frombuffer(self._images, dtype=np.int32)
         sizes = np.array(self._sizes, dtype=np.int32).reshape(-1, 2)
-        boxes = np.array(self._coordinates, dtype=np.float32).reshape(-1, 4)
+        boxes = np.frombuffer(self._coordinates, dtype=np.float32).reshape(-1, 4)  # clipped in place
         order = np.flatnonzero(self._validate(boxes, sizes, images, locate))
-        order = order[np.argsort(images[order], kind="stable")]
+        if np.any(np.diff(images[order]) < 0):
+            order = order[np.argsort(images[order], kind="stable")]
         boxes = boxes[order]
-        areas = np.array(self._areas, dtype=np.float32)[order]
+        self._coordinates = array("f")  # half of the memory, freed before more is asked for
+        areas = np.frombuffer(self._areas, dtype=np.float32)[order]
         box_areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        flags = np.array(self._flags, dtype=np.int8)[order]
-        labels = np.array(self._labels, dtype=np.int32)[order]
+        flags = np.frombuffer(self._flags, dtype=np.int8)[order]
+        labels = np.frombuffer(self._labels, dtype=np.int32)[order]
         counts = np.bincount(images[order], minlength=len(self))
         if self.log.thorough:
-            references = np.array(self._references, dtype=np.int64)[order]
+            references = np.frombuffer(self._references, dtype=np.int64)[order]
             self._note_oddities(boxes, labels, images[order], references, locate)
             for image in np.flatnonzero(counts == 0) if class_names else ():
                 self.log.add("no-objects", self.path_of(int(image)))
@@ -145,24 +148,28 @@ class IndexBuilder:
         )
 
     def _validate(
-        self, boxes: NDArray[np.float32], sizes: NDArray[np.int32], images: NDArray[np.int64], locate: Locate
+        self, boxes: NDArray[np.float32], sizes: NDArray[np.int32], images: NDArray[np.int32], locate: Locate
     ) -> NDArray[np.bool_]:
         """Clips `boxes` in place, notes what is wrong, returns which to keep [M]."""
-        verdicts = judge_boxes(boxes, sizes[images])
-        limits = sizes[images].astype(np.float32)
-        for kind, bad in verdicts.items():
-            for row in np.flatnonzero(bad):
-                file, where = locate(int(images[row]), int(self._references[row]))
-                self.log.add(kind, file, where, describe_box(boxes[row], sizes[images[row]]))
-        known = limits[:, 0] > 0
-        np.clip(boxes, 0, limits[:, [1, 0, 1, 0]], out=boxes, where=known[:, None])
-        return ~(verdicts["nan-box"] | verdicts["degenerate-box"] | verdicts["outside-box"])
+        keep = np.ones(len(boxes), dtype=np.bool_)
+        for start in range(0, len(boxes), ROWS_AT_A_TIME):
+            rows = slice(start, start + ROWS_AT_A_TIME)
+            box_sizes = sizes[images[rows]]
+            verdicts = judge_boxes(boxes[rows], box_sizes)
+            for kind, bad in verdicts.items():
+                for row in np.flatnonzero(bad) + start:
+                    file, where = locate(int(images[row]), int(self._references[row]))
+                    self.log.add(kind, file, where, describe_box(boxes[row], sizes[images[row]]))
+            limits = np.where(box_sizes > 0, box_sizes, np.inf)[:, [1, 0, 1, 0]].astype(np.float32)
+            np.clip(boxes[rows], np.where(np.isinf(limits), -np.inf, 0), limits, out=boxes[rows])
+            keep[rows] = ~(verdicts["nan-box"] | verdicts["degenerate-box"] | verdicts["outside-box"])
+        return keep
 
     def _note_oddities(
         self,
         boxes: NDArray[np.float32],
         labels: NDArray[np.int32],
-        images: NDArray[np.int64],
+        images: NDArray[np.int32],
         references: NDArray[np.int64],
         locate: Locate,
     ) -> None:

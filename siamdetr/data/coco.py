@@ -76,7 +76,7 @@ def load_json(file: Path) -> dict[str, Any]:
             document = json.load(stream, object_hook=_without_segmentation)
     except json.JSONDecodeError as error:
         raise DataError(f"{file}: line {error.lineno}, column {error.colno}: {error.msg}; {expected}") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, a number of 5000 digits, a million brackets
         raise DataError(f"{file}: not a JSON text ({error}); {expected}") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}); {expected}") from error
@@ -155,9 +155,7 @@ def _read_images(entries: list[Any], folder: Path, name: str, builder: IndexBuil
         if path in files:
             log.add("duplicate-image-file", head + path, f"image {key}", f"listed in {name}")
         files.add(path)
-        height, width = (
-            value if _is_integer(value) and value > 0 else 0 for value in (entry.get("height"), entry.get("width"))
-        )
+        height, width = _side(entry.get("height")), _side(entry.get("width"))
         if not height or not width:
             height, width = read_size(folder / path) or (0, 0)
         positions[key] = builder.add_image(
@@ -201,14 +199,14 @@ def _read_annotations(
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
             log.add("malformed-box", name, where, f"bbox {box!r:.60}, expected [x, y, width, height]")
             continue
-        x, y, width, height = (float(value) for value in box)
+        x, y, width, height = map(_real, box)
         suspicion.look(x, y, width, height, builder.size_of(image))
         area = entry.get("area")
         builder.add_box(
             image,
             label,
             (x, y, x + width, y + height),
-            area=float(area) if isinstance(area, int | float) else math.nan,
+            area=_real(area) if isinstance(area, int | float) else math.nan,
             crowd=bool(entry.get("iscrowd", 0)),
             reference=reference,
         )
@@ -277,6 +275,19 @@ def _looks_like_coco(file: Path) -> bool:
 def _without_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
     entry.pop("segmentation", None)
     return entry
+
+
+def _real(value: float) -> float:
+    """A JSON number as a float; integers beyond its range are infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _side(value: Any) -> int:
+    """A height or width in pixels; 0 for anything that cannot be one."""
+    return value if _is_integer(value) and 0 < value < 2**31 else 0
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:

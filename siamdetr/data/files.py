@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
 Progress = Callable[[int, int], None]  # (done, total); the command line draws it
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"})
+T = TypeVar("T")
 ORIENTATION_TAG = 0x0112  # EXIF 2.32, 1 = upright
 PNG_EXIF_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
 QUARTER_TURNS = frozenset({5, 6, 7, 8})  # orientations that exchange height and width
@@ -94,11 +96,19 @@ def read_sizes(
     sizes: list[tuple[int, int] | None] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")
-        for size in pool.map(read_size, paths):
+        for size in map_in_batches(pool, read_size, paths):
             sizes.append(size)
             if progress is not None:
                 progress(len(sizes), len(paths))
     return sizes
+
+
+def map_in_batches(
+    pool: ThreadPoolExecutor, function: Callable[[Path], T], paths: Sequence[Path], batch: int = 1024
+) -> Iterator[T]:
+    """`pool.map` in order, without a million waiting tasks in memory."""
+    for start in range(0, len(paths), batch):
+        yield from pool.map(function, paths[start : start + batch])
 
 
 def relative(path: Path, root: Path) -> str:

@@ -26,7 +26,6 @@ class Kind:
 KINDS: dict[str, Kind] = {
     # the data set as a whole
     "unreadable-annotations": Kind("error", "annotation file cannot be read", "what it annotates is left out"),
-    "unreadable-split": Kind("error", "split cannot be opened", "the split is left out"),
     "bad-category": Kind("error", "category without an id or a name", "the category is left out"),
     "duplicate-category": Kind("warning", "two categories share an id or a name", "the first one counts"),
     "class-count-mismatch": Kind("warning", "number of classes disagrees with their names", "the names count"),
@@ -61,7 +60,7 @@ KINDS: dict[str, Kind] = {
     "empty-file": Kind("error", "image file of zero bytes", "the image is left out"),
     "corrupt-image": Kind("error", "file that no image reader knows", "the image is left out"),
     "truncated-image": Kind("error", "image whose data breaks off", "the image is left out"),
-    "huge-image": Kind("warning", "image above the pixel limit", "not decoded here; tile it or make it smaller"),
+    "huge-image": Kind("warning", "image above the pixel limit", "only its header was checked; training refuses above 179 million pixels"),
     "size-mismatch": Kind("warning", "annotated size is not the file's", "boxes count as pixels of the file"),
     "exif-size-mismatch": Kind(
         "warning", "annotated size is that before the EXIF rotation", "boxes count in the rotated image: check them"

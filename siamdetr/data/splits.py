@@ -38,7 +38,13 @@ def split_names(names: Collection[str]) -> tuple[str, ...]:
         return ()
     commons = [common_name(name) for name in names]
     shown = [common if commons.count(common) == 1 else name for name, common in zip(names, commons, strict=True)]
-    return tuple(sorted(shown, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)))
+    return tuple(sorted(shown, key=in_split_order))
+
+
+def in_split_order(name: str) -> tuple[int, str]:
+    """Sorting key: train, trainval, val, test, then the others by name."""
+    common = common_name(name)
+    return (ORDER.index(common) if common in ORDER else len(ORDER), name)
 
 
 def find_split(split: str, names: Collection[str], source: str) -> str:

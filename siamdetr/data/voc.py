@@ -113,7 +113,7 @@ def _add_image(
 ) -> None:
     """Adds one image with its objects, numbered from 1 in the order of the file."""
     height, width = (_number(tree, f"size/{name}") or 0 for name in ("height", "width"))
-    if not (height >= 1 and width >= 1):
+    if not (1 <= height < 2**31 and 1 <= width < 2**31):
         height, width = read_size(file) or (0, 0)
     image = builder.add_image(relative(file, builder.root), height=int(height), width=int(width))
     for number, item in enumerate(tree.iterfind("object"), start=1):

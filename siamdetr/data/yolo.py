@@ -181,7 +181,7 @@ def _list_images(sources: tuple[Path, ...], root: Path, log: ProblemLog) -> list
             if not path.is_file():
                 log.add("missing-image", name, "", f"{relative(source, root)}, line {number}")
             elif name in images:
-                log.add("duplicate-image-file", name, "", f"{relative(source, root)}, line {number}; read once")
+                log.add("duplicate-image-id", relative(source, root), f"line {number}", name)
             else:
                 images[name] = None
     return list(images)

@@ -1,0 +1,25 @@
+"""What all tests share: one thread for PyTorch, and the real data where there is any."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # helpers such as data_sets.py; pytest's importlib mode adds nothing
+torch.set_num_threads(1)  # the tests are small: more threads only wait for each other
+
+BESIDE_THE_PROJECT = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with bccd/ (PASCAL VOC) and coco-mini/ (COCO); the test is skipped where it is missing."""
+    folder = Path(os.environ.get("SIAMDETR_DATA", BESIDE_THE_PROJECT))
+    missing = [name for name in ("bccd", "coco-mini") if not (folder / name).is_dir()]
+    if missing:
+        pytest.skip(f"real data {' and '.join(missing)} not in {folder}; set SIAMDETR_DATA to its folder")
+    return folder
