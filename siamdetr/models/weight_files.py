@@ -14,8 +14,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-# What a checkpoint of the official repositories holds besides tensors and plain containers: the options of its run.
-_ALLOWED = [argparse.Namespace]
 _REFUSAL = "Weights only load failed"  # PyTorch's own words when it met something that only code can rebuild
 
 
@@ -71,7 +69,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> object:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):
+        # Besides tensors and plain containers the official checkpoints hold the options of their run.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # about the pickle protocol: what counts is whether it loads
             content: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, among them its own pickle's

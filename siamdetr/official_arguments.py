@@ -1,0 +1,123 @@
+"""Official option names to our settings, checked against what the tensors of a checkpoint say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from siamdetr.config import DetectorSettings
+
+# (bottleneck blocks, blocks of the third stage) of each ResNet.
+_RESNETS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50", (True, 23): "resnet101"}
+
+DETECTOR_OPTIONS = frozenset(
+    [
+        "backbone",
+        "dilation",
+        "enc_layers",
+        "dec_layers",
+        "dim_feedforward",
+        "hidden_dim",
+        "nheads",
+        "dropout",
+        "num_classes",
+        "num_queries",
+        "pre_norm",
+        "position_embedding",
+        "masks",
+    ]
+)
+SIAMESE_OPTIONS = DETECTOR_OPTIONS | {"transformer", "depth", "num_patches", "costs", "weights", "encoder_head"}
+
+
+class OfficialCheckpointError(ValueError):
+    """A checkpoint that does not fit what was said about it; the text says which tensor, got, expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """An option's value as a tensor shows it."""
+
+    value: int | str
+    tensor: str
+    shape: tuple[int, ...]
+
+
+def detector_settings(
+    arguments: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+    *,
+    variant: Literal["vanilla", "conditional"],
+    classifier: Literal["softmax", "focal"],
+) -> DetectorSettings:
+    """Settings of an official detector: from the arguments, else from the tensors, else the official defaults.
+
+    Raises:
+        OfficialCheckpointError: arguments contradict tensors, or ask for what there is not here.
+    """
+    _refuse_unsupported(arguments)
+    facts = observe(state_dict, classifier=classifier)
+    for name, fact in facts.items():
+        if name in arguments and arguments[name] != fact.value:
+            raise OfficialCheckpointError(
+                f"argument {name}={arguments[name]!r} contradicts tensor '{fact.tensor}' {list(fact.shape)}: expected "
+                f"{name}={fact.value!r}; correct the argument, or leave it out"
+            )
+    known = {name: fact.value for name, fact in facts.items()} | dict(arguments)
+    return DetectorSettings(
+        variant=variant,
+        backbone=known.get("backbone", "resnet50"),
+        stride=16 if known.get("dilation") else 32,
+        num_classes=known.get("num_classes", 91),
+        classifier=classifier,
+        num_queries=known.get("num_queries", 100),
+        dim=known.get("hidden_dim", 256),
+        heads=known.get("nheads", 8),
+        encoder_layers=known.get("enc_layers", 6),
+        decoder_layers=known.get("dec_layers", 6),
+        feedforward=known.get("dim_feedforward", 2048),
+        dropout=known.get("dropout", 0.1),
+    )
+
+
+def observe(state_dict: Mapping[str, Tensor], *, classifier: Literal["softmax", "focal"]) -> dict[str, Fact]:
+    """What the tensors say about the options. The number of heads, dropout and dilation leave no trace."""
+    facts: dict[str, Fact] = {}
+
+    def add(option: str, tensor: str, axis: int, less: int = 0) -> None:
+        if tensor in state_dict:
+            shape = tuple(state_dict[tensor].shape)
+            facts[option] = Fact(shape[axis] - less, tensor, shape)
+
+    add("num_queries", "query_embed.weight", 0)
+    add("hidden_dim", "query_embed.weight", 1)
+    add("dim_feedforward", "transformer.decoder.layers.0.linear1.weight", 0)
+    add("num_classes", "class_embed.weight", 0, less=int(classifier == "softmax"))
+    add("num_classes", "pred_head.class_embed.weight", 0, less=int(classifier == "softmax"))
+    for option, stack in (("enc_layers", "encoder"), ("dec_layers", "decoder")):
+        names = [key for key in state_dict if re.fullmatch(rf"transformer\.{stack}\.layers\.\d+\.linear1\.weight", key)]
+        if names:
+            facts[option] = Fact(len(names), names[-1], tuple(state_dict[names[-1]].shape))
+    return facts | _observe_backbone(state_dict)
+
+
+def _observe_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Fact]:
+    blocks = [key for key in state_dict if re.fullmatch(r"backbone\.(0\.body\.)?layer3\.\d+\.conv1\.weight", key)]
+    bottleneck = any(re.fullmatch(r"backbone\.(0\.body\.)?layer3\.0\.conv3\.weight", key) for key in state_dict)
+    name = _RESNETS.get((bottleneck, len(blocks)))
+    return {"backbone": Fact(name, blocks[-1], tuple(state_dict[blocks[-1]].shape))} if name else {}
+
+
+def _refuse_unsupported(arguments: Mapping[str, Any]) -> None:
+    position = arguments.get("position_embedding", "sine")
+    if position not in ("sine", "v2"):
+        raise OfficialCheckpointError(
+            f"argument position_embedding={position!r}: expected 'sine'; learned positions are not supported"
+        )
+    for name, what in (("pre_norm", "pre-norm transformers"), ("masks", "segmentation heads")):
+        if arguments.get(name):
+            raise OfficialCheckpointError(f"argument {name}=True: expected False; {what} are not supported")

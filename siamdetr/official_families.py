@@ -1,0 +1,125 @@
+"""The official repositories whose checkpoints can be imported, one entry of `IMPORTERS` each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from siamdetr.models.detector import Detector
+from siamdetr.official_arguments import (
+    DETECTOR_OPTIONS,
+    SIAMESE_OPTIONS,
+    OfficialCheckpointError,
+    detector_settings,
+)
+from siamdetr.official_keys import (
+    BACKBONE,
+    CONDITIONAL,
+    HEADS,
+    SIAMESE_BACKBONE,
+    SIAMESE_OWN,
+    VANILLA,
+    Aside,
+    Rule,
+    inside_pretext,
+    without_prefix,
+)
+from siamdetr.official_losses import siamese_settings
+from siamdetr.pretext.siamese import SiameseDETR
+
+Module = Detector | SiameseDETR
+
+
+@dataclass(frozen=True)
+class Importer:
+    """What has to be known of a family."""
+
+    build: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Module]
+    rules: Callable[[Module], Sequence[Rule | Aside]]
+    options: frozenset[str]
+    may_miss: Callable[
+        [Mapping[str, Tensor], str], str | None
+    ]  # why a file of this form cannot have our tensor, or None
+
+
+# The first family all of whose marks are in a checkpoint's names. Also families which cannot be imported, for the message.
+_MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("siamese-detr", ("pred_head.",)),
+    ("dn-dab-deformable-detr", ("label_enc.", "sampling_offsets")),
+    ("dn-detr", ("label_enc.",)),
+    ("dab-deformable-detr", ("refpoint_embed.", "sampling_offsets")),
+    ("dab-detr", ("refpoint_embed.",)),
+    ("detreg", ("feature_embed.",)),
+    ("deformable-detr", ("sampling_offsets",)),
+    ("up-detr", ("patch2query.", "class_embed.")),
+    ("siamese-detr", ("patch2query.",)),
+    ("conditional-detr", ("ca_qcontent_proj",)),
+    ("detr", ("multihead_attn",)),
+)
+
+
+def looks_like(state_dict: Mapping[str, Tensor]) -> str | None:
+    """The family that a checkpoint's names belong to, or None."""
+    names = "\n".join(state_dict)
+    return next((family for family, marks in _MARKS if all(mark in names for mark in marks)), None)
+
+
+def _build_detr(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
+    return Detector(detector_settings(arguments, tensors, variant="vanilla", classifier="softmax"))
+
+
+def _build_conditional(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
+    return Detector(detector_settings(arguments, tensors, variant="conditional", classifier="focal"))
+
+
+def _build_siamese(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> SiameseDETR:
+    """`transformer` and `depth` are the official pretraining's words for variant and backbone."""
+    names = "\n".join(tensors)
+    seen = "deformable" if "sampling_offsets" in names else "conditional" if "ca_qcontent_proj" in names else "vanilla"
+    variant = arguments.get("transformer", seen)
+    if variant != seen or seen == "deformable":
+        raise OfficialCheckpointError(
+            f"argument transformer={variant!r}: the tensors are those of '{seen}', and only 'vanilla' and 'conditional' can "
+            "be imported; correct the argument, or leave it out"
+        )
+    options = dict(arguments)
+    if "depth" in options:
+        options.setdefault("backbone", f"resnet{options['depth']}")
+    options.setdefault("num_classes", 2)  # logits: nothing, object, no object
+    if "pred_head.class_embed.weight" in tensors:
+        options.setdefault("encoder_head", any(name.startswith("enc_head.") for name in tensors))
+    settings = detector_settings(
+        options, tensors, variant="vanilla" if seen == "vanilla" else "conditional", classifier="softmax"
+    )
+    return SiameseDETR(Detector(settings), siamese_settings(options))
+
+
+def _siamese_rules(module: Module) -> Sequence[Rule | Aside]:
+    assert isinstance(module, SiameseDETR)
+    body = VANILLA if module.detector.settings.variant == "vanilla" else CONDITIONAL
+    heads = (*HEADS, *without_prefix(r"pred_head\.", HEADS))
+    return (*SIAMESE_OWN, *inside_pretext((*BACKBONE, *SIAMESE_BACKBONE, *body, *heads)))
+
+
+def _dropped_by_converter(tensors: Mapping[str, Tensor], name: str) -> str | None:
+    """The official `convert_to_detr` drops the pretext's own heads."""
+    converted = not any(key.startswith("pred_head.") for key in tensors)
+    if converted and name.startswith(("feature_head.", "global_head.", "detector.class_head.")):
+        return "the official converter to DETR drops it"
+    return None
+
+
+def _nothing(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Every tensor of ours must be in the file."""
+
+
+IMPORTERS: dict[str, Importer] = {
+    "detr": Importer(_build_detr, lambda _: (*BACKBONE, *VANILLA, *HEADS), DETECTOR_OPTIONS, _nothing),
+    "conditional-detr": Importer(
+        _build_conditional, lambda _: (*BACKBONE, *CONDITIONAL, *HEADS), DETECTOR_OPTIONS, _nothing
+    ),
+    "siamese-detr": Importer(_build_siamese, _siamese_rules, SIAMESE_OPTIONS, _dropped_by_converter),
+}

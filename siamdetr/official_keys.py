@@ -1,0 +1,139 @@
+"""Names of tensors in the official checkpoints and in ours, one table a part. Nothing else is known of them.
+
+A rule is a pattern of official names and the name, or names, it has here. PyTorch packs the projections of query, key and value
+into one tensor (`in_proj_*`): three names share such a tensor, in thirds along its first axis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Official names that match `pattern` become `targets` (templates of the pattern's groups)."""
+
+    pattern: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Aside:
+    """Official names that match `pattern` have no place here, for `reason`."""
+
+    pattern: str
+    reason: str
+
+
+def translate(key: str, rules: Sequence[Rule | Aside]) -> tuple[str, ...] | Aside | None:
+    """Our names of an official tensor, or why it has none; None when no rule knows it."""
+    for rule in rules:
+        match = re.fullmatch(rule.pattern, key)
+        if match:
+            return rule if isinstance(rule, Aside) else tuple(match.expand(target) for target in rule.targets)
+    return None
+
+
+def _packed(official: str, ours: str) -> tuple[Rule, Rule]:
+    """The two rules of one `nn.MultiheadAttention`."""
+    thirds = tuple(rf"{ours}.{part}.\2" for part in ("query", "key", "value"))
+    return Rule(rf"{official}\.in_proj_(weight|bias)", thirds), Rule(
+        rf"{official}\.out_proj\.(weight|bias)", (rf"{ours}.out.\2",)
+    )
+
+
+def _renamed(official: str, ours: str, names: dict[str, str]) -> tuple[Rule, ...]:
+    """A rule for weight and bias of each part of a layer."""
+    return tuple(Rule(rf"{official}\.{a}\.(weight|bias)", (rf"{ours}.{b}.\2",)) for a, b in names.items())
+
+
+_ENCODER_LAYER = (r"transformer\.encoder\.layers\.(\d+)", r"encoder.layers.\1")
+_DECODER_LAYER = (r"transformer\.decoder\.layers\.(\d+)", r"decoder.layers.\1")
+_FEEDFORWARD = {"linear1": "feedforward.expand", "linear2": "feedforward.contract"}
+_DECODER_NORMS = {"norm1": "self_norm", "norm2": "cross_norm", "norm3": "feedforward.norm"}
+
+BACKBONE: tuple[Rule | Aside, ...] = (
+    Aside(r".*\.num_batches_tracked", "a counter of batches, which frozen batch norms do not keep"),
+    Rule(r"backbone\.0\.body\.(.+)", (r"backbone.body.\1",)),
+)
+
+_ENCODER: tuple[Rule | Aside, ...] = (
+    *_packed(_ENCODER_LAYER[0] + r"\.self_attn", _ENCODER_LAYER[1] + ".attention"),
+    *_renamed(*_ENCODER_LAYER, _FEEDFORWARD | {"norm1": "attention_norm", "norm2": "feedforward.norm"}),
+)
+
+_AROUND: tuple[Rule | Aside, ...] = (
+    Rule(r"transformer\.decoder\.norm\.(weight|bias)", (r"decoder.norm.\1",)),
+    Rule(r"query_embed\.weight", ("learned_queries.position.weight",)),
+    Rule(r"input_proj\.(weight|bias)", (r"input_projection.\1",)),
+)
+
+HEADS: tuple[Rule | Aside, ...] = (
+    Rule(r"class_embed\.(weight|bias)", (r"class_head.\1",)),
+    Rule(r"bbox_embed\.(layers\..+)", (r"box_head.\1",)),
+)
+
+VANILLA: tuple[Rule | Aside, ...] = (
+    *_ENCODER,
+    *_AROUND,
+    *_packed(_DECODER_LAYER[0] + r"\.self_attn", _DECODER_LAYER[1] + ".self_attention"),
+    *_packed(_DECODER_LAYER[0] + r"\.multihead_attn", _DECODER_LAYER[1] + ".cross_attention"),
+    *_renamed(*_DECODER_LAYER, _FEEDFORWARD | _DECODER_NORMS),
+)
+
+CONDITIONAL: tuple[Rule | Aside, ...] = (
+    *_ENCODER,
+    *_AROUND,
+    *_renamed(
+        *_DECODER_LAYER,
+        {
+            "sa_qcontent_proj": "self_attention.query_content",
+            "sa_qpos_proj": "self_attention.query_position",
+            "sa_kcontent_proj": "self_attention.key_content",
+            "sa_kpos_proj": "self_attention.key_position",
+            "sa_v_proj": "self_attention.value",
+            r"self_attn\.out_proj": "self_attention.out",
+            "ca_qcontent_proj": "cross_attention.query_content",
+            "ca_qpos_proj": "cross_attention.query_position",
+            "ca_qpos_sine_proj": "cross_attention.query_sine",
+            "ca_kcontent_proj": "cross_attention.key_content",
+            "ca_kpos_proj": "cross_attention.key_position",
+            "ca_v_proj": "cross_attention.value",
+            r"cross_attn\.out_proj": "cross_attention.out",
+        }
+        | _FEEDFORWARD
+        | _DECODER_NORMS,
+    ),
+    Rule(r"transformer\.decoder\.query_scale\.(.+)", (r"decoder.spatial_scale.\1",)),
+    Rule(r"transformer\.decoder\.ref_point_head\.(.+)", (r"decoder.reference_head.\1",)),
+)
+
+# The released pretraining checkpoints have the backbone's own names; its converter writes those of DETR.
+SIAMESE_BACKBONE: tuple[Rule | Aside, ...] = (Rule(r"backbone\.(?!0\.body\.)(.+)", (r"backbone.body.\1",)),)
+
+SIAMESE_OWN: tuple[Rule | Aside, ...] = (
+    Rule(r"patch2query\.(weight|bias)", (r"region_projection.\1",)),
+    Rule(r"pred_head\.feature_align\.(.+)", (r"feature_head.\1",)),
+    Rule(r"enc_head\.0\.(projector|predictor)\.mlp\.(.+)", (r"global_head.\1.\2",)),
+    Aside(r"pred_head\.criterion\.empty_weight", "the class weights of the loss, a setting here"),
+)
+
+
+def inside_pretext(rules: Sequence[Rule | Aside]) -> tuple[Rule | Aside, ...]:
+    """The rules of a detector for a pretext that holds it as `detector`."""
+    return tuple(
+        Rule(rule.pattern, tuple(f"detector.{target}" for target in rule.targets)) if isinstance(rule, Rule) else rule
+        for rule in rules
+    )
+
+
+def without_prefix(prefix: str, rules: Sequence[Rule | Aside]) -> tuple[Rule | Aside, ...]:
+    """The rules for names that stand below `prefix` (a pattern) in the checkpoint."""
+    return tuple(
+        Rule(prefix + rule.pattern, rule.targets)
+        if isinstance(rule, Rule)
+        else Aside(prefix + rule.pattern, rule.reason)
+        for rule in rules
+    )
