@@ -60,7 +60,11 @@ KINDS: dict[str, Kind] = {
     "empty-file": Kind("error", "image file of zero bytes", "the image is left out"),
     "corrupt-image": Kind("error", "file that no image reader knows", "the image is left out"),
     "truncated-image": Kind("error", "image whose data breaks off", "the image is left out"),
-    "huge-image": Kind("warning", "image above the pixel limit", "only its header was checked; training refuses above 179 million pixels"),
+    "huge-image": Kind(
+        "warning",
+        "image above the pixel limit",
+        "only its header was checked; training refuses above 179 million pixels",
+    ),
     "size-mismatch": Kind("warning", "annotated size is not the file's", "boxes count as pixels of the file"),
     "exif-size-mismatch": Kind(
         "warning", "annotated size is that before the EXIF rotation", "boxes count in the rotated image: check them"
