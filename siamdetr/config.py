@@ -67,6 +67,10 @@ class SiameseSettings(Settings):
     """Siamese DETR pretraining (arXiv:2303.18144). Weights: ImageNet 10 and 3 (Conditional 5), COCO .3 and 3, else 1 and 1."""
 
     num_regions: int = Field(10, ge=1, description="regions a view; the first is the intersection of the views")
+    size: int | tuple[int, int] = Field(480, description="largest shortest side, pixels, or a fixed (height, width)")
+    scales: Literal["imagenet", "coco"] = Field(
+        "imagenet", description="shortest sides and longest side, as shares of `size`: 320..480/600 or 480..800/1333"
+    )
     crop_size: int = Field(128, ge=16, description="side of the region crops, pixels")
     box_jitter: float = Field(0.1, ge=0, le=0.5, description="of width and height, on the boxes that are pooled")
     view_iou: float = Field(0.5, gt=0, lt=1, description="least IoU of the two views")

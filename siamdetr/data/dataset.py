@@ -1,0 +1,217 @@
+"""Data sets for a loader: an item is a function of (seed, epoch, index) alone. Collates make the batches of `siamdetr.data.targets`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from siamdetr.config import SiameseSettings
+from siamdetr.data.images import UnreadableImageError, content_key, decode_image, read_bytes
+from siamdetr.data.index import DetectionIndex
+from siamdetr.data.problems import DataError
+from siamdetr.data.proposals import ProposalStore, propose
+from siamdetr.data.randomness import sample_random
+from siamdetr.data.targets import DetectionBatch, Targets, ViewBatch
+from siamdetr.data.transforms import FinetuneTransform
+from siamdetr.data.views import ViewSample, make_views
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE_SHARE = 0.01  # of the images; more of them stop the run
+UNREADABLE_AT_LEAST = 3  # so that one bad image does not stop a run on 50
+
+
+@dataclass(frozen=True)
+class DetectionItem:
+    """One labelled image.
+
+    Attributes:
+        image: [3, h, w] uint8 RGB.
+        boxes: [m, 4] float32 (cx, cy, w, h) fractions.
+        labels: [m] int64.
+        image_id: the data set's own id.
+        original_size: (H, W) of the file, pixels.
+    """
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    image_id: int
+    original_size: tuple[int, int]
+
+
+class _ImageFiles:
+    """Reads the images of an index; one that cannot be read gives way to the next that can.
+
+    Which images failed is kept in memory that worker processes share, so that each is counted and logged once.
+    """
+
+    def __init__(self, index: DetectionIndex) -> None:
+        if len(index) == 0:
+            raise DataError(
+                f"{index.root}: got zero images, expected at least one; `siamdetr doctor {index.root}` says why"
+            )
+        self.index = index
+        self.failed = torch.zeros(len(index), dtype=torch.bool).share_memory_()
+        cv2.setNumThreads(0)  # its thread pool does not survive the fork of workers, and they are the parallelism
+
+    def read(self, i: int, at_least: int | None = None) -> tuple[int, bytes, Image.Image]:
+        """The position read (`i`, or the next one that can be read), the file's content, and the upright RGB image.
+
+        Raises:
+            DataError: more than 1 % of the images could not be read.
+        """
+        for position in (*range(i, len(self.index)), *range(i)):
+            if self.failed[position]:
+                continue
+            try:
+                path = self.index.path(position)
+                data = read_bytes(path)
+                return position, data, decode_image(data, source=path, at_least=at_least)
+            except UnreadableImageError as error:
+                self._note(position, error)
+        raise DataError(f"{self.index.root}: none of {len(self.index)} images can be read; `siamdetr doctor` says why")
+
+    def _note(self, position: int, error: UnreadableImageError) -> None:
+        self.failed[position] = True
+        logger.warning("%s; the next image takes its place", error)
+        count, allowed = int(self.failed.sum()), max(UNREADABLE_AT_LEAST, int(UNREADABLE_SHARE * len(self.index)))
+        if count > allowed:
+            raise DataError(
+                f"{self.index.root}: {count} of {len(self.index)} images could not be read, at most {allowed} are put up with; "
+                f"the last one: {error}. Is a disk or folder gone? `siamdetr doctor {self.index.root}` lists them all"
+            )
+
+
+class DetectionDataset(Dataset[DetectionItem]):
+    """Labelled images, augmented. Crowd boxes are not trained on.
+
+    Args:
+        index: images and boxes.
+        transform: to the model's size.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, index: DetectionIndex, transform: FinetuneTransform, seed: int = 0) -> None:
+        self.index, self.transform, self.seed = index, transform, seed
+        self._files = _ImageFiles(index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def num_unreadable(self) -> int:
+        """Images that could not be read so far, in all workers together."""
+        return int(self._files.failed.sum())
+
+    def __getitem__(self, key: tuple[int, int]) -> DetectionItem:
+        epoch, i = key
+        position, _, image = self._files.read(i)
+        rows = self.index.box_slice(position)
+        trained = ~self.index.crowd[rows]
+        sample = self.transform(
+            image,
+            self.index.boxes[rows][trained],
+            self.index.labels[rows][trained],
+            sample_random(self.seed, epoch, i),
+        )
+        height, width = sample.pixels.shape[:2]
+        low, high = sample.boxes[:, :2], sample.boxes[:, 2:]
+        boxes = np.concatenate([(low + high) / 2, high - low], axis=1) / np.asarray([width, height] * 2)
+        return DetectionItem(
+            image=_channels_first(sample.pixels),
+            boxes=torch.from_numpy(boxes.astype(np.float32)),
+            labels=torch.from_numpy(sample.labels.astype(np.int64)),
+            image_id=int(self.index.image_ids[position]),
+            original_size=(image.height, image.width),
+        )
+
+
+class SiameseDataset(Dataset[ViewSample]):
+    """Unlabelled images as pairs of views with common regions.
+
+    Args:
+        index: images; labels are not looked at.
+        proposals: stored region proposals, or None for random regions. An image that is not in the store (a file that has changed
+            since) gets its proposals here.
+        settings: of the views.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self, index: DetectionIndex, proposals: ProposalStore | None, settings: SiameseSettings, seed: int = 0
+    ) -> None:
+        self.index, self.proposals, self.settings, self.seed = index, proposals, settings, seed
+        size = settings.size if isinstance(settings.size, int) else max(settings.size)
+        self._at_least = 2 * size  # views are cut out of parts of the image: enough pixels for a part of half its side
+        self._files = _ImageFiles(index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def num_unreadable(self) -> int:
+        """Images that could not be read so far, in all workers together."""
+        return int(self._files.failed.sum())
+
+    def __getitem__(self, key: tuple[int, int]) -> ViewSample:
+        epoch, i = key
+        _, data, image = self._files.read(i, self._at_least)
+        boxes = None
+        if self.proposals is not None:
+            boxes = self.proposals.fractions(content_key(data))
+            if boxes is None:
+                boxes = propose(image)
+        return make_views(image, boxes, self.settings, sample_random(self.seed, epoch, i))
+
+
+def collate_detection(items: Sequence[DetectionItem]) -> DetectionBatch:
+    """One batch; images are zero-padded at the right and bottom to the largest height and width."""
+    images, padding = _pad([item.image for item in items])
+    return DetectionBatch(
+        images=images,
+        padding=padding,
+        targets=Targets.from_lists([item.boxes for item in items], [item.labels for item in items]),
+        image_ids=tuple(item.image_id for item in items),
+        original_sizes=torch.tensor([item.original_size for item in items], dtype=torch.int64),
+    )
+
+
+def collate_views(items: Sequence[ViewSample]) -> ViewBatch:
+    """One batch: view 1 of all samples, then view 2 of all, zero-padded like detection batches."""
+    views = [item.images[which] for which in range(2) for item in items]
+    images, padding = _pad([_channels_first(view) for view in views])
+    crops = np.stack([item.crops[which] for which in range(2) for item in items])  # [2B, P, C, C, 3]
+    return ViewBatch(
+        images=images,
+        padding=padding,
+        boxes=torch.from_numpy(np.stack([item.boxes[which] for which in range(2) for item in items])),
+        sizes=torch.tensor([view.shape[:2] for view in views], dtype=torch.int64),
+        crops=torch.from_numpy(crops).permute(0, 1, 4, 2, 3).contiguous(),
+    )
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
+    """[3, h, w] of [h, w, 3]; a copy, since decoded pixels may be read-only."""
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+
+
+def _pad(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[B, 3, H, W] uint8 and padding [B, H, W], True = padded."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    canvas = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    padding = torch.ones(len(images), height, width, dtype=torch.bool)
+    for i, image in enumerate(images):
+        h, w = image.shape[1:]
+        canvas[i, :, :h, :w] = image
+        padding[i, :h, :w] = False
+    return canvas, padding
