@@ -155,7 +155,7 @@ def _curve_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     parts = [key for key in keys if key.startswith("loss_")]
     monitors = [key for key in keys if key.startswith("monitor_")]
-    groups = [
+    groups: list[tuple[str, str, list[str]]] = [
         ("Loss", "loss", ["loss"] if "loss" in keys else []),
         ("Its parts, unweighted", "loss", parts),
         ("Average precision", "AP", [key for key in ("val_ap", "val_ap50", "val_ap75") if key in keys]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,11 +65,19 @@ class StepModule(LightningModule):  # type: ignore[misc]  # Lightning's module s
         self.total_steps = total_steps
         self.step = 0
         self.records: deque[StepRecord] = deque()
+        self.image_ids_of: Callable[[int], tuple[int, ...]] = (
+            lambda batch: ()
+        )  # of a batch counted from the run's start
 
     def seed_step(self, batch_idx: int) -> None:
         """Seed torch's generators for this batch."""
-        micro = self.step * self.run_settings.grad_accum + batch_idx % self.run_settings.grad_accum
-        torch.manual_seed((self.run_settings.seed * 1_000_003 + micro * 4_099 + self.global_rank) % 2**63)
+        number = self.batch_number(batch_idx)
+        torch.manual_seed((self.run_settings.seed * 1_000_003 + number * 4_099 + self.global_rank) % 2**63)
+
+    def batch_number(self, batch_idx: int) -> int:
+        """Lightning's batch counter, which starts at 0 in every session, as a count from the start of the run."""
+        accumulate = self.run_settings.grad_accum
+        return self.step * accumulate + batch_idx % accumulate
 
     def remember(self, images: tuple[int, ...], figures: dict[str, Tensor]) -> None:
         """Send the batch's figures to the host without waiting for them; the callbacks read `records`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,11 +33,12 @@ def build_optimizer(module: nn.Module, settings: OptimizerSettings, *, fused: bo
     Raises:
         ValueError: nothing is left to learn.
     """
-    backbone, rest = [], []
+    backbone: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (backbone if "backbone." in name else rest).append(parameter)
-    groups = [{"params": rest, "lr": settings.lr}]
+    groups: list[dict[str, Any]] = [{"params": rest, "lr": settings.lr}]
     if settings.lr_backbone > 0 and backbone:
         groups.append({"params": backbone, "lr": settings.lr_backbone})
     groups = [group for group in groups if group["params"]]

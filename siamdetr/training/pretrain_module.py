@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from siamdetr.data.targets import ViewBatch, normalize
 from siamdetr.losses import weighted_sum
 from siamdetr.models.detector import Detector
 from siamdetr.preprocessing import PreprocessingSpec
 from siamdetr.pretext import PRETEXTS
+from siamdetr.pretext.common import OBJECT_LABEL
 from siamdetr.training.module import StepModule
 from siamdetr.training.settings import PretrainSettings
 
@@ -33,7 +36,7 @@ class PretrainModule(StepModule):
         """The weighted loss of one batch of view pairs, scalar."""
         self.seed_step(batch_idx)
         batch = normalize(batch, self.preprocessing.mean, self.preprocessing.std)
-        images = self.images_of(batch_idx)
+        images = self.image_ids_of(self.batch_number(batch_idx))
         with self.naming_the_step(images):
             figures = self.pretext(batch)
         total: Tensor = weighted_sum(figures, self.pretext.loss_weights)
@@ -43,3 +46,19 @@ class PretrainModule(StepModule):
     def transfer_batch_to_device(self, batch: ViewBatch, device: torch.device, dataloader_idx: int) -> ViewBatch:
         """uint8 to the device, without waiting where the memory is pinned."""
         return batch.to(device, non_blocking=True)
+
+
+def class_agnostic(detector: Detector) -> Detector:
+    """A copy of a pretrained detector as a detector of one class, "object".
+
+    The pretext's class head has three logits (nothing, object, no object), of which the first never is the answer; the copy
+    keeps the other two, so that a pretrained model predicts, is scored and exported like any other.
+    """
+    copied = copy.deepcopy(detector)
+    head = nn.Linear(detector.settings.dim, 2)
+    with torch.no_grad():
+        head.weight.copy_(detector.class_head.weight[OBJECT_LABEL:])
+        head.bias.copy_(detector.class_head.bias[OBJECT_LABEL:])
+    copied.class_head = head
+    copied.settings = detector.settings.model_copy(update={"num_classes": 1})
+    return copied

@@ -44,6 +44,7 @@ def as_callback(sink: ProgressSink, task: str, poll: Callable[[], None]) -> Call
         sink.update(task, done)
         if done >= total:
             sink.end(task)
+            begun = False  # one callback may serve several passes
         poll()
 
     return progress

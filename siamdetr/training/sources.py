@@ -24,8 +24,12 @@ class FinetuneData:
 
 
 def open_unlabelled(data: DataSettings, progress: Progress | None = None) -> DetectionIndex:
-    """All images of all paths, without their labels; if there are labels, the log points to `siamdetr finetune`."""
-    parts = [_open(path, data, data.split, progress) for path in data.paths]
+    """The images of all paths, without their labels; if there are labels, the log points to `siamdetr finetune`.
+
+    Of a data set that is divided only its train part is taken: what is scored later is not seen here either.
+    """
+    splits = [data.split or _first_there(path, data.format, ("train", "trainval")) for path in data.paths]
+    parts = [_open(path, data, split, progress) for path, split in zip(data.paths, splits, strict=True)]
     labelled = sum(part.num_boxes for part in parts)
     if labelled:
         _log.info(

@@ -112,7 +112,7 @@ class StepLog(Callback):  # type: ignore[misc]  # Lightning's hook seam
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=module.step)
         if trainer.is_global_zero:
-            self.progress.update("train", module.step, figures)
+            self.progress.update("train", module.step, {"loss": figures["loss"]})
 
 
 def _auxiliary(name: str) -> bool:

@@ -1,61 +1,45 @@
 """The order of the samples, and the loader that follows it from any position.
 
-Training is one endless stream of shuffled passes over the data: sample s of the stream is image order(seed, pass)[s mod N] of
-pass s div N. Batch b of process r is a fixed piece of that stream, so that a resumed run, another number of workers or another
-number of processes (with the same total batch) sees the same samples. Batches may straddle two passes; nothing is dropped.
+Training is one endless stream of batches: batch b of process r is a function of (seed, b, r), so that a resumed run, another
+number of workers or another number of processes (with the same total batch) sees the same samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-Sample = tuple[int, int]  # (pass, position in the index)
+from siamdetr.data.sampler import EpochSampler
+
+Sample = tuple[int, int]  # (epoch, position in the index)
 
 
 class SampleOrder:
-    """Which samples make batch b of this process.
+    """Which samples make batch b of this process, counted from the start of training over all epochs."""
 
-    Args:
-        length: images.
-        batch_size: samples a process and batch.
-        seed: of the shuffles.
-        rank, world_size: this process among all; together they take consecutive pieces of the stream.
-    """
-
-    def __init__(self, length: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.length = length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+    def __init__(self, sampler: EpochSampler) -> None:
+        self._sampler = sampler
+        self._epoch = -1
+        self._batches: Any = None
 
     def batch(self, number: int) -> list[Sample]:
-        """The samples of batch `number`, counted from the start of training."""
-        first = (number * self.world_size + self.rank) * self.batch_size
-        return [self._sample(position) for position in range(first, first + self.batch_size)]
-
-    def _sample(self, position: int) -> Sample:
-        epoch, place = divmod(position, self.length)
-        return epoch, int(_shuffled(self.length, self.seed, epoch)[place])
-
-
-@lru_cache(maxsize=4)
-def _shuffled(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, epoch)).permutation(length)
+        """The samples of batch `number`."""
+        sampler = self._sampler
+        epoch, step = divmod(number, sampler.num_batches)
+        if epoch != self._epoch:
+            shape = (sampler.num_batches, sampler.world_size, sampler.batch_size)
+            self._epoch, self._batches = epoch, sampler.order(epoch).reshape(shape)
+        return [(epoch, int(i)) for i in self._batches[step, sampler.rank]]
 
 
 class BatchStream:
     """An iterable of batches [start, stop) in stream order, for Lightning's loop: not a DataLoader, so it is left alone.
 
     Args:
-        dataset: takes (pass, position) and must be a function of them and its seed alone.
+        dataset: takes (epoch, position) and must be a function of them and its seed alone.
         collate: samples to a batch.
         order: which samples.
         start, stop: numbers of the first batch and of the one after the last.
