@@ -14,7 +14,7 @@ from siamdetr.data.targets import Targets
 from siamdetr.losses import weighted_sum
 from siamdetr.matcher import match
 from siamdetr.models.detector import Outputs
-from siamdetr.official_losses import load_criterion
+from siamdetr.official import load_criterion
 from siamdetr.postprocess import postprocess
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -1,0 +1,151 @@
+"""What pretext methods share: a frozen teacher, features of regions and crops, and queries that know a region.
+
+Letters in shapes: B images, P regions, Q queries, D width, F feature channels, h and w cells of the feature map.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from torchvision.ops import roi_align
+
+from siamdetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from siamdetr.config import DetectorSettings
+from siamdetr.data.targets import Targets
+from siamdetr.models.backbone import Backbone, fold_batchnorm
+from siamdetr.models.structures import Queries
+
+POOLED_CELLS = 7  # RoIAlign grid, whose mean is the region's feature
+
+# The class head of pretraining has three logits: class 0 never occurs, 1 is "an object", 2 is "no object".
+PRETEXT_CLASSES = 2
+OBJECT_LABEL = 1
+
+
+class FrozenTeacher:
+    """The detector's backbone without gradient, BatchNorm folded into the convolutions, channels last.
+
+    Not a module, so that its copy of the weights is in no checkpoint. The copy is remade when the backbone's weights were
+    loaded, moved or changed, and is kept in the precision of the autocast region it is called in.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone.requires_grad_(False)
+        self.folded: Backbone | None = None
+        self.folded_from: tuple[object, ...] = ()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] normalised images -> [B, F, h, w] features (in half precision under autocast)."""
+        device = images.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
+        with torch.autocast(device, enabled=False):
+            features: Tensor = self._network(dtype)(images.to(dtype, memory_format=torch.channels_last))
+        return features
+
+    def _network(self, dtype: torch.dtype) -> Backbone:
+        tensors = (*self.backbone.parameters(), *self.backbone.buffers())
+        state = (dtype, *((tensor.data_ptr(), tensor._version) for tensor in tensors))
+        if self.folded is None or self.folded_from != state:
+            self.folded = fold_batchnorm(self.backbone).to(dtype).eval().requires_grad_(False)
+            self.folded_from = state
+        return self.folded
+
+
+def pretext_settings(settings: DetectorSettings) -> DetectorSettings:
+    """The same detector with the class head of pretraining: softmax over nothing, object, no object."""
+    return settings.model_copy(update={"num_classes": PRETEXT_CLASSES, "classifier": "softmax"})
+
+
+def check_detector(settings: DetectorSettings, num_regions: int, *, where: str) -> None:
+    """Refuse a detector that cannot be pretrained.
+
+    Raises:
+        ValueError: its class head is not the pretext's, or its queries do not divide among the regions.
+    """
+    if settings.classifier != "softmax" or settings.num_classes != PRETEXT_CLASSES:
+        raise ValueError(
+            f"{where}: expected a detector with a softmax classifier of {PRETEXT_CLASSES} classes, got {settings.classifier} of "
+            f"{settings.num_classes}; build it from pretext_settings(settings)"
+        )
+    if settings.num_queries % num_regions:
+        raise ValueError(
+            f"{where}: {settings.num_queries} queries do not divide among {num_regions} regions; choose num_queries a multiple "
+            "of num_regions"
+        )
+
+
+def object_targets(boxes: Tensor) -> Targets:
+    """[B, P, 4] regions as detection targets, all labelled "an object"."""
+    images, regions = boxes.shape[:2]
+    labels = torch.full((images * regions,), OBJECT_LABEL, device=boxes.device)
+    return Targets(boxes.flatten(0, 1), labels, (regions,) * images)
+
+
+def jitter_boxes(boxes: Tensor, amount: float, generator: Generator | None = None) -> Tensor:
+    """Move every edge a little, and keep the box inside the image.
+
+    Args:
+        boxes: [..., 4] (cx, cy, w, h) fractions.
+        amount: the largest move, as a fraction of the box's width or height. The moves are bell-shaped, a normal number
+            through a sigmoid, as in the official code: with .1 their standard deviation is .042.
+        generator: of random numbers, on the device of the boxes; None: torch's own.
+    Returns:
+        [..., 4] (cx, cy, w, h) fractions within [0, 1].
+    """
+    noise = torch.randn(boxes.shape, device=boxes.device, dtype=boxes.dtype, generator=generator)
+    width_height = boxes[..., 2:]
+    moves = (noise.sigmoid() * 2 - 1) * amount * torch.cat([width_height, width_height], dim=-1)
+    return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moves).clamp(0, 1))
+
+
+def region_features(features: Tensor, boxes: Tensor, sizes: Tensor, stride: int) -> Tensor:
+    """Mean feature of each region: RoIAlign to 7x7 cells (not `aligned`, adaptive sampling, as in the official code).
+
+    Args:
+        features: [B, F, h, w] of the padded images.
+        boxes: [B, P, 4] (cx, cy, w, h) fractions of the unpadded images.
+        sizes: [B, 2] (H, W) of the unpadded images, pixels.
+        stride: pixels per feature cell.
+    Returns:
+        [B, P, F] float32.
+    """
+    images, regions = boxes.shape[:2]
+    scale = sizes.flip(-1).repeat(1, 2)[:, None].float()  # [B, 1, 4] = W, H, W, H
+    corners = (cxcywh_to_xyxy(boxes.float()) * scale).flatten(0, 1)
+    image = torch.arange(images, device=boxes.device).repeat_interleave(regions)[:, None].to(corners.dtype)
+    rois = torch.cat([image, corners], dim=1)  # [BP, 5]
+    cells: Tensor = roi_align(
+        features.float(), rois, POOLED_CELLS, spatial_scale=1 / stride, sampling_ratio=-1, aligned=False
+    )
+    return cells.mean((2, 3)).view(images, regions, -1)
+
+
+def crop_features(teacher: FrozenTeacher, crops: Tensor) -> Tensor:
+    """[B, P, 3, C, C] normalised crops -> [B, P, F] float32 mean features, in one forward pass."""
+    means = teacher(crops.flatten(0, 1)).float().mean((2, 3))  # [BP, F]
+    return means.view(*crops.shape[:2], -1)
+
+
+def condition_queries(queries: Queries, regions: Tensor) -> Queries:
+    """Give every query a region: the first Q/P queries the first region, and so on.
+
+    Args:
+        queries: of B images.
+        regions: [B, P, D] projected region features; P divides Q.
+    Returns:
+        The queries with the region added to their position. Ours: to their content where a variant has no learned
+        position (DAB, DN), which the paper leaves open.
+    """
+    repeated = regions.repeat_interleave(queries.content.shape[1] // regions.shape[1], dim=1)  # [B, Q, D]
+    if queries.position is None:
+        return dataclasses.replace(queries, content=queries.content + repeated)
+    return dataclasses.replace(queries, position=queries.position + repeated)
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """[..., F] twice -> [...] squared distance of the unit vectors, 2 - 2 cos, in [0, 4]; computed in float32."""
+    return (F.normalize(a.float(), dim=-1) - F.normalize(b.float(), dim=-1)).square().sum(-1)

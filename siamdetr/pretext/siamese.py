@@ -1,0 +1,189 @@
+"""Siamese DETR (Chen et al. 2023, arXiv:2303.18144): detect in one view of an image the regions seen in the other.
+
+Queries made from the regions of one view decode the encoded other view; targets are the same regions' boxes there (§3.3),
+and the frozen backbone's features of the regions' crops in the first view. The encoder sees that both views are one image.
+Ours: both views go through the network in one pass; per-image queries in every variant (the official deformable code gives
+the whole batch the first image's); box jitter is clamped to the view.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from siamdetr.boxes import cxcywh_to_xyxy, elementwise_iou
+from siamdetr.config import SiameseSettings
+from siamdetr.data.targets import Targets, ViewBatch
+from siamdetr.losses import DetectionCriterion, layer_weights, name_layers
+from siamdetr.matcher import Matches
+from siamdetr.models.detector import Detector, Outputs
+from siamdetr.models.heads import MLP
+from siamdetr.pretext.common import (
+    FrozenTeacher,
+    check_detector,
+    condition_queries,
+    cosine_distance,
+    crop_features,
+    jitter_boxes,
+    object_targets,
+    region_features,
+)
+
+
+class GlobalHead(nn.Module):
+    """Projector and predictor of the encoder's global discrimination (§3.2; as SimSiam, arXiv:2011.10566)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.projector = nn.Sequential(
+            nn.Linear(dim, dim),
+            nn.BatchNorm1d(dim),
+            nn.ReLU(),
+            nn.Linear(dim, dim),
+            nn.BatchNorm1d(dim),
+            nn.ReLU(),
+            nn.Linear(dim, dim),
+            nn.BatchNorm1d(dim),
+        )
+        self.predictor = nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, dim))
+
+    def forward(self, view: Tensor, other: Tensor) -> Tensor:
+        """[B, D] pooled memory of either view -> the symmetric loss, in [0, 4]; batch statistics are per view."""
+        if self.training and len(view) < 2 and any(type(part) is nn.BatchNorm1d for part in self.projector):
+            raise ValueError(
+                "SiameseDETR: the global loss needs batch statistics, so at least 2 images a process, got 1; raise the batch "
+                "size or set weight_global=0"
+            )
+        projected, wanted = self.projector(view), self.projector(other)
+        there = cosine_distance(self.predictor(projected), wanted.detach())
+        back = cosine_distance(self.predictor(wanted), projected.detach())
+        return (there.mean() + back.mean()) / 2
+
+
+class SiameseDETR(nn.Module):
+    """The pretext holds the detector that it pretrains; the backbone is the frozen teacher and stays as it is.
+
+    Args:
+        detector: with the class head of pretraining (`pretext_settings`).
+        settings: regions, jitter, loss weights. A weight of 0 leaves the loss's head and its computation out.
+    Raises:
+        ValueError: another class head, or queries that do not divide among the regions.
+
+    Attributes: `detector`; `region_projection` (region feature to query), `feature_head` (query to region feature), `global_head`;
+    `box_jitter` can be set to 0 afterwards for repeatable queries (it is off in eval mode).
+    """
+
+    def __init__(self, detector: Detector, settings: SiameseSettings) -> None:
+        super().__init__()
+        check_detector(detector.settings, settings.num_regions, where="SiameseDETR")
+        self.detector, self.settings = detector, settings
+        self.box_jitter = settings.box_jitter
+        dim, channels = detector.settings.dim, detector.backbone.num_channels
+        self.region_projection = nn.Linear(channels, dim)
+        self.feature_head = MLP(dim, dim, channels, num_layers=2) if settings.weight_region else None
+        self.global_head = GlobalHead(dim) if settings.weight_global else None
+        layers = detector.settings.decoder_layers
+        self.criterion = DetectionCriterion(
+            settings.losses, "softmax", detector.settings.num_classes, num_layers=layers
+        )
+        self.teacher = FrozenTeacher(detector.backbone)
+        self.train(self.training)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss that `forward` returns; whatever else it returns is a monitor."""
+        weights = self.criterion.weights
+        if self.feature_head is not None:
+            weights |= layer_weights({"loss_region": self.settings.weight_region}, self.criterion.num_layers)
+        if self.global_head is not None:
+            weights["loss_global"] = self.settings.weight_global
+        return weights
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module, but the backbone is always in eval mode."""
+        super().train(mode)
+        self.detector.backbone.eval()
+        return self
+
+    def forward(self, batch: ViewBatch, generator: Generator | None = None) -> dict[str, Tensor]:
+        """Losses of both directions together.
+
+        Args:
+            batch: normalised float views, `num_regions` regions each.
+            generator: of the box jitter, on the device of the batch; None: torch's own.
+        Returns:
+            Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`,
+            `loss_region`; once: `loss_global`. Detached: the criterion's `class_error`, `cardinality_error`; against collapse:
+            `monitor_query_std` (of decoder outputs over the batch: 0 = every image answers alike), `monitor_view_cosine` (of
+            the two views' mean memory), `monitor_matched_iou` (last layer).
+        Raises:
+            ValueError: the batch has another number of regions, or the global loss has a batch of one image.
+            FloatingPointError: a prediction is not finite.
+        """
+        outputs, pooled = self.predict(batch, generator)
+        targets = object_targets(batch.boxes)
+        losses, matches = self.criterion.losses_and_matches(outputs, targets, float(len(targets.labels)))
+        if self.feature_head is not None:
+            losses |= name_layers({"loss_region": self._region_loss(batch.crops, outputs, matches)})
+        view, other = pooled.chunk(2)
+        if self.global_head is not None:
+            losses["loss_global"] = self.global_head(view, other)
+        return losses | _monitors(outputs, pooled, targets, matches)
+
+    def predict(self, batch: ViewBatch, generator: Generator | None = None) -> tuple[Outputs, Tensor]:
+        """Cross-view decoding in one pass.
+
+        Args:
+            batch: as in `forward`.
+            generator: as in `forward`.
+        Returns:
+            Outputs for 2B images: image i is decoded with the queries of its other view, so its boxes lie in view i;
+            and the encoded images' mean over all cells, padded ones included as in the official code: [2B, D] float32.
+        """
+        self._check(batch)
+        features = self.teacher(batch.images)
+        boxes = batch.boxes
+        if self.training and self.box_jitter:
+            boxes = jitter_boxes(boxes, self.box_jitter, generator)
+        regions = region_features(features, boxes, batch.sizes, self.detector.backbone.stride)
+        memory = self.detector.encode_features(features, batch.padding)
+        queries = condition_queries(self.detector.queries(len(boxes)), swap_views(self.region_projection(regions)))
+        return self.detector.decode(queries, memory), memory.tokens.float().mean(1)
+
+    def _region_loss(self, crops: Tensor, outputs: Outputs, matches: Matches) -> Tensor:
+        """[L]: each matched query against the crop of its own region, in the view the query came from."""
+        assert self.feature_head is not None
+        wanted = swap_views(crop_features(self.teacher, crops)).flatten(0, 1)  # [2BP, F]
+        matched = outputs.hidden[matches.layer, matches.image, matches.query]  # [K, D]
+        distance = cosine_distance(self.feature_head(matched), wanted[matches.target])
+        return distance.view(len(outputs.hidden), -1).sum(1) / len(wanted)
+
+    def _check(self, batch: ViewBatch) -> None:
+        regions = batch.boxes.shape[1]
+        if regions != self.settings.num_regions:
+            raise ValueError(
+                f"SiameseDETR: expected {self.settings.num_regions} regions a view, got {regions}; give the data set and the "
+                "pretext the same num_regions"
+            )
+
+
+def swap_views(x: Tensor) -> Tensor:
+    """[2B, ...] of view 1 then view 2 -> view 2 then view 1."""
+    return torch.cat(x.chunk(2)[::-1])
+
+
+@torch.no_grad()
+def _monitors(outputs: Outputs, pooled: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
+    last = len(outputs.boxes) - 1
+    per_layer = len(matches.query) // len(outputs.boxes)
+    image, query, target = (index[last * per_layer :] for index in (matches.image, matches.query, matches.target))
+    found, wanted = outputs.boxes[last, image, query].float(), targets.boxes[target].float()
+    view, other = pooled.chunk(2)
+    return {
+        "monitor_query_std": outputs.hidden[last].float().std(0, correction=0).mean(),
+        "monitor_view_cosine": F.cosine_similarity(view, other).mean(),
+        "monitor_matched_iou": elementwise_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted)).mean(),
+    }
