@@ -1,0 +1,257 @@
+"""The public face: `SiamDETR`, a detector with its classes and its preprocessing, and `load`, which opens any of our files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import supervision as sv
+import torch
+from numpy.typing import NDArray
+
+from siamdetr.checkpoint import CheckpointError, ModelMetadata, find_model_file, load_model, save_model
+from siamdetr.config import Classifier, DetectorSettings, Variant
+from siamdetr.evaluation.predictor import Predictor, Progress, ScoredBoxes, predict
+from siamdetr.evaluation.pytorch import PyTorchPredictor, evaluating, normalize_prepared
+from siamdetr.models.attention import record_attention
+from siamdetr.models.backbone_weights import load_backbone_weights
+from siamdetr.models.detector import Detector
+from siamdetr.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
+
+ONNX_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+
+
+class Model(Predictor, Protocol):
+    """What `load` gives, whatever runs it."""
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The data set's own ids in label order; empty when not known."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the model is, in plain values."""
+
+    def predict(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        *,
+        progress: Progress | None = None,
+    ) -> sv.Detections | list[sv.Detections]:
+        """Detections of one image, or of each of a sequence."""
+
+
+class SiamDETR:
+    """A DETR detector that takes pictures and gives boxes.
+
+    The weights are random; `siamdetr.load` opens trained ones.
+
+    Args:
+        variant: "vanilla" or "conditional".
+        backbone: resnet18/34/50/101 or any timm model with feature maps.
+        num_classes: number of classes, named class_0, class_1, … ; or give `class_names`.
+        class_names: names in label order.
+        num_queries: boxes that the detector proposes for an image.
+        stride: of the feature map, 32 or 16 pixels.
+        classifier: "softmax" or "focal"; None: as the variant's paper, softmax for vanilla, focal for conditional.
+        backbone_weights: "imagenet" or a file; None: random.
+        preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR.
+    Raises:
+        ValueError: neither or contradicting numbers of classes, or a setting that does not exist.
+    """
+
+    def __init__(
+        self,
+        variant: Variant = "conditional",
+        *,
+        backbone: str = "resnet50",
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        num_queries: int = 100,
+        stride: int = 32,
+        classifier: Classifier | None = None,
+        backbone_weights: str | None = None,
+        preprocessing: PreprocessingSpec | None = None,
+    ) -> None:
+        names = _class_names(num_classes, class_names)
+        settings = DetectorSettings.model_validate(
+            {
+                "variant": variant,
+                "backbone": backbone,
+                "num_classes": len(names),
+                "num_queries": num_queries,
+                "stride": stride,
+                "classifier": classifier or ("softmax" if variant == "vanilla" else "focal"),
+            }
+        )
+        detector = Detector(settings)
+        if backbone_weights is not None:
+            load_backbone_weights(detector.backbone, backbone_weights)
+        metadata = ModelMetadata(class_names=names, preprocessing=preprocessing or PreprocessingSpec())
+        self._set(detector.eval(), metadata, None)
+
+    def _set(self, detector: Detector, metadata: ModelMetadata, path: Path | None) -> None:
+        self._predictor = PyTorchPredictor(detector, metadata.class_names, metadata.preprocessing)
+        self._metadata = metadata
+        self._path = path
+
+    @classmethod
+    def from_parts(
+        cls,
+        detector: Detector,
+        *,
+        class_names: Sequence[str],
+        preprocessing: PreprocessingSpec,
+        category_ids: Sequence[int] = (),
+        lineage: Sequence[str] = (),
+        metrics: Mapping[str, float] | None = None,
+    ) -> SiamDETR:
+        """A model of a detector that is already there (it is held, not copied)."""
+        metadata = ModelMetadata(
+            class_names=tuple(class_names),
+            category_ids=tuple(category_ids),
+            preprocessing=preprocessing,
+            lineage=tuple(lineage),
+            metrics=dict(metrics or {}),
+        )
+        model = cls.__new__(cls)
+        model._set(detector, metadata, None)
+        return model
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> SiamDETR:
+        """Open a model file, or the best one of a run folder. `siamdetr.load` opens exported files too.
+
+        Raises:
+            CheckpointError: not there, not ours, or damaged.
+        """
+        file = find_model_file(path)
+        detector, metadata = load_model(file)
+        model = cls.__new__(cls)
+        model._set(detector.to(device), metadata, file)
+        return model
+
+    @property
+    def detector(self) -> Detector:
+        """The module: float normalised images [B, 3, H, W] and padding in, `Outputs` out."""
+        return self._predictor.detector
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What a model file says besides the detector's settings."""
+        return self._metadata
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in label order."""
+        return self._metadata.class_names
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The data set's own ids in label order; empty when not known."""
+        return self._metadata.category_ids
+
+    @property
+    def preprocessing(self) -> PreprocessingSpec:
+        """How images become the detector's input."""
+        return self._metadata.preprocessing
+
+    @property
+    def device(self) -> torch.device:
+        """Where the detector is."""
+        return self._predictor.device
+
+    def to(self, device: str | torch.device) -> SiamDETR:
+        """Move the detector; returns this model."""
+        self.detector.to(device)
+        return self
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the model is, in plain values."""
+        return {
+            "kind": "PyTorch model",
+            "file": None if self._path is None else str(self._path),
+            **self.detector.settings.model_dump(),
+            "parameters": sum(parameter.numel() for parameter in self.detector.parameters()),
+            **self._metadata.model_dump(),
+        }
+
+    def predict(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        *,
+        progress: Progress | None = None,
+    ) -> sv.Detections | list[sv.Detections]:
+        """Detections of one image, or a list of them for a sequence; see `siamdetr.evaluation.predictor.predict`.
+
+        Args:
+            images: one PIL image, uint8 RGB array [H, W, 3] or path; or a sequence of such.
+            threshold: least score.
+            batch_size: images at a time.
+            progress: called with (images done, images in all).
+        Returns:
+            `supervision.Detections`: xyxy in pixels of the image, confidence, class_id, data["class_name"]; best first.
+        """
+        return predict(self, images, threshold=threshold, batch_size=batch_size, progress=progress)
+
+    def predict_batch(self, batch: Prepared) -> ScoredBoxes:
+        """All scored boxes of a batch of prepared images, before any threshold."""
+        return self._predictor.predict_batch(batch)
+
+    def attention(self, image: ImageLike) -> NDArray[np.float32]:
+        """Where each query of each decoder layer looks.
+
+        Returns:
+            [L, heads, Q, h, w]: over h and w (cells of the feature map) every map sums to 1.
+        """
+        batch = preprocess([image], self.preprocessing)
+        images, padding = normalize_prepared(batch, self.preprocessing, self.device)
+        with evaluating(self.detector), torch.inference_mode(), record_attention(self.detector) as maps:
+            self.detector(images, padding)
+        return torch.stack([one[0] for one in maps]).float().cpu().numpy()
+
+    def save(self, path: str | Path) -> None:
+        """Write a model file (.safetensors), atomically.
+
+        Raises:
+            CheckpointError: the name does not end in .safetensors, or the disk is full; an old file stays.
+        """
+        save_model(path, self.detector, self._metadata)
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> SiamDETR | Model:
+    """Open any of our files for prediction.
+
+    Args:
+        path: a run folder (its best weights, else its last), a .safetensors file, an .onnx file or a bundle folder.
+        device: where it runs: "cpu", "cuda", "cuda:N".
+    Raises:
+        CheckpointError: not there, not ours, or damaged.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx" or (path / MANIFEST_FILE).is_file() or (path / ONNX_FILE).is_file():
+        from siamdetr.export.runtime import OnnxDetector
+
+        return OnnxDetector(path, device=str(device))
+    return SiamDETR.load(path, device=device)
+
+
+def _class_names(number: int | None, names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is None and number is None:
+        raise ValueError("SiamDETR: got no classes; give num_classes=20, or class_names=[...]")
+    if names is None:
+        return tuple(f"class_{label}" for label in range(number or 0))
+    if number is not None and number != len(names):
+        raise ValueError(f"SiamDETR: got num_classes={number} and {len(names)} class names; give one of the two")
+    return tuple(names)
+
+
+__all__ = ["CheckpointError", "Model", "SiamDETR", "load"]
