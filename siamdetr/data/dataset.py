@@ -18,7 +18,8 @@ from siamdetr.config import SiameseSettings
 from siamdetr.data.images import UnreadableImageError, content_key, decode_image, read_bytes
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import DataError
-from siamdetr.data.proposals import ProposalStore, propose
+from siamdetr.data.proposal_store import ProposalStore
+from siamdetr.data.proposals import propose
 from siamdetr.data.randomness import sample_random
 from siamdetr.data.targets import DetectionBatch, Targets, ViewBatch
 from siamdetr.data.transforms import FinetuneTransform
@@ -61,7 +62,8 @@ class _ImageFiles:
                 f"{index.root}: got zero images, expected at least one; `siamdetr doctor {index.root}` says why"
             )
         self.index = index
-        self.failed = torch.zeros(len(index), dtype=torch.bool).share_memory_()
+        self.failed = torch.zeros(len(index), dtype=torch.bool)
+        self.failed.share_memory_()  # type: ignore[no-untyped-call]
         cv2.setNumThreads(0)  # its thread pool does not survive the fork of workers, and they are the parallelism
 
     def read(self, i: int, at_least: int | None = None) -> tuple[int, bytes, Image.Image]:

@@ -7,7 +7,7 @@ import io
 import warnings
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from siamdetr.data.problems import DataError
 from siamdetr.preprocessing import load_image
@@ -75,7 +75,7 @@ def decode_image(data: bytes, *, source: str | Path, at_least: int | None = None
         Exception
     ) as error:  # Pillow's readers raise what they like on broken files: OSError, SyntaxError, struct.error ...
         cause = "empty file" if not data else " ".join(str(error).split()) or type(error).__name__
-        cause = "no image reader knows it" if isinstance(error, Image.UnidentifiedImageError) and data else cause
+        cause = "no image reader knows it" if isinstance(error, UnidentifiedImageError) and data else cause
         raise UnreadableImageError(
             f"{source}: cannot be opened as an image ({cause}); `siamdetr doctor` lists such images"
         ) from None

@@ -68,7 +68,7 @@ class ProposalStore:
         self._sizes = (batch.column(2).to_numpy(), batch.column(3).to_numpy())
         lists = batch.column(4)
         self._offsets = np.frombuffer(lists.buffers()[1], dtype=np.int64, count=len(batch) + 1) if len(batch) else None
-        self._values = lists.values.to_numpy().reshape(-1, 4)
+        self._values: Fractions = lists.values.to_numpy().reshape(-1, 4)
 
     @classmethod
     def open(cls, path: str | Path) -> ProposalStore:

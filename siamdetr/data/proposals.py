@@ -34,6 +34,8 @@ from siamdetr.data.proposal_store import (
     write_store,
 )
 
+__all__ = ["ProposalStore", "compute_proposals", "gradient_edges", "propose"]
+
 logger = logging.getLogger(__name__)
 
 MAX_BOXES = 512  # asked of EdgeBoxes

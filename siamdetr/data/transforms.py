@@ -125,4 +125,4 @@ def _into_region(boxes: Boxes, region: tuple[float, float, float, float], size: 
     offset = np.asarray([x0, y0, x0, y0], dtype=np.float32)
     scale = np.asarray([width / (x1 - x0), height / (y1 - y0)] * 2, dtype=np.float32)
     limit = np.asarray([width, height, width, height], dtype=np.float32)
-    return np.clip((boxes - offset) * scale, 0, limit).astype(np.float32)
+    return np.asarray(np.clip((boxes - offset) * scale, 0, limit), dtype=np.float32)

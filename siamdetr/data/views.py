@@ -157,7 +157,7 @@ def choose_regions(proposals: Boxes | None, intersection: Rect, num_regions: int
     if missing > 0:
         again = kept[np.arange(missing) % len(kept)]
         shift = rng.uniform(-REPEAT_JITTER, REPEAT_JITTER, again.shape) * _sides(again)
-        kept = np.concatenate([kept, _clamp(again + shift, whole[0])])
+        kept = np.concatenate([kept, _clamp((again + shift).astype(np.float32), whole[0])])
     return np.concatenate([whole, kept]).astype(np.float32)
 
 
@@ -242,4 +242,5 @@ def _sides(boxes: Boxes) -> Boxes:
 
 
 def _areas(boxes: Boxes) -> NDArray[np.float32]:
-    return np.clip(boxes[:, 2] - boxes[:, 0], 0, None) * np.clip(boxes[:, 3] - boxes[:, 1], 0, None)
+    sides = np.clip(boxes[:, 2:] - boxes[:, :2], 0, None)
+    return np.asarray(sides[:, 0] * sides[:, 1], dtype=np.float32)
