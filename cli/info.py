@@ -14,7 +14,7 @@ def info(
     """Explain any of our files: what it is, where it came from, what it can do."""
     from rich.table import Table
 
-    from siamdetr.checkpoint import describe
+    from siamdetr.training.describe import describe
     from siamdetr.cli.console import console
 
     table = Table(show_header=False, box=None, pad_edge=False)

@@ -17,8 +17,9 @@ from typing import Any
 import matplotlib
 import yaml
 from jinja2 import Environment
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from siamdetr.checkpoint import atomic_write
 
@@ -55,7 +56,7 @@ def curve(rows: Sequence[Mapping[str, float]], key: str, name: str | None = None
 
 def curves_svg(curves: Sequence[Curve], *, y_label: str, x_label: str = "step") -> Markup:
     """An inline SVG of lines in one frame, in the page's own text colour."""
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": y_label + "".join(line.name for line in curves),
         "font.size": 10,
@@ -66,6 +67,7 @@ def curves_svg(curves: Sequence[Curve], *, y_label: str, x_label: str = "step") 
         for line, colour in zip(curves, _COLOURS * (1 + len(curves) // len(_COLOURS)), strict=False):
             marker = "o" if len(line.x) <= 40 else None
             axes.plot(line.x, line.y, label=line.name, color=colour, linewidth=1.6, marker=marker, markersize=3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(x_label, color=_INK)
         axes.set_ylabel(y_label, color=_INK)
         axes.tick_params(colors=_INK)
@@ -119,8 +121,9 @@ def write_report(run_folder: str | Path) -> Path:
     rows = _metrics(folder)
     found = folder / EVALUATION_FILE
     evaluation = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else None
-    sections = [*_curve_sections(rows), *_evaluation_sections(evaluation), *_picture_sections(folder)]
-    sections.append(Section("Settings", Markup("<pre>{}</pre>").format(config.read_text(encoding="utf-8")), wide=True))
+    sections = [*_evaluation_sections(evaluation), *_curve_sections(rows), *_picture_sections(folder)]
+    config_text = Markup("<details><summary>config.yaml</summary><pre>{}</pre></details>")
+    sections.append(Section("Settings", config_text.format(config.read_text(encoding="utf-8")), wide=True))
     text = page(f"siamdetr · {folder.name}", _lead(settings, rows, evaluation), sections)
     atomic_write(folder / REPORT_FILE, lambda file: file.write(text.encode()))
     return folder / REPORT_FILE
@@ -156,9 +159,9 @@ def _curve_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
     parts = [key for key in keys if key.startswith("loss_")]
     monitors = [key for key in keys if key.startswith("monitor_")]
     groups: list[tuple[str, str, list[str]]] = [
+        ("Average precision", "AP", [key for key in ("val_ap", "val_ap50", "val_ap75") if key in keys]),
         ("Loss", "loss", ["loss"] if "loss" in keys else []),
         ("Its parts, unweighted", "loss", parts),
-        ("Average precision", "AP", [key for key in ("val_ap", "val_ap50", "val_ap75") if key in keys]),
         ("Collapse monitors", "value", monitors),
         ("Learning rate", "rate", ["lr"] if "lr" in keys else []),
         ("Throughput", "images a second", ["images_per_second"] if "images_per_second" in keys else []),
@@ -171,7 +174,10 @@ def _curve_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
 
 
 def _plain(key: str) -> str:
-    return key.removeprefix("loss_").removeprefix("monitor_").removeprefix("val_").replace("_", " ")
+    name = (
+        key.removeprefix("loss_").removeprefix("monitor_").removeprefix("val_").removeprefix("num_").replace("_", " ")
+    )
+    return name.replace("ap", "AP", 1) if name.startswith("ap") else name.replace("ar1", "AR@1", 1)
 
 
 def _evaluation_sections(evaluation: Mapping[str, Any] | None) -> list[Section]:
@@ -184,7 +190,8 @@ def _evaluation_sections(evaluation: Mapping[str, Any] | None) -> list[Section]:
     if not rows:
         return [scores]
     header = list(rows[0])
-    return [scores, Section("Per class", table(header, [[row[key] for key in header] for row in rows]))]
+    body = [[row[key] for key in header] for row in rows]
+    return [scores, Section("Per class", table([_plain(key) for key in header], body))]
 
 
 def _picture_sections(folder: Path) -> list[Section]:
@@ -197,7 +204,7 @@ def _picture_sections(folder: Path) -> list[Section]:
 def _cell(value: object) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(escape(str(value)).unescape())
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 _PAGE = """<!doctype html>
@@ -223,10 +230,11 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th { font-weight: 600; color: var(--soft); }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 14px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); gap: 14px; }
 figure { margin: 0; } img { width: 100%; border-radius: 4px; display: block; }
 figcaption { color: var(--soft); font-size: 13px; margin-top: 4px; }
-pre { margin: 0; overflow: auto; font-size: 13px; line-height: 1.45; }
+summary { cursor: pointer; color: var(--soft); }
+pre { margin: 10px 0 0; overflow: auto; font-size: 13px; line-height: 1.45; }
 @media (max-width: 760px) { main { grid-template-columns: minmax(0, 1fr); } }
 </style></head>
 <body><h1>{{ title }}</h1><p class="lead">{{ lead }}</p>

@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
-class AtomicCheckpointIO(CheckpointIO):  # type: ignore[misc]  # Lightning's plugin seam
+class AtomicCheckpointIO(CheckpointIO):
     """Writes a checkpoint as one file that is always whole; the one before it is kept as previous.ckpt."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -57,7 +57,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds here, and none of them is ours to tell apart
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(

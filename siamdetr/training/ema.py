@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from siamdetr.models.detector import Detector
-from siamdetr.training.module import StepModule, completed_step
+from siamdetr.training.module import completed_step
 
 
-class WeightAverage(Callback):  # type: ignore[misc]  # Lightning's hook seam
+class WeightAverage(Callback):
     """Keeps `shadow ← d·shadow + (1-d)·weights` after each step, d = min(decay, (1+t)/(10+t)): short runs forget their start.
 
     Only what learns is averaged; the rest is the detector's own. Saved in every checkpoint, for a resumed run must go on
@@ -26,7 +26,7 @@ class WeightAverage(Callback):  # type: ignore[misc]  # Lightning's hook seam
         self.updates = 0
         self.shadow: dict[str, Tensor] = {}
 
-    def on_train_start(self, trainer: Any, pl_module: StepModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start from the weights as they are, or move the loaded average to their device."""
         device = pl_module.device
         weights = _learning(pl_module.detector)
@@ -35,7 +35,7 @@ class WeightAverage(Callback):  # type: ignore[misc]  # Lightning's hook seam
         self.shadow = {name: value.to(device) for name, value in self.shadow.items()}
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: Any, pl_module: StepModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """One step of the average."""
         if completed_step(trainer, batch_idx):
             self.updates += 1

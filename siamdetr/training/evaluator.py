@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 Score = Callable[[Detector], DetectionMetrics | None]  # None on all processes but the first
 
 
-class Evaluator(Callback):  # type: ignore[misc]  # Lightning's hook seam
+class Evaluator(Callback):
     """Evaluates every `every` steps and at the end, with the averaged weights if there are any.
 
     A signal during an evaluation breaks it off; the resumed run repeats it before its next step.
@@ -58,12 +58,12 @@ class Evaluator(Callback):  # type: ignore[misc]  # Lightning's hook seam
         self.evaluated_at = 0
         self.metrics: DetectionMetrics | None = None  # of the best weights, in this session
 
-    def on_train_start(self, trainer: Any, pl_module: StepModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Repeat an evaluation that a signal broke off."""
         if self._due(pl_module) and self.evaluated_at != pl_module.step:
             self._evaluate(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: StepModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Evaluate where it is time."""
         if completed_step(trainer, batch_idx) and self._due(pl_module):
             self._evaluate(trainer, pl_module)

@@ -26,7 +26,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-class MetricsCsv(Logger):  # type: ignore[misc]  # Lightning's logger seam
+class MetricsCsv(Logger):
     """Writes each row at once. A new column rewrites the file; rows after `resume_step` belong to a lost future and go."""
 
     def __init__(self, folder: Path, resume_step: int) -> None:
@@ -47,11 +47,11 @@ class MetricsCsv(Logger):  # type: ignore[misc]  # Lightning's logger seam
         """Lightning asks for one."""
         return ""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **keywords: Any) -> None:
         """They are in config.yaml."""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """One row."""
         row = {"step": float(step or 0), **metrics}
@@ -75,7 +75,7 @@ class MetricsCsv(Logger):  # type: ignore[misc]  # Lightning's logger seam
         atomic_write(self._path, lambda file: file.write(text.getvalue().encode()))
 
 
-class TensorBoardEvents(Logger):  # type: ignore[misc]  # Lightning's logger seam
+class TensorBoardEvents(Logger):
     """Events under <run>/tensorboard, without the empty hparams file that Lightning's own logger leaves."""
 
     def __init__(self, folder: Path, resume_step: int) -> None:
@@ -92,17 +92,17 @@ class TensorBoardEvents(Logger):  # type: ignore[misc]  # Lightning's logger sea
         """Lightning asks for one."""
         return ""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **keywords: Any) -> None:
         """They are in config.yaml."""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """One point a metric."""
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, step)
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Everything to the disk."""
         self._writer.close()

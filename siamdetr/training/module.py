@@ -50,7 +50,7 @@ class StepRecord:
             self.event.synchronize()
 
 
-class StepModule(LightningModule):  # type: ignore[misc]  # Lightning's module seam
+class StepModule(LightningModule):
     """Counts optimiser steps itself: `step` is saved and restored, Lightning's own counters start at 0 in every session.
 
     Randomness inside the step (dropout, region jitter) is seeded from (seed, step, process), so that a resumed run repeats
@@ -85,7 +85,7 @@ class StepModule(LightningModule):  # type: ignore[misc]  # Lightning's module s
         event = None
         if values.is_cuda:
             values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self.records.append(StepRecord(self.step + 1, images, tuple(figures), values, event))
 

@@ -28,6 +28,8 @@ def save_pictures(run_folder: Path, index: DetectionIndex, *, count: int = 6, th
     folder.mkdir()
     for i in chosen:
         image = load_image(index.path(i))
-        pair = draw_side_by_side(image, truth_of(index, i), predict(predictor, image, threshold=threshold))
+        found = predict(predictor, [image], threshold=threshold)
+        assert isinstance(found, list)
+        pair = draw_side_by_side(image, truth_of(index, i), found[0])
         pair.thumbnail((_WIDTH, _WIDTH))
         pair.convert("RGB").save(folder / f"image {index.image_ids[i]}.jpg", quality=85)

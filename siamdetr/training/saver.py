@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _POLL_EVERY = 10  # steps between two questions among several processes: each costs a small all-reduce
 
 
-class Saver(Callback):  # type: ignore[misc]  # Lightning's hook seam
+class Saver(Callback):
     """Writes last.ckpt (to resume) and last.safetensors (to use); polls for signals. The last of the callbacks."""
 
     def __init__(
@@ -42,14 +42,14 @@ class Saver(Callback):  # type: ignore[misc]  # Lightning's hook seam
         self.save_model = save_model
         self._saved_at = -1
 
-    def on_train_start(self, trainer: Any, pl_module: StepModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Take the signals back from Lightning; write a first checkpoint, so that a full disk shows now and not in an hour."""
         self.watch.install()
         self._saved_at = pl_module.step
         if pl_module.step == 0:
             self.save(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: StepModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save where it is time; stop where a signal has come."""
         if not completed_step(trainer, batch_idx):
             return
@@ -62,12 +62,12 @@ class Saver(Callback):  # type: ignore[misc]  # Lightning's hook seam
         if asked is not None:
             raise Interrupted(asked, f"{signal.Signals(asked).name}: saved at step {step}; go on with --resume auto")
 
-    def on_train_end(self, trainer: Any, pl_module: StepModule) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The last step is always saved, also after an early stop."""
         if self._saved_at != pl_module.step:
             self.save(trainer, pl_module)
 
-    def on_save_checkpoint(self, trainer: Any, pl_module: StepModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Our section: what the run is, so that resuming can refuse another one."""
         checkpoint[STATE] = {
             "format_version": FORMAT_VERSION,

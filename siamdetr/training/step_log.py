@@ -13,7 +13,7 @@ from siamdetr.training.module import NonFiniteLossError, StepModule, StepRecord,
 from siamdetr.training.progress import ProgressSink
 
 
-class StepLog(Callback):  # type: ignore[misc]  # Lightning's hook seam
+class StepLog(Callback):
     """Checks every step's losses as soon as they are on the host, logs their mean every `log_every` steps, feeds the bar.
 
     On the CPU a bad loss stops the run at its own step; on a GPU the figures arrive a step or two later, which costs no
@@ -28,13 +28,13 @@ class StepLog(Callback):  # type: ignore[misc]  # Lightning's hook seam
         self._images = 0
         self._last_time = 0.0
 
-    def on_train_start(self, trainer: Any, pl_module: StepModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """The clock starts."""
         self._last_time = time.perf_counter()
         if trainer.is_global_zero:
             self.progress.begin("train", pl_module.total_steps, pl_module.step)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: StepModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Read what has arrived; at a logging step, everything."""
         while pl_module.records and pl_module.records[0].arrived():
             self._take(pl_module.records.popleft())
@@ -46,7 +46,7 @@ class StepLog(Callback):  # type: ignore[misc]  # Lightning's hook seam
         elif trainer.is_global_zero:
             self.progress.update("train", pl_module.step)
 
-    def on_train_end(self, trainer: Any, pl_module: StepModule) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The bar is full."""
         if trainer.is_global_zero:
             self.progress.end("train")

@@ -63,7 +63,7 @@ class BatchStream:
         self._length = stop - start
         self._loader = DataLoader(
             dataset,
-            batch_sampler=_Piece(order, start, stop),  # type: ignore[arg-type]  # any iterable of lists of keys
+            batch_sampler=_Piece(order, start, stop),
             collate_fn=collate,
             num_workers=workers,
             timeout=timeout if workers else 0,
