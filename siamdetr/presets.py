@@ -48,6 +48,7 @@ _IMAGENET_RUN = {
     "schedule": {"name": "step", "drop_at": 2 / 3},
     "optimizer": {"lr": 1e-4, "weight_decay": 1e-4, "clip": 0.1},
 }
+_COCO_VIEWS = {"size": 800, "scales": "coco", "weight_global": 0.3, "weight_region": 3.0}
 _COCO_RUN = {**_IMAGENET_RUN, "steps": 120_000, "batch_size": 64}
 
 PRESETS: dict[str, Preset] = {
@@ -61,11 +62,11 @@ PRESETS: dict[str, Preset] = {
     ),
     "siamese-coco-conditional": Preset(
         "Siamese DETR on COCO, Conditional DETR: 120k steps of 64, λ_global .3, λ_region 3 (official config)",
-        pretrain={"detector": _CONDITIONAL, "siamese": {"weight_global": 0.3, "weight_region": 3.0}, **_COCO_RUN},
+        pretrain={"detector": _CONDITIONAL, "siamese": _COCO_VIEWS, **_COCO_RUN},
     ),
     "siamese-coco-vanilla": Preset(
         "Ours: the COCO schedule and λ for vanilla DETR, for which the paper released no config",
-        pretrain={"detector": _VANILLA, "siamese": {"weight_global": 0.3, "weight_region": 3.0}, **_COCO_RUN},
+        pretrain={"detector": _VANILLA, "siamese": _COCO_VIEWS, **_COCO_RUN},
     ),
     "conditional": Preset(
         "Conditional DETR as Siamese DETR released it: 50 epochs, drop at 40, backbone rate 5e-5",
@@ -92,7 +93,7 @@ PRESETS: dict[str, Preset] = {
         "hundreds to thousands of images: EfficientNet-Lite0 at stride 16, 3+3 layers, about 320 pixels, one-cycle, λ 1 and 1",
         pretrain={
             "detector": _SMALL_DETECTOR,
-            "siamese": {"weight_global": 1.0, "weight_region": 1.0},
+            "siamese": {"size": 320, "weight_global": 1.0, "weight_region": 1.0},
             "steps": 2_000,
             "batch_size": 8,
             "optimizer": {"lr": 3e-4},
@@ -114,7 +115,7 @@ PRESETS: dict[str, Preset] = {
         "the synthetic data set of `siamdetr quickstart`: 128-pixel images, 2+2 layers, 25 queries, frozen backbone",
         pretrain={
             "detector": _QUICK_DETECTOR,
-            "siamese": {"weight_global": 1.0, "weight_region": 1.0, "num_regions": 5, "crop_size": 64},
+            "siamese": {"size": 128, "weight_global": 1.0, "weight_region": 1.0, "num_regions": 5, "crop_size": 64},
             "steps": 300,
             "batch_size": 8,
             "optimizer": {"lr": 5e-4},
