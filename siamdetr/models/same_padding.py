@@ -29,7 +29,7 @@ class SamePadConv2d(nn.Module):
 
     def _missing(self, size: int, axis: int) -> int:
         stride = self.stride[axis]
-        return (-(-size // stride) - 1) * stride + self.reach[axis] - size
+        return (size - 1) // stride * stride + self.reach[axis] - size
 
 
 def _reach(convolution: nn.Conv2d) -> tuple[int, int]:
