@@ -184,7 +184,8 @@ def _evaluation_sections(evaluation: Mapping[str, Any] | None) -> list[Section]:
     if evaluation is None:
         return []
     scores = Section(
-        "COCO metrics of the best weights", table(["metric", "value"], list(evaluation["metrics"].items()))
+        "COCO metrics of the best weights",
+        table(["metric", "value"], [(_plain(key), value) for key, value in evaluation["metrics"].items()]),
     )
     rows = evaluation["per_class"]
     if not rows:

@@ -64,6 +64,7 @@ class StepModule(LightningModule):
         self.run_settings = settings
         self.total_steps = total_steps
         self.step = 0
+        self.rate = 0.0
         self.records: deque[StepRecord] = deque()
         self.image_ids_of: Callable[[int], tuple[int, ...]] = (
             lambda batch: ()
@@ -98,7 +99,8 @@ class StepModule(LightningModule):
             raise NonFiniteLossError(non_finite(self.step + 1, str(error), images)) from error
 
     def optimizer_step(self, *args: Any, **keywords: Any) -> None:
-        """One step of the optimiser, counted."""
+        """One step of the optimiser, counted; `rate` is the learning rate it was made with."""
+        self.rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         super().optimizer_step(*args, **keywords)
         self.step += 1
 

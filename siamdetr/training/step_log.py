@@ -104,7 +104,7 @@ class StepLog(Callback):
             mean, count = packed[:-1].cpu(), packed[-1:].cpu()
         now = time.perf_counter()
         figures = {name: float(value) for name, value in zip(self._names, mean, strict=True) if not _auxiliary(name)}
-        figures["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        figures["lr"] = module.rate
         figures["images_per_second"] = float(count) / max(now - self._last_time, 1e-9)
         if module.device.type == "cuda":
             figures["memory_gib"] = torch.cuda.max_memory_allocated(module.device) / 2**30
