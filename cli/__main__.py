@@ -54,7 +54,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        console.print(f"[bold red]error[/] ", end="")
+        console.print("[bold red]error[/] ", end="")
         console.print(str(error), markup=False, soft_wrap=True)
         sys.exit(1)
 

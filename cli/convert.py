@@ -25,9 +25,7 @@ def convert(
     from siamdetr.official import convert_file
 
     names = None if classes is None else [line for line in classes.read_text(encoding="utf-8").splitlines() if line]
-    coverage = convert_file(
-        checkpoint, family=family, arguments=_parse(arguments), output=output, class_names=names
-    )
+    coverage = convert_file(checkpoint, family=family, arguments=_parse(arguments), output=output, class_names=names)
     console.print(f"used: {len(coverage.used)} tensors", markup=False)
     for name, reason in coverage.left_aside.items():
         console.print(f"left aside: {name}: {reason}", markup=False)

@@ -73,7 +73,9 @@ def _show_problems(found: Diagnosis, severity: Severity, show: int) -> None:
     problems = [problem for problem in found.problems if problem.severity == severity]
     for kind, count in count_by_kind(problems).items():
         about = KINDS[kind]
-        console.print(f"\n[bold {_COLOURS[severity]}]{severity}[/] {count} × {about.title}: {about.action}", soft_wrap=True)
+        console.print(
+            f"\n[bold {_COLOURS[severity]}]{severity}[/] {count} × {about.title}: {about.action}", soft_wrap=True
+        )
         cases = [problem for problem in problems if problem.kind == kind]
         for case in cases[:show]:
             place = f"{case.file}, {case.where}" if case.where else case.file

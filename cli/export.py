@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from siamdetr.cli import options
-
 _SAMPLES = 4
 
 

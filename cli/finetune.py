@@ -34,8 +34,8 @@ def finetune(
     precision: options.Precision = None,
     seed: options.Seed = None,
     workers: options.Workers = None,
-    device: options.Device = "auto",
-    data_format: options.Format = "auto",
+    device: options.RunDevice = None,
+    data_format: options.RunFormat = None,
     split: options.Split = None,
     val_split: Annotated[str | None, typer.Option("--val-split", help="The part to validate on.")] = None,
     strict: options.Strict = False,
@@ -55,7 +55,7 @@ def finetune(
         "data.format": data_format,
         "data.split": split,
         "data.val_split": val_split,
-        "data.strict": strict,
+        "data.strict": strict or None,
         "data.fraction": fraction,
         "init": None if init is None else str(init),
         "epochs": epochs,
@@ -76,4 +76,6 @@ def finetune(
     settings = resolve(FinetuneSettings, preset=preset, file=config, flags=flags, assignments=assignments)
     with RunProgress() as progress:
         result = run_finetune(settings, progress=progress, resume=resume)
-    options.next_steps(result.folder, f"val {{run}} --data {data[0]}", "predict {run} IMAGES…", "export {run} -o BUNDLE")
+    options.next_steps(
+        result.folder, f"val {{run}} --data {data[0]}", "predict {run} IMAGES…", "export {run} -o BUNDLE"
+    )

@@ -9,13 +9,15 @@ import typer
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="A run folder, model file, checkpoint, exported model or proposal store.")],
+    file: Annotated[
+        Path, typer.Argument(help="A run folder, model file, checkpoint, exported model or proposal store.")
+    ],
 ) -> None:
     """Explain any of our files: what it is, where it came from, what it can do."""
     from rich.table import Table
 
-    from siamdetr.training.describe import describe
     from siamdetr.cli.console import console
+    from siamdetr.training.describe import describe
 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)

@@ -13,16 +13,23 @@ if TYPE_CHECKING:
 Data = Annotated[Path, typer.Option("--data", help="A data set: COCO, PASCAL VOC or YOLO, or a folder of images.")]
 DataList = Annotated[list[Path], typer.Option("--data", help="A data set or a folder of images; may be given again.")]
 Format = Annotated[str, typer.Option("--format", help="auto, coco, voc, yolo or folder.")]
+# Of runs: a flag that is not given leaves the word to preset and file.
+RunFormat = Annotated[str | None, typer.Option("--format", help="auto, coco, voc, yolo or folder.")]
+RunDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Split = Annotated[str | None, typer.Option("--split", help="The part to use, such as val or test.")]
-Model = Annotated[Path, typer.Argument(help="A run folder, a .safetensors file or an exported file.")]
+ModelPath = Annotated[Path, typer.Argument(help="A run folder, a .safetensors file or an exported file.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that load images.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step (pretraining: pairs of views).")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, help="Images a step (pretraining: pairs of views).")
+]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="The folder to write.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a data set with problems instead of skipping them.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="A named recipe; `siamdetr presets` lists them.")]
 Config = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings, between preset and flags.")]
-ImageSize = Annotated[str | None, typer.Option("--imgsz", metavar="N|H,W", help="Shortest side, or a fixed height,width.")]
+ImageSize = Annotated[
+    str | None, typer.Option("--imgsz", metavar="N|H,W", help="Shortest side, or a fixed height,width.")
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Of data order, augmentation and initial weights.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", min=0.0, help="Learning rate.")]
@@ -43,7 +50,9 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
         return None
     parts = text.split(",")
     if not all(part.strip().isdigit() for part in parts) or len(parts) > 2 or not all(int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"--imgsz got '{text}', expected one number of pixels or HEIGHT,WIDTH, such as 640 or 480,640")
+        raise typer.BadParameter(
+            f"--imgsz got '{text}', expected one number of pixels or HEIGHT,WIDTH, such as 640 or 480,640"
+        )
     numbers = [int(part) for part in parts]
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 

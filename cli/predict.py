@@ -17,7 +17,7 @@ _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def predict(
-    model: options.Model,
+    model: options.ModelPath,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     threshold: Annotated[float, typer.Option("--threshold", min=0.0, max=1.0, help="Least score of a box.")] = 0.5,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")] = Path("predictions"),
@@ -67,7 +67,9 @@ def _files(paths: list[Path]) -> list[Path]:
         else:
             raise FileNotFoundError(f"{path}: no such image or folder")
     if not files:
-        raise FileNotFoundError(f"{', '.join(map(str, paths))}: no images here; looked for {', '.join(sorted(_IMAGES))}")
+        raise FileNotFoundError(
+            f"{', '.join(map(str, paths))}: no images here; looked for {', '.join(sorted(_IMAGES))}"
+        )
     return files
 
 

@@ -92,14 +92,16 @@ def quickstart(
         report = write_quickstart_report(output, pretrained.folder, folders, scores, exported, truth)
     for name, metrics in scores.items():
         console.print(f"  {name:10}  AP {metrics.ap:.3f}   AP50 {metrics.ap50:.3f}   AR@10 {metrics.ar10:.3f}")
-    console.print(f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes. Open [bold]{report}[/]. With your own data:")
+    console.print(
+        f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes. Open [bold]{report}[/]. With your own data:"
+    )
     for line in NEXT:
         console.print(f"  {line}", markup=False)
 
 
 NEXT = (
     "siamdetr doctor LABELLED                          # what is wrong with the data, before anything else",
-    "siamdetr train --data UNLABELLED --preset small-pretrain -o runs/pretrained",
+    "siamdetr train --data UNLABELLED --preset small -o runs/pretrained",
     "siamdetr finetune --data LABELLED --preset small --init runs/pretrained -o runs/finetuned",
     "siamdetr val runs/finetuned --data LABELLED",
     "siamdetr export runs/finetuned -o bundle",
@@ -153,7 +155,7 @@ def _pretrain(data: Path, folder: Path, budget: Budget, seed: int) -> RunResult:
         "output": str(folder),
     }
     with RunProgress() as sink:
-        return pretrain(resolve(PretrainSettings, preset="quickstart-pretrain", flags=flags), progress=sink)
+        return pretrain(resolve(PretrainSettings, preset="quickstart", flags=flags), progress=sink)
 
 
 def _finetune(data: Path, init: Path | None, folder: Path, budget: Budget, seed: int) -> RunResult:

@@ -39,8 +39,7 @@ def write_quickstart_report(
         truth: the validation images.
     """
     from siamdetr.checkpoint import atomic_write
-    from siamdetr.report import Section, curve, curves_svg, page
-    from siamdetr.training.metrics_log import read_metrics
+    from siamdetr.report import Section, curve, curves_svg, page, read_metrics
 
     rows = {name: read_metrics(run) for name, run in runs.items()}
     before = read_metrics(pretrained)

@@ -24,6 +24,7 @@ from matplotlib.ticker import MaxNLocator
 from siamdetr.checkpoint import atomic_write
 
 REPORT_FILE = "report.html"
+METRICS_FILE = "metrics.csv"
 EVALUATION_FILE = "evaluation.json"  # of the best weights: {"step", "metrics": {name: value}, "per_class": [row, …]}
 PICTURES = "pictures"  # folder of jpg files, truth beside prediction, named by what they show
 _COLOURS = ("#2f7ed8", "#e4572e", "#2a9d6f", "#b07aa1", "#c99700", "#5b8c9e")  # readable on white and on black
@@ -118,7 +119,7 @@ def write_report(run_folder: str | Path) -> Path:
     if not config.is_file():
         raise FileNotFoundError(f"{folder}: no config.yaml here; is it a run folder?")
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    rows = _metrics(folder)
+    rows = read_metrics(folder)
     found = folder / EVALUATION_FILE
     evaluation = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else None
     sections = [*_evaluation_sections(evaluation), *_curve_sections(rows), *_picture_sections(folder)]
@@ -129,8 +130,9 @@ def write_report(run_folder: str | Path) -> Path:
     return folder / REPORT_FILE
 
 
-def _metrics(folder: Path) -> list[dict[str, float]]:
-    path = folder / "metrics.csv"
+def read_metrics(folder: str | Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv, oldest first; empty cells are left out. No file: no rows."""
+    path = Path(folder) / METRICS_FILE
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:

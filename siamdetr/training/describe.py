@@ -41,7 +41,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    from siamdetr.training.metrics_log import read_metrics
+    from siamdetr.report import read_metrics
 
     settings = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     rows = read_metrics(folder)

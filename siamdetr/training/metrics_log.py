@@ -13,17 +13,7 @@ from lightning.pytorch.loggers import Logger
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from siamdetr.checkpoint import atomic_write
-
-METRICS_FILE = "metrics.csv"
-
-
-def read_metrics(folder: str | Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv, oldest first; empty cells are left out."""
-    path = Path(folder) / METRICS_FILE
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+from siamdetr.report import METRICS_FILE, read_metrics
 
 
 class MetricsCsv(Logger):
