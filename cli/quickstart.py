@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,8 +70,7 @@ def quickstart(
 
     budget = FAST if fast else FULL
     started = time.perf_counter()
-    if output.exists():
-        shutil.rmtree(output)
+    output = _free(output)
     step = _Steps(total=6)
     with step.say("Draw a data set of shapes", "seconds"):
         data = _draw(output / "data", budget, seed)
@@ -106,6 +104,15 @@ NEXT = (
     "siamdetr val runs/finetuned --data LABELLED",
     "siamdetr export runs/finetuned -o bundle",
 )
+
+
+def _free(folder: Path) -> Path:
+    """`folder`, or where something is there already `folder`-2, -3, …: nothing of anybody's is written over."""
+    candidate, number = folder, 1
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
 
 
 class _Steps:

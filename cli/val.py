@@ -39,9 +39,10 @@ def val(
     if model.suffix == ".json":
         metrics = score_results(model, index)
     else:
+        opened = options.open_model(model, device)
         with progress("evaluate") as update:
             metrics = evaluate(
-                options.open_model(model, device),
+                opened,
                 index,
                 batch_size=batch_size,
                 workers=2 if workers is None else workers,
