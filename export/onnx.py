@@ -130,7 +130,7 @@ def check_free_dimensions(graph: onnx.ModelProto, file: Path) -> None:
             if not name.isdigit() and not dimension.dim_param:
                 raise ExportError(
                     f"{file}: the exporter made '{name}' of input '{value.name}' constant ({dimension.dim_value}), expected "
-                    "it free; some module computes with a size as a Python number: see docs/export.md"
+                    "it free; some module of the detector computes with that size as a plain number"
                 )
 
 
@@ -160,7 +160,9 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 
 def _export_graph(module: EndToEnd, file: Path) -> None:
-    batch, height, width = torch.export.Dim("batch"), torch.export.Dim("height"), torch.export.Dim("width")
+    least = module.settings.stride + 1  # a map of one cell is a special case to the exporter, which would start again
+    batch = torch.export.Dim("batch")
+    height, width = torch.export.Dim("height", min=least), torch.export.Dim("width", min=least)
     images = torch.from_numpy(example_images(2, 224, 288))  # batch 1 would become constant
     sizes = torch.tensor([[480, 640], [300, 200]])
     with _quiet():

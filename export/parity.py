@@ -89,9 +89,11 @@ def check_parity(model: SiamDETR, onnx_file: str | Path, *, images: Sequence[Ima
 
 
 def check_sizes(spec: PreprocessingSpec) -> list[tuple[int, int]]:
-    """(H, W) of the three comparisons: full, about half and about a third; the latter two odd."""
+    """(H, W) of the three comparisons: full; about half, odd; about a third, odd, and upright."""
     height, width = resized_size((480, 640), spec)
-    return [(height, width), *((max(65, height // d | 1), max(87, width // d | 1)) for d in (2, 3))]
+    half = max(65, height // 2 | 1), max(87, width // 2 | 1)
+    third = max(87, width // 3 | 1), max(65, height // 3 | 1)
+    return [(height, width), half, third]
 
 
 def compare(

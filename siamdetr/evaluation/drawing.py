@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import supervision as sv
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from siamdetr.data.index import DetectionIndex
@@ -22,10 +23,10 @@ def draw(image: ImageLike, detections: sv.Detections, *, least_side: int = _LEAS
     Args:
         image: PIL image, uint8 RGB array or path; not changed.
         detections: in pixels of `image`; `class_id` chooses the colour, `data["class_name"]` and `confidence` the text.
-        least_side: pictures whose shorter side is less are enlarged by a whole factor, so that lines and letters are crisp.
+        least_side: pictures whose shorter side is about half of it or less are enlarged by a whole factor, so that lines and letters are crisp.
     """
     picture = load_image(image).copy()
-    factor = max(1, -(-least_side // min(picture.size)))
+    factor = max(1, round(least_side / min(picture.size)))
     if factor > 1:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     if len(detections) == 0:
@@ -37,12 +38,28 @@ def draw(image: ImageLike, detections: sv.Detections, *, least_side: int = _LEAS
         data=dict(detections.data),
     )
     side = min(picture.size)
+    font_size, margin = max(12, round(side / 38)), max(3, round(side / 160))
+    texts = _texts(scaled)
     boxes = sv.BoxAnnotator(color=PALETTE, thickness=max(2, round(side / 270)))
-    labels = sv.RichLabelAnnotator(
-        color=PALETTE, font_size=max(12, round(side / 38)), text_padding=max(3, round(side / 160)), smart_position=False
+    labels = sv.RichLabelAnnotator(color=PALETTE, font_size=font_size, text_padding=margin)
+    drawn: Image.Image = boxes.annotate(picture, scaled)
+    scaled.xyxy = _label_anchors(
+        np.asarray(scaled.xyxy, dtype=np.float32), texts, drawn.size, font_size=font_size, margin=margin
     )
-    drawn: Image.Image = labels.annotate(boxes.annotate(picture, scaled), scaled, labels=_texts(scaled))
-    return drawn
+    labelled: Image.Image = labels.annotate(drawn, scaled, labels=texts)
+    return labelled
+
+
+def _label_anchors(
+    boxes: NDArray[np.float32], texts: list[str], size: tuple[int, int], *, font_size: int, margin: int
+) -> NDArray[np.float32]:
+    """[n, 4] boxes whose upper left corner is moved so that a label above it lies inside the picture of (width, height)."""
+    font = ImageFont.load_default(font_size)
+    widths = np.array([font.getlength(text) + 2 * margin + 1 for text in texts], dtype=np.float32)
+    moved = boxes.copy()
+    moved[:, 0] = np.minimum(moved[:, 0], size[0] - widths).clip(min=0)
+    moved[:, 1] = moved[:, 1].clip(min=font_size + 2 * margin)
+    return moved
 
 
 def draw_side_by_side(
