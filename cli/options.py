@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from siamdetr.detector import Model
 
 Data = Annotated[Path, typer.Option("--data", help="A data set: COCO, PASCAL VOC or YOLO, or a folder of images.")]
 DataList = Annotated[list[Path], typer.Option("--data", help="A data set or a folder of images; may be given again.")]
@@ -64,15 +61,3 @@ def next_steps(run: Path, *commands: str) -> None:
     console.print(f"\nDone: [bold]{run}[/] (open {run / 'report.html'}). Next:")
     for command in commands:
         console.print(f"  siamdetr {command.format(run=run)}", markup=False)
-
-
-def open_model(path: Path, device: str) -> Model:
-    """Open any of our models on a device ("auto": the GPU where there is one)."""
-    import torch
-
-    from siamdetr.detector import SiamDETR, load
-
-    model = load(path)
-    if isinstance(model, SiamDETR):
-        model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    return model

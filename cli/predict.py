@@ -30,10 +30,11 @@ def predict(
     """Find objects in images: writes each picture with its boxes, and all boxes as JSON (xyxy, pixels)."""
     from siamdetr.checkpoint import atomic_write
     from siamdetr.cli.console import console, progress
+    from siamdetr.detector import load
     from siamdetr.evaluation.drawing import draw
 
     files = _files(images)
-    opened = options.open_model(model, device)
+    opened = load(model, device=device)
     output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     names = _unique_names(files)

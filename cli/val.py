@@ -30,6 +30,7 @@ def val(
     """Score a model (or a file of COCO results) on a labelled data set: AP, AR, and a table of classes."""
     from siamdetr.cli.console import progress
     from siamdetr.data.open import available_splits, open_dataset
+    from siamdetr.detector import load
     from siamdetr.evaluation.coco import evaluate, score_results
 
     if split is None:
@@ -39,7 +40,7 @@ def val(
     if model.suffix == ".json":
         metrics = score_results(model, index)
     else:
-        opened = options.open_model(model, device)
+        opened = load(model, device=device)
         with progress("evaluate") as update:
             metrics = evaluate(
                 opened,

@@ -232,7 +232,7 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> SiamDETR | 
 
     Args:
         path: a run folder (its best weights, else its last), a .safetensors file, an .onnx file or a bundle folder.
-        device: where it runs: "cpu", "cuda", "cuda:N".
+        device: where it runs: "cpu", "cuda", "cuda:N", or "auto": the GPU where there is one.
     Raises:
         CheckpointError: not there, not ours, or damaged.
     """
@@ -241,6 +241,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> SiamDETR | 
         from siamdetr.export.runtime import OnnxDetector
 
         return OnnxDetector(path, device=str(device))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     return SiamDETR.load(path, device=device)
 
 
