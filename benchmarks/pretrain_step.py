@@ -148,7 +148,8 @@ def plain_losses(pretext: SiameseDETR, batch: ViewBatch) -> dict[str, Tensor]:
 def plain_view(pretext: SiameseDETR, outputs: Outputs, boxes: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     """Losses of one direction: every layer is matched on its own, and every query answers with a feature."""
     assert pretext.feature_head is not None
-    targets, losses = object_targets(boxes), {}
+    targets = object_targets(boxes)
+    losses: dict[str, Tensor] = {}
     features = pretext.feature_head(outputs.hidden)  # [L, B, Q, F]
     last = len(outputs.logits) - 1
     criterion = DetectionCriterion(pretext.settings.losses, "softmax", pretext.criterion.num_classes, num_layers=1)

@@ -124,10 +124,20 @@ def region_features(features: Tensor, boxes: Tensor, sizes: Tensor, stride: int)
     return cells.mean((2, 3)).view(images, regions, -1)
 
 
-def crop_features(teacher: FrozenTeacher, crops: Tensor) -> Tensor:
-    """[B, P, 3, C, C] normalised crops -> [B, P, F] float32 mean features, in one forward pass."""
-    means = teacher(crops.flatten(0, 1)).float().mean((2, 3))  # [BP, F]
-    return means.view(*crops.shape[:2], -1)
+def crop_features(teacher: FrozenTeacher, crops: Tensor, at_once: int | None = None) -> Tensor:
+    """Mean feature of each crop.
+
+    Args:
+        teacher: the frozen backbone.
+        crops: [B, P, 3, C, C], normalised.
+        at_once: crops in one forward pass, which bounds the memory; None: all.
+    Returns:
+        [B, P, F] float32.
+    """
+    flat = crops.flatten(0, 1)
+    parts = flat.chunk(-(-len(flat) // (at_once or len(flat))))  # of one size, none above `at_once`
+    means = [teacher(part).float().mean((2, 3)) for part in parts]
+    return torch.cat(means).view(*crops.shape[:2], -1)
 
 
 def condition_queries(queries: Queries, regions: Tensor) -> Queries:

@@ -123,11 +123,14 @@ class SiameseDETR(nn.Module):
             ValueError: the batch has another number of regions, or the global loss has a batch of one image.
             FloatingPointError: a prediction is not finite.
         """
+        wanted = (
+            self._wanted_features(batch) if self.feature_head is not None else None
+        )  # first: nothing else is alive yet
         outputs, pooled = self.predict(batch, generator)
         targets = object_targets(batch.boxes)
         losses, matches = self.criterion.losses_and_matches(outputs, targets, float(len(targets.labels)))
-        if self.feature_head is not None:
-            losses |= name_layers({"loss_region": self._region_loss(batch.crops, outputs, matches)})
+        if wanted is not None:
+            losses |= name_layers({"loss_region": self._region_loss(wanted, outputs, matches)})
         view, other = pooled.chunk(2)
         if self.global_head is not None:
             losses["loss_global"] = self.global_head(view, other)
@@ -153,10 +156,17 @@ class SiameseDETR(nn.Module):
         queries = condition_queries(self.detector.queries(len(boxes)), swap_views(self.region_projection(regions)))
         return self.detector.decode(queries, memory), memory.tokens.float().mean(1)
 
-    def _region_loss(self, crops: Tensor, outputs: Outputs, matches: Matches) -> Tensor:
+    def _wanted_features(self, batch: ViewBatch) -> Tensor:
+        """[2BP, F] features of the crops, in the order of the targets: image i is asked for the regions of its other view.
+
+        No more pixels at once than the views have, so that the crops do not set the peak of memory.
+        """
+        at_once = max(1, batch.images[:, 0].numel() // batch.crops[0, 0, 0].numel())
+        return swap_views(crop_features(self.teacher, batch.crops, at_once)).flatten(0, 1)
+
+    def _region_loss(self, wanted: Tensor, outputs: Outputs, matches: Matches) -> Tensor:
         """[L]: each matched query against the crop of its own region, in the view the query came from."""
         assert self.feature_head is not None
-        wanted = swap_views(crop_features(self.teacher, crops)).flatten(0, 1)  # [2BP, F]
         matched = outputs.hidden[matches.layer, matches.image, matches.query]  # [K, D]
         distance = cosine_distance(self.feature_head(matched), wanted[matches.target])
         return distance.view(len(outputs.hidden), -1).sum(1) / len(wanted)
