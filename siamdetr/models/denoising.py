@@ -143,11 +143,18 @@ class DenoisingQueries(nn.Module):
         if self.patterns is not None:
             content = (content + self.patterns.weight).repeat_interleave(len(anchors), dim=0)
             anchors = anchors.repeat(self.patterns.num_embeddings, 1)
+        if self.training:  # several processes wait for every gradient, also where nothing was noised
+            content = content + 0 * self.labels.weight.sum()
         return Queries(
             content=content.expand(batch_size, len(anchors), -1),
             position=None,
             anchors=anchors.expand(batch_size, -1, -1),
         )
+
+    def keep_labels(self, first: int, last: int) -> None:
+        """Forget, in place, the contents of all labels but first..last-1, which become 0, 1, ..."""
+        self.labels = nn.Embedding.from_pretrained(self.labels.weight[first:last].detach().clone(), freeze=False)
+        self.num_classes = last - first
 
     def denoise(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
         """Denoising and matching queries for the images of `targets`; only the matching ones where no image has a box."""
