@@ -153,7 +153,8 @@ class DenoisingQueries(nn.Module):
 
     def keep_labels(self, first: int, last: int) -> None:
         """Forget, in place, the contents of all labels but first..last-1, which become 0, 1, ..."""
-        self.labels = nn.Embedding.from_pretrained(self.labels.weight[first:last].detach().clone(), freeze=False)
+        kept = self.labels.weight[first:last].detach().clone()
+        self.labels = nn.Embedding(last - first, kept.shape[1], _weight=kept)
         self.num_classes = last - first
 
     def denoise(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
