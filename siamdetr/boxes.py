@@ -76,18 +76,19 @@ def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     return _giou(a, b)
 
 
-def elementwise_giou(a: Tensor, b: Tensor) -> Tensor:
+def elementwise_giou(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
     """Generalized IoU of each box in `a` with the box at the same place in `b`: the diagonal of `pairwise_giou`.
 
     Args:
         a: [..., 4] boxes (x0, y0, x1, y1), x0 <= x1 and y0 <= y1, in any one unit.
         b: [..., 4] boxes in the same unit.
+        eps: added to both areas that are divided by; the official DAB and DN code has 1e-6.
     Returns:
         [...] values in [-1, 1].
     Raises:
         ValueError: `a` or `b` is not [..., 4].
     """
-    return _giou(_floating(a, "elementwise_giou"), _floating(b, "elementwise_giou"))
+    return _giou(_floating(a, "elementwise_giou"), _floating(b, "elementwise_giou"), eps)
 
 
 def elementwise_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -119,22 +120,22 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-def _giou(a: Tensor, b: Tensor) -> Tensor:
-    iou, union = _iou_and_union(a, b)
+def _giou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
+    iou, union = _iou_and_union(a, b, eps)
     low = torch.minimum(a[..., :2], b[..., :2])
     high = torch.maximum(a[..., 2:], b[..., 2:])
     size = (high - low).clamp(min=0)
     hull = size[..., 0] * size[..., 1]
-    return iou - (hull - union) / hull.clamp(min=_least_area(hull))
+    return iou - (hull - union) / (hull + eps).clamp(min=_least_area(hull))
 
 
-def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _iou_and_union(a: Tensor, b: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     low = torch.maximum(a[..., :2], b[..., :2])
     high = torch.minimum(a[..., 2:], b[..., 2:])
     size = (high - low).clamp(min=0)
     intersection = size[..., 0] * size[..., 1]
     union = _area(a) + _area(b) - intersection
-    return intersection / union.clamp(min=_least_area(union)), union
+    return intersection / (union + eps).clamp(min=_least_area(union)), union
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -7,8 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Variant = Literal["vanilla", "conditional"]
+Variant = Literal["vanilla", "conditional", "dab", "dn"]
 Classifier = Literal["softmax", "focal"]
+Activation = Literal["relu", "prelu"]
+
+_OWN_ACTIVATION: dict[Variant, Activation] = {"dab": "prelu", "dn": "prelu"}
+_OWN_TEMPERATURE: dict[Variant, float] = {"dab": 20.0, "dn": 20.0}
 
 
 class Settings(BaseModel):
@@ -40,12 +44,40 @@ class DetectorSettings(Settings):
     num_classes: int = Field(80, ge=1)
     classifier: Classifier = Field("focal", description="softmax: C+1 logits, the last is 'no object'; focal: C logits")
     num_queries: int = Field(100, ge=1)
+    num_patterns: int = Field(0, ge=0, description="dab, dn: learned contents that every anchor is asked with; 0: none")
     dim: int = Field(256, ge=8)
     heads: int = Field(8, ge=1)
     encoder_layers: int = Field(6, ge=0)
     decoder_layers: int = Field(6, ge=1)
     feedforward: int = Field(2048, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
+    activation: Activation | None = Field(
+        None,
+        description="of the feed-forward parts; None: the variant's own, prelu (learned) for dab and dn, else relu",
+    )
+    position_temperature: float | None = Field(
+        None, gt=1, description="of the cells' sine positions; None: the variant's own, 20 for dab and dn, else 10000"
+    )
+
+    @property
+    def own_activation(self) -> Activation:
+        """`activation`, or the variant's."""
+        return self.activation or _OWN_ACTIVATION.get(self.variant, "relu")
+
+    @property
+    def own_position_temperature(self) -> float:
+        """`position_temperature`, or the variant's."""
+        return self.position_temperature or _OWN_TEMPERATURE.get(self.variant, 10000.0)
+
+
+class DenoisingSettings(Settings):
+    """Noised copies of the targets that variant `dn` learns to repair (DN-DETR, arXiv:2203.01305, §4)."""
+
+    groups: int = Field(5, ge=0, description="copies of every target, each in a group of its own; 0: no denoising")
+    label_noise: float = Field(0.2, ge=0, le=1, description="share of the labels that are drawn anew")
+    box_noise: float = Field(
+        0.4, ge=0, le=1, description="largest move of centre (of half the size) and size (of itself)"
+    )
 
 
 class LossSettings(Settings):
@@ -60,7 +92,10 @@ class LossSettings(Settings):
     no_object_weight: float = Field(0.1, description="softmax only: class weight of 'no object'")
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-    matcher_alpha: float = Field(0.25, description="the official matcher keeps .25 whatever focal_alpha is")
+    matcher_alpha: float = Field(
+        0.25, description="official matchers keep .25 whatever focal_alpha is; DAB and DN follow it"
+    )
+    giou_eps: float = Field(0.0, ge=0, description="added to the areas that GIoU divides by; official DAB and DN: 1e-6")
 
 
 class SiameseSettings(Settings):

@@ -52,13 +52,13 @@ class SiamDETR:
     The weights are random; `siamdetr.load` opens trained ones.
 
     Args:
-        variant: "vanilla" or "conditional".
+        variant: "vanilla", "conditional", "dab" or "dn".
         backbone: resnet18/34/50/101 or any timm model with feature maps.
         num_classes: number of classes, named class_0, class_1, … ; or give `class_names`.
         class_names: names in label order.
         num_queries: boxes that the detector proposes for an image.
         stride: of the feature map, 32 or 16 pixels.
-        classifier: "softmax" or "focal"; None: as the variant's paper, softmax for vanilla, focal for conditional.
+        classifier: "softmax" or "focal"; None: as the variant's paper, softmax for vanilla, else focal.
         backbone_weights: "imagenet" or a file; None: random.
         preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR.
     Raises:

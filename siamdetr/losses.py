@@ -4,6 +4,7 @@
 (arXiv:1708.02002, as Deformable and Conditional DETR use it). Every layer has its own matching and its own losses.
 Ours: the classes' normaliser is averaged over processes like the number of boxes, and the number of boxes of ALL processes
 (not of each) is at least 1, so that two processes train exactly what one process with twice the batch trains.
+Denoising queries (DN-DETR) have the same losses against the boxes they were made from, without matching.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from siamdetr.boxes import cxcywh_to_xyxy, elementwise_giou
 from siamdetr.config import Classifier, LossSettings
 from siamdetr.data.targets import Targets
 from siamdetr.matcher import Matches, match
-from siamdetr.models.detector import Outputs
+from siamdetr.models.denoising import denoising_slots
+from siamdetr.models.structures import Outputs
 
 LOSSES = ("loss_class", "loss_bbox", "loss_giou")
 
@@ -32,14 +34,22 @@ class DetectionCriterion(nn.Module):
         classifier: `softmax` (C + 1 logits, the last is "no object") or `focal` (C logits).
         num_classes: C.
         num_layers: decoder layers, i.e. how many auxiliary losses `weights` names.
+        denoising: the detector has denoising queries (variant `dn`); their losses have the same weights.
     """
 
     def __init__(
-        self, settings: LossSettings, classifier: Classifier, num_classes: int, *, num_layers: int = 6
+        self,
+        settings: LossSettings,
+        classifier: Classifier,
+        num_classes: int,
+        *,
+        num_layers: int = 6,
+        denoising: bool = False,
     ) -> None:
         super().__init__()
         self.settings, self.classifier = settings, classifier
         self.num_classes, self.num_layers = num_classes, num_layers
+        self.denoising = denoising
 
     @property
     def weights(self) -> dict[str, float]:
@@ -47,6 +57,8 @@ class DetectionCriterion(nn.Module):
         own = dict(
             zip(LOSSES, (self.settings.weight_class, self.settings.weight_bbox, self.settings.weight_giou), strict=True)
         )
+        if self.denoising:
+            own |= {f"{name}_dn": weight for name, weight in own.items()}
         return layer_weights(own, self.num_layers)
 
     def forward(self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None = None) -> dict[str, Tensor]:
@@ -59,7 +71,8 @@ class DetectionCriterion(nn.Module):
         Returns:
             Scalars: `loss_class`, `loss_bbox`, `loss_giou` of the last layer, the same with suffix `_0`, `_1`, ... of the
             earlier ones, and without weight or gradient `class_error` (percent of matched boxes, last layer) and
-            `cardinality_error` (boxes an image, each layer).
+            `cardinality_error` (boxes an image, each layer). With `denoising` also `loss_class_dn`, `loss_bbox_dn`,
+            `loss_giou_dn` and `class_error_dn` of each layer: 0 where no image has a box, or there were no such queries.
         Raises:
             ValueError: the outputs have another number of layers or classes.
             FloatingPointError: a prediction is not finite.
@@ -78,8 +91,10 @@ class DetectionCriterion(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             values = {
                 "loss_class": self._class_loss(logits, targets, matches, *normalisers),
-                **_box_losses(boxes, targets, matches, normalisers[0]),
+                **self._box_losses(boxes, targets, matches, normalisers[0]),
             }
+            if self.denoising:
+                values |= self._denoising_losses(outputs.denoised, targets, normalisers[0], logits)
             monitors = _monitors(logits.detach(), targets, matches)
         losses = name_layers(values) | name_layers({"cardinality_error": monitors["cardinality_error"]})
         return losses | {"class_error": monitors["class_error"][-1]}, matches
@@ -105,6 +120,54 @@ class DetectionCriterion(nn.Module):
         weight = torch.where(torch.arange(no_object + 1, device=logits.device) == no_object, nothing, 1.0)
         each = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight=weight, reduction="none")
         return each.view(logits.shape[0], -1).sum(1) / class_weight
+
+    def _box_losses(
+        self, boxes: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor | float
+    ) -> dict[str, Tensor]:
+        """[L] each: L1 distance of (cx, cy, w, h) and 1 - GIoU, summed over matches and divided by the number of boxes."""
+        predicted = boxes[matches.layer, matches.image, matches.query]  # [K, 4]
+        wanted = targets.boxes.float()[matches.target]
+        shape = (boxes.shape[0], len(wanted) // boxes.shape[0], 4)
+        distance, giou = self._box_distances(predicted.view(shape), wanted.view(shape))
+        return {"loss_bbox": distance / num_boxes, "loss_giou": giou / num_boxes}
+
+    def _box_distances(self, predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """[L, N, 4] and [(L,) N, 4] (cx, cy, w, h) -> L1 distance and 1 - GIoU, summed: [L] each."""
+        distance = (predicted - wanted).abs().sum((1, 2))
+        giou = elementwise_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted), eps=self.settings.giou_eps)
+        return distance, (1 - giou).sum(1)
+
+    def _denoising_losses(
+        self, denoised: Outputs | None, targets: Targets, num_boxes: Tensor | float, logits: Tensor
+    ) -> dict[str, Tensor]:
+        """[L] each; divided by the number of noised boxes."""
+        names = ("loss_class_dn", "loss_bbox_dn", "loss_giou_dn", "class_error_dn")
+        if denoised is None:
+            return dict.fromkeys(names, logits.new_zeros(logits.shape[0]))
+        groups = denoised.logits.shape[2] // max(targets.counts)
+        image, query = denoising_slots(targets.counts, groups, logits.device)
+        found = denoised.logits.float()[:, image, query]  # [L, N, C]
+        boxes = denoised.boxes.float()[:, image, query]  # [L, N, 4]
+        labels = targets.labels.repeat(groups)
+        right = found.detach().argmax(-1) == labels
+        values = (
+            self._known_class_loss(found, labels) / (groups * num_boxes),
+            *(
+                loss / (groups * num_boxes)
+                for loss in self._box_distances(boxes, targets.boxes.float().repeat(groups, 1))
+            ),
+            100 - 100 * right.float().mean(1),
+        )
+        return dict(zip(names, values, strict=True))
+
+    def _known_class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """[L, N, C] logits whose labels [N] are known -> [L], summed."""
+        if self.classifier == "focal":
+            wanted = F.one_hot(labels, logits.shape[-1]).to(logits.dtype).expand_as(logits)
+            alpha, gamma = self.settings.focal_alpha, self.settings.focal_gamma
+            return sigmoid_focal_loss(logits, wanted, alpha=alpha, gamma=gamma).sum((1, 2))
+        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(logits.shape[0]), reduction="none")
+        return each.view(logits.shape[0], -1).sum(1)
 
     def _normalisers(
         self, logits: Tensor, targets: Targets, num_boxes: Tensor | float | None
@@ -174,16 +237,6 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
             f"weighted_sum: none of the losses {sorted(losses)} has a weight; weights are for {sorted(weights)}"
         )
     return torch.stack(terms).sum()
-
-
-def _box_losses(boxes: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor | float) -> dict[str, Tensor]:
-    """[L] each: L1 distance of (cx, cy, w, h) and 1 - GIoU, summed over matches and divided by the number of boxes."""
-    layers = boxes.shape[0]
-    predicted = boxes[matches.layer, matches.image, matches.query]  # [K, 4]
-    wanted = targets.boxes.float()[matches.target]
-    distance = (predicted - wanted).abs().sum(-1).view(layers, -1)
-    giou = elementwise_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted)).view(layers, -1)
-    return {"loss_bbox": distance.sum(1) / num_boxes, "loss_giou": (1 - giou).sum(1) / num_boxes}
 
 
 def _monitors(logits: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def _own_costs(
     wanted = targets.boxes.float()[None, :, None]  # [1, M, 1, 4]
     cost_class = _class_costs(logits, image, targets.labels, settings, classifier)
     cost_bbox = (own_boxes - wanted).abs().sum(-1)
-    cost_giou = -elementwise_giou(cxcywh_to_xyxy(own_boxes), cxcywh_to_xyxy(wanted))
+    cost_giou = -elementwise_giou(cxcywh_to_xyxy(own_boxes), cxcywh_to_xyxy(wanted), eps=settings.giou_eps)
     return settings.cost_class * cost_class + settings.cost_bbox * cost_bbox + settings.cost_giou * cost_giou
 
 

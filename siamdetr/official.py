@@ -214,15 +214,14 @@ def _distribute(
 
 
 def _split(name: str, tensor: Tensor, targets: Sequence[Tensor]) -> Sequence[Tensor]:
-    """A tensor in as many equal parts, along the first axis, as it has targets."""
-    shape = list(targets[0].shape)
-    if len(targets) > 1:
-        shape[0] *= len(targets)
+    """A tensor in as many parts, along the first axis, as it has targets."""
+    rows = [target.shape[0] if target.ndim else 1 for target in targets]
+    shape = [sum(rows), *targets[0].shape[1:]] if targets[0].ndim else []
     if list(tensor.shape) != shape:
         raise OfficialCheckpointError(
             f"tensor '{name}': got {list(tensor.shape)}, expected {shape} for these arguments; correct the arguments"
         )
-    return tensor.chunk(len(targets)) if len(targets) > 1 else [tensor]
+    return tensor.split_with_sizes(rows) if len(targets) > 1 else [tensor]
 
 
 def _fill(module: nn.Module, values: Mapping[str, Tensor], *, why: Callable[[str], str | None]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from siamdetr.config import DetectorSettings
+from siamdetr.config import Activation, DetectorSettings, Variant
 
 # (bottleneck blocks, blocks of the third stage) of each ResNet.
 _RESNETS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50", (True, 23): "resnet101"}
@@ -31,6 +31,7 @@ DETECTOR_OPTIONS = frozenset(
         "masks",
     ]
 )
+DAB_OPTIONS = DETECTOR_OPTIONS | {"num_patterns", "transformer_activation", "pe_temperatureH", "pe_temperatureW"}
 SIAMESE_OPTIONS = DETECTOR_OPTIONS | {"transformer", "depth", "num_patches", "costs", "weights", "encoder_head"}
 
 
@@ -51,7 +52,7 @@ def detector_settings(
     arguments: Mapping[str, Any],
     state_dict: Mapping[str, Tensor],
     *,
-    variant: Literal["vanilla", "conditional"],
+    variant: Variant,
     classifier: Literal["softmax", "focal"],
 ) -> DetectorSettings:
     """Settings of an official detector: from the arguments, else from the tensors, else the official defaults.
@@ -60,6 +61,7 @@ def detector_settings(
         OfficialCheckpointError: arguments contradict tensors, or ask for what there is not here.
     """
     _refuse_unsupported(arguments)
+    of_dab = variant in ("dab", "dn")
     facts = observe(state_dict, classifier=classifier)
     for name, fact in facts.items():
         if name in arguments and arguments[name] != fact.value:
@@ -75,12 +77,15 @@ def detector_settings(
         num_classes=known.get("num_classes", 91),
         classifier=classifier,
         num_queries=known.get("num_queries", 100),
+        num_patterns=known.get("num_patterns", 0),
         dim=known.get("hidden_dim", 256),
         heads=known.get("nheads", 8),
         encoder_layers=known.get("enc_layers", 6),
         decoder_layers=known.get("dec_layers", 6),
         feedforward=known.get("dim_feedforward", 2048),
-        dropout=known.get("dropout", 0.1),
+        dropout=known.get("dropout", 0.0 if of_dab else 0.1),
+        activation=_activation(known) if of_dab else None,
+        position_temperature=_temperature(known) if of_dab else None,
     )
 
 
@@ -94,7 +99,10 @@ def observe(state_dict: Mapping[str, Tensor], *, classifier: Literal["softmax", 
             facts[option] = Fact(shape[axis] - less, tensor, shape)
 
     add("num_queries", "query_embed.weight", 0)
+    add("num_queries", "refpoint_embed.weight", 0)
+    add("num_patterns", "transformer.patterns.weight", 0)
     add("hidden_dim", "query_embed.weight", 1)
+    add("hidden_dim", "class_embed.weight", 1)
     add("dim_feedforward", "transformer.decoder.layers.0.linear1.weight", 0)
     add("num_classes", "class_embed.weight", 0, less=int(classifier == "softmax"))
     add("num_classes", "pred_head.class_embed.weight", 0, less=int(classifier == "softmax"))
@@ -102,6 +110,9 @@ def observe(state_dict: Mapping[str, Tensor], *, classifier: Literal["softmax", 
         names = [key for key in state_dict if re.fullmatch(rf"transformer\.{stack}\.layers\.\d+\.linear1\.weight", key)]
         if names:
             facts[option] = Fact(len(names), names[-1], tuple(state_dict[names[-1]].shape))
+    slope = "transformer.decoder.layers.0.activation.weight"
+    if slope in state_dict:
+        facts["transformer_activation"] = Fact("prelu", slope, tuple(state_dict[slope].shape))
     return facts | _observe_backbone(state_dict)
 
 
@@ -110,6 +121,26 @@ def _observe_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Fact]:
     bottleneck = any(re.fullmatch(r"backbone\.(0\.body\.)?layer3\.0\.conv3\.weight", key) for key in state_dict)
     name = _RESNETS.get((bottleneck, len(blocks)))
     return {"backbone": Fact(name, blocks[-1], tuple(state_dict[blocks[-1]].shape))} if name else {}
+
+
+def _activation(known: Mapping[str, Any]) -> Activation:
+    """Only PReLU leaves a tensor; a file without one and without options is taken for ReLU."""
+    name = known.get("transformer_activation", "relu")
+    if name not in ("relu", "prelu"):
+        raise OfficialCheckpointError(
+            f"argument transformer_activation={name!r}: expected 'prelu' or 'relu'; others are not supported"
+        )
+    return "prelu" if name == "prelu" else "relu"
+
+
+def _temperature(known: Mapping[str, Any]) -> float:
+    height, width = known.get("pe_temperatureH", 20), known.get("pe_temperatureW", 20)
+    if height != width:
+        raise OfficialCheckpointError(
+            f"arguments pe_temperatureH={height}, pe_temperatureW={width}: expected one temperature for both; others are not "
+            "supported"
+        )
+    return float(height)
 
 
 def _refuse_unsupported(arguments: Mapping[str, Any]) -> None:

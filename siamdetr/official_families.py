@@ -10,6 +10,7 @@ from torch import Tensor
 
 from siamdetr.models.detector import Detector
 from siamdetr.official_arguments import (
+    DAB_OPTIONS,
     DETECTOR_OPTIONS,
     SIAMESE_OPTIONS,
     OfficialCheckpointError,
@@ -18,6 +19,8 @@ from siamdetr.official_arguments import (
 from siamdetr.official_keys import (
     BACKBONE,
     CONDITIONAL,
+    DAB,
+    DN,
     HEADS,
     SIAMESE_BACKBONE,
     SIAMESE_OWN,
@@ -75,6 +78,14 @@ def _build_conditional(tensors: Mapping[str, Tensor], arguments: Mapping[str, An
     return Detector(detector_settings(arguments, tensors, variant="conditional", classifier="focal"))
 
 
+def _build_dab(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
+    return Detector(detector_settings(arguments, tensors, variant="dab", classifier="focal"))
+
+
+def _build_dn(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
+    return Detector(detector_settings(arguments, tensors, variant="dn", classifier="focal"))
+
+
 def _build_siamese(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> SiameseDETR:
     """`transformer` and `depth` are the official pretraining's words for variant and backbone."""
     names = "\n".join(tensors)
@@ -121,5 +132,7 @@ IMPORTERS: dict[str, Importer] = {
     "conditional-detr": Importer(
         _build_conditional, lambda _: (*BACKBONE, *CONDITIONAL, *HEADS), DETECTOR_OPTIONS, _nothing
     ),
+    "dab-detr": Importer(_build_dab, lambda _: (*BACKBONE, *DAB, *HEADS), DAB_OPTIONS, _nothing),
+    "dn-detr": Importer(_build_dn, lambda _: (*BACKBONE, *DN, *HEADS), DAB_OPTIONS, _nothing),
     "siamese-detr": Importer(_build_siamese, _siamese_rules, SIAMESE_OPTIONS, _dropped_by_converter),
 }

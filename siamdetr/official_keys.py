@@ -1,7 +1,7 @@
 """Names of tensors in the official checkpoints and in ours, one table a part. Nothing else is known of them.
 
 A rule is a pattern of official names and the name, or names, it has here. PyTorch packs the projections of query, key and value
-into one tensor (`in_proj_*`): three names share such a tensor, in thirds along its first axis.
+into one tensor (`in_proj_*`): three names share such a tensor, each the rows it needs, one after the other.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ VANILLA: tuple[Rule | Aside, ...] = (
     *_renamed(*_DECODER_LAYER, _FEEDFORWARD | _DECODER_NORMS),
 )
 
-CONDITIONAL: tuple[Rule | Aside, ...] = (
-    *_ENCODER,
-    *_AROUND,
+_CONDITIONAL_LAYERS: tuple[Rule | Aside, ...] = (
     *_renamed(
         *_DECODER_LAYER,
         {
@@ -106,12 +104,41 @@ CONDITIONAL: tuple[Rule | Aside, ...] = (
         | _FEEDFORWARD
         | _DECODER_NORMS,
     ),
+)
+
+CONDITIONAL: tuple[Rule | Aside, ...] = (
+    *_ENCODER,
+    *_AROUND,
+    *_CONDITIONAL_LAYERS,
     Rule(r"transformer\.decoder\.query_scale\.(.+)", (r"decoder.spatial_scale.\1",)),
     Rule(r"transformer\.decoder\.ref_point_head\.(.+)", (r"decoder.reference_head.\1",)),
 )
 
 # The released pretraining checkpoints have the backbone's own names; its converter writes those of DETR.
 SIAMESE_BACKBONE: tuple[Rule | Aside, ...] = (Rule(r"backbone\.(?!0\.body\.)(.+)", (r"backbone.body.\1",)),)
+
+DAB: tuple[Rule | Aside, ...] = (
+    *_ENCODER,
+    *_AROUND,
+    *_CONDITIONAL_LAYERS,
+    Rule(
+        r"transformer\.(en|de)coder\.layers\.(\d+)\.activation\.weight",
+        (r"\1coder.layers.\2.feedforward.activation.weight",),
+    ),
+    Rule(r"transformer\.encoder\.query_scale\.(.+)", (r"encoder.position_scale.\1",)),
+    Rule(r"transformer\.decoder\.query_scale\.(.+)", (r"decoder.spatial_scale.\1",)),
+    Rule(r"transformer\.decoder\.ref_point_head\.(.+)", (r"decoder.position_head.\1",)),
+    Rule(r"transformer\.decoder\.ref_anchor_head\.(.+)", (r"decoder.size_head.\1",)),
+    Rule(r"refpoint_embed\.weight", ("learned_queries.anchors.weight",)),
+    Rule(r"transformer\.patterns\.weight", ("learned_queries.patterns.weight",)),
+    Aside(r"transformer\.decoder\.bbox_embed\..+", "the box head again, which has its own name"),
+)
+
+# The last row of `label_enc` is the content of the matching queries.
+DN: tuple[Rule | Aside, ...] = (
+    *DAB,
+    Rule(r"label_enc\.weight", ("learned_queries.labels.weight", "learned_queries.content.weight")),
+)
 
 SIAMESE_OWN: tuple[Rule | Aside, ...] = (
     Rule(r"patch2query\.(weight|bias)", (r"region_projection.\1",)),

@@ -8,12 +8,23 @@ from typing import Any, TypeVar
 from siamdetr.config import Classifier, LossSettings, SiameseSettings
 from siamdetr.losses import DetectionCriterion
 
-CLASSIFIERS: dict[str, Classifier] = {"detr": "softmax", "conditional-detr": "focal", "siamese-detr": "softmax"}
-CLASS_COEFFICIENT = {
-    "detr": 1.0,
-    "conditional-detr": 2.0,
-    "siamese-detr": 1.0,
-}  # official defaults, cost and weight alike
+CLASSIFIERS: dict[str, Classifier] = {
+    "detr": "softmax",
+    "conditional-detr": "focal",
+    "dab-detr": "focal",
+    "dn-detr": "focal",
+    "siamese-detr": "softmax",
+}
+# Official defaults of the classes' cost and weight.
+CLASS_COEFFICIENTS = {
+    "detr": (1.0, 1.0),
+    "conditional-detr": (2.0, 2.0),
+    "dab-detr": (2.0, 1.0),
+    "dn-detr": (2.0, 1.0),
+    "siamese-detr": (1.0, 1.0),
+}
+# Whose matchers use the loss's focal alpha (the others keep .25), and whose GIoU divides by areas plus 1e-6.
+_OF_DAB = ("dab-detr", "dn-detr")
 T = TypeVar("T")
 SIAMESE_CLASSES = 2  # logits: 0 never occurs, 1 object, 2 no object
 
@@ -22,7 +33,7 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
     """The criterion of an official repository.
 
     Args:
-        family: `detr`, `conditional-detr` or `siamese-detr` (its class and box losses).
+        family: a key of `CLASSIFIERS`; of `siamese-detr` its class and box losses, of `dn-detr` also those of denoising.
         arguments: official options: `num_classes`, `dec_layers`, `set_cost_class`, `set_cost_bbox`, `set_cost_giou`,
             `cls_loss_coef`, `bbox_loss_coef`, `giou_loss_coef`, `eos_coef`, `focal_alpha`; or in short `costs` (class, bbox,
             giou) and `weights` by loss name (`loss_ce`, `loss_bbox`, `loss_giou`). Missing ones have the official
@@ -38,26 +49,31 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
         classifier,
         int(arguments.get("num_classes", SIAMESE_CLASSES)),
         num_layers=int(arguments.get("dec_layers", 6)),
+        denoising=family == "dn-detr",
     )
 
 
 def loss_settings(family: str, arguments: Mapping[str, Any]) -> LossSettings:
     """Costs and weights from official options; see `load_criterion`."""
-    default = _of_family(CLASS_COEFFICIENT, family)
+    default_cost, default_weight = _of_family(CLASS_COEFFICIENTS, family)
     names = ("set_cost_class", "set_cost_bbox", "set_cost_giou")
     costs = arguments.get(
-        "costs", [arguments.get(name, value) for name, value in zip(names, (default, 5, 2), strict=True)]
+        "costs", [arguments.get(name, value) for name, value in zip(names, (default_cost, 5, 2), strict=True)]
     )
     weights = arguments.get("weights", {})
+    _refuse_other_denoising_weights(weights)
+    alpha = arguments.get("focal_alpha", 0.25)
     return LossSettings(
         cost_class=costs[0],
         cost_bbox=costs[1],
         cost_giou=costs[2],
-        weight_class=weights.get("loss_ce", arguments.get("cls_loss_coef", default)),
+        weight_class=weights.get("loss_ce", arguments.get("cls_loss_coef", default_weight)),
         weight_bbox=weights.get("loss_bbox", arguments.get("bbox_loss_coef", 5.0)),
         weight_giou=weights.get("loss_giou", arguments.get("giou_loss_coef", 2.0)),
         no_object_weight=arguments.get("eos_coef", 0.1),
-        focal_alpha=arguments.get("focal_alpha", 0.25),
+        focal_alpha=alpha,
+        matcher_alpha=alpha if family in _OF_DAB else 0.25,
+        giou_eps=1e-6 if family in _OF_DAB else 0.0,
     )
 
 
@@ -75,6 +91,14 @@ def siamese_settings(arguments: Mapping[str, Any]) -> SiameseSettings:
         weight_region=weights.get("loss_feature", 1.0),
         losses=loss_settings("siamese-detr", arguments),
     )
+
+
+def _refuse_other_denoising_weights(weights: Mapping[str, Any]) -> None:
+    """The official code gives denoising the weights of the other losses; here it cannot be otherwise."""
+    for name, weight in weights.items():
+        own = name.removeprefix("tgt_")
+        if own != name and own in weights and weights[own] != weight:
+            raise ValueError(f"load_criterion: {name}={weight}, expected the weight of {own}, {weights[own]}")
 
 
 def _of_family(table: Mapping[str, T], family: str) -> T:

@@ -1,7 +1,7 @@
 """Named recipes: the papers' and the small ones of our own. Plain nested dicts; `siamdetr presets` lists them.
 
 Sources: the official Siamese DETR configs (arXiv:2303.18144; the λ of the configs, since the supplement's text has them in
-an order that cannot be right for both data sets) and the official finetuning scripts of DETR and Conditional DETR.
+an order that cannot be right for both data sets) and the official finetuning scripts of DETR, Conditional DETR, DAB-DETR and DN-DETR.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Preset:
 
 _VANILLA = {"variant": "vanilla", "classifier": "softmax", "num_queries": 100}
 _CONDITIONAL = {"variant": "conditional", "classifier": "focal", "num_queries": 100}
+_DAB = {"variant": "dab", "classifier": "focal", "num_queries": 300, "dropout": 0.0}
+_DN = {**_DAB, "variant": "dn"}
 _SMALL_DETECTOR = {
     "variant": "conditional",
     "backbone": "tf_efficientnet_lite0",
@@ -42,6 +44,31 @@ _SMALL_DETECTOR = {
 }
 _QUICK_DETECTOR = {**_SMALL_DETECTOR, "encoder_layers": 2, "decoder_layers": 2, "num_queries": 25}
 _SOFTMAX_LOSSES = {"cost_class": 1.0, "weight_class": 1.0}
+_DAB_LOSSES = {"cost_class": 2.0, "weight_class": 1.0, "giou_eps": 1e-6}
+_DAB_RUN = {
+    "losses": _DAB_LOSSES,
+    "epochs": 50,
+    "batch_size": 2,
+    "optimizer": {"lr": 1e-4, "lr_backbone": 1e-5, "weight_decay": 1e-4, "clip": 0.1},
+    "schedule": {"name": "step", "drop_at": 0.8},
+}
+_SMALL_RUN = {
+    "images": {"size": 320, "max_size": 533, "augment": "detr"},
+    "epochs": 50,
+    "batch_size": 8,
+    "optimizer": {"lr": 5e-4, "lr_backbone": 5e-5},
+    "schedule": {"name": "onecycle", "warmup": 0.05},
+    "ema": 0.998,
+    "checkpoint_every": 100,
+}
+_SMALL_PRETRAINING = {
+    "siamese": {"size": 320, "weight_global": 1.0, "weight_region": 1.0},
+    "steps": 2_000,
+    "batch_size": 8,
+    "optimizer": {"lr": 3e-4},
+    "schedule": {"name": "onecycle", "warmup": 0.05},
+    "checkpoint_every": 100,
+}
 _IMAGENET_RUN = {
     "steps": 300_000,
     "batch_size": 256,
@@ -68,6 +95,22 @@ PRESETS: dict[str, Preset] = {
         "Ours: the COCO schedule and λ for vanilla DETR, for which the paper released no config",
         pretrain={"detector": _VANILLA, "siamese": _COCO_VIEWS, **_COCO_RUN},
     ),
+    "siamese-coco-dab": Preset(
+        "Ours: the COCO schedule and λ for DAB-DETR; the paper has DAB-Deformable DETR",
+        pretrain={"detector": _DAB, "siamese": _COCO_VIEWS, **_COCO_RUN},
+    ),
+    "siamese-coco-dn": Preset(
+        "Ours: the COCO schedule and λ for DN-DETR, without denoising; the paper has DN-DAB-Deformable DETR",
+        pretrain={"detector": _DN, "siamese": _COCO_VIEWS, **_COCO_RUN},
+    ),
+    "dab": Preset(
+        "DAB-DETR, the upstream recipe: 300 queries, 50 epochs, drop at 40, no dropout, backbone rate 1e-5",
+        finetune={"detector": _DAB, **_DAB_RUN},
+    ),
+    "dn": Preset(
+        "DN-DETR, the upstream recipe: DAB-DETR's with 5 denoising groups, label noise .2, box noise .4",
+        finetune={"detector": _DN, **_DAB_RUN, "denoising": {"groups": 5, "label_noise": 0.2, "box_noise": 0.4}},
+    ),
     "conditional": Preset(
         "Conditional DETR as Siamese DETR released it: 50 epochs, drop at 40, backbone rate 5e-5",
         finetune={
@@ -91,25 +134,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "small": Preset(
         "hundreds to thousands of images: EfficientNet-Lite0 at stride 16, 3+3 layers, about 320 pixels, one-cycle, λ 1 and 1",
-        pretrain={
-            "detector": _SMALL_DETECTOR,
-            "siamese": {"size": 320, "weight_global": 1.0, "weight_region": 1.0},
-            "steps": 2_000,
-            "batch_size": 8,
-            "optimizer": {"lr": 3e-4},
-            "schedule": {"name": "onecycle", "warmup": 0.05},
-            "checkpoint_every": 100,
-        },
-        finetune={
-            "detector": _SMALL_DETECTOR,
-            "images": {"size": 320, "max_size": 533, "augment": "detr"},
-            "epochs": 50,
-            "batch_size": 8,
-            "optimizer": {"lr": 5e-4, "lr_backbone": 5e-5},
-            "schedule": {"name": "onecycle", "warmup": 0.05},
-            "ema": 0.998,
-            "checkpoint_every": 100,
-        },
+        pretrain={"detector": _SMALL_DETECTOR, **_SMALL_PRETRAINING},
+        finetune={"detector": _SMALL_DETECTOR, **_SMALL_RUN},
+    ),
+    "small-dn": Preset(
+        "as `small`, with DN-DETR, which learns in fewer passes: its denoising queries train on every box from the first step",
+        pretrain={"detector": {**_SMALL_DETECTOR, "variant": "dn"}, **_SMALL_PRETRAINING},
+        finetune={"detector": {**_SMALL_DETECTOR, "variant": "dn"}, "losses": _DAB_LOSSES, **_SMALL_RUN},
     ),
     "quickstart": Preset(
         "the synthetic data set of `siamdetr quickstart`: 128-pixel images, 2+2 layers, 25 queries, frozen backbone",

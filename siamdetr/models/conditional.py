@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from siamdetr.config import DetectorSettings
 from siamdetr.models.attention import ScaledDotProduct, mask_bias, padding_bias, split_heads
+from siamdetr.models.encoder import Encoder
 from siamdetr.models.heads import MLP, FeedForward
 from siamdetr.models.parts import VariantParts
 from siamdetr.models.position import point_positions
@@ -104,7 +105,7 @@ class ConditionalDecoderLayer(nn.Module):
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attention = ConditionalCrossAttention(dim, heads, dropout, is_first=is_first)
         self.cross_norm = nn.LayerNorm(dim)
-        self.feedforward = FeedForward(dim, settings.feedforward, dropout)
+        self.feedforward = FeedForward(dim, settings.feedforward, dropout, activation=settings.own_activation)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -159,6 +160,7 @@ class ConditionalDecoder(nn.Module):
 def build_conditional(settings: DetectorSettings) -> VariantParts:
     """Queries and decoder of Conditional DETR."""
     return VariantParts(
+        encoder=Encoder(settings),
         queries=LearnedQueries(settings.num_queries, settings.dim),
         decoder=ConditionalDecoder(settings),
         boxes_start_at_reference=True,

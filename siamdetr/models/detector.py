@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from siamdetr.boxes import inverse_sigmoid
-from siamdetr.config import DetectorSettings
+from siamdetr.config import DenoisingSettings, DetectorSettings
+from siamdetr.data.targets import Targets
 from siamdetr.models.attention import MultiHeadAttention
 from siamdetr.models.backbone import Backbone
 from siamdetr.models.conditional import build_conditional
-from siamdetr.models.encoder import Encoder
-from siamdetr.models.heads import MLP
+from siamdetr.models.dab import build_dab
+from siamdetr.models.denoising import DenoisingQueries, Draws, build_dn
+from siamdetr.models.heads import MLP, place_boxes
 from siamdetr.models.parts import VariantParts
 from siamdetr.models.position import full_image_positions, image_positions
 from siamdetr.models.structures import Decoded, Memory, Outputs, Queries
@@ -30,6 +31,8 @@ __all__ = ["BUILDERS", "Decoded", "Detector", "Memory", "Outputs", "Queries"]
 BUILDERS: dict[str, Callable[[DetectorSettings], VariantParts]] = {
     "vanilla": build_vanilla,
     "conditional": build_conditional,
+    "dab": build_dab,
+    "dn": build_dn,
 }
 
 # Focal loss: every query starts at this probability for every class (Lin et al. 2017, arXiv:1708.02002, §3.3).
@@ -41,6 +44,8 @@ class Detector(nn.Module):
 
     Attributes: `backbone`, `input_projection`, `encoder`, `learned_queries`, `decoder`, `class_head`, `box_head`. Heads are shared
     by the decoder layers.
+
+    `region_width` is how many channels of a query a pretext may write region features into.
 
     Args:
         settings: all that is needed to rebuild the modules; kept as `settings`.
@@ -58,23 +63,26 @@ class Detector(nn.Module):
         self.settings = settings
         self.backbone = Backbone(settings.backbone, stride=settings.stride)
         self.input_projection = nn.Conv2d(self.backbone.num_channels, settings.dim, kernel_size=1)
-        self.encoder = Encoder(settings)
         variant = BUILDERS[settings.variant](settings)
+        self.encoder = variant.encoder
         self.learned_queries = variant.queries
         self.decoder = variant.decoder
+        self._refines, self._reference_eps = variant.refines, variant.reference_eps
+        self.region_width = settings.dim - variant.reserved_channels
         self.class_head = nn.Linear(settings.dim, settings.num_classes + (settings.classifier == "softmax"))
         self.box_head = MLP(settings.dim, settings.dim, 4, num_layers=3)
         self._initialize(boxes_start_at_reference=variant.boxes_start_at_reference)
 
-    def forward(self, images: Tensor, padding: Tensor | None = None) -> Outputs:
+    def forward(self, images: Tensor, padding: Tensor | None = None, queries: Queries | None = None) -> Outputs:
         """Detect objects.
 
         Args:
             images: [B, 3, H, W] float, normalised.
             padding: [B, H, W] bool, True = padded, not image; None = nothing is padded (the same, and cheaper).
+            queries: in training those of `training_queries`; None = the learned ones.
         """
         memory = self.encode(images, padding)
-        return self.decode(self.queries(images.shape[0]), memory)
+        return self.decode(self.queries(images.shape[0]) if queries is None else queries, memory)
 
     def encode(self, images: Tensor, padding: Tensor | None = None) -> Memory:
         """Backbone and encoder; arguments as in `forward`."""
@@ -89,14 +97,15 @@ class Detector(nn.Module):
         """
         batch_size, _, height, width = features.shape
         tokens = self.input_projection(features).flatten(2).transpose(1, 2)  # [B, N, D]
-        dim = self.settings.dim
+        dim, temperature = self.settings.dim, self.settings.own_position_temperature
         if padding is None:
             cells = None
-            position = full_image_positions((height, width), dim, device=tokens.device).expand(batch_size, -1, -1)
+            position = full_image_positions((height, width), dim, device=tokens.device, temperature=temperature)
+            position = position.expand(batch_size, -1, -1)
         else:
             grid = F.interpolate(padding[:, None].float(), size=(height, width))[:, 0] > 0.5  # [B, h, w]
             cells = grid.flatten(1)
-            position = image_positions(grid, dim)
+            position = image_positions(grid, dim, temperature=temperature)
         position = position.to(tokens.dtype)
         tokens = self.encoder(tokens, position, cells)
         return Memory(tokens=tokens, position=position, padding=cells, shapes=((height, width),))
@@ -106,15 +115,33 @@ class Detector(nn.Module):
         queries: Queries = self.learned_queries(batch_size)
         return queries
 
+    @property
+    def denoises(self) -> bool:
+        """Whether `training_queries` has denoising ones, which the criterion must know."""
+        return isinstance(self.learned_queries, DenoisingQueries)
+
+    def training_queries(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
+        """The learned queries, after the denoising ones where the variant has such (`dn`).
+
+        Args:
+            targets: boxes and labels of the images that will be decoded, on the detector's device.
+            settings: how many denoising groups, how much noise.
+            draws: the random numbers of the noise; None: from torch's own generator.
+        """
+        if isinstance(self.learned_queries, DenoisingQueries):
+            return self.learned_queries.denoise(targets, settings, draws)
+        return self.queries(len(targets.counts))
+
     def decode(self, queries: Queries, memory: Memory) -> Outputs:
-        """Decoder and heads: predictions of every decoder layer."""
-        decoded: Decoded = self.decoder(queries, memory)
-        # Box ends in float32: in half precision a box is up to a quarter of a pixel off.
-        offsets = _at_least_float32(self.box_head(decoded.hidden))
-        if decoded.references is not None:
-            start = inverse_sigmoid(_at_least_float32(decoded.references))
-            offsets = offsets + F.pad(start, (0, 4 - start.shape[-1]))
-        return Outputs(logits=self.class_head(decoded.hidden), boxes=offsets.sigmoid(), hidden=decoded.hidden)
+        """Decoder and heads: predictions of every decoder layer, those of denoising queries apart."""
+        head = (self.box_head,) if self._refines else ()
+        decoded: Decoded = self.decoder(queries, memory, *head)
+        boxes = place_boxes(self.box_head(decoded.hidden), decoded.references, eps=self._reference_eps)
+        logits, hidden, first = self.class_head(decoded.hidden), decoded.hidden, queries.num_denoising
+        if first == 0:
+            return Outputs(logits=logits, boxes=boxes, hidden=hidden)
+        denoised = Outputs(logits[:, :, :first], boxes[:, :, :first], hidden[:, :, :first])
+        return Outputs(logits[:, :, first:], boxes[:, :, first:], hidden[:, :, first:], denoised)
 
     @torch.no_grad()
     def _initialize(self, *, boxes_start_at_reference: bool) -> None:
@@ -133,7 +160,3 @@ class Detector(nn.Module):
             assert isinstance(last, nn.Linear)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -16,7 +16,9 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention = MultiHeadAttention(settings.dim, settings.heads, settings.dropout)
         self.attention_norm = nn.LayerNorm(settings.dim)
-        self.feedforward = FeedForward(settings.dim, settings.feedforward, settings.dropout)
+        self.feedforward = FeedForward(
+            settings.dim, settings.feedforward, settings.dropout, activation=settings.own_activation
+        )
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, tokens: Tensor, position: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,10 +1,15 @@
-"""Small stacks of linear layers: prediction heads and the feed-forward part of a transformer layer."""
+"""Small stacks of linear layers: prediction heads and the feed-forward part of a transformer layer; and what a box is."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from siamdetr.boxes import inverse_sigmoid
+from siamdetr.config import Activation
 
 
 class MLP(nn.Module):
@@ -23,16 +28,43 @@ class MLP(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The position-wise part of a post-norm transformer layer: norm(x + W2 relu(W1 x)), [B, T, D] -> [B, T, D]."""
+    """The position-wise part of a post-norm transformer layer: norm(x + W2 f(W1 x)), [B, T, D] -> [B, T, D].
 
-    def __init__(self, dim: int, hidden_dim: int, dropout: float) -> None:
+    f is ReLU, or PReLU with one learned slope (DAB-DETR).
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, dropout: float, *, activation: Activation = "relu") -> None:
         super().__init__()
         self.expand = nn.Linear(dim, hidden_dim)
         self.contract = nn.Linear(hidden_dim, dim)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
+        self.activation = nn.PReLU() if activation == "prelu" else nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        change = self.contract(self.dropout(self.expand(x).relu()))
+        change = self.contract(self.dropout(self.activation(self.expand(x))))
         out: Tensor = self.norm(x + self.dropout(change))
         return out
+
+
+def place_boxes(offsets: Tensor, references: Tensor | None, *, eps: float) -> Tensor:
+    """Boxes: sigmoid(offsets + inverse_sigmoid(references)).
+
+    Ends in float32 at least: in half precision a box is up to a quarter of a pixel off.
+
+    Args:
+        offsets: [..., 4] from a box head.
+        references: [..., 2 | 4] (cx, cy[, w, h]) fractions that the offsets start from; None: from nothing (vanilla DETR).
+        eps: distance that references are kept from 0 and 1.
+    Returns:
+        [..., 4] (cx, cy, w, h) fractions.
+    """
+    offsets = _at_least_float32(offsets)
+    if references is not None:
+        start = inverse_sigmoid(_at_least_float32(references), eps)
+        offsets = offsets + F.pad(start, (0, 4 - start.shape[-1]))
+    return offsets.sigmoid()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

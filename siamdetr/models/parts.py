@@ -1,4 +1,4 @@
-"""What makes a detector a variant: its queries and its decoder."""
+"""What makes a detector a variant: its encoder, its queries and its decoder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from torch import nn
 class VariantParts:
     """The parts that a builder supplies.
 
-    `queries(batch_size) -> Queries` and `decoder(queries, memory) -> Decoded` (`siamdetr.models.structures`).
+    `encoder(tokens, position, padding) -> tokens`, `queries(batch_size) -> Queries` and `decoder(queries, memory) -> Decoded`
+    (`siamdetr.models.structures`); a decoder that refines its references from layer to layer gets the box head as well.
     """
 
+    encoder: nn.Module
     queries: nn.Module
     decoder: nn.Module
     boxes_start_at_reference: bool  # the box head's last layer starts at zero: the first boxes lie on their references
+    refines: bool = False  # decoder(queries, memory, box_head): references follow the boxes from layer to layer
+    reference_eps: float = 1e-5  # distance that references are kept from 0 and 1
+    reserved_channels: int = 0  # the last channels of a query's content that no pretext may write into

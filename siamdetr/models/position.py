@@ -56,6 +56,20 @@ def point_positions(points: Tensor, dim: int, *, temperature: float = 10000.0) -
     return torch.cat([_waves(y, dim // 2, temperature), _waves(x, dim // 2, temperature)], dim=-1)
 
 
+def box_positions(boxes: Tensor, dim: int, *, temperature: float = 10000.0) -> Tensor:
+    """Positions of boxes (DAB-DETR, arXiv:2201.12329, §4.2); the first half is `point_positions` of the centres.
+
+    Args:
+        boxes: [..., 4] (cx, cy, w, h) fractions.
+        dim: D, divisible by 4.
+    Returns:
+        [..., 2 D] float32: waves of cy, cx, w, h.
+    """
+    sizes = (boxes[..., 2:].float() * _TWO_PI).unbind(-1)
+    waves = [_waves(size, dim // 2, temperature) for size in sizes]
+    return torch.cat([point_positions(boxes[..., :2], dim, temperature=temperature), *waves], dim=-1)
+
+
 def _waves(angles: Tensor, num: int, temperature: float) -> Tensor:
     """[...] -> [..., num]: sine and cosine in turn, at num/2 wavelengths from 1 to almost `temperature`."""
     exponents = torch.arange(num // 2, device=angles.device, dtype=torch.float32) * (2 / num)

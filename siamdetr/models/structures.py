@@ -50,3 +50,4 @@ class Outputs:
     logits: Tensor  # [L, B, Q, C]
     boxes: Tensor  # [L, B, Q, 4] (cx, cy, w, h) fractions of the unpadded image
     hidden: Tensor  # [L, B, Q, D]
+    denoised: Outputs | None = None  # of the denoising queries, which are in none of the above

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from siamdetr.config import DetectorSettings
 from siamdetr.models.attention import MultiHeadAttention, mask_bias, padding_bias
+from siamdetr.models.encoder import Encoder
 from siamdetr.models.heads import FeedForward
 from siamdetr.models.parts import VariantParts
 from siamdetr.models.queries import LearnedQueries
@@ -23,7 +24,7 @@ class VanillaDecoderLayer(nn.Module):
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attention = MultiHeadAttention(dim, heads, dropout, observable=True)
         self.cross_norm = nn.LayerNorm(dim)
-        self.feedforward = FeedForward(dim, settings.feedforward, dropout)
+        self.feedforward = FeedForward(dim, settings.feedforward, dropout, activation=settings.own_activation)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -81,6 +82,7 @@ class VanillaDecoder(nn.Module):
 def build_vanilla(settings: DetectorSettings) -> VariantParts:
     """Queries and decoder of DETR."""
     return VariantParts(
+        encoder=Encoder(settings),
         queries=LearnedQueries(settings.num_queries, settings.dim),
         decoder=VanillaDecoder(settings),
         boxes_start_at_reference=False,

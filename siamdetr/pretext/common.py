@@ -145,14 +145,15 @@ def condition_queries(queries: Queries, regions: Tensor) -> Queries:
 
     Args:
         queries: of B images.
-        regions: [B, P, D] projected region features; P divides Q.
+        regions: [B, P, detector.region_width] projected region features; P divides Q.
     Returns:
         The queries with the region added to their position. Ours: to their content where a variant has no learned
-        position (DAB, DN), which the paper leaves open.
+        position (DAB, DN), which the paper leaves open; DN's last channel, which marks denoising queries, stays as it is.
     """
     repeated = regions.repeat_interleave(queries.content.shape[1] // regions.shape[1], dim=1)  # [B, Q, D]
     if queries.position is None:
-        return dataclasses.replace(queries, content=queries.content + repeated)
+        reserved = queries.content.shape[-1] - regions.shape[-1]
+        return dataclasses.replace(queries, content=queries.content + F.pad(repeated, (0, reserved)))
     return dataclasses.replace(queries, position=queries.position + repeated)
 
 

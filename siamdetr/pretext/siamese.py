@@ -82,7 +82,7 @@ class SiameseDETR(nn.Module):
         self.detector, self.settings = detector, settings
         self.box_jitter = settings.box_jitter
         dim, channels = detector.settings.dim, detector.backbone.num_channels
-        self.region_projection = nn.Linear(channels, dim)
+        self.region_projection = nn.Linear(channels, detector.region_width)
         self.feature_head = MLP(dim, dim, channels, num_layers=2) if settings.weight_region else None
         self.global_head = GlobalHead(dim) if settings.weight_global else None
         layers = detector.settings.decoder_layers

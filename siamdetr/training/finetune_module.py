@@ -22,9 +22,14 @@ class FinetuneModule(StepModule):
         super().__init__(settings, total_steps)
         self.detector = detector
         self.preprocessing = preprocessing
+        self.denoising = settings.denoising
         shape = detector.settings
         self.criterion = DetectionCriterion(
-            settings.losses, shape.classifier, shape.num_classes, num_layers=shape.decoder_layers
+            settings.losses,
+            shape.classifier,
+            shape.num_classes,
+            num_layers=shape.decoder_layers,
+            denoising=detector.denoises,
         )
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
@@ -32,7 +37,8 @@ class FinetuneModule(StepModule):
         self.seed_step(batch_idx)
         batch = normalize(batch, self.preprocessing.mean, self.preprocessing.std)
         with self.naming_the_step(batch.image_ids):
-            losses = self.criterion(self.detector(batch.images, batch.padding), batch.targets)
+            queries = self.detector.training_queries(batch.targets, self.denoising)
+            losses = self.criterion(self.detector(batch.images, batch.padding, queries), batch.targets)
         total: Tensor = weighted_sum(losses, self.criterion.weights)
         self.remember(batch.image_ids, {"loss": total, **losses})
         return total

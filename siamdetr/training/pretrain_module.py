@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from siamdetr.data.targets import ViewBatch, normalize
 from siamdetr.losses import weighted_sum
+from siamdetr.models.denoising import DenoisingQueries
 from siamdetr.models.detector import Detector
 from siamdetr.preprocessing import PreprocessingSpec
 from siamdetr.pretext import PRETEXTS
@@ -60,5 +61,7 @@ def class_agnostic(detector: Detector) -> Detector:
         head.weight.copy_(detector.class_head.weight[OBJECT_LABEL:])
         head.bias.copy_(detector.class_head.bias[OBJECT_LABEL:])
     copied.class_head = head
+    if isinstance(copied.learned_queries, DenoisingQueries):
+        copied.learned_queries.keep_labels(OBJECT_LABEL, OBJECT_LABEL + 1)
     copied.settings = detector.settings.model_copy(update={"num_classes": 1})
     return copied

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from siamdetr.config import DetectorSettings, LossSettings, Settings, SiameseSettings
+from siamdetr.config import DenoisingSettings, DetectorSettings, LossSettings, Settings, SiameseSettings
 from siamdetr.presets import preset_values
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -115,6 +115,7 @@ class FinetuneSettings(RunSettings):
 
     images: ImageSettings = ImageSettings()
     losses: LossSettings = LossSettings()
+    denoising: DenoisingSettings = DenoisingSettings()
     init: str | None = Field(None, description="a run folder or model file to start from")
     freeze: Freeze = Field("none", description="backbone: only the backbone; body: all but the class and box heads")
     ema: float = Field(

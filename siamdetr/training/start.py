@@ -8,7 +8,8 @@ from pathlib import Path
 from siamdetr.checkpoint import CheckpointError, load_model
 from siamdetr.models.detector import Detector
 
-_CLASS_HEAD, _QUERIES = "class_head", "learned_queries"  # depend on the classes, and on their number
+# Depend on the classes (with denoising there is a content for each), and on the number of queries.
+_OF_CLASSES, _QUERIES = ("class_head", "learned_queries.labels"), "learned_queries"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Start:
 def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Path) -> Start:
     """Copy into `detector` every tensor of the model at `path` that fits.
 
-    The class head is taken over only where the classes are the same; it and the query embeddings (whose number may differ)
+    The class head (and label contents) are taken over only where the classes are the same; they and the query embeddings (whose number may differ)
     may start afresh. Anything else that differs is an error, for it would silently lose the pretraining.
 
     Raises:
@@ -34,9 +35,9 @@ def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Pat
     fits = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
     same_classes = metadata.class_names == class_names and source.settings.classifier == detector.settings.classifier
     if not same_classes:
-        fits = {name: tensor for name, tensor in fits.items() if not name.startswith(_CLASS_HEAD)}
+        fits = {name: tensor for name, tensor in fits.items() if not name.startswith(_OF_CLASSES)}
     left_out = sorted(name for name in {*ours, *theirs} if name not in fits)
-    strange = [name for name in left_out if not name.startswith(_CLASS_HEAD) and not name.startswith(_QUERIES)]
+    strange = [name for name in left_out if not name.startswith((*_OF_CLASSES, _QUERIES))]
     if strange:
         raise CheckpointError(_misfit(Path(path), source, detector, strange))
     detector.load_state_dict(fits, strict=False)

@@ -1,0 +1,131 @@
+"""DAB-DETR and DN-DETR equal the official implementations: forward, denoising, losses and gradients, through the importer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden.golden_fill import fill, make_images
+from golden.golden_io import load
+from torch import Tensor
+
+from siamdetr.config import DenoisingSettings
+from siamdetr.data.targets import Targets
+from siamdetr.losses import weighted_sum
+from siamdetr.models.denoising import Draws
+from siamdetr.models.detector import Detector
+from siamdetr.models.structures import Queries
+from siamdetr.official import IMPORTERS, load_criterion, load_official
+from siamdetr.official_keys import translate
+
+GOLDEN = Path(__file__).parent / "golden"
+Case = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+def read(name: str) -> Case:
+    meta, arrays = load(GOLDEN / f"{name}.npz")
+    return meta, {key: torch.from_numpy(np.asarray(value)) for key, value in arrays.items()}
+
+
+def detector_of(meta: dict[str, Any], family: str) -> Detector:
+    weights = fill(dict(meta["state_dict"]), meta["aliases"])
+    detector = load_official(weights, family=family, arguments=meta["spec"]["model"])
+    assert isinstance(detector, Detector)
+    return detector
+
+
+def batch_of(meta: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W], zero padded right and below, and padding [B, H, W]."""
+    images = [torch.from_numpy(image) for image in make_images(meta["spec"]["sizes"], meta["spec"]["seed"])]
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    batch, padding = torch.zeros(len(images), 3, height, width), torch.ones(len(images), height, width)
+    for index, image in enumerate(images):
+        batch[index, :, : image.shape[1], : image.shape[2]] = image
+        padding[index, : image.shape[1], : image.shape[2]] = 0
+    return batch, padding.bool()
+
+
+def denoising_of(meta: dict[str, Any], stored: dict[str, Tensor]) -> tuple[Targets, DenoisingSettings, Draws]:
+    """The official code draws new labels for the replaced ones only."""
+    noise = meta["spec"]["dn"]
+    settings = DenoisingSettings(
+        groups=noise["scalar"], label_noise=noise["label_noise_scale"], box_noise=noise["box_noise_scale"]
+    )
+    chance = stored["draw/label_p"]
+    new = torch.zeros(len(chance), dtype=torch.int64)
+    new[chance < settings.label_noise] = stored["draw/label_new"]
+    images = range(len(meta["spec"]["sizes"]))
+    targets = Targets.from_lists(
+        [stored[f"target_boxes_{i}"] for i in images], [stored[f"target_labels_{i}"] for i in images]
+    )
+    return targets, settings, Draws(chance, new, stored["draw/box_u"])
+
+
+def near(ours: Tensor, stored: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(ours.detach(), stored, rtol=0, atol=tolerance)
+
+
+def official_loss(name: str) -> str:
+    name = name.replace("loss_class", "loss_ce")
+    return "tgt_" + name.replace("_dn", "") if "_dn" in name else name
+
+
+@pytest.mark.parametrize(("name", "family"), [("A_dab", "dab-detr"), ("A_dn", "dn-detr")])
+def test_forward_equals_the_official_one(name: str, family: str) -> None:
+    meta, stored = read(name)
+    detector, (images, padding) = detector_of(meta, family).eval(), batch_of(meta)
+    with torch.no_grad():
+        memory = detector.encode(images, padding)
+        outputs = detector.decode(detector.queries(len(images)), memory)
+    near(memory.tokens.transpose(0, 1), stored["encoder_memory"], 5e-4)
+    near(outputs.logits, torch.cat([stored["aux_logits"], stored["pred_logits"][None]]), 1e-3)
+    near(outputs.boxes, torch.cat([stored["aux_boxes"], stored["pred_boxes"][None]]), 2e-4)
+    assert outputs.denoised is None
+
+
+@pytest.mark.parametrize("name", ["C_dn", "C_dn_emptyimage"])
+def test_denoising_queries_equal_the_official_ones(name: str) -> None:
+    meta, stored = read(name)
+    queries = detector_of(meta, "dn-detr").training_queries(*denoising_of(meta, stored))
+    assert queries.anchors is not None
+    assert queries.attention_mask is not None
+    near(queries.content.transpose(0, 1), stored["dn/label_query"], 1e-6)
+    near(queries.anchors.logit().transpose(0, 1), stored["dn/box_query"], 1e-4)
+    assert queries.attention_mask.tolist() == stored["dn/attn_mask"].tolist()
+    assert queries.num_denoising == stored["dn/pad_size"]
+
+
+@pytest.mark.parametrize("name", ["C_dn", "C_dn_emptyimage"])
+def test_denoising_training_step_equals_the_official_one(name: str) -> None:
+    meta, stored = read(name)
+    detector = detector_of(meta, "dn-detr").train()
+    targets, settings, draws = denoising_of(meta, stored)
+    queries: Queries = detector.training_queries(targets, settings, draws)
+    outputs = detector(*batch_of(meta), queries)
+    near(outputs.logits, torch.cat([stored["aux_logits"], stored["pred_logits"][None]]), 1e-3)
+    near(outputs.boxes, torch.cat([stored["aux_boxes"], stored["pred_boxes"][None]]), 2e-4)
+    near(outputs.denoised.logits, stored["dn/out_logits"], 1e-3)
+    near(outputs.denoised.boxes, stored["dn/out_boxes"], 2e-4)
+
+    criterion = load_criterion("dn-detr", meta["spec"]["criterion"])
+    losses = criterion(outputs, targets)
+    assert {official_loss(key): weight for key, weight in criterion.weights.items()} == meta["weight_dict"]
+    ours = {official_loss(key): value for key, value in losses.items()}
+    names = {key.removeprefix("loss/") for key in stored if key.startswith("loss/")}
+    assert names - set(ours) == {"loss_xy", "loss_hw", "loss_xy_0", "loss_hw_0"}  # monitors, parts of loss_bbox
+    for key, value in ours.items():
+        torch.testing.assert_close(value.detach(), stored[f"loss/{key}"], rtol=1e-4, atol=1e-6, msg=key)
+    total = weighted_sum(losses, criterion.weights)
+    torch.testing.assert_close(total.detach(), stored["total"], rtol=1e-4, atol=0)
+
+    total.backward()
+    parameters, rules = dict(detector.named_parameters()), IMPORTERS["dn-detr"].rules(detector)
+    largest = float(stored["grad_norms"].max())
+    for official, norm in zip(meta["grad_names"], stored["grad_norms"].tolist(), strict=True):
+        places = translate(official.replace("transformer.decoder.bbox_embed", "bbox_embed"), rules)
+        assert isinstance(places, tuple)
+        found = torch.stack([parameters[place].grad.norm() for place in places]).norm()  # type: ignore[union-attr]
+        assert norm < 1e-3 * largest or float(found) == pytest.approx(norm, rel=1e-2), official
