@@ -24,7 +24,9 @@ def test_every_package_on_disk_is_listed() -> None:
 def test_every_folder_with_code_is_a_package() -> None:
     for folder in ("siamdetr", "export", "serve", "cli"):
         for path in (ROOT / folder).rglob("*.py"):
-            assert (path.parent / "__init__.py").exists(), f"{path.relative_to(ROOT)} is in a folder without __init__.py"
+            assert (path.parent / "__init__.py").exists(), (
+                f"{path.relative_to(ROOT)} is in a folder without __init__.py"
+            )
 
 
 def test_the_lock_holds_no_address() -> None:

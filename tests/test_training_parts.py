@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from siamdetr.checkpoint import CheckpointError, atomic_write, digest, sweep_temporaries
-from siamdetr.training.checkpoint_io import AtomicCheckpointIO, newest_valid, read_checkpoint
 from siamdetr.report import read_metrics
+from siamdetr.training.checkpoint_io import AtomicCheckpointIO, newest_valid, read_checkpoint
 from siamdetr.training.metrics_log import MetricsCsv
 from siamdetr.training.optim import rate_factor
 from siamdetr.training.settings import ScheduleSettings
