@@ -62,7 +62,8 @@ class DetectorSettings(Settings):
     refine: bool = Field(False, description="deformable: each decoder layer starts from the boxes of the one before it")
     two_stage: bool = Field(False, description="deformable: queries start from the encoder's best boxes; needs refine")
     cell_shift: bool = Field(
-        True, description="deformable: positions of cell centres; False: of cell ends, as in official Siamese pretraining"
+        True,
+        description="deformable: positions of cell centres; False: of cell ends, as in official Siamese pretraining",
     )
     activation: Activation | None = Field(
         None,
@@ -81,7 +82,9 @@ class DetectorSettings(Settings):
         own = {"levels", "encoder_points", "decoder_points", "refine", "two_stage", "cell_shift"}
         changed = sorted(name for name in own if getattr(self, name) != type(self).model_fields[name].default)
         if changed and "deformable" not in self.variant:
-            raise ValueError(f"{', '.join(changed)}: only deformable variants have such a setting, not '{self.variant}'")
+            raise ValueError(
+                f"{', '.join(changed)}: only deformable variants have such a setting, not '{self.variant}'"
+            )
         return self
 
     @property

@@ -90,16 +90,16 @@ class DetectionCriterion(nn.Module):
     ) -> tuple[dict[str, Tensor], Matches]:
         """Like `forward`, with the matches: what a pretext needs for losses of its own."""
         self._check(outputs)
-        losses, matches = self._of_layers(outputs, targets, num_boxes)
+        losses, matches = self._of_layers(outputs, targets, num_boxes, denoising=self.denoising)
         if self.proposals:
             assert outputs.proposals is not None
             objects = dataclasses.replace(targets, labels=torch.zeros_like(targets.labels))
-            of_encoder, _ = self._of_layers(outputs.proposals, objects, num_boxes)
+            of_encoder, _ = self._of_layers(outputs.proposals, objects, num_boxes, denoising=False)
             losses |= {f"{name}_enc": value for name, value in of_encoder.items() if name != "class_error"}
         return losses, matches
 
     def _of_layers(
-        self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None
+        self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None, *, denoising: bool
     ) -> tuple[dict[str, Tensor], Matches]:
         logits, boxes = outputs.logits.float(), outputs.boxes.float()
         matches = match(logits, boxes, targets, self.settings, self.classifier)
@@ -109,7 +109,7 @@ class DetectionCriterion(nn.Module):
                 "loss_class": self._class_loss(logits, targets, matches, *normalisers),
                 **self._box_losses(boxes, targets, matches, normalisers[0]),
             }
-            if self.denoising and len(logits) == self.num_layers:
+            if denoising:
                 values |= self._denoising_losses(outputs.denoised, targets, normalisers[0], logits)
             monitors = _monitors(logits.detach(), targets, matches)
         losses = name_layers(values) | name_layers({"cardinality_error": monitors["cardinality_error"]})

@@ -147,9 +147,15 @@ def observe_deformable(
     add("num_classes", "class_embed.0.weight", lambda shape: shape[0] - int(classifier == "softmax"))
     if "num_feature_levels" in facts:
         per_point = int(facts["num_feature_levels"].value) * heads
-        for option, part in (("enc_n_points", "encoder.layers.0.self_attn"), ("dec_n_points", "decoder.layers.0.cross_attn")):
+        for option, part in (
+            ("enc_n_points", "encoder.layers.0.self_attn"),
+            ("dec_n_points", "decoder.layers.0.cross_attn"),
+        ):
             add(option, f"transformer.{part}.attention_weights.bias", lambda shape: shape[0] // per_point)
-    for option, marks in (("with_box_refine", "transformer.decoder.bbox_embed"), ("two_stage", "transformer.enc_output.")):
+    for option, marks in (
+        ("with_box_refine", "transformer.decoder.bbox_embed"),
+        ("two_stage", "transformer.enc_output."),
+    ):
         found = [name for name in state_dict if name.startswith(marks)]
         shown = found[0] if found else next(iter(state_dict))
         facts[option] = Fact(bool(found), shown, tuple(state_dict[shown].shape))

@@ -24,7 +24,9 @@ class DeformableEncoderLayer(nn.Module):
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()
         dim, dropout = settings.dim, settings.dropout
-        self.attention = DeformableAttention(dim, settings.heads, levels=settings.levels, points=settings.encoder_points)
+        self.attention = DeformableAttention(
+            dim, settings.heads, levels=settings.levels, points=settings.encoder_points
+        )
         self.attention_norm = nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim, settings.feedforward, dropout, activation=settings.own_activation)
         self.dropout = nn.Dropout(dropout)

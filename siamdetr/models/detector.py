@@ -23,7 +23,7 @@ from siamdetr.models.deformable import build_deformable
 from siamdetr.models.deformable_attention import DeformableAttention
 from siamdetr.models.deformable_encoder import DeformableEncoder
 from siamdetr.models.denoising import DenoisingQueries, Draws, build_dn
-from siamdetr.models.heads import MLP, LayerHeads, place_boxes
+from siamdetr.models.heads import MLP, LayerHeads, each_head, place_boxes
 from siamdetr.models.parts import VariantParts
 from siamdetr.models.position import full_image_positions, image_positions
 from siamdetr.models.pyramid import LevelProjections, Maps
@@ -198,8 +198,3 @@ def _build_heads(settings: DetectorSettings) -> tuple[nn.Module, nn.Module]:
         return class_head(), box_head()
     count = settings.decoder_layers + settings.two_stage
     return LayerHeads(class_head() for _ in range(count)), LayerHeads(box_head() for _ in range(count))
-
-
-def each_head(head: nn.Module) -> list[nn.Module]:
-    """The heads of all layers; one where they share it."""
-    return list(head.heads) if isinstance(head, LayerHeads) else [head]

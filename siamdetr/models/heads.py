@@ -40,6 +40,11 @@ class LayerHeads(nn.Module):
         return torch.stack([head(layer) for head, layer in zip(self.heads, hidden, strict=False)])
 
 
+def each_head(head: nn.Module) -> list[nn.Module]:
+    """The heads of all layers; one where they share it."""
+    return list(head.heads) if isinstance(head, LayerHeads) else [head]
+
+
 class FeedForward(nn.Module):
     """The position-wise part of a post-norm transformer layer: norm(x + W2 f(W1 x)), [B, T, D] -> [B, T, D].
 
