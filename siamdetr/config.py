@@ -88,6 +88,11 @@ class DetectorSettings(Settings):
         return self
 
     @property
+    def coarsest_stride(self) -> int:
+        """Pixels per cell of the last feature level; each beyond the backbone's three doubles it."""
+        return self.stride * 2 ** max(0, self.levels - 3)
+
+    @property
     def own_activation(self) -> Activation:
         """`activation`, or the variant's."""
         return self.activation or _OWN_ACTIVATION.get(self.variant, "relu")

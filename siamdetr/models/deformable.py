@@ -188,12 +188,12 @@ class Proposer(nn.Module):
 def _anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     """A box around each cell, [B, N, 4] fractions of the unpadded image, and whether it counts, [B, N, 1]."""
     levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
-    centres = cell_centres(levels, len(memory.tokens))
+    centres = cell_centres(levels, memory.tokens.shape[0])
     sizes = [
         torch.full((height * width, 2), _PROPOSAL_SIZE * 2.0**index, device=centres.device)
         for index, (height, width) in enumerate(memory.shapes)
     ]
-    anchors = torch.cat([centres, torch.cat(sizes).expand(len(centres), -1, -1)], dim=-1)
+    anchors = torch.cat([centres, torch.cat(sizes).expand(centres.shape[0], -1, -1)], dim=-1)
     valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True)
     return anchors, valid if memory.padding is None else valid & ~memory.padding[..., None]
 

@@ -36,13 +36,15 @@ def describe_levels(shapes: Shapes, padding: Tensor | None, *, device: torch.dev
     As in the official code the valid part is measured along the first row and column: padding is at the right and bottom.
     """
     # Filled on the device, so that nothing waits for a copy, and traced sizes stay symbolic.
-    sides = [torch.full((), float(side), device=device) for height, width in shapes for side in (width, height)]
+    sides = [
+        torch.full((), side, device=device, dtype=torch.float32) for height, width in shapes for side in (width, height)
+    ]
     sizes = torch.stack(sides).view(len(shapes), 2)
     if padding is None:
         return Levels(shapes, sizes, None)
     parts, start = [], 0
     for height, width in shapes:
-        image = ~padding.narrow(1, start, height * width).unflatten(1, (height, width))  # [B, H, W]
+        image = ~padding.narrow(1, start, height * width).reshape(-1, height, width)  # [B, H, W]
         parts.append(torch.stack([image[:, 0].sum(1), image[:, :, 0].sum(1)], dim=-1))
         start = start + height * width
     return Levels(shapes, sizes, torch.stack(parts, dim=1) / sizes)
@@ -126,14 +128,14 @@ class DeformableAttention(Observed):
         points, weights = self._points(query, references, levels), self._weights(query)
         if self.recorder is not None:
             self.recorder.record(splat(points.detach(), weights.detach(), levels.shapes[0]))
-        values = values.unflatten(-1, (self.heads, -1))  # [B, N, M, d]
+        values = values.reshape(*values.shape[:2], self.heads, -1)  # [B, N, M, d]
         out: Tensor = self.out(sample_points(values, levels.shapes, points, weights, form=self.sampling))
         return out
 
     def _points(self, query: Tensor, references: Tensor, levels: Levels) -> Tensor:
         """[B, Q, M, L, P, 2] fractions of each level's map, in float32: half precision moves a point by half a cell."""
-        offsets = self.offsets(query).to(references.dtype)
-        offsets = offsets.unflatten(-1, (self.heads, self.levels, self.points, 2))
+        flat: Tensor = self.offsets(query).to(references.dtype)
+        offsets = flat.reshape(*flat.shape[:2], self.heads, self.levels, self.points, 2)
         around = references[:, :, None, :, None]  # [B, Q, 1, L, 1, 2 | 4]
         if references.shape[-1] == 2:
             return around + offsets / levels.sizes.to(offsets.dtype)[:, None]
@@ -141,8 +143,9 @@ class DeformableAttention(Observed):
 
     def _weights(self, query: Tensor) -> Tensor:
         """[B, Q, M, L, P], which sum to 1 over levels and points."""
-        scores = at_least_float32(self.weights(query)).unflatten(-1, (self.heads, -1))
-        return scores.softmax(-1).unflatten(-1, (self.levels, self.points))
+        scores = at_least_float32(self.weights(query))
+        shares = scores.reshape(*scores.shape[:2], self.heads, -1).softmax(-1)
+        return shares.reshape(*shares.shape[:3], self.levels, self.points)
 
 
 def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -159,4 +162,4 @@ def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
     picture = weights.new_zeros((*weights.shape[:3], height * width))
     for cell, share in corner_cells(points, height, width):
         picture.scatter_add_(-1, cell.flatten(-2), (share * weights).flatten(-2).to(picture.dtype))
-    return picture.transpose(1, 2).unflatten(-1, (height, width))
+    return picture.reshape(*weights.shape[:3], height, width).transpose(1, 2)

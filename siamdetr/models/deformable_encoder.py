@@ -68,7 +68,7 @@ class DeformableEncoder(nn.Module):
         cells = None if grids is None else torch.cat([grid.flatten(1) for grid in grids], dim=1)  # [B, N]
         position = self._positions(shapes, grids, tokens)
         levels = describe_levels(shapes, cells, device=tokens.device)
-        references = place_on_levels(cell_centres(levels, len(tokens)), levels)
+        references = place_on_levels(cell_centres(levels, tokens.shape[0]), levels)
         for layer in self.layers:
             tokens = layer(tokens, position, references, cells, levels=levels)
         return Memory(tokens=tokens, position=position, padding=cells, shapes=shapes)
@@ -80,7 +80,7 @@ class DeformableEncoder(nn.Module):
             if grids is None:
                 sine = full_image_positions(
                     shape, self.dim, device=tokens.device, temperature=self.temperature, shift=self.shift
-                ).expand(len(tokens), -1, -1)
+                ).expand(tokens.shape[0], -1, -1)
             else:
                 sine = image_positions(grids[index], self.dim, temperature=self.temperature, shift=self.shift)
             parts.append(sine.to(tokens.dtype) + embedding.to(tokens.dtype))

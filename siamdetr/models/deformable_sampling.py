@@ -62,7 +62,7 @@ def sample_reference(
     total: Tensor | None = None
     narrow, values = values.dtype, at_least_float32(values)
     for level, (one, (height, width)) in enumerate(zip(_levels(values, shapes), shapes, strict=True)):
-        maps = one.permute(0, 2, 3, 1).flatten(0, 1).unflatten(-1, (height, width))  # [BM, d, H, W]
+        maps = one.permute(0, 2, 3, 1).flatten(0, 1).reshape(-1, values.shape[3], height, width)  # [BM, d, H, W]
         arguments = (maps, points[:, :, :, level], weights[:, :, :, level])
         if resample:
             share: Tensor = checkpoint(_sample_level, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -71,7 +71,7 @@ def sample_reference(
         total = share if total is None else total + share
     assert total is not None
     batch, heads = values.shape[0], values.shape[2]
-    return total.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2).to(narrow)
+    return total.reshape(batch, heads, *total.shape[1:]).permute(0, 3, 1, 2).flatten(2).to(narrow)
 
 
 def _sample_level(maps: Tensor, points: Tensor, weights: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def sample_gather(values: Tensor, shapes: Shapes, points: Tensor, weights: Tenso
         corners = corner_cells(points[:, :, :, level], height, width)
         for cell, share in corners:
             rows = ((image + start + cell) * heads + head).flatten()
-            found = table.index_select(0, rows).unflatten(0, (-1, num_points))  # [BQM, P, d]
+            found = table.index_select(0, rows).reshape(-1, num_points, channels)  # [BQM, P, d]
             strength = (share * weights[:, :, :, level]).flatten(0, 2)[..., None]  # [BQM, P, 1]
             total = total + (strength * found).sum(1)
         start = start + height * width
@@ -114,15 +114,15 @@ def corner_cells(points: Tensor, height: int, width: int) -> list[tuple[Tensor, 
     x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
     left, top = x.detach().floor(), y.detach().floor()
     right_share, bottom_share = x - left, y - top
-    columns = [(left, 1 - right_share), (left + 1, right_share)]
-    rows = [(top, 1 - bottom_share), (top + 1, bottom_share)]
+    columns = [(x, share, (x >= 0) & (x < width)) for x, share in ((left, 1 - right_share), (left + 1, right_share))]
+    rows = [(y, share, (y >= 0) & (y < height)) for y, share in ((top, 1 - bottom_share), (top + 1, bottom_share))]
     found = []
-    for row, row_share in rows:
-        for column, column_share in columns:
-            inside = (row >= 0) & (row <= height - 1) & (column >= 0) & (column <= width - 1)
-            # Bounded before the conversion: a point far outside, or NaN, has no integer.
-            cell = row.nan_to_num().clamp(0, height - 1).long() * width + column.nan_to_num().clamp(0, width - 1).long()
-            found.append((cell, row_share * column_share * inside.to(points.dtype)))
+    for row, row_share, row_inside in rows:
+        for column, column_share, column_inside in columns:
+            inside = row_inside & column_inside
+            # Chosen before the conversion: a point far outside, or NaN, has no integer.
+            cell = torch.where(inside, row * width + column, 0.0).long()
+            found.append((cell, torch.where(inside, row_share * column_share, 0.0)))
     return found
 
 
