@@ -147,7 +147,7 @@ def test_proposals_that_are_missing_or_too_few_are_refused() -> None:
 def test_queries_without_position_are_refused() -> None:
     model = detector("single")
     queries = dataclasses.replace(model.queries(1), position=None)
-    with pytest.raises(ValueError, match="deformable decoder: expected queries with a position .* got None"):
+    with pytest.raises(ValueError, match=r"deformable decoder: expected queries with a position .* got None"):
         model.decode(queries, model.encode(torch.randn(1, 3, 64, 64)))
 
 

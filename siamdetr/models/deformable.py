@@ -163,7 +163,8 @@ class Proposer(nn.Module):
         As in the official code the score is that of class 0 alone, padded cells and boxes near the border take part with an
         empty feature and the box 1, 1, 1, 1, and what a query knows of its proposal is the box.
         """
-        assert isinstance(class_head, LayerHeads) and isinstance(box_head, LayerHeads)
+        assert isinstance(class_head, LayerHeads)
+        assert isinstance(box_head, LayerHeads)
         anchors, valid = _anchors(memory)
         features = self.norm(self.project(memory.tokens.masked_fill(~valid, 0.0)))
         logits = class_head.heads[-1](features)

@@ -17,12 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_LEVELS = 5
+from siamdetr.models.deformable_sampling import MAX_KERNEL_LEVELS as MAX_LEVELS
+
 _SIZES = [f"{axis}{level}" for level in range(MAX_LEVELS) for axis in "hw"]
 _TILE = 2048  # about so many numbers (queries x channels) a program holds at once
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _corner(row, column, height, width, stride, channel, valid):  # type: ignore[no-untyped-def]
     """Which cells are inside the map [TILE], and where their channels stand [TILE, WIDTH]."""
     inside = valid & (row >= 0) & (row < height) & (column >= 0) & (column < width)
