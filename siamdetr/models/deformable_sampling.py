@@ -11,12 +11,12 @@ Letters in shapes: B images, N cells of all levels, Q queries, M heads, d channe
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level, in cells
 Sampling = Literal["auto", "reference", "kernel", "gather"]
@@ -59,26 +59,45 @@ def sample_reference(
     values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor, *, resample: bool = False
 ) -> Tensor:
     """The definition; arguments as in `sample_points`. `resample` trades a second sampling in the backward pass for memory."""
-    total: Tensor | None = None
     narrow, values = values.dtype, at_least_float32(values)
-    for level, (one, (height, width)) in enumerate(zip(_levels(values, shapes), shapes, strict=True)):
-        maps = one.permute(0, 2, 3, 1).flatten(0, 1).reshape(-1, values.shape[3], height, width)  # [BM, d, H, W]
-        arguments = (maps, points[:, :, :, level], weights[:, :, :, level])
+    batch, _, heads, channels = values.shape
+    levels = torch.split(values, [height * width for height, width in shapes], dim=1)
+    total = values.new_zeros((batch * heads, channels, points.shape[1]))
+    for one, (height, width), where, share in zip(levels, shapes, points.unbind(3), weights.unbind(3), strict=True):
+        maps = one.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        grid = (where * 2 - 1).transpose(1, 2).flatten(0, 1)  # [BM, Q, P, 2] in -1..1
+        strength = share.transpose(1, 2).flatten(0, 1)  # [BM, Q, P]
         if resample:
-            share: Tensor = checkpoint(_sample_level, *arguments, use_reentrant=False, preserve_rng_state=False)
+            total = total + _Resampled.apply(maps, grid, strength)
         else:
-            share = _sample_level(*arguments)
-        total = share if total is None else total + share
-    assert total is not None
-    batch, heads = values.shape[0], values.shape[2]
-    return total.reshape(batch, heads, *total.shape[1:]).permute(0, 3, 1, 2).flatten(2).to(narrow)
+            total = total + (_bilinear(maps, grid) * strength[:, None]).sum(-1)
+    return total.reshape(batch, heads, channels, -1).permute(0, 3, 1, 2).flatten(2).to(narrow)
 
 
-def _sample_level(maps: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-    """[BM, d, H, W], [B, Q, M, P, 2], [B, Q, M, P] -> [BM, d, Q] weighted sums."""
-    grid = (points * 2 - 1).transpose(1, 2).flatten(0, 1)  # [BM, Q, P, 2] in -1..1
-    samples = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return (samples * weights.transpose(1, 2).flatten(0, 1)[:, None]).sum(-1)
+def _bilinear(maps: Tensor, grid: Tensor) -> Tensor:
+    """[BM, d, H, W] at [BM, Q, P, 2] -> [BM, d, Q, P]."""
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+class _Resampled(torch.autograd.Function):
+    """`(_bilinear(maps, grid) * strength).sum(P)` of one level, which takes its samples again rather than keeping them."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, maps: Tensor, grid: Tensor, strength: Tensor) -> Tensor:
+        """[BM, d, H, W], [BM, Q, P, 2], [BM, Q, P] -> [BM, d, Q]."""
+        ctx.save_for_backward(maps, grid, strength)
+        return _bilinear(maps, grid).mul_(strength[:, None]).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the three inputs."""
+        maps, grid, strength = ctx.saved_tensors
+        of_strength = _bilinear(maps, grid).mul_(upstream[..., None]).sum(1)
+        of_maps, of_grid = torch.ops.aten.grid_sampler_2d_backward(
+            upstream[..., None] * strength[:, None], maps, grid, 0, 0, False, [True, True]
+        )
+        return of_maps, of_grid, of_strength
 
 
 def sample_gather(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
@@ -129,15 +148,6 @@ def corner_cells(points: Tensor, height: int, width: int) -> list[tuple[Tensor, 
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision becomes float32; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _levels(values: Tensor, shapes: Shapes) -> list[Tensor]:
-    """[B, N, M, d] -> [B, H W, M, d] of each level."""
-    levels, start = [], 0
-    for height, width in shapes:
-        levels.append(values.narrow(1, start, height * width))
-        start = start + height * width
-    return levels
 
 
 def _choose(values: Tensor, shapes: Shapes) -> Sampling:
