@@ -90,7 +90,7 @@ class DetectorSettings(Settings):
     @property
     def coarsest_stride(self) -> int:
         """Pixels per cell of the last feature level; each beyond the backbone's three doubles it."""
-        return self.stride * 2 ** max(0, self.levels - 3)
+        return int(self.stride * 2 ** max(0, self.levels - 3))
 
     @property
     def own_activation(self) -> Activation:

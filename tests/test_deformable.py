@@ -18,8 +18,11 @@ from siamdetr.models.deformable_attention import DeformableAttention
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.models.structures import Memory, Outputs
+from siamdetr.presets import preset_values
 from siamdetr.pretext.siamese import SiameseDETR
+from siamdetr.training.optim import build_optimizer
 from siamdetr.training.pretrain_module import class_agnostic
+from siamdetr.training.settings import OptimizerSettings
 
 FORMS: dict[str, dict[str, object]] = {
     "single": {},
@@ -268,6 +271,25 @@ def test_pretraining_trains_all_but_the_frozen_backbone_and_is_finetuned(form: s
     reloaded = Detector(one_class.settings).eval()
     reloaded.load_state_dict(one_class.state_dict())
     assert len(each_head(reloaded.class_head)) == len(each_head(one_class.class_head))
+
+
+def test_layers_that_say_where_to_look_learn_slower() -> None:
+    settings = OptimizerSettings(lr=1e-3, lr_backbone=1e-4, sampling_factor=0.1)
+    model = detector("multi")
+    slow = build_optimizer(model, settings, fused=False).param_groups[1]
+    assert slow["lr"] == pytest.approx(1e-4)
+    wanted = [p for name, p in model.named_parameters() if ".offsets." in name or ".reference_head." in name]
+    assert len(slow["params"]) == len(wanted) == 2 * (1 + 2) + 2
+
+
+@pytest.mark.parametrize(
+    "name", ["deformable-ss", "deformable", "deformable-refine", "deformable-twostage", "siamese-imagenet-deformable"]
+)
+def test_presets_build_their_form(name: str) -> None:
+    values = preset_values(name, stage="pretrain" if "siamese" in name else "finetune")["detector"]
+    settings = DetectorSettings.model_validate(values)
+    assert settings.two_stage == ("twostage" in name)
+    assert settings.levels == (1 if name.endswith("ss") else 4)
 
 
 @torch.no_grad()

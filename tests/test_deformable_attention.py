@@ -75,7 +75,7 @@ def test_reference_is_the_definition() -> None:
     torch.testing.assert_close(out, by_hand(values, LEVELS[:3], points, weights), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("form", ["reference", "gather"])
+@pytest.mark.parametrize("form", ["reference", "auto", "gather"])
 @pytest.mark.parametrize("case", CASES[:2])
 def test_gradients_are_right_in_float64(form: Sampling, case: tuple[int, ...]) -> None:
     levels = case[4]
