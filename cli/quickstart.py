@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from siamdetr.training.run import RunResult
 
 
+_CLASSES = ("disc", "square", "triangle", "star")
+
+
 @dataclass(frozen=True)
 class Budget:
     """How much of everything, and how long it takes on two CPU cores."""
@@ -33,13 +36,13 @@ class Budget:
 
 
 FULL = Budget(
-    num_unlabelled=2000,
-    num_labelled=256,
-    num_val=200,
-    pretrain_steps=400,
-    finetune_steps=700,
+    num_unlabelled=1500,
+    num_labelled=400,
+    num_val=150,
+    pretrain_steps=200,
+    finetune_steps=650,
     batch_size=16,
-    evaluations=7,
+    evaluations=5,
     pretrain_time="about 2 minutes",
     finetune_time="about 3 minutes",
 )
@@ -144,6 +147,7 @@ def _draw(folder: Path, budget: Budget, seed: int) -> Path:
             num_unlabelled=budget.num_unlabelled,
             num_train=budget.num_labelled,
             num_val=budget.num_val,
+            classes=_CLASSES,
             progress=update,
         )
     return folder

@@ -1,6 +1,6 @@
 """A detection data set that needs no download: textured shapes on varied backgrounds, drawn from a seed, in COCO layout.
 
-Each image holds one to four shapes of 20 to 60 % of its side, turned, stretched, shaded and partly overlapping, among lines, blobs and
+Each image holds one to three shapes of 25 to 60 % of its side, turned, stretched, shaded and partly overlapping, among lines, blobs and
 small distractors that are no objects. An image is a function of (seed, part, number): more images do not change the earlier ones.
 """
 
@@ -24,8 +24,8 @@ from siamdetr.data.randomness import Random
 from siamdetr.data.synthetic_paint import background, clutter, finish, paint, palette, texture
 
 SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
-NUM_OBJECTS = (1, 4)
-SIDE = (0.2, 0.6)  # of the image's side, before turning
+NUM_OBJECTS = (1, 3)
+SIDE = (0.25, 0.6)  # of the image's side, before turning
 MOST_OVERLAP = 0.3  # of the smaller box
 INSIDE = 0.9  # share of an object's box that lies in the image
 _PARTS = {"unlabelled": 0, "train": 1, "val": 2}
