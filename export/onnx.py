@@ -160,7 +160,8 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 
 def _export_graph(module: EndToEnd, file: Path) -> None:
-    least = module.settings.stride + 1  # a map of one cell is a special case to the exporter, which would start again
+    # A map of one cell is a special case to the exporter, which would start again.
+    least = module.settings.coarsest_stride + 1
     batch = torch.export.Dim("batch")
     height, width = torch.export.Dim("height", min=least), torch.export.Dim("width", min=least)
     images = torch.from_numpy(example_images(2, 224, 288))  # batch 1 would become constant

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Variant = Literal["vanilla", "conditional", "dab", "dn"]
+Variant = Literal["vanilla", "conditional", "dab", "dn", "deformable"]
 Classifier = Literal["softmax", "focal"]
 Activation = Literal["relu", "prelu"]
 
@@ -51,6 +51,20 @@ class DetectorSettings(Settings):
     decoder_layers: int = Field(6, ge=1)
     feedforward: int = Field(2048, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
+    levels: int = Field(
+        1,
+        ge=1,
+        le=5,
+        description="deformable: feature levels; 1: the last map; else maps of stride 8, 16, 32 and coarser ones (official: 4)",
+    )
+    encoder_points: int = Field(4, ge=1, description="deformable: points a head looks at in each level, in the encoder")
+    decoder_points: int = Field(4, ge=1, description="deformable: the same in the decoder")
+    refine: bool = Field(False, description="deformable: each decoder layer starts from the boxes of the one before it")
+    two_stage: bool = Field(False, description="deformable: queries start from the encoder's best boxes; needs refine")
+    cell_shift: bool = Field(
+        True,
+        description="deformable: positions of cell centres; False: of cell ends, as in official Siamese pretraining",
+    )
     activation: Activation | None = Field(
         None,
         description="of the feed-forward parts; None: the variant's own, prelu (learned) for dab and dn, else relu",
@@ -58,6 +72,25 @@ class DetectorSettings(Settings):
     position_temperature: float | None = Field(
         None, gt=1, description="of the cells' sine positions; None: the variant's own, 20 for dab and dn, else 10000"
     )
+
+    @model_validator(mode="after")
+    def _check_deformable(self) -> DetectorSettings:
+        if self.levels == 2:
+            raise ValueError("levels is 2, expected 1 (the last map) or 3 to 5 (strides 8, 16, 32 and coarser ones)")
+        if self.two_stage and not self.refine:
+            raise ValueError("two_stage is on and refine is off: the encoder's boxes are refined; set refine as well")
+        own = {"levels", "encoder_points", "decoder_points", "refine", "two_stage", "cell_shift"}
+        changed = sorted(name for name in own if getattr(self, name) != type(self).model_fields[name].default)
+        if changed and "deformable" not in self.variant:
+            raise ValueError(
+                f"{', '.join(changed)}: only deformable variants have such a setting, not '{self.variant}'"
+            )
+        return self
+
+    @property
+    def coarsest_stride(self) -> int:
+        """Pixels per cell of the last feature level; each beyond the backbone's three doubles it."""
+        return int(self.stride * 2 ** max(0, self.levels - 3))
 
     @property
     def own_activation(self) -> Activation:

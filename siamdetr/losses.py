@@ -9,6 +9,7 @@ Denoising queries (DN-DETR) have the same losses against the boxes they were mad
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -35,6 +36,7 @@ class DetectionCriterion(nn.Module):
         num_classes: C.
         num_layers: decoder layers, i.e. how many auxiliary losses `weights` names.
         denoising: the detector has denoising queries (variant `dn`); their losses have the same weights.
+        proposals: the detector has two stages: the encoder's boxes have the same losses and weights, all objects being class 0.
     """
 
     def __init__(
@@ -45,11 +47,12 @@ class DetectionCriterion(nn.Module):
         *,
         num_layers: int = 6,
         denoising: bool = False,
+        proposals: bool = False,
     ) -> None:
         super().__init__()
         self.settings, self.classifier = settings, classifier
         self.num_classes, self.num_layers = num_classes, num_layers
-        self.denoising = denoising
+        self.denoising, self.proposals = denoising, proposals
 
     @property
     def weights(self) -> dict[str, float]:
@@ -59,7 +62,8 @@ class DetectionCriterion(nn.Module):
         )
         if self.denoising:
             own |= {f"{name}_dn": weight for name, weight in own.items()}
-        return layer_weights(own, self.num_layers)
+        weights = layer_weights(own, self.num_layers)
+        return weights | ({f"{name}_enc": own[name] for name in LOSSES} if self.proposals else {})
 
     def forward(self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None = None) -> dict[str, Tensor]:
         """Match every layer and compute its losses.
@@ -73,6 +77,7 @@ class DetectionCriterion(nn.Module):
             earlier ones, and without weight or gradient `class_error` (percent of matched boxes, last layer) and
             `cardinality_error` (boxes an image, each layer). With `denoising` also `loss_class_dn`, `loss_bbox_dn`,
             `loss_giou_dn` and `class_error_dn` of each layer: 0 where no image has a box, or there were no such queries.
+            With `proposals` also `loss_class_enc`, `loss_bbox_enc`, `loss_giou_enc` and `cardinality_error_enc`.
         Raises:
             ValueError: the outputs have another number of layers or classes.
             FloatingPointError: a prediction is not finite.
@@ -85,6 +90,17 @@ class DetectionCriterion(nn.Module):
     ) -> tuple[dict[str, Tensor], Matches]:
         """Like `forward`, with the matches: what a pretext needs for losses of its own."""
         self._check(outputs)
+        losses, matches = self._of_layers(outputs, targets, num_boxes, denoising=self.denoising)
+        if self.proposals:
+            assert outputs.proposals is not None
+            objects = dataclasses.replace(targets, labels=torch.zeros_like(targets.labels))
+            of_encoder, _ = self._of_layers(outputs.proposals, objects, num_boxes, denoising=False)
+            losses |= {f"{name}_enc": value for name, value in of_encoder.items() if name != "class_error"}
+        return losses, matches
+
+    def _of_layers(
+        self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None, *, denoising: bool
+    ) -> tuple[dict[str, Tensor], Matches]:
         logits, boxes = outputs.logits.float(), outputs.boxes.float()
         matches = match(logits, boxes, targets, self.settings, self.classifier)
         normalisers = self._normalisers(logits, targets, num_boxes)
@@ -93,7 +109,7 @@ class DetectionCriterion(nn.Module):
                 "loss_class": self._class_loss(logits, targets, matches, *normalisers),
                 **self._box_losses(boxes, targets, matches, normalisers[0]),
             }
-            if self.denoising:
+            if denoising:
                 values |= self._denoising_losses(outputs.denoised, targets, normalisers[0], logits)
             monitors = _monitors(logits.detach(), targets, matches)
         losses = name_layers(values) | name_layers({"cardinality_error": monitors["cardinality_error"]})
@@ -181,6 +197,11 @@ class DetectionCriterion(nn.Module):
 
     def _check(self, outputs: Outputs) -> None:
         layers, classes = outputs.logits.shape[0], outputs.logits.shape[-1]
+        if self.proposals and outputs.proposals is None:
+            raise ValueError(
+                "DetectionCriterion: expected the encoder's proposals of a two-stage detector, got none; build the detector and "
+                "the criterion from the same settings"
+            )
         expected = self.num_classes + (self.classifier == "softmax")
         if layers != self.num_layers:
             raise ValueError(

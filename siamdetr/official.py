@@ -214,14 +214,16 @@ def _distribute(
 
 
 def _split(name: str, tensor: Tensor, targets: Sequence[Tensor]) -> Sequence[Tensor]:
-    """A tensor in as many parts, along the first axis, as it has targets."""
-    rows = [target.shape[0] if target.ndim else 1 for target in targets]
-    shape = [sum(rows), *targets[0].shape[1:]] if targets[0].ndim else []
+    """A tensor in as many parts as it has targets: along the first axis, or, of as many rows as each target, along the second."""
+    first = targets[0]
+    axis = int(len(targets) > 1 and first.ndim == tensor.ndim == 2 and tensor.shape[0] == first.shape[0])
+    parts = [target.shape[axis] if target.ndim else 1 for target in targets]
+    shape = [*first.shape[:axis], sum(parts), *first.shape[axis + 1 :]] if first.ndim else []
     if list(tensor.shape) != shape:
         raise OfficialCheckpointError(
             f"tensor '{name}': got {list(tensor.shape)}, expected {shape} for these arguments; correct the arguments"
         )
-    return tensor.split_with_sizes(rows) if len(targets) > 1 else [tensor]
+    return tensor.split_with_sizes(parts, dim=axis) if len(targets) > 1 else [tensor]
 
 
 def _fill(module: nn.Module, values: Mapping[str, Tensor], *, why: Callable[[str], str | None]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +32,14 @@ DETECTOR_OPTIONS = frozenset(
     ]
 )
 DAB_OPTIONS = DETECTOR_OPTIONS | {"num_patterns", "transformer_activation", "pe_temperatureH", "pe_temperatureW"}
-SIAMESE_OPTIONS = DETECTOR_OPTIONS | {"transformer", "depth", "num_patches", "costs", "weights", "encoder_head"}
+DEFORMABLE_OPTIONS = DETECTOR_OPTIONS | {
+    "num_feature_levels",
+    "enc_n_points",
+    "dec_n_points",
+    "with_box_refine",
+    "two_stage",
+}
+SIAMESE_OPTIONS = DEFORMABLE_OPTIONS | {"transformer", "depth", "num_patches", "costs", "weights", "encoder_head"}
 
 
 class OfficialCheckpointError(ValueError):
@@ -62,7 +69,10 @@ def detector_settings(
     """
     _refuse_unsupported(arguments)
     of_dab = variant in ("dab", "dn")
+    of_deformable = variant == "deformable"
     facts = observe(state_dict, classifier=classifier)
+    if of_deformable:
+        facts |= observe_deformable(state_dict, heads=arguments.get("nheads", 8), classifier=classifier)
     for name, fact in facts.items():
         if name in arguments and arguments[name] != fact.value:
             raise OfficialCheckpointError(
@@ -76,14 +86,19 @@ def detector_settings(
         stride=16 if known.get("dilation") else 32,
         num_classes=known.get("num_classes", 91),
         classifier=classifier,
-        num_queries=known.get("num_queries", 100),
+        num_queries=known.get("num_queries", 300 if of_deformable else 100),
         num_patterns=known.get("num_patterns", 0),
         dim=known.get("hidden_dim", 256),
         heads=known.get("nheads", 8),
         encoder_layers=known.get("enc_layers", 6),
         decoder_layers=known.get("dec_layers", 6),
-        feedforward=known.get("dim_feedforward", 2048),
+        feedforward=known.get("dim_feedforward", 1024 if of_deformable else 2048),
         dropout=known.get("dropout", 0.0 if of_dab else 0.1),
+        levels=known.get("num_feature_levels", 1),
+        encoder_points=known.get("enc_n_points", 4),
+        decoder_points=known.get("dec_n_points", 4),
+        refine=bool(known.get("with_box_refine", False)),
+        two_stage=bool(known.get("two_stage", False)),
         activation=_activation(known) if of_dab else None,
         position_temperature=_temperature(known) if of_dab else None,
     )
@@ -101,8 +116,8 @@ def observe(state_dict: Mapping[str, Tensor], *, classifier: Literal["softmax", 
     add("num_queries", "query_embed.weight", 0)
     add("num_queries", "refpoint_embed.weight", 0)
     add("num_patterns", "transformer.patterns.weight", 0)
-    add("hidden_dim", "query_embed.weight", 1)
     add("hidden_dim", "class_embed.weight", 1)
+    add("hidden_dim", "query_embed.weight", 1)
     add("dim_feedforward", "transformer.decoder.layers.0.linear1.weight", 0)
     add("num_classes", "class_embed.weight", 0, less=int(classifier == "softmax"))
     add("num_classes", "pred_head.class_embed.weight", 0, less=int(classifier == "softmax"))
@@ -114,6 +129,37 @@ def observe(state_dict: Mapping[str, Tensor], *, classifier: Literal["softmax", 
     if slope in state_dict:
         facts["transformer_activation"] = Fact("prelu", slope, tuple(state_dict[slope].shape))
     return facts | _observe_backbone(state_dict)
+
+
+def observe_deformable(
+    state_dict: Mapping[str, Tensor], *, heads: int, classifier: Literal["softmax", "focal"]
+) -> dict[str, Fact]:
+    """What the tensors of a Deformable DETR say beyond `observe`; with another number of heads they would say other points."""
+    facts: dict[str, Fact] = {}
+
+    def add(option: str, tensor: str, value: Callable[[tuple[int, ...]], int | str]) -> None:
+        if tensor in state_dict:
+            shape = tuple(state_dict[tensor].shape)
+            facts[option] = Fact(value(shape), tensor, shape)
+
+    add("num_feature_levels", "transformer.level_embed", lambda shape: shape[0])
+    add("hidden_dim", "transformer.level_embed", lambda shape: shape[1])
+    add("num_classes", "class_embed.0.weight", lambda shape: shape[0] - int(classifier == "softmax"))
+    if "num_feature_levels" in facts:
+        per_point = int(facts["num_feature_levels"].value) * heads
+        for option, part in (
+            ("enc_n_points", "encoder.layers.0.self_attn"),
+            ("dec_n_points", "decoder.layers.0.cross_attn"),
+        ):
+            add(option, f"transformer.{part}.attention_weights.bias", lambda shape: shape[0] // per_point)
+    for option, marks in (
+        ("with_box_refine", "transformer.decoder.bbox_embed"),
+        ("two_stage", "transformer.enc_output."),
+    ):
+        found = [name for name in state_dict if name.startswith(marks)]
+        shown = found[0] if found else next(iter(state_dict))
+        facts[option] = Fact(bool(found), shown, tuple(state_dict[shown].shape))
+    return facts
 
 
 def _observe_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Fact]:

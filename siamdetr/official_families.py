@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from siamdetr.config import Variant
 from siamdetr.models.detector import Detector
 from siamdetr.official_arguments import (
     DAB_OPTIONS,
+    DEFORMABLE_OPTIONS,
     DETECTOR_OPTIONS,
     SIAMESE_OPTIONS,
     OfficialCheckpointError,
@@ -20,9 +22,14 @@ from siamdetr.official_keys import (
     BACKBONE,
     CONDITIONAL,
     DAB,
+    DEFORMABLE,
+    DEFORMABLE_QUERIES,
     DN,
     HEADS,
+    LAYER_HEADS,
+    SHARED_LAYER_HEADS,
     SIAMESE_BACKBONE,
+    SIAMESE_DEFORMABLE_QUERIES,
     SIAMESE_OWN,
     VANILLA,
     Aside,
@@ -86,15 +93,26 @@ def _build_dn(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> De
     return Detector(detector_settings(arguments, tensors, variant="dn", classifier="focal"))
 
 
+def _build_deformable(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
+    return Detector(detector_settings(arguments, tensors, variant="deformable", classifier="focal"))
+
+
+def _deformable_rules(module: Module) -> Sequence[Rule | Aside]:
+    assert isinstance(module, Detector)
+    heads = LAYER_HEADS if module.settings.refine else SHARED_LAYER_HEADS
+    return (*BACKBONE, *DEFORMABLE, *DEFORMABLE_QUERIES, *heads)
+
+
 def _build_siamese(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> SiameseDETR:
     """`transformer` and `depth` are the official pretraining's words for variant and backbone."""
     names = "\n".join(tensors)
-    seen = "deformable" if "sampling_offsets" in names else "conditional" if "ca_qcontent_proj" in names else "vanilla"
+    seen: Variant = (
+        "deformable" if "sampling_offsets" in names else "conditional" if "ca_qcontent_proj" in names else "vanilla"
+    )
     variant = arguments.get("transformer", seen)
-    if variant != seen or seen == "deformable":
+    if variant != seen:
         raise OfficialCheckpointError(
-            f"argument transformer={variant!r}: the tensors are those of '{seen}', and only 'vanilla' and 'conditional' can "
-            "be imported; correct the argument, or leave it out"
+            f"argument transformer={variant!r}: the tensors are those of '{seen}'; correct the argument, or leave it out"
         )
     options = dict(arguments)
     if "depth" in options:
@@ -102,15 +120,19 @@ def _build_siamese(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) 
     options.setdefault("num_classes", 2)  # logits: nothing, object, no object
     if "pred_head.class_embed.weight" in tensors:
         options.setdefault("encoder_head", any(name.startswith("enc_head.") for name in tensors))
-    settings = detector_settings(
-        options, tensors, variant="vanilla" if seen == "vanilla" else "conditional", classifier="softmax"
-    )
+    settings = detector_settings(options, tensors, variant=seen, classifier="softmax")
+    if seen == "deformable":  # whose pretraining places cells as DETR does, without Deformable DETR's half-cell shift
+        settings = settings.model_copy(update={"cell_shift": False})
     return SiameseDETR(Detector(settings), siamese_settings(options))
 
 
 def _siamese_rules(module: Module) -> Sequence[Rule | Aside]:
     assert isinstance(module, SiameseDETR)
-    body = VANILLA if module.detector.settings.variant == "vanilla" else CONDITIONAL
+    body = {
+        "vanilla": VANILLA,
+        "conditional": CONDITIONAL,
+        "deformable": (*DEFORMABLE, *SIAMESE_DEFORMABLE_QUERIES),
+    }[module.detector.settings.variant]
     heads = (*HEADS, *without_prefix(r"pred_head\.", HEADS))
     return (*SIAMESE_OWN, *inside_pretext((*BACKBONE, *SIAMESE_BACKBONE, *body, *heads)))
 
@@ -134,5 +156,6 @@ IMPORTERS: dict[str, Importer] = {
     ),
     "dab-detr": Importer(_build_dab, lambda _: (*BACKBONE, *DAB, *HEADS), DAB_OPTIONS, _nothing),
     "dn-detr": Importer(_build_dn, lambda _: (*BACKBONE, *DN, *HEADS), DAB_OPTIONS, _nothing),
+    "deformable-detr": Importer(_build_deformable, _deformable_rules, DEFORMABLE_OPTIONS, _nothing),
     "siamese-detr": Importer(_build_siamese, _siamese_rules, SIAMESE_OPTIONS, _dropped_by_converter),
 }

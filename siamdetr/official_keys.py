@@ -140,6 +140,57 @@ DN: tuple[Rule | Aside, ...] = (
     Rule(r"label_enc\.weight", ("learned_queries.labels.weight", "learned_queries.content.weight")),
 )
 
+_SAMPLING = {
+    "sampling_offsets": "offsets",
+    "attention_weights": "weights",
+    "value_proj": "value",
+    "output_proj": "out",
+}
+
+DEFORMABLE: tuple[Rule | Aside, ...] = (
+    *_renamed(
+        *_ENCODER_LAYER,
+        {rf"self_attn\.{a}": f"attention.{b}" for a, b in _SAMPLING.items()}
+        | _FEEDFORWARD
+        | {"norm1": "attention_norm", "norm2": "feedforward.norm"},
+    ),
+    *_packed(_DECODER_LAYER[0] + r"\.self_attn", _DECODER_LAYER[1] + ".self_attention"),
+    *_renamed(
+        *_DECODER_LAYER,
+        {rf"cross_attn\.{a}": f"cross_attention.{b}" for a, b in _SAMPLING.items()}
+        | _FEEDFORWARD
+        | {"norm1": "cross_norm", "norm2": "self_norm", "norm3": "feedforward.norm"},
+    ),
+    Rule(r"transformer\.level_embed", ("encoder.level_embedding",)),
+    Rule(r"input_proj\.(.+)", (r"input_projection.levels.\1",)),
+    Rule(r"transformer\.reference_points\.(weight|bias)", (r"decoder.reference_head.\1",)),
+    Rule(r"transformer\.enc_output\.(weight|bias)", (r"decoder.proposer.project.\1",)),
+    Rule(r"transformer\.enc_output_norm\.(weight|bias)", (r"decoder.proposer.norm.\1",)),
+    Rule(r"transformer\.pos_trans\.(weight|bias)", (r"decoder.proposer.query.\1",)),
+    Rule(r"transformer\.pos_trans_norm\.(weight|bias)", (r"decoder.proposer.query_norm.\1",)),
+    Aside(r"transformer\.decoder\.(bbox|class)_embed\..+", "the heads again, which have their own names"),
+)
+
+# Position, then content; the official pretraining keeps them apart.
+DEFORMABLE_QUERIES: tuple[Rule | Aside, ...] = (
+    Rule(r"query_embed\.weight", ("learned_queries.position.weight", "learned_queries.content.weight")),
+)
+SIAMESE_DEFORMABLE_QUERIES: tuple[Rule | Aside, ...] = (
+    Rule(r"query_embed\.weight", ("learned_queries.position.weight",)),
+    Rule(r"transformer\.tgt_embed\.weight", ("learned_queries.content.weight",)),
+)
+
+# One head for all layers is listed once per layer.
+SHARED_LAYER_HEADS: tuple[Rule | Aside, ...] = (
+    Rule(r"class_embed\.0\.(weight|bias)", (r"class_head.\1",)),
+    Rule(r"bbox_embed\.0\.(layers\..+)", (r"box_head.\1",)),
+    Aside(r"(class|bbox)_embed\.[1-9]\d*\..+", "all layers share the head of layer 0"),
+)
+LAYER_HEADS: tuple[Rule | Aside, ...] = (
+    Rule(r"class_embed\.(\d+)\.(weight|bias)", (r"class_head.heads.\1.\2",)),
+    Rule(r"bbox_embed\.(\d+)\.(layers\..+)", (r"box_head.heads.\1.\2",)),
+)
+
 SIAMESE_OWN: tuple[Rule | Aside, ...] = (
     Rule(r"patch2query\.(weight|bias)", (r"region_projection.\1",)),
     Rule(r"pred_head\.feature_align\.(.+)", (r"feature_head.\1",)),

@@ -11,6 +11,7 @@ from siamdetr.losses import DetectionCriterion
 CLASSIFIERS: dict[str, Classifier] = {
     "detr": "softmax",
     "conditional-detr": "focal",
+    "deformable-detr": "focal",
     "dab-detr": "focal",
     "dn-detr": "focal",
     "siamese-detr": "softmax",
@@ -19,6 +20,7 @@ CLASSIFIERS: dict[str, Classifier] = {
 CLASS_COEFFICIENTS = {
     "detr": (1.0, 1.0),
     "conditional-detr": (2.0, 2.0),
+    "deformable-detr": (2.0, 2.0),
     "dab-detr": (2.0, 1.0),
     "dn-detr": (2.0, 1.0),
     "siamese-detr": (1.0, 1.0),
@@ -50,6 +52,7 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
         int(arguments.get("num_classes", SIAMESE_CLASSES)),
         num_layers=int(arguments.get("dec_layers", 6)),
         denoising=family == "dn-detr",
+        proposals=bool(arguments.get("two_stage", arguments.get("enc", False))),
     )
 
 

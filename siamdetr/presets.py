@@ -75,6 +75,19 @@ _IMAGENET_RUN = {
     "schedule": {"name": "step", "drop_at": 2 / 3},
     "optimizer": {"lr": 1e-4, "weight_decay": 1e-4, "clip": 0.1},
 }
+_DEFORMABLE = {
+    "variant": "deformable",
+    "classifier": "focal",
+    "num_queries": 300,
+    "feedforward": 1024,
+}
+_DEFORMABLE_LEVELS = {**_DEFORMABLE, "levels": 4}
+_DEFORMABLE_RUN = {
+    "epochs": 50,
+    "batch_size": 2,
+    "optimizer": {"lr": 2e-4, "lr_backbone": 2e-5, "sampling_factor": 0.1, "weight_decay": 1e-4, "clip": 0.1},
+    "schedule": {"name": "step", "drop_at": 0.8},
+}
 _COCO_VIEWS = {"size": 800, "scales": "coco", "weight_global": 0.3, "weight_region": 3.0}
 _COCO_RUN = {**_IMAGENET_RUN, "steps": 120_000, "batch_size": 64}
 
@@ -86,6 +99,34 @@ PRESETS: dict[str, Preset] = {
     "siamese-imagenet-conditional": Preset(
         "Siamese DETR on ImageNet, Conditional DETR: 300k steps of 256, λ_global 10, λ_region 5 (official config)",
         pretrain={"detector": _CONDITIONAL, "siamese": {"weight_global": 10.0, "weight_region": 5.0}, **_IMAGENET_RUN},
+    ),
+    "siamese-imagenet-deformable-ss": Preset(
+        "Siamese DETR on ImageNet, Deformable DETR of one level: 300k steps of 256, λ_global 10, λ_region 3 (official config)",
+        pretrain={"detector": _DEFORMABLE, "siamese": {"weight_global": 10.0, "weight_region": 3.0}, **_IMAGENET_RUN},
+    ),
+    "siamese-imagenet-deformable": Preset(
+        "Siamese DETR on ImageNet, Deformable DETR of four levels: 300k steps of 256, λ_global 10, λ_region 3 (official config)",
+        pretrain={
+            "detector": _DEFORMABLE_LEVELS,
+            "siamese": {"weight_global": 10.0, "weight_region": 3.0},
+            **_IMAGENET_RUN,
+        },
+    ),
+    "deformable-ss": Preset(
+        "Deformable DETR of one level, the upstream recipe: 300 queries, 50 epochs, drop at 40, rates 2e-4, 2e-5 and 2e-5",
+        finetune={"detector": _DEFORMABLE, **_DEFORMABLE_RUN},
+    ),
+    "deformable": Preset(
+        "Deformable DETR of four levels, the upstream recipe: 300 queries, 50 epochs, drop at 40",
+        finetune={"detector": _DEFORMABLE_LEVELS, **_DEFORMABLE_RUN},
+    ),
+    "deformable-refine": Preset(
+        "Deformable DETR of four levels with iterative box refinement, the upstream recipe",
+        finetune={"detector": {**_DEFORMABLE_LEVELS, "refine": True}, **_DEFORMABLE_RUN},
+    ),
+    "deformable-twostage": Preset(
+        "Deformable DETR of four levels in two stages with iterative box refinement, the upstream recipe",
+        finetune={"detector": {**_DEFORMABLE_LEVELS, "refine": True, "two_stage": True}, **_DEFORMABLE_RUN},
     ),
     "siamese-coco-conditional": Preset(
         "Siamese DETR on COCO, Conditional DETR: 120k steps of 64, λ_global .3, λ_region 3 (official config)",

@@ -1,4 +1,4 @@
-"""Losses, matches and gradients equal the official DETR, Conditional and DAB-DETR; so does post-processing."""
+"""Losses, matches and gradients equal the official DETR, Conditional, DAB- and Deformable DETR; so does post-processing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from siamdetr.official import load_criterion
 from siamdetr.postprocess import postprocess
 
 GOLDEN = Path(__file__).parent / "golden"
-FAMILIES = {"detr": "detr", "conditional": "conditional-detr", "dab": "dab-detr"}
+FAMILIES = {"detr": "detr", "conditional": "conditional-detr", "dab": "dab-detr", "deformable": "deformable-detr"}
 OFFICIAL_NAMES = {"loss_class": "loss_ce"}
 
 
@@ -86,7 +86,10 @@ def test_matches_equal_the_official_ones(kind: str, name: str) -> None:
             assert pairs.tolist() == arrays[f"{name}/match/{layer}/{image}"].tolist()
 
 
-@pytest.mark.parametrize(("kind", "classifier"), [("detr", "softmax"), ("conditional", "focal"), ("dab", "focal")])
+@pytest.mark.parametrize(
+    ("kind", "classifier"),
+    [("detr", "softmax"), ("conditional", "focal"), ("dab", "focal"), ("deformable_ms", "focal")],
+)
 def test_postprocessing_equals_the_official_one(kind: str, classifier: Any) -> None:
     meta, arrays = load(GOLDEN / f"F_{kind}.npz")
     top_k = meta["spec"].get("postprocess", {}).get("num_select", 100)

@@ -22,7 +22,7 @@ from siamdetr.pretext.common import condition_queries, crop_features, object_tar
 from siamdetr.pretext.siamese import SiameseDETR, swap_views
 
 GOLDEN = Path(__file__).parent / "golden"
-CASES = ["vanilla", "vanilla_enc", "conditional", "conditional_enc", "conditional_r50"]
+CASES = ["vanilla", "vanilla_enc", "conditional", "conditional_enc", "conditional_r50", "deformable", "deformable_enc"]
 OFFICIAL_NAMES = {
     "loss_class": "loss_ce",
     "loss_region": "loss_feature",
@@ -30,11 +30,11 @@ OFFICIAL_NAMES = {
 }
 OFFICIAL_MODULES = {
     "patch2query": ("region_projection.",),
-    "transformer": ("detector.encoder.", "detector.decoder."),
+    "transformer": ("detector.encoder.", "detector.decoder.", "detector.learned_queries.content."),
     "pred_head": ("detector.class_head.", "detector.box_head.", "feature_head."),
     "input_proj": ("detector.input_projection.",),
     "enc_head": ("global_head.",),
-    "query_embed": ("detector.learned_queries.",),
+    "query_embed": ("detector.learned_queries.position.",),
 }
 
 
@@ -118,7 +118,7 @@ def test_queries_predictions_targets_and_matches_equal_the_official_ones(case: s
     model, batch = official_model(meta), official_batch(meta["spec"])
     with torch.no_grad():
         features = model.teacher(batch.images)
-        regions = region_features(features, batch.boxes, batch.sizes, model.detector.backbone.stride)
+        regions = region_features(features, batch.boxes, batch.sizes, model.detector.backbone.strides)
         projected = model.region_projection(regions)
         position = condition_queries(model.detector.queries(len(batch.boxes)), projected).position
         outputs, _ = model.predict(batch)

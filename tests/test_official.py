@@ -17,6 +17,7 @@ from siamdetr.config import DetectorSettings
 from siamdetr.models.detector import Detector
 from siamdetr.models.weight_files import WeightFileError
 from siamdetr.official import (
+    IMPORTERS,
     OfficialCheckpointError,
     convert_file,
     import_official,
@@ -278,7 +279,7 @@ def test_a_checkpoint_of_another_family_is_recognised(state: Any, likely: str, r
 
 
 def test_an_unknown_family_lists_the_known_ones() -> None:
-    assert refusal({}, "dert") == "no family 'dert'; there are: detr, conditional-detr, siamese-detr"
+    assert refusal({}, "dert") == f"no family 'dert'; there are: {', '.join(IMPORTERS)}"
 
 
 @pytest.mark.parametrize(

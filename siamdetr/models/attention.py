@@ -34,14 +34,21 @@ class AttentionRecorder:
             self._maps.append(weights)
 
 
-class ScaledDotProduct(nn.Module):
-    """softmax(q kᵀ / sqrt(d)) v per head. Has no parameters; `observable` marks a decoder's look at the image."""
+class Observed(nn.Module):
+    """Attention that `record_attention` can watch; `observable` marks a decoder's look at the image."""
 
-    def __init__(self, dropout: float, *, observable: bool = False) -> None:
+    def __init__(self, *, observable: bool) -> None:
         super().__init__()
-        self.dropout = dropout
         self.observable = observable
         self.recorder: AttentionRecorder | None = None
+
+
+class ScaledDotProduct(Observed):
+    """softmax(q kᵀ / sqrt(d)) v per head. Has no parameters."""
+
+    def __init__(self, dropout: float, *, observable: bool = False) -> None:
+        super().__init__(observable=observable)
+        self.dropout = dropout
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *, bias: Tensor | None, grid: tuple[int, int] | None = None
@@ -125,14 +132,16 @@ def record_attention(detector: nn.Module) -> Iterator[list[Tensor]]:
 
     Yields:
         A list which each pass through the detector fills anew: per decoder layer a detached [B, heads, Q, H, W], H and W in
-        cells of the feature map. Over H and W the values of a query and head sum to 1.
+        cells of the feature map; with several levels, of the finest. Over H and W the values of a query and head sum to 1.
+        Of deformable attention the sampling points of all levels are drawn with their weights, each on the four cells
+        around it; points outside the map are missing from the sum.
 
     Example:
         with record_attention(detector) as maps:
             detector(images)
         maps[-1].mean(1)  # [B, Q, H, W]
     """
-    watched = [m for m in detector.modules() if isinstance(m, ScaledDotProduct) and m.observable]
+    watched = [m for m in detector.modules() if isinstance(m, Observed) and m.observable]
     maps: list[Tensor] = []
     for index, module in enumerate(watched):
         module.recorder = AttentionRecorder(maps, index)

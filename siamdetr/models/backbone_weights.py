@@ -62,7 +62,7 @@ def _imagenet(backbone: Backbone) -> Mapping[str, Tensor]:
         if backbone.name in RESNETS:
             weights = _RESNET_WEIGHTS[backbone.name]
             return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
-        body = create_timm_body(backbone.name, backbone.stride, pretrained=True)
+        body = create_timm_body(backbone.name, backbone.strides, pretrained=True)
         return dict(body.state_dict())
     except (
         OSError,

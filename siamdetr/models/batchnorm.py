@@ -74,7 +74,7 @@ def fold_batchnorm(network: Network, *, tolerance: float = 1e-4) -> Network:
     which batch norm is seen by running the copy once on a small image; the result is then compared with the original.
 
     Args:
-        network: maps [B, 3, H, W] to a tensor. Unchanged.
+        network: maps [B, 3, H, W] to a tensor, or to a tuple of them. Unchanged.
         tolerance: greatest allowed difference of the outputs, relative to the largest output.
     Raises:
         ValueError: the folded network computes something else.
@@ -86,19 +86,23 @@ def fold_batchnorm(network: Network, *, tolerance: float = 1e-4) -> Network:
     image = torch.linspace(-2, 2, 3 * 96 * 96, device=parameter.device, dtype=parameter.dtype).reshape(1, 3, 96, 96)
     image = image.sin()
     with torch.no_grad():
-        expected = folded(image)
+        expected = _in_one(folded(image))
         pairs = _observe_pairs(folded, image)
         for convolution, norm in pairs.items():
             _fold(convolution, norm)
         _replace(folded, set(pairs.values()))
         folded = folded.to(memory_format=torch.channels_last)
-        difference = float((folded(image) - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+        difference = float((_in_one(folded(image)) - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
     if not difference <= tolerance:
         raise ValueError(
             f"fold_batchnorm: expected the folded network to differ by at most {tolerance:g}, got {difference:.3g}; "
             "a convolution's output is used elsewhere too: use the network unfolded"
         )
     return folded
+
+
+def _in_one(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output if isinstance(output, Tensor) else torch.cat([part.flatten() for part in output])
 
 
 def _observe_pairs(network: nn.Module, image: Tensor) -> dict[Convolution, FrozenBatchNorm2d]:

@@ -19,10 +19,14 @@ from siamdetr.models.attention import MultiHeadAttention
 from siamdetr.models.backbone import Backbone
 from siamdetr.models.conditional import build_conditional
 from siamdetr.models.dab import build_dab
+from siamdetr.models.deformable import build_deformable
+from siamdetr.models.deformable_attention import DeformableAttention
+from siamdetr.models.deformable_encoder import DeformableEncoder
 from siamdetr.models.denoising import DenoisingQueries, Draws, build_dn
-from siamdetr.models.heads import MLP, place_boxes
+from siamdetr.models.heads import MLP, LayerHeads, each_head, place_boxes
 from siamdetr.models.parts import VariantParts
 from siamdetr.models.position import full_image_positions, image_positions
+from siamdetr.models.pyramid import LevelProjections, Maps
 from siamdetr.models.structures import Decoded, Memory, Outputs, Queries
 from siamdetr.models.vanilla import build_vanilla
 
@@ -31,10 +35,13 @@ __all__ = ["BUILDERS", "Decoded", "Detector", "Memory", "Outputs", "Queries"]
 BUILDERS: dict[str, Callable[[DetectorSettings], VariantParts]] = {
     "vanilla": build_vanilla,
     "conditional": build_conditional,
+    "deformable": build_deformable,
     "dab": build_dab,
     "dn": build_dn,
 }
 
+# Deformable DETR's first boxes have this logit as width and height, 12 % of the image.
+_FIRST_SIZE = -2.0
 # Focal loss: every query starts at this probability for every class (Lin et al. 2017, arXiv:1708.02002, §3.3).
 _PRIOR = 0.01
 
@@ -43,7 +50,7 @@ class Detector(nn.Module):
     """Images to class logits and boxes.
 
     Attributes: `backbone`, `input_projection`, `encoder`, `learned_queries`, `decoder`, `class_head`, `box_head`. Heads are shared
-    by the decoder layers.
+    by the decoder layers, unless these refine boxes layer by layer (`settings.refine`): then each has its own (`LayerHeads`).
 
     `region_width` is how many channels of a query a pretext may write region features into.
 
@@ -61,16 +68,20 @@ class Detector(nn.Module):
                 f"got {settings.dim}; change 'dim' or 'heads'"
             )
         self.settings = settings
-        self.backbone = Backbone(settings.backbone, stride=settings.stride)
-        self.input_projection = nn.Conv2d(self.backbone.num_channels, settings.dim, kernel_size=1)
+        self.backbone = Backbone(settings.backbone, stride=settings.stride, pyramid=settings.levels > 1)
         variant = BUILDERS[settings.variant](settings)
+        self.input_projection: nn.Module = (
+            LevelProjections(self.backbone.channels, settings.dim, settings.levels)
+            if variant.deformable
+            else nn.Conv2d(self.backbone.num_channels, settings.dim, kernel_size=1)
+        )
         self.encoder = variant.encoder
         self.learned_queries = variant.queries
         self.decoder = variant.decoder
         self._refines, self._reference_eps = variant.refines, variant.reference_eps
         self.region_width = settings.dim - variant.reserved_channels
-        self.class_head = nn.Linear(settings.dim, settings.num_classes + (settings.classifier == "softmax"))
-        self.box_head = MLP(settings.dim, settings.dim, 4, num_layers=3)
+        self._deformable = variant.deformable
+        self.class_head, self.box_head = _build_heads(settings)
         self._initialize(boxes_start_at_reference=variant.boxes_start_at_reference)
 
     def forward(self, images: Tensor, padding: Tensor | None = None, queries: Queries | None = None) -> Outputs:
@@ -88,13 +99,17 @@ class Detector(nn.Module):
         """Backbone and encoder; arguments as in `forward`."""
         return self.encode_features(self.backbone(images), padding)
 
-    def encode_features(self, features: Tensor, padding: Tensor | None = None) -> Memory:
+    def encode_features(self, features: Maps, padding: Tensor | None = None) -> Memory:
         """The encoder alone, on features that are already there.
 
         Args:
-            features: [B, C, h, w] of `self.backbone`.
+            features: [B, C, h, w] of `self.backbone`; of a pyramid, a tuple of them.
             padding: [B, H, W] bool of the images, True = padded; it is resized to h, w.
         """
+        if self._deformable:
+            memory: Memory = self.encoder(self.input_projection(features), padding)
+            return memory
+        assert isinstance(features, Tensor)
         batch_size, _, height, width = features.shape
         tokens = self.input_projection(features).flatten(2).transpose(1, 2)  # [B, N, D]
         dim, temperature = self.settings.dim, self.settings.own_position_temperature
@@ -134,12 +149,14 @@ class Detector(nn.Module):
 
     def decode(self, queries: Queries, memory: Memory) -> Outputs:
         """Decoder and heads: predictions of every decoder layer, those of denoising queries apart."""
-        head = (self.box_head,) if self._refines else ()
-        decoded: Decoded = self.decoder(queries, memory, *head)
-        boxes = place_boxes(self.box_head(decoded.hidden), decoded.references, eps=self._reference_eps)
+        heads = (self.class_head, self.box_head) if self._deformable else (self.box_head,) if self._refines else ()
+        decoded: Decoded = self.decoder(queries, memory, *heads)
+        boxes = decoded.boxes
+        if boxes is None:
+            boxes = place_boxes(self.box_head(decoded.hidden), decoded.references, eps=self._reference_eps)
         logits, hidden, first = self.class_head(decoded.hidden), decoded.hidden, queries.num_denoising
         if first == 0:
-            return Outputs(logits=logits, boxes=boxes, hidden=hidden)
+            return Outputs(logits=logits, boxes=boxes, hidden=hidden, proposals=decoded.proposals)
         denoised = Outputs(logits[:, :, :first], boxes[:, :, :first], hidden[:, :, :first])
         return Outputs(logits[:, :, first:], boxes[:, :, first:], hidden[:, :, first:], denoised)
 
@@ -151,12 +168,33 @@ class Detector(nn.Module):
                 if parameter.ndim > 1:
                     nn.init.xavier_uniform_(parameter)
             for part in module.modules():
-                if isinstance(part, MultiHeadAttention):
+                if isinstance(part, MultiHeadAttention | DeformableAttention | DeformableEncoder):
                     part.reset_parameters()
-        if self.settings.classifier == "focal":
-            nn.init.constant_(self.class_head.bias, -math.log((1 - _PRIOR) / _PRIOR))
-        if boxes_start_at_reference:
-            last = self.box_head.layers[-1]
+        for head in each_head(self.class_head):
+            assert isinstance(head, nn.Linear)
+            if self.settings.classifier == "focal":
+                nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
+        for index, head in enumerate(each_head(self.box_head)):
+            assert isinstance(head, MLP)
+            last = head.layers[-1]
             assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            if boxes_start_at_reference:
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+            if self._deformable and index == 0 and not self.settings.two_stage:
+                last.bias[2:] = _FIRST_SIZE  # there is no size yet to start from, only a point
+
+
+def _build_heads(settings: DetectorSettings) -> tuple[nn.Module, nn.Module]:
+    """Class and box head: shared by the layers, or one each and one for proposals."""
+
+    def class_head() -> nn.Module:
+        return nn.Linear(settings.dim, settings.num_classes + (settings.classifier == "softmax"))
+
+    def box_head() -> nn.Module:
+        return MLP(settings.dim, settings.dim, 4, num_layers=3)
+
+    if not settings.refine:
+        return class_head(), box_head()
+    count = settings.decoder_layers + settings.two_stage
+    return LayerHeads(class_head() for _ in range(count)), LayerHeads(box_head() for _ in range(count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -25,6 +26,23 @@ class MLP(nn.Module):
             x = layer(x).relu()
         out: Tensor = self.layers[-1](x)
         return out
+
+
+class LayerHeads(nn.Module):
+    """A head of its own for each decoder layer, and, of a two-stage detector, one more for the proposals."""
+
+    def __init__(self, heads: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[L, ..., D] of L layers -> [L, ..., K]."""
+        return torch.stack([head(layer) for head, layer in zip(self.heads, hidden, strict=False)])
+
+
+def each_head(head: nn.Module) -> list[nn.Module]:
+    """The heads of all layers; one where they share it."""
+    return list(head.heads) if isinstance(head, LayerHeads) else [head]
 
 
 class FeedForward(nn.Module):

@@ -21,4 +21,5 @@ class VariantParts:
     boxes_start_at_reference: bool  # the box head's last layer starts at zero: the first boxes lie on their references
     refines: bool = False  # decoder(queries, memory, box_head): references follow the boxes from layer to layer
     reference_eps: float = 1e-5  # distance that references are kept from 0 and 1
+    deformable: bool = False  # encoder(maps, padding) -> Memory, and decoder(queries, memory, class_head, box_head)
     reserved_channels: int = 0  # the last channels of a query's content that no pretext may write into

@@ -13,30 +13,32 @@ from torch import Tensor
 _TWO_PI = 2 * math.pi
 
 
-def image_positions(padding: Tensor, dim: int, *, temperature: float = 10000.0) -> Tensor:
+def image_positions(padding: Tensor, dim: int, *, temperature: float = 10000.0, shift: float = 0.0) -> Tensor:
     """Positions of feature cells as fractions of the unpadded image, which ends with the last unpadded cell.
 
     Args:
         padding: [B, H, W] bool, True = padded.
         dim: D, divisible by 4.
+        temperature: the longest wavelength.
+        shift: added to cell numbers 1, 2, ...; Deformable DETR has -.5, so that a cell's position is its centre's.
     Returns:
         [B, H*W, D] float32.
     """
     valid = ~padding
     y = valid.cumsum(1, dtype=torch.float32)
     x = valid.cumsum(2, dtype=torch.float32)
-    y = y / (y[:, -1:, :] + 1e-6) * _TWO_PI
-    x = x / (x[:, :, -1:] + 1e-6) * _TWO_PI
+    y = (y + shift) / (y[:, -1:, :] + 1e-6) * _TWO_PI
+    x = (x + shift) / (x[:, :, -1:] + 1e-6) * _TWO_PI
     return torch.cat([_waves(y, dim // 2, temperature), _waves(x, dim // 2, temperature)], dim=-1).flatten(1, 2)
 
 
 def full_image_positions(
-    shape: tuple[int, int], dim: int, *, device: torch.device, temperature: float = 10000.0
+    shape: tuple[int, int], dim: int, *, device: torch.device, temperature: float = 10000.0, shift: float = 0.0
 ) -> Tensor:
     """`image_positions` of an image without padding: [1, H*W, D] float32, without the mask's operations."""
     height, width = shape
-    y = torch.arange(1, height + 1, device=device, dtype=torch.float32) / (height + 1e-6) * _TWO_PI
-    x = torch.arange(1, width + 1, device=device, dtype=torch.float32) / (width + 1e-6) * _TWO_PI
+    y = (torch.arange(1, height + 1, device=device, dtype=torch.float32) + shift) / (height + 1e-6) * _TWO_PI
+    x = (torch.arange(1, width + 1, device=device, dtype=torch.float32) + shift) / (width + 1e-6) * _TWO_PI
     rows = _waves(y, dim // 2, temperature)[:, None].expand(height, width, -1)
     columns = _waves(x, dim // 2, temperature)[None, :].expand(height, width, -1)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)[None]

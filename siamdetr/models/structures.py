@@ -41,6 +41,8 @@ class Decoded:
 
     hidden: Tensor  # [L, B, Q, D], normalised
     references: Tensor | None  # [L, B, Q, 2 | 4] (cx, cy[, w, h]) fractions which the boxes are offsets from
+    boxes: Tensor | None = None  # [L, B, Q, 4] where the decoder has placed them itself, layer by layer
+    proposals: Outputs | None = None  # what a two-stage decoder chose its queries from: one layer, a box per cell
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,4 @@ class Outputs:
     boxes: Tensor  # [L, B, Q, 4] (cx, cy, w, h) fractions of the unpadded image
     hidden: Tensor  # [L, B, Q, D]
     denoised: Outputs | None = None  # of the denoising queries, which are in none of the above
+    proposals: Outputs | None = None  # of the encoder (two-stage), one layer: what the queries were chosen from

@@ -16,8 +16,10 @@ from siamdetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from siamdetr.config import DetectorSettings
 from siamdetr.data.targets import Targets
 from siamdetr.models.backbone import Backbone, fold_batchnorm
-from siamdetr.models.structures import Queries
+from siamdetr.models.pyramid import Maps, as_levels
+from siamdetr.models.structures import Memory, Queries
 
+POOLED_LEVELS = 3  # of the memory, for the global loss
 POOLED_CELLS = 7  # RoIAlign grid, whose mean is the region's feature
 
 # The class head of pretraining has three logits: class 0 never occurs, 1 is "an object", 2 is "no object".
@@ -38,12 +40,12 @@ class FrozenTeacher:
         self.folded_from: tuple[object, ...] = ()
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] normalised images -> [B, F, h, w] features (in half precision under autocast)."""
+    def __call__(self, images: Tensor) -> Maps:
+        """[B, 3, H, W] normalised images -> [B, F, h, w] features, of each level (in half precision under autocast)."""
         device = images.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
         with torch.autocast(device, enabled=False):
-            features: Tensor = self._network(dtype)(images.to(dtype, memory_format=torch.channels_last))
+            features: Maps = self._network(dtype)(images.to(dtype, memory_format=torch.channels_last))
         return features
 
     def _network(self, dtype: torch.dtype) -> Backbone:
@@ -102,17 +104,24 @@ def jitter_boxes(boxes: Tensor, amount: float, generator: Generator | None = Non
     return xyxy_to_cxcywh((cxcywh_to_xyxy(boxes) + moves).clamp(0, 1))
 
 
-def region_features(features: Tensor, boxes: Tensor, sizes: Tensor, stride: int) -> Tensor:
+def region_features(features: Maps, boxes: Tensor, sizes: Tensor, strides: int | tuple[int, ...]) -> Tensor:
     """Mean feature of each region: RoIAlign to 7x7 cells (not `aligned`, adaptive sampling, as in the official code).
 
     Args:
-        features: [B, F, h, w] of the padded images.
+        features: [B, F, h, w] of the padded images, of each level.
         boxes: [B, P, 4] (cx, cy, w, h) fractions of the unpadded images.
         sizes: [B, 2] (H, W) of the unpadded images, pixels.
-        stride: pixels per feature cell.
+        strides: pixels per feature cell of each level.
     Returns:
-        [B, P, F] float32.
+        [B, P, F] float32; the levels' features side by side.
     """
+    levels, each = as_levels(features), (strides,) if isinstance(strides, int) else strides
+    return torch.cat(
+        [_level_features(level, boxes, sizes, stride) for level, stride in zip(levels, each, strict=True)], dim=-1
+    )
+
+
+def _level_features(features: Tensor, boxes: Tensor, sizes: Tensor, stride: int) -> Tensor:
     images, regions = boxes.shape[:2]
     scale = sizes.flip(-1).repeat(1, 2)[:, None].float()  # [B, 1, 4] = W, H, W, H
     corners = (cxcywh_to_xyxy(boxes.float()) * scale).flatten(0, 1)
@@ -125,7 +134,7 @@ def region_features(features: Tensor, boxes: Tensor, sizes: Tensor, stride: int)
 
 
 def crop_features(teacher: FrozenTeacher, crops: Tensor, at_once: int | None = None) -> Tensor:
-    """Mean feature of each crop.
+    """Mean feature of each crop; those of several levels side by side.
 
     Args:
         teacher: the frozen backbone.
@@ -136,7 +145,10 @@ def crop_features(teacher: FrozenTeacher, crops: Tensor, at_once: int | None = N
     """
     flat = crops.flatten(0, 1)
     parts = flat.chunk(-(-len(flat) // (at_once or len(flat))))  # of one size, none above `at_once`
-    means = [teacher(part).float().mean((2, 3)) for part in parts]
+    means = [
+        torch.cat([level.float().mean((2, 3)) for level in as_levels(teacher(part))], dim=-1)  # [crops, F]
+        for part in parts
+    ]
     return torch.cat(means).view(*crops.shape[:2], -1)
 
 
@@ -155,6 +167,18 @@ def condition_queries(queries: Queries, regions: Tensor) -> Queries:
         reserved = queries.content.shape[-1] - regions.shape[-1]
         return dataclasses.replace(queries, content=queries.content + F.pad(repeated, (0, reserved)))
     return dataclasses.replace(queries, position=queries.position + repeated)
+
+
+def pool_memory(memory: Memory) -> Tensor:
+    """Mean over all cells of a level, padded ones included as in the official code: [B, D] float32.
+
+    Of several levels the first three, those of the backbone, side by side: [B, 3 D].
+    """
+    means, start = [], 0
+    for height, width in memory.shapes[:POOLED_LEVELS]:
+        means.append(memory.tokens.narrow(1, start, height * width).float().mean(1))
+        start += height * width
+    return torch.cat(means, dim=-1)
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:

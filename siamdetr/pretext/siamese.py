@@ -22,6 +22,7 @@ from siamdetr.matcher import Matches
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.pretext.common import (
+    POOLED_LEVELS,
     FrozenTeacher,
     check_detector,
     condition_queries,
@@ -29,6 +30,7 @@ from siamdetr.pretext.common import (
     crop_features,
     jitter_boxes,
     object_targets,
+    pool_memory,
     region_features,
 )
 
@@ -36,10 +38,10 @@ from siamdetr.pretext.common import (
 class GlobalHead(nn.Module):
     """Projector and predictor of the encoder's global discrimination (§3.2; as SimSiam, arXiv:2011.10566)."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self.projector = nn.Sequential(
-            nn.Linear(dim, dim),
+            nn.Linear(in_dim, dim),
             nn.BatchNorm1d(dim),
             nn.ReLU(),
             nn.Linear(dim, dim),
@@ -51,7 +53,7 @@ class GlobalHead(nn.Module):
         self.predictor = nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, dim))
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
-        """[B, D] pooled memory of either view -> the symmetric loss, in [0, 4]; batch statistics are per view."""
+        """[B, in_dim] pooled memory of either view -> the symmetric loss, in [0, 4]; batch statistics are per view."""
         if self.training and len(view) < 2 and any(type(part) is nn.BatchNorm1d for part in self.projector):
             raise ValueError(
                 "SiameseDETR: the global loss needs batch statistics, so at least 2 images a process, got 1; raise the batch "
@@ -81,13 +83,19 @@ class SiameseDETR(nn.Module):
         check_detector(detector.settings, settings.num_regions, where="SiameseDETR")
         self.detector, self.settings = detector, settings
         self.box_jitter = settings.box_jitter
-        dim, channels = detector.settings.dim, detector.backbone.num_channels
+        dim, channels = detector.settings.dim, sum(detector.backbone.channels)
         self.region_projection = nn.Linear(channels, detector.region_width)
         self.feature_head = MLP(dim, dim, channels, num_layers=2) if settings.weight_region else None
-        self.global_head = GlobalHead(dim) if settings.weight_global else None
+        self.global_head = (
+            GlobalHead(min(detector.settings.levels, POOLED_LEVELS) * dim, dim) if settings.weight_global else None
+        )
         layers = detector.settings.decoder_layers
         self.criterion = DetectionCriterion(
-            settings.losses, "softmax", detector.settings.num_classes, num_layers=layers
+            settings.losses,
+            "softmax",
+            detector.settings.num_classes,
+            num_layers=layers,
+            proposals=detector.settings.two_stage,
         )
         self.teacher = FrozenTeacher(detector.backbone)
         self.train(self.training)
@@ -144,17 +152,17 @@ class SiameseDETR(nn.Module):
             generator: as in `forward`.
         Returns:
             Outputs for 2B images: image i is decoded with the queries of its other view, so its boxes lie in view i;
-            and the encoded images' mean over all cells, padded ones included as in the official code: [2B, D] float32.
+            and the encoded images' mean (`pool_memory`).
         """
         self._check(batch)
         features = self.teacher(batch.images)
         boxes = batch.boxes
         if self.training and self.box_jitter:
             boxes = jitter_boxes(boxes, self.box_jitter, generator)
-        regions = region_features(features, boxes, batch.sizes, self.detector.backbone.stride)
+        regions = region_features(features, boxes, batch.sizes, self.detector.backbone.strides)
         memory = self.detector.encode_features(features, batch.padding)
         queries = condition_queries(self.detector.queries(len(boxes)), swap_views(self.region_projection(regions)))
-        return self.detector.decode(queries, memory), memory.tokens.float().mean(1)
+        return self.detector.decode(queries, memory), pool_memory(memory)
 
     def _wanted_features(self, batch: ViewBatch) -> Tensor:
         """[2BP, F] features of the crops, in the order of the targets: image i is asked for the regions of its other view.

@@ -30,6 +30,7 @@ class FinetuneModule(StepModule):
             shape.num_classes,
             num_layers=shape.decoder_layers,
             denoising=detector.denoises,
+            proposals=shape.two_stage,
         )
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:

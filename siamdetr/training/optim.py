@@ -14,6 +14,7 @@ from siamdetr.models.detector import Detector
 from siamdetr.training.settings import Freeze, OptimizerSettings, ScheduleSettings
 
 HEADS = ("class_head", "box_head")
+_SAMPLING = (".offsets.", ".reference_head.")  # deformable: reference points and sampling offsets
 
 
 def freeze(detector: Detector, what: Freeze) -> tuple[str, ...]:
@@ -26,7 +27,7 @@ def freeze(detector: Detector, what: Freeze) -> tuple[str, ...]:
 
 
 def build_optimizer(module: nn.Module, settings: OptimizerSettings, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW over everything in `module` that learns; parameters under a `backbone` have their own rate.
+    """AdamW over everything in `module` that learns; parameters under a `backbone` have their own rate, sampling layers a factor.
 
     Weight decay is on every parameter, as in the official code. A backbone rate of 0 leaves the backbone out.
 
@@ -34,11 +35,14 @@ def build_optimizer(module: nn.Module, settings: OptimizerSettings, *, fused: bo
         ValueError: nothing is left to learn.
     """
     backbone: list[nn.Parameter] = []
+    sampling: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (backbone if "backbone." in name else rest).append(parameter)
+            samples = settings.sampling_factor != 1 and any(part in name for part in _SAMPLING)
+            (backbone if "backbone." in name else sampling if samples else rest).append(parameter)
     groups: list[dict[str, Any]] = [{"params": rest, "lr": settings.lr}]
+    groups.append({"params": sampling, "lr": settings.lr * settings.sampling_factor})
     if settings.lr_backbone > 0 and backbone:
         groups.append({"params": backbone, "lr": settings.lr_backbone})
     groups = [group for group in groups if group["params"]]

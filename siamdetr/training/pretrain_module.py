@@ -11,6 +11,7 @@ from siamdetr.data.targets import ViewBatch, normalize
 from siamdetr.losses import weighted_sum
 from siamdetr.models.denoising import DenoisingQueries
 from siamdetr.models.detector import Detector
+from siamdetr.models.heads import each_head
 from siamdetr.preprocessing import PreprocessingSpec
 from siamdetr.pretext import PRETEXTS
 from siamdetr.pretext.common import OBJECT_LABEL
@@ -54,13 +55,17 @@ def class_agnostic(detector: Detector) -> Detector:
 
     The pretext's class head has three logits (nothing, object, no object), of which the first never is the answer; the copy
     keeps the other two, so that a pretrained model predicts, is scored and exported like any other.
+    Of a two-stage detector's proposals all objects are class 0: there the last of the three takes the second place.
     """
     copied = copy.deepcopy(detector)
-    head = nn.Linear(detector.settings.dim, 2)
-    with torch.no_grad():
-        head.weight.copy_(detector.class_head.weight[OBJECT_LABEL:])
-        head.bias.copy_(detector.class_head.bias[OBJECT_LABEL:])
-    copied.class_head = head
+    kept = [(OBJECT_LABEL, OBJECT_LABEL + 1)] * len(each_head(detector.class_head))
+    if detector.settings.two_stage:
+        kept[-1] = (0, OBJECT_LABEL + 1)
+    for head, rows in zip(each_head(copied.class_head), kept, strict=True):
+        assert isinstance(head, nn.Linear)
+        head.weight = nn.Parameter(head.weight.detach()[list(rows)])
+        head.bias = nn.Parameter(head.bias.detach()[list(rows)])
+        head.out_features = len(rows)
     if isinstance(copied.learned_queries, DenoisingQueries):
         copied.learned_queries.keep_labels(OBJECT_LABEL, OBJECT_LABEL + 1)
     copied.settings = detector.settings.model_copy(update={"num_classes": 1})

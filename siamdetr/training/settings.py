@@ -49,10 +49,13 @@ class ImageSettings(Settings):
 
 
 class OptimizerSettings(Settings):
-    """AdamW in two groups: the backbone with its own rate, and all the rest."""
+    """AdamW in groups: the backbone with its own rate, and all the rest."""
 
     lr: float = Field(1e-4, gt=0)
     lr_backbone: float = Field(1e-5, ge=0)
+    sampling_factor: float = Field(
+        1.0, gt=0, description="deformable: times the rate, for the layers that say where to look (official: .1)"
+    )
     weight_decay: float = Field(1e-4, ge=0)
     clip: float = Field(0.1, ge=0, description="largest norm of the gradient; 0: no clipping")
 

@@ -1,0 +1,135 @@
+"""Deformable DETR in its four forms equals the official implementation through the importer, which also reads other sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden.golden_fill import fill
+from golden.golden_io import load
+from test_golden_dab import GOLDEN, batch_of, near, read
+from test_golden_losses import official_name, scenario
+from torch import Tensor
+
+from siamdetr.losses import weighted_sum
+from siamdetr.matcher import match
+from siamdetr.models.detector import Detector
+from siamdetr.models.structures import Outputs
+from siamdetr.official import OfficialCheckpointError, import_official, load_criterion, load_official
+
+FORMS = ["ss", "ms", "ms_refine", "ms_refine_twostage"]
+
+
+def detector_of(weights: dict[str, Tensor], arguments: dict[str, Any]) -> Detector:
+    detector = load_official(weights, family="deformable-detr", arguments=arguments)
+    assert isinstance(detector, Detector)
+    return detector.eval()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_forward_equals_the_official_one(form: str) -> None:
+    meta, stored = read(f"A_deformable_{form}")
+    detector = detector_of(fill(dict(meta["state_dict"]), meta["aliases"]), meta["spec"]["model"])
+    images, padding = batch_of(meta)
+    memory = detector.encode(images, padding)
+    outputs = detector.decode(detector.queries(len(images)), memory)
+    near(memory.tokens[..., :: meta["channel_step"]["encoder_memory"]], stored["encoder_memory"], 5e-4)
+    near(outputs.logits, torch.cat([stored["aux_logits"], stored["pred_logits"][None]]), 1e-3)
+    near(outputs.boxes, torch.cat([stored["aux_boxes"], stored["pred_boxes"][None]]), 2e-4)
+    assert (outputs.proposals is not None) == ("enc_logits" in stored)
+    if outputs.proposals is not None:
+        near(outputs.proposals.logits[0], stored["enc_logits"], 1e-3)
+        near(outputs.proposals.boxes[0], stored["enc_boxes"], 2e-4)
+
+
+@pytest.mark.parametrize("name", ["s0", "s1", "s2"])
+def test_losses_of_proposals_equal_the_official_ones(name: str) -> None:
+    meta, arrays = load(GOLDEN / "B_deformable_twostage.npz")
+    criterion = load_criterion("deformable-detr", meta["spec"]["criterion"])
+    logits, boxes, targets = scenario(arrays, name)
+    first = [torch.from_numpy(arrays[f"{name}/enc_{kind}"])[None].requires_grad_() for kind in ("logits", "boxes")]
+    proposals = Outputs(*first, hidden=torch.zeros(1))
+    losses = criterion(Outputs(logits, boxes, hidden=torch.zeros(1), proposals=proposals), targets)
+    stored = {key.removeprefix(f"{name}/loss/"): v for key, v in arrays.items() if key.startswith(f"{name}/loss/")}
+    ours = {official_name(key): value for key, value in losses.items()}
+    assert sorted(ours) == sorted(stored)
+    for key, value in stored.items():
+        torch.testing.assert_close(ours[key].detach(), torch.tensor(value), rtol=1e-6, atol=1e-6, msg=key)
+    assert {official_name(key): value for key, value in criterion.weights.items()} == meta["weight_dict"]
+    total = weighted_sum(losses, criterion.weights)
+    torch.testing.assert_close(total.detach(), torch.tensor(arrays[f"{name}/total"]), rtol=1e-6, atol=1e-6)
+    total.backward()
+    for tensor, key in zip(first, ("pred_logits", "pred_boxes"), strict=True):
+        assert tensor.grad is not None
+        near(tensor.grad[0], torch.from_numpy(arrays[f"{name}/grad/enc/{key}"]), 1e-6)
+    near(logits.grad[-1], torch.from_numpy(arrays[f"{name}/grad/last/pred_logits"]), 1e-6)  # type: ignore[index]
+
+    objects = type(targets)(targets.boxes, torch.zeros_like(targets.labels), targets.counts)
+    matches = match(first[0], first[1], objects, criterion.settings, "focal")
+    starts = np.cumsum([0, *targets.counts])
+    for image in range(len(targets.counts)):
+        here = matches.image == image
+        pairs = torch.stack([matches.query[here], matches.target[here] - int(starts[image])])
+        assert pairs.tolist() == arrays[f"{name}/match/enc/{image}"].tolist()
+
+
+def other_checkpoint(form: str, *, levels: int, layers: int, points: int, queries: int) -> dict[str, Tensor]:
+    """Random weights under official names, of other sizes than the golden ones."""
+    meta, _ = load(GOLDEN / f"A_deformable_{form}.npz")
+    shapes, aliases = dict(meta["state_dict"]), dict(meta["aliases"])
+    for name, shape in dict(shapes).items():
+        size = list(shape)
+        if "level_embed" in name:
+            size[0] = levels
+        if "sampling_offsets" in name:
+            size[0] = 8 * levels * points * 2
+        if "attention_weights" in name:
+            size[0] = 8 * levels * points
+        if name == "query_embed.weight":
+            size[0] = queries
+        shapes[name] = size
+        if name.startswith("input_proj.") and int(name.split(".")[1]) >= levels:
+            del shapes[name]
+    for table in (shapes, aliases):  # a third decoder layer, and its heads
+        for name, value in dict(table).items():
+            if ".decoder.layers.1." in name and layers == 3:
+                table[name.replace("layers.1", "layers.2")] = value
+            if "_embed.1." in name and layers == 3:
+                table.setdefault(name.replace("_embed.1.", "_embed.2."), value)
+                if form.endswith("twostage"):
+                    table[name.replace("_embed.1.", "_embed.3.")] = value
+    return fill(shapes, aliases)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_settings_are_read_off_tensors_of_other_sizes(form: str) -> None:
+    levels = 1 if form == "ss" else 3
+    weights = other_checkpoint(form, levels=levels, layers=3, points=2, queries=7)
+    imported = import_official(weights, family="deformable-detr", arguments={"num_queries": 7, "lr": 1e-4})
+    detector = imported.module
+    assert isinstance(detector, Detector)
+    settings = detector.settings
+    assert (settings.levels, settings.decoder_layers, settings.num_queries, settings.feedforward) == (levels, 3, 7, 512)
+    assert (settings.encoder_points, settings.decoder_points) == (2, 2)
+    assert (settings.refine, settings.two_stage) == ("refine" in form, "twostage" in form)
+    assert imported.coverage.missing == {}
+    assert imported.coverage.ignored_options == ("lr",)
+    assert set(imported.coverage.used) | set(imported.coverage.left_aside) == set(weights)
+    detector.eval()
+    with torch.no_grad():
+        assert detector(torch.randn(3, 3, 64, 96)).boxes.shape == (3, 3, 7, 4)
+
+
+def test_arguments_that_contradict_the_tensors_are_named() -> None:
+    weights = other_checkpoint("ms", levels=3, layers=2, points=2, queries=7)
+    with pytest.raises(
+        OfficialCheckpointError, match=r"num_feature_levels=4 contradicts tensor 'transformer.level_embed'"
+    ):
+        detector_of(weights, {"num_feature_levels": 4})
+    with pytest.raises(OfficialCheckpointError, match=r"with_box_refine=True contradicts tensor"):
+        detector_of(weights, {"with_box_refine": True})
+    with pytest.raises(OfficialCheckpointError, match=r"enc_n_points=4 contradicts tensor .*attention_weights.bias"):
+        detector_of(weights, {"enc_n_points": 4})
