@@ -76,7 +76,7 @@ def curves_svg(curves: Sequence[Curve], *, y_label: str, x_label: str = "step") 
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(_INK)
         if len(curves) > 1:
-            axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+            figure.legend(loc="outside upper center", ncols=4, frameon=False, labelcolor=_INK, fontsize=9)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
