@@ -64,7 +64,7 @@ def quickstart(
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")] = Path("runs/quickstart"),
     seed: Annotated[int, typer.Option("--seed", help="Of the images, the order and the weights.")] = 0,
 ) -> None:
-    """Draw a data set, pretrain, finetune twice, evaluate, export and report: under ten minutes on two cores."""
+    """Draw a data set, pretrain, finetune twice, evaluate, export and report."""
     from siamdetr.cli.console import console
     from siamdetr.cli.quickstart_report import write_quickstart_report
     from siamdetr.data.open import open_dataset
