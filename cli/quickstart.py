@@ -97,7 +97,7 @@ def quickstart(
         f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes. Open [bold]{report}[/]. With your own data:"
     )
     for line in NEXT:
-        console.print(f"  {line}", markup=False)
+        console.print(f"  {line}", markup=False, soft_wrap=True)
 
 
 NEXT = (
