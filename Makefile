@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml requirements.lock
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	touch $(STAMP)
 
-quickstart: $(STAMP)  ## the whole path on a synthetic data set, in about ten minutes
+quickstart: $(STAMP)  ## the whole path on a synthetic data set
 	$(BIN)/siamdetr quickstart
 
 test: $(STAMP)  ## the tests
