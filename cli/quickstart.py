@@ -37,14 +37,14 @@ class Budget:
 
 FULL = Budget(
     num_unlabelled=1500,
-    num_labelled=400,
+    num_labelled=80,
     num_val=150,
     pretrain_steps=200,
-    finetune_steps=650,
+    finetune_steps=200,
     batch_size=16,
     evaluations=5,
     pretrain_time="about 2 minutes",
-    finetune_time="about 3 minutes",
+    finetune_time="about 2 minutes",
 )
 FAST = Budget(
     num_unlabelled=24,

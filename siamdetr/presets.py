@@ -42,7 +42,20 @@ _SMALL_DETECTOR = {
     "num_queries": 100,
     "dropout": 0.0,
 }
-_QUICK_DETECTOR = {**_SMALL_DETECTOR, "encoder_layers": 2, "decoder_layers": 2, "num_queries": 60}
+_QUICK_DETECTOR = {
+    "variant": "deformable",
+    "backbone": "tf_efficientnet_lite0",
+    "levels": 3,
+    "refine": True,
+    "dim": 128,
+    "heads": 4,
+    "encoder_layers": 1,
+    "encoder_points": 2,
+    "decoder_layers": 2,
+    "feedforward": 256,
+    "num_queries": 30,
+    "dropout": 0.0,
+}
 _SOFTMAX_LOSSES = {"cost_class": 1.0, "weight_class": 1.0}
 _DAB_LOSSES = {"cost_class": 2.0, "weight_class": 1.0, "giou_eps": 1e-6}
 _DAB_RUN = {
@@ -184,7 +197,7 @@ PRESETS: dict[str, Preset] = {
         finetune={"detector": {**_SMALL_DETECTOR, "variant": "dn"}, "losses": _DAB_LOSSES, **_SMALL_RUN},
     ),
     "quickstart": Preset(
-        "the synthetic data set of `siamdetr quickstart`: 128-pixel images, 2+2 layers, 60 queries, frozen backbone",
+        "the synthetic data set of `siamdetr quickstart`: 128-pixel images, Deformable DETR of 1+2 layers on three levels, 30 queries",
         pretrain={
             "detector": _QUICK_DETECTOR,
             "siamese": {"size": 128, "weight_global": 1.0, "weight_region": 1.0, "num_regions": 5, "crop_size": 64},
