@@ -32,7 +32,7 @@ _VANILLA = {"variant": "vanilla", "classifier": "softmax", "num_queries": 100}
 _CONDITIONAL = {"variant": "conditional", "classifier": "focal", "num_queries": 100}
 _DAB = {"variant": "dab", "classifier": "focal", "num_queries": 300, "dropout": 0.0}
 _DN = {**_DAB, "variant": "dn"}
-_SMALL_DETECTOR = {
+_SMALL_CONDITIONAL = {
     "variant": "conditional",
     "backbone": "tf_efficientnet_lite0",
     "stride": 16,
@@ -42,7 +42,7 @@ _SMALL_DETECTOR = {
     "num_queries": 100,
     "dropout": 0.0,
 }
-_QUICK_DETECTOR = {
+_SMALL_DETECTOR = {
     "variant": "deformable",
     "backbone": "tf_efficientnet_lite0",
     "levels": 3,
@@ -51,11 +51,12 @@ _QUICK_DETECTOR = {
     "heads": 4,
     "encoder_layers": 1,
     "encoder_points": 2,
-    "decoder_layers": 2,
-    "feedforward": 256,
-    "num_queries": 30,
+    "decoder_layers": 3,
+    "feedforward": 512,
+    "num_queries": 100,
     "dropout": 0.0,
 }
+_QUICK_DETECTOR = {**_SMALL_DETECTOR, "decoder_layers": 2, "feedforward": 256, "num_queries": 30}
 _SOFTMAX_LOSSES = {"cost_class": 1.0, "weight_class": 1.0}
 _DAB_LOSSES = {"cost_class": 2.0, "weight_class": 1.0, "giou_eps": 1e-6}
 _DAB_RUN = {
@@ -187,14 +188,19 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     "small": Preset(
-        "hundreds to thousands of images: EfficientNet-Lite0 at stride 16, 3+3 layers, about 320 pixels, one-cycle, λ 1 and 1",
+        "hundreds to thousands of images: EfficientNet-Lite0, Deformable DETR of 1+3 layers, about 320 pixels, one-cycle, λ 1 and 1",
         pretrain={"detector": _SMALL_DETECTOR, **_SMALL_PRETRAINING},
         finetune={"detector": _SMALL_DETECTOR, **_SMALL_RUN},
     ),
+    "small-conditional": Preset(
+        "as `small`, with Conditional DETR of 3+3 layers at stride 16, which needs several times the steps",
+        pretrain={"detector": _SMALL_CONDITIONAL, **_SMALL_PRETRAINING},
+        finetune={"detector": _SMALL_CONDITIONAL, **_SMALL_RUN},
+    ),
     "small-dn": Preset(
-        "as `small`, with DN-DETR, which learns in fewer passes: its denoising queries train on every box from the first step",
-        pretrain={"detector": {**_SMALL_DETECTOR, "variant": "dn"}, **_SMALL_PRETRAINING},
-        finetune={"detector": {**_SMALL_DETECTOR, "variant": "dn"}, "losses": _DAB_LOSSES, **_SMALL_RUN},
+        "as `small-conditional`, with DN-DETR: its denoising queries train on every box from the first step",
+        pretrain={"detector": {**_SMALL_CONDITIONAL, "variant": "dn"}, **_SMALL_PRETRAINING},
+        finetune={"detector": {**_SMALL_CONDITIONAL, "variant": "dn"}, "losses": _DAB_LOSSES, **_SMALL_RUN},
     ),
     "quickstart": Preset(
         "the synthetic data set of `siamdetr quickstart`: 128-pixel images, Deformable DETR of 1+2 layers on three levels, 30 queries",
