@@ -27,6 +27,7 @@ REPORT_FILE = "report.html"
 METRICS_FILE = "metrics.csv"
 EVALUATION_FILE = "evaluation.json"  # of the best weights: {"step", "metrics": {name: value}, "per_class": [row, …]}
 PICTURES = "pictures"  # folder of jpg files, truth beside prediction, named by what they show
+METHODS = {"siamese": "Siamese DETR", "updetr": "UP-DETR", "detreg": "DETReg"}
 _COLOURS = ("#2f7ed8", "#e4572e", "#2a9d6f", "#b07aa1", "#c99700", "#5b8c9e")  # readable on white and on black
 _INK = "#010203"  # stands for the page's text colour until it is replaced
 
@@ -143,7 +144,7 @@ def _lead(
     settings: Mapping[str, Any], rows: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any] | None
 ) -> str:
     detector = settings["detector"]
-    what = "Pretraining without labels" if "pretext" in settings else "Finetuning"
+    what = f"Pretraining without labels ({METHODS[settings['method']]})" if "method" in settings else "Finetuning"
     model = f"{detector['variant']} DETR on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
     steps = f"{max((row['step'] for row in rows), default=0):.0f} steps of {settings['batch_size']}"
     text = f"{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."

@@ -21,7 +21,9 @@ from training_data import DETECTOR, finetune_settings, pretrain_settings, write_
 
 from siamdetr.checkpoint import CheckpointError, load_model, read_metadata
 from siamdetr.losses import DetectionCriterion
+from siamdetr.pretext import PRETEXTS
 from siamdetr.training.checkpoint_io import read_checkpoint
+from siamdetr.training.describe import describe
 from siamdetr.training.module import NonFiniteLossError
 from siamdetr.training.progress import Silent
 from siamdetr.training.run import finetune, pretrain
@@ -265,21 +267,34 @@ def test_a_run_is_not_overwritten_and_a_finished_one_is_left_alone(data: Path, t
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
 
 
-def test_pretraining_says_what_it_is_and_leaves_a_detector(
-    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+OWN_COLUMNS = {
+    "siamese": {"loss_global", "loss_region", "monitor_view_cosine"},
+    "updetr": {"loss_feature"},
+    "detreg": {"loss_embedding"},
+}
+
+
+@pytest.mark.parametrize("method", PRETEXTS)
+def test_pretraining_says_what_it_is_and_leaves_a_detector_to_finetune(
+    method: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="siamdetr"):
-        result = pretrain(pretrain_settings(data, tmp_path / "run", steps=1))
+        result = pretrain(pretrain_settings(data, tmp_path / "run", method=method, steps=1))
     messages = [record.getMessage() for record in caplog.records]
     assert messages[0].startswith("Self-supervised pretraining: no labels are used.")
     assert any("The data has labels (16 boxes)" in text and "siamdetr finetune --data" in text for text in messages)
     detector, metadata = load_model(result.folder)
     assert metadata.class_names == ("object",)
-    assert metadata.lineage == (f"pretext: siamese on {data}, 1 steps",)
+    assert metadata.lineage == (f"pretext: {method} on {data}, 1 steps",)
     assert detector.settings.num_classes == 1
     row = rows(result.folder)[-1]
-    assert {"loss_global", "loss_region", "monitor_query_std", "monitor_view_cosine", "monitor_matched_iou"} <= set(row)
-    assert (tmp_path / "proposals").is_dir()
+    assert OWN_COLUMNS[method] | {"monitor_query_std", "monitor_matched_iou"} <= set(row)
+    assert (tmp_path / "proposals").is_dir() is (method != "updetr")  # whose patches are random
+    assert describe(result.folder)["kind"] == f"run folder of pretraining ({method})"
+
+    tuned = finetune(finetune_settings(data, tmp_path / "tuned", steps=1, init=str(result.folder), detector={}))
+    assert tuned.fresh == ("class_head",)
+    assert load_model(tuned.folder)[1].lineage[0] == f"pretext: {method} on {data}, 1 steps"
 
 
 def test_a_pretrained_start_is_taken_over_but_for_the_class_head(
