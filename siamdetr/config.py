@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Variant = Literal["vanilla", "conditional", "dab", "dn", "deformable"]
 Classifier = Literal["softmax", "focal"]
 Activation = Literal["relu", "prelu"]
-Proposals = Literal["edgeboxes", "random"]
+Proposals = Literal["edgeboxes", "selective-search", "random"]
 Augmentation = Literal["none", "flip", "scale", "detr"]
 Method = Literal["siamese", "updetr", "detreg"]
 
@@ -149,7 +149,9 @@ class PretextSettings(Settings):
         "imagenet", description="shortest sides and longest side, as shares of `size`: 320..480/600 or 480..800/1333"
     )
     crop_size: int = Field(128, ge=16, description="side of the region crops, pixels")
-    proposals: Proposals = "edgeboxes"
+    proposals: Proposals = Field(
+        "edgeboxes", description="of regions; selective-search: a file of them, which data.proposals names"
+    )
     losses: LossSettings = LossSettings(cost_class=1.0, weight_class=1.0)
 
 

@@ -38,9 +38,21 @@ def pretraining_data(
 def stored_proposals(
     settings: PretrainSettings, run_folder: Path, index: DetectionIndex, progress: Progress
 ) -> ProposalStore | None:
-    """Computed once, kept beside the run for the next one; None: the method draws random regions."""
-    if settings.of_method.proposals == "random":
+    """Computed once, kept beside the run for the next one; None: the method draws random regions.
+
+    Raises:
+        SettingsError: boxes of Selective Search are wanted and there is no file of them.
+    """
+    kind = settings.of_method.proposals
+    if kind == "random":
         return None
+    if kind == "selective-search":
+        if settings.data.proposals is None:
+            raise SettingsError(
+                f"{settings.method}.proposals=selective-search needs a file of such boxes: give it with "
+                f"--set data.proposals=FILE, or take our own with --set {settings.method}.proposals=edgeboxes"
+            )
+        return ProposalStore.open(settings.data.proposals)
     path = Path(settings.data.proposals or run_folder.parent / "proposals" / "edgeboxes.arrow")
     return compute_proposals(index, path, progress=progress)
 
