@@ -81,19 +81,23 @@ class DetectorSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _check_variant(self) -> DetectorSettings:
+    def _check_deformable(self) -> DetectorSettings:
         if self.levels == 2:
             raise ValueError("levels is 2, expected 1 (the last map) or 3 to 5 (strides 8, 16, 32 and coarser ones)")
         if self.two_stage and not self.refine:
             raise ValueError("two_stage is on and refine is off: the encoder's boxes are refined; set refine as well")
-        if self.pre_norm and self.variant != "vanilla":
-            raise ValueError(f"pre_norm: only the vanilla variant has such a setting, not '{self.variant}'")
         own = {"levels", "encoder_points", "decoder_points", "refine", "two_stage", "cell_shift"}
         changed = sorted(name for name in own if getattr(self, name) != type(self).model_fields[name].default)
         if changed and "deformable" not in self.variant:
             raise ValueError(
                 f"{', '.join(changed)}: only deformable variants have such a setting, not '{self.variant}'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_pre_norm(self) -> DetectorSettings:
+        if self.pre_norm and self.variant != "vanilla":
+            raise ValueError(f"pre_norm: only the variant 'vanilla' has such a setting, not '{self.variant}'")
         return self
 
     @property
