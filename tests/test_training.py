@@ -423,3 +423,45 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(tmp_path: Path
     ours, theirs = (read_checkpoint(tmp_path / name / "last.ckpt")["state_dict"] for name in ("one", "two"))
     for name in ours:
         torch.testing.assert_close(theirs[name], ours[name], atol=1e-5, rtol=1e-4)
+
+
+def test_two_processes_pretrain_what_one_with_twice_the_batch_pretrains(data: Path, tmp_path: Path) -> None:
+    """Each method, losses and weights; without what is drawn per process or needs statistics of a process's own batch."""
+    common = {
+        "steps": 3,
+        "detector": {**DETECTOR, "dropout": 0.0},
+        "siamese": {"num_regions": 5, "size": [64, 64], "crop_size": 32, "box_jitter": 0.0, "weight_global": 0.0},
+        "updetr": {"num_regions": 5, "size": [64, 64], "crop_size": 32, "mask_ratio": 0.0},
+        "detreg": {"num_regions": 8, "size": [64, 64], "crop_size": 32, "embedding": "last"},
+    }
+    for method in PRETEXTS:
+        pretrain(pretrain_settings(data, tmp_path / f"{method}1", method=method, batch_size=2, **common))
+    script = tmp_path / "two.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys
+            import torch
+            from pathlib import Path
+            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            from training_data import pretrain_settings
+            from siamdetr.training.run import pretrain
+            torch.set_num_threads(1)
+            for method in {list(PRETEXTS)!r}:
+                folder = Path({str(tmp_path)!r}) / (method + "2")
+                pretrain(pretrain_settings(Path({str(data)!r}), folder, method=method, batch_size=1, **{common!r}))
+            """
+        )
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert found.returncode == 0, found.stderr[-3000:]
+    for method in PRETEXTS:
+        one, two = (rows(tmp_path / f"{method}{count}") for count in (1, 2))
+        assert len(one) == len(two) == 3
+        for ours, theirs in zip(one, two, strict=True):
+            for key in ("loss", *(key for key in ours if key.startswith("loss_"))):
+                assert float(theirs[key]) == pytest.approx(float(ours[key]), rel=1e-5, abs=1e-5), (method, key)
+        weights = [read_checkpoint(tmp_path / f"{method}{n}" / "last.ckpt")["state_dict"] for n in (1, 2)]
+        for name in weights[0]:
+            torch.testing.assert_close(weights[1][name], weights[0][name], atol=2e-5, rtol=1e-4, msg=f"{method} {name}")
