@@ -119,9 +119,9 @@ class SiameseDETR(nn.Module):
             generator: of the box jitter, on the device of the batch; None: torch's own.
         Returns:
             Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`,
-            `loss_region`; once: `loss_global`. Detached: the criterion's `class_error`, `cardinality_error`; against collapse:
-            `monitor_query_std` (of decoder outputs over the batch: 0 = every image answers alike), `monitor_view_cosine` (of
-            the two views' mean memory), `monitor_matched_iou` (last layer).
+            `loss_region`; once: `loss_global`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
+            `monitor_matched_iou` (`match_monitors`), `monitor_view_cosine` and `monitor_image_cosine` (of the mean memories of
+            two views of an image, and of two images: 1 = the encoder tells no images apart).
         Raises:
             ValueError: the batch has another number of regions, or the global loss has a batch of one image.
             FloatingPointError: a prediction is not finite.
@@ -139,8 +139,7 @@ class SiameseDETR(nn.Module):
         view, other = pooled.chunk(2)
         if self.global_head is not None:
             losses["loss_global"] = self.global_head(view, other)
-        monitors = {"monitor_view_cosine": F.cosine_similarity(view.detach(), other.detach()).mean()}
-        return losses | match_monitors(outputs, targets, matches) | monitors
+        return losses | match_monitors(outputs, targets, matches) | _encoder_monitors(view.detach(), other.detach())
 
     def predict(self, batch: ViewBatch, generator: Generator | None = None) -> tuple[Outputs, Tensor]:
         """Cross-view decoding in one pass.
@@ -177,6 +176,14 @@ class SiameseDETR(nn.Module):
                 f"SiameseDETR: expected {self.settings.num_regions} regions a view, got {regions}; give the data set and the "
                 "pretext the same num_regions"
             )
+
+
+def _encoder_monitors(view: Tensor, other: Tensor) -> dict[str, Tensor]:
+    """Cosines of mean memories [B, D] between the views of an image, and between neighbouring images of the batch (needs two)."""
+    monitors = {"monitor_view_cosine": F.cosine_similarity(view, other).mean()}
+    if len(view) > 1:
+        monitors["monitor_image_cosine"] = F.cosine_similarity(view, view.roll(1, 0)).mean()
+    return monitors
 
 
 def swap_views(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from siamdetr.evaluation.coco import DetectionMetrics, evaluate
 from siamdetr.models.detector import Detector
 from siamdetr.preprocessing import PreprocessingSpec
 from siamdetr.report import write_report
+from siamdetr.training.diagnostics import Diagnostics
 from siamdetr.training.ema import WeightAverage
 from siamdetr.training.evaluator import Evaluator, scores
 from siamdetr.training.finetune_module import FinetuneModule
@@ -109,6 +110,7 @@ def pretrain(
                 class_names=(OBJECT,), preprocessing=preprocessing, lineage=(f"{what}, {step} steps",)
             ),
             WeightAverage(settings.ema) if settings.ema else None,
+            callbacks=(Diagnostics(run.path, dataset, len(index), collate, total_steps=length.total),),
             finished=class_agnostic,
         )
         seconds = train(session, settings, run, watch=watch, progress=sink)
