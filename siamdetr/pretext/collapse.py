@@ -17,8 +17,8 @@ class Limit:
 
 
 LIMITS = (
-    Limit("monitor_query_std", 0.01, True, "the decoder answers every image alike"),
-    Limit("monitor_image_cosine", 0.9999, False, "the encoder gives every image the same mean"),
+    Limit("monitor_query_std", 0.005, True, "the decoder answers every image alike"),
+    Limit("monitor_image_cosine", 0.999, False, "the encoder gives every image the same mean"),
 )
 
 COLLAPSE_REMEDY = (
