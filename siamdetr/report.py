@@ -127,7 +127,11 @@ def write_report(run_folder: str | Path) -> Path:
     rows = read_metrics(folder)
     found = folder / EVALUATION_FILE
     evaluation = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else None
-    pictures = [*_picture_sections(folder), *_sample_sections(folder), *_matched_sections(folder)]
+    pictures = [
+        *_picture_sections(folder),
+        *_sample_sections(folder, settings.get("method")),
+        *_matched_sections(folder),
+    ]
     warnings = _collapse_sections(rows)
     sections = [*warnings, *_evaluation_sections(evaluation), *_curve_sections(rows), *pictures]
     config_text = Markup("<details><summary>config.yaml</summary><pre>{}</pre></details>")
@@ -157,6 +161,9 @@ def _lead(
     losses = [row["loss"] for row in rows if "loss" in row]
     if losses:
         text += f" The loss went from {losses[0]:.3g} to {losses[-1]:.3g}."
+    overlaps = [row["monitor_matched_iou"] for row in rows if "monitor_matched_iou" in row]
+    if overlaps:
+        text += f" Predictions overlap the regions they are matched to by {overlaps[-1]:.2f} on average (IoU), {overlaps[0]:.2f} at first."
     if evaluation is not None:
         scores = evaluation["metrics"]
         text += f" Best AP {scores['ap']:.3f}, AP50 {scores['ap50']:.3f}, at step {evaluation['step']}."
@@ -211,12 +218,17 @@ def _picture_sections(folder: Path) -> list[Section]:
     return [Section(title, Markup("<div class=pictures>{}</div>").format(body), wide=True)] if files else []
 
 
-def _sample_sections(folder: Path) -> list[Section]:
+def _sample_sections(folder: Path, method: str | None) -> list[Section]:
     """What a pretraining method was shown."""
     files = sorted((folder / DIAGNOSTICS).glob("sample-*.jpg"))
-    body = Markup("").join(picture(file.read_bytes(), "") for file in files)
-    title = "What the method is shown: regions, in two views the same ones joined"
-    return [Section(title, Markup("<div class=pictures>{}</div>").format(body), wide=True)] if files else []
+    body = Markup("").join(picture(file.read_bytes(), f"image {i + 1}") for i, file in enumerate(files))
+    what = (
+        "two views of an image, the same regions joined"
+        if method == "siamese"
+        else "regions to be found in their image"
+    )
+    body = Markup("<div class=samples>{}</div>").format(body)
+    return [Section(f"What the method is shown: {what}", body, wide=True)] if files else []
 
 
 def _matched_sections(folder: Path) -> list[Section]:
@@ -227,7 +239,7 @@ def _matched_sections(folder: Path) -> list[Section]:
         shown = picture(file.read_bytes(), f"step {int(step)}, mean IoU {float(iou):.2f}")
         rows[image] = rows.get(image, Markup("")) + shown
     body = Markup("").join(Markup("<div class=strip>{}</div>").format(row) for row in rows.values())
-    title = "Matched predictions over time: targets tinted, predictions outlined in the same colour"
+    title = "Matched predictions over time: targets tinted and dashed, predictions solid in the same colour (the first five regions)"
     return [Section(title, body, wide=True)] if rows else []
 
 
@@ -269,6 +281,7 @@ th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--li
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th { font-weight: 600; color: var(--soft); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); gap: 14px; }
+.samples { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 16px; align-items: start; }
 .strip { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 10px; margin-bottom: 14px; }
 .warning { color: #b3261e; font-weight: 600; margin: 0 0 6px; }
 figure { margin: 0; } img { width: 100%; border-radius: 4px; display: block; }

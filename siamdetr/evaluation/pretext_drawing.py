@@ -13,10 +13,12 @@ from siamdetr.evaluation.drawing import PALETTE
 Pixels = NDArray[np.uint8]  # [H, W, 3] RGB
 Boxes = NDArray[np.float32]  # [n, 4] (cx, cy, w, h) fractions of the image
 Point = tuple[float, float]
+Rect = tuple[float, float, float, float]  # (x0, y0, x1, y1) pixels
 
 _LEAST_SIDE = 240  # pixels; smaller pictures are enlarged by a whole factor
 _GAP = 0.16  # between two views, of their width
-_FILL = 70  # opacity of a target, of 255
+_FILL = 36  # opacity of a target, of 255
+_DASH = 6  # pixels
 
 
 def draw_regions(pixels: Pixels, boxes: Boxes) -> Image.Image:
@@ -52,18 +54,31 @@ def draw_joined_views(views: Sequence[Pixels], boxes: Sequence[Boxes]) -> Image.
 
 
 def draw_matches(pixels: Pixels, wanted: Boxes, found: Boxes) -> Image.Image:
-    """An image with its targets as tinted areas and, in the same colours, the outlines of the predictions matched to them."""
+    """An image with its targets tinted and dashed and, in the same colours, the solid outlines of the predictions matched to them."""
     picture = _enlarged(pixels)
     tinted = picture.convert("RGBA")
-    for i, box in enumerate(_corners(wanted, picture.size)):
+    targets = _corners(wanted, picture.size)
+    for i, box in enumerate(targets):
         layer = Image.new("RGBA", picture.size)
         ImageDraw.Draw(layer).rectangle(box, fill=(*_colour(i), _FILL))
         tinted.alpha_composite(layer)
     picture = tinted.convert("RGB")
     pen = ImageDraw.Draw(picture)
+    for i, box in enumerate(targets):
+        _dashed(pen, box, _colour(i))
     for i, box in enumerate(_corners(found, picture.size)):
-        pen.rectangle(box, outline=_colour(i), width=2)
+        pen.rectangle(box, outline=_colour(i), width=3)
     return picture
+
+
+def _dashed(pen: ImageDraw.ImageDraw, box: Rect, colour: tuple[int, int, int]) -> None:
+    x0, y0, x1, y1 = box
+    for start in np.arange(x0, x1, 2 * _DASH):
+        for y in (y0, y1):
+            pen.line((start, y, min(start + _DASH, x1), y), fill=colour, width=2)
+    for start in np.arange(y0, y1, 2 * _DASH):
+        for x in (x0, x1):
+            pen.line((x, start, x, min(start + _DASH, y1)), fill=colour, width=2)
 
 
 def _enlarged(pixels: Pixels) -> Image.Image:
@@ -74,7 +89,7 @@ def _enlarged(pixels: Pixels) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
 
 
-def _corners(boxes: Boxes, size: tuple[int, int]) -> list[tuple[float, float, float, float]]:
+def _corners(boxes: Boxes, size: tuple[int, int]) -> list[Rect]:
     """(x0, y0, x1, y1) pixels inside a picture of (width, height)."""
     limit = np.asarray([*size, *size], dtype=np.float64)
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
@@ -82,11 +97,11 @@ def _corners(boxes: Boxes, size: tuple[int, int]) -> list[tuple[float, float, fl
     return [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in corners]
 
 
-def _left_edge(box: tuple[float, float, float, float]) -> Point:
+def _left_edge(box: Rect) -> Point:
     return box[0], (box[1] + box[3]) / 2
 
 
-def _right_edge(box: tuple[float, float, float, float]) -> Point:
+def _right_edge(box: Rect) -> Point:
     return box[2], (box[1] + box[3]) / 2
 
 

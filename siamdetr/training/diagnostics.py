@@ -27,6 +27,7 @@ from siamdetr.training.module import completed_step
 from siamdetr.training.pretrain_module import PretextBatch, PretrainModule
 
 NUM_SAMPLES = 3
+NUM_DRAWN = 5  # regions of an image whose predictions are drawn: more would hide each other
 WHEN = (0.0, 0.1, 0.3, 0.6, 1.0)  # shares of the run after which predictions are drawn
 _WIDTH = 640  # pixels at most: the report carries the pictures inside
 
@@ -91,13 +92,17 @@ class Diagnostics(Callback):
         criterion = pretext.criterion
         matches = match(logits, boxes, targets, criterion.settings, criterion.classifier)
         for i, sample in enumerate(self.samples):  # of a pair of views the first
-            here = matches.image == i
+            here = torch.nonzero(matches.image == i)[:, 0]
+            here = here[
+                matches.target[here].argsort()
+            ]  # a region keeps its place, and so its colour, from step to step
             found, wanted = boxes[0, i, matches.query[here]], targets.boxes[matches.target[here]].float()
             pixels = sample.images[0] if isinstance(sample, ViewSample) else sample.image
             name = f"matched-{i}-{module.step:07d}"
             for old in self.folder.glob(f"{name}-*.jpg"):
                 old.unlink()  # of this step, from before the run was resumed
-            self._save(draw_matches(pixels, _numpy(wanted), _numpy(found)), f"{name}-{_mean_iou(found, wanted):.3f}")
+            picture = draw_matches(pixels, _numpy(wanted[:NUM_DRAWN]), _numpy(found[:NUM_DRAWN]))
+            self._save(picture, f"{name}-{_mean_iou(found, wanted):.3f}")
 
     def _save(self, picture: Image.Image, name: str) -> None:
         picture.thumbnail((_WIDTH, _WIDTH))
