@@ -1,15 +1,17 @@
-"""One step of Siamese pretraining (forward, backward, AdamW): ours beside a plain sequential implementation.
+"""One step of pretraining (forward, backward, AdamW), by default Siamese: ours beside a plain sequential implementation.
 
 Plain, written out below with the same modules: the views go through the network one after the other, BatchNorm is not folded and
 images are contiguous, the feature head answers for every query, every decoder layer of every view is matched on its own
 (one transfer each), and AdamW loops over parameters. Each runs in processes of its own, in turn, so that peak memory is its own.
 
     python benchmarks/pretrain_step.py --batch 2 --size 320 --variant conditional --backbone resnet50 --precision fp32
+    python benchmarks/pretrain_step.py --method updetr    # or detreg: one view of each sample
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
 import subprocess
@@ -21,21 +23,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from siamdetr.config import DetectorSettings, SiameseSettings
-from siamdetr.data.targets import ViewBatch
+from siamdetr.config import DetectorSettings, DETRegSettings, Method, PretextSettings, SiameseSettings, UPDETRSettings
+from siamdetr.data.targets import RegionBatch, Targets, ViewBatch
 from siamdetr.losses import DetectionCriterion, weighted_sum
 from siamdetr.models.detector import Detector, Outputs
-from siamdetr.pretext.common import condition_queries, jitter_boxes, object_targets, pretext_settings, region_features
-from siamdetr.pretext.siamese import SiameseDETR
+from siamdetr.pretext import PRETEXTS, UPDETR, DETReg, Pretext, SiameseDETR
+from siamdetr.pretext.common import (
+    condition_queries,
+    group_mask,
+    jitter_boxes,
+    object_targets,
+    pretext_settings,
+    region_features,
+)
 
 NUM_REGIONS = 10
 CROP_SIZE = 128
+SETTINGS: dict[Method, PretextSettings] = {
+    "siamese": SiameseSettings(num_regions=NUM_REGIONS),
+    "updetr": UPDETRSettings(num_regions=NUM_REGIONS, mask_ratio=0.0),
+    "detreg": DETRegSettings(num_regions=NUM_REGIONS),
+}
 
 
 def main() -> None:
     """Run both in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=2, help="samples; each is two views")
+    parser.add_argument("--method", default="siamese", choices=list(PRETEXTS))
+    parser.add_argument("--batch", type=int, default=2, help="samples; of siamese each is two views")
     parser.add_argument("--size", type=int, default=320, help="side of the views, pixels")
     parser.add_argument("--variant", default="conditional", choices=["vanilla", "conditional"])
     parser.add_argument("--backbone", default="resnet50")
@@ -62,8 +77,9 @@ def main() -> None:
 
 def report(options: argparse.Namespace, best: dict[str, dict[str, float]]) -> None:
     """The table, and what half precision is worth on this processor."""
+    views = "2 views" if options.method == "siamese" else "1 view"
     print(
-        f"{options.variant} {options.backbone}, batch {options.batch} x 2 views of {options.size}x{options.size}, "
+        f"{options.method}: {options.variant} {options.backbone}, batch {options.batch} x {views} of {options.size}x{options.size}, "
         f"{NUM_REGIONS} crops of {CROP_SIZE}x{CROP_SIZE}, {options.queries} queries, on {options.device}"
     )
     print(f"{'':24}{'s/step':>9}{'CPU s/step':>12}{'peak MB':>10}")
@@ -82,13 +98,15 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     settings = DetectorSettings(variant=options.variant, backbone=options.backbone, num_queries=options.queries)
     with device:
-        pretext = SiameseDETR(Detector(pretext_settings(settings)), SiameseSettings(num_regions=NUM_REGIONS))
+        pretext = PRETEXTS[options.method](Detector(pretext_settings(settings)), SETTINGS[options.method])
         batch = make_batch(options.batch, options.size)
+        if options.method != "siamese":
+            batch = first_views(batch)
     ours = options.only == "ours"
     parameters = [parameter for parameter in pretext.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4, fused=ours, foreach=False)
     forward: Callable[[], dict[str, Tensor]] = (
-        (lambda: pretext(batch)) if ours else (lambda: plain_losses(pretext, batch))
+        (lambda: pretext(batch)) if ours else (lambda: PLAIN[options.method](pretext, batch))
     )
     half = ours and options.precision == "bf16"
     wall, cpu = [], []
@@ -120,6 +138,17 @@ def make_batch(samples: int, size: int) -> ViewBatch:
     )
 
 
+def first_views(batch: ViewBatch) -> RegionBatch:
+    """The first view of every sample, as the methods of one view take it."""
+    samples = len(batch.images) // 2
+    return RegionBatch(
+        images=batch.images[:samples],
+        padding=batch.padding[:samples],
+        targets=object_targets(batch.boxes[:samples]),
+        crops=batch.crops[:samples].flatten(0, 1),
+    )
+
+
 def plain_losses(pretext: SiameseDETR, batch: ViewBatch) -> dict[str, Tensor]:
     """The same losses, one view after the other and one layer after the other."""
     detector = pretext.detector
@@ -146,11 +175,35 @@ def plain_losses(pretext: SiameseDETR, batch: ViewBatch) -> dict[str, Tensor]:
 
 
 def plain_view(pretext: SiameseDETR, outputs: Outputs, boxes: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """Losses of one direction: every layer is matched on its own, and every query answers with a feature."""
-    assert pretext.feature_head is not None
-    targets = object_targets(boxes)
+    """Losses of one direction."""
+    return plain_layers(pretext, outputs, object_targets(boxes), wanted, name="loss_region")
+
+
+def plain_regions(pretext: UPDETR | DETReg, batch: RegionBatch) -> dict[str, Tensor]:
+    """The losses of a method of one view, one layer after the other."""
+    detector, images = pretext.detector, len(batch.images)
+    with torch.no_grad():
+        features = detector.backbone(batch.images)
+        wanted = detector.backbone(batch.crops).mean((2, 3))
+        if isinstance(pretext, DETReg):
+            wanted = detector.backbone.stride8(batch.crops).mean((2, 3))
+    queries = detector.queries(images)
+    if isinstance(pretext, UPDETR):
+        told = pretext.region_projection(wanted).view(images, NUM_REGIONS, -1)
+        mask = group_mask(queries.content.shape[1], NUM_REGIONS, told.device)
+        queries = dataclasses.replace(condition_queries(queries, told), attention_mask=mask)
+    outputs = detector.decode(queries, detector.encode_features(features, batch.padding))
+    return plain_layers(pretext, outputs, batch.targets, wanted, name="loss_feature")
+
+
+def plain_layers(
+    pretext: Pretext, outputs: Outputs, targets: Targets, wanted: Tensor, *, name: str
+) -> dict[str, Tensor]:
+    """Every layer is matched on its own, and every query answers with a feature (of DETReg, in the last layer)."""
     losses: dict[str, Tensor] = {}
-    features = pretext.feature_head(outputs.hidden)  # [L, B, Q, F]
+    head = pretext.embedding_head if isinstance(pretext, DETReg) else pretext.feature_head
+    assert head is not None
+    features = head(outputs.hidden)  # [L, B, Q, F]
     last = len(outputs.logits) - 1
     criterion = DetectionCriterion(pretext.settings.losses, "softmax", pretext.criterion.num_classes, num_layers=1)
     for layer in range(last + 1):
@@ -158,10 +211,20 @@ def plain_view(pretext: SiameseDETR, outputs: Outputs, boxes: Tensor, wanted: Te
         values, matches = criterion.losses_and_matches(one, targets, float(len(wanted)))
         found = features[layer, matches.image, matches.query]
         difference = F.normalize(found, dim=-1) - F.normalize(wanted[matches.target], dim=-1)
-        values["loss_region"] = difference.square().sum() / len(wanted)
+        if not isinstance(pretext, DETReg):
+            values[name] = difference.square().sum() / len(wanted)
+        elif layer == last:
+            values["loss_embedding"] = F.l1_loss(found, wanted[matches.target])
         suffix = "" if layer == last else f"_{layer}"
         losses |= {name + suffix: value for name, value in values.items() if name.startswith("loss")}
     return losses
+
+
+PLAIN: dict[Method, Callable[..., dict[str, Tensor]]] = {
+    "siamese": plain_losses,
+    "updetr": plain_regions,
+    "detreg": plain_regions,
+}
 
 
 def matmul_speedup() -> float:

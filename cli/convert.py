@@ -12,7 +12,10 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="An official .pth file.")],
     family: Annotated[
         str,
-        typer.Option("--family", help="detr, conditional-detr, dab-detr, dn-detr, deformable-detr or siamese-detr."),
+        typer.Option(
+            "--family",
+            help="detr, conditional-detr, dab-detr, dn-detr, deformable-detr, siamese-detr, up-detr or detreg.",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
     arguments: Annotated[
