@@ -12,7 +12,11 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="An official .pth file.")],
     family: Annotated[
         str,
-        typer.Option("--family", help="detr, conditional-detr, dab-detr, dn-detr, deformable-detr or siamese-detr."),
+        typer.Option(
+            "--family",
+            help="detr, conditional-detr, dab-detr, dn-detr, deformable-detr, dab-deformable-detr, dn-deformable-detr or "
+            "siamese-detr.",
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
     arguments: Annotated[

@@ -18,7 +18,13 @@ from siamdetr.official import load_criterion
 from siamdetr.postprocess import postprocess
 
 GOLDEN = Path(__file__).parent / "golden"
-FAMILIES = {"detr": "detr", "conditional": "conditional-detr", "dab": "dab-detr", "deformable": "deformable-detr"}
+FAMILIES = {
+    "detr": "detr",
+    "conditional": "conditional-detr",
+    "dab": "dab-detr",
+    "deformable": "deformable-detr",
+    "dab_deformable": "dab-deformable-detr",
+}
 OFFICIAL_NAMES = {"loss_class": "loss_ce"}
 
 
