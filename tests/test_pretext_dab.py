@@ -1,4 +1,4 @@
-"""Siamese pretraining over DAB-DETR and DN-DETR: regions in the content, no denoising; and what finetuning takes over."""
+"""Siamese pretraining over variants whose queries are boxes: regions in the content, no denoising; and what finetuning takes over."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_dab import VARIANTS, close, detector
+from test_dab import VARIANTS as DENSE
+from test_dab import close, detector
 from training_data import DETECTOR, finetune_settings, pretrain_settings, write_data
 
 from siamdetr.boxes import xyxy_to_cxcywh
@@ -18,6 +19,7 @@ from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.training.run import finetune, pretrain
 
 REGIONS = 3
+VARIANTS = [*DENSE, "dab_deformable", "dn_deformable"]
 
 
 def pretext(variant: str) -> SiameseDETR:
@@ -65,8 +67,9 @@ def test_pretraining_trains_all_but_the_frozen_backbone(variant: str) -> None:
     assert {name for name, one in model.named_parameters() if one.requires_grad and one.grad is None} == set()
 
 
-def test_the_channel_that_marks_denoising_stays_zero() -> None:
-    model = pretext("dn")
+@pytest.mark.parametrize("variant", ["dn", "dn_deformable"])
+def test_the_channel_that_marks_denoising_stays_zero(variant: str) -> None:
+    model = pretext(variant)
     assert model.region_projection.out_features == 31
     seen = []
     model.detector.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].content))
@@ -87,4 +90,4 @@ def test_a_pretrained_run_is_finetuned(variant: str, tmp_path: Path) -> None:
     assert tuned.settings.variant == variant
     assert metadata.class_names == ("red", "blue")
     logged = (run / "metrics.csv").read_text().splitlines()[0]
-    assert ("loss_bbox_dn" in logged) == (variant == "dn")
+    assert ("loss_bbox_dn" in logged) == variant.startswith("dn")
