@@ -203,7 +203,7 @@ PRESETS: dict[str, Preset] = {
         finetune={"detector": {**_SMALL_DETECTOR, "variant": "dn"}, "losses": _DAB_LOSSES, **_SMALL_RUN},
     ),
     "small-dn-deformable": Preset(
-        "as `small-dn`, with DN-DAB-Deformable-DETR of one level: a step takes no longer, and queries look at points in their boxes",
+        "as `small-dn`, with DN-DAB-Deformable-DETR of one level, whose queries look at points around their boxes",
         pretrain={"detector": {**_SMALL_DETECTOR, "variant": "dn_deformable"}, **_SMALL_PRETRAINING},
         finetune={"detector": {**_SMALL_DETECTOR, "variant": "dn_deformable"}, "losses": _DAB_LOSSES, **_SMALL_RUN},
     ),
