@@ -57,6 +57,7 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
         int(arguments.get("num_classes", SIAMESE_CLASSES)),
         num_layers=int(arguments.get("dec_layers", 6)),
         denoising=family in _DENOISING,
+        box_parts=family in ("dab-detr", "dn-detr"),
         proposals=bool(arguments.get("two_stage", arguments.get("enc", False))),
     )
 
