@@ -14,7 +14,8 @@ def convert(
         str,
         typer.Option(
             "--family",
-            help="detr, conditional-detr, dab-detr, dn-detr, deformable-detr, siamese-detr, up-detr or detreg.",
+            help="detr, conditional-detr, dab-detr, dn-detr, deformable-detr, dab-deformable-detr, dn-deformable-detr, "
+            "siamese-detr, up-detr or detreg.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],

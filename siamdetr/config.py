@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Variant = Literal["vanilla", "conditional", "dab", "dn", "deformable"]
+Variant = Literal["vanilla", "conditional", "dab", "dn", "deformable", "dab_deformable", "dn_deformable"]
 Classifier = Literal["softmax", "focal"]
 Activation = Literal["relu", "prelu"]
 Proposals = Literal["edgeboxes", "selective-search", "random"]
@@ -16,6 +16,7 @@ Method = Literal["siamese", "updetr", "detreg"]
 
 _OWN_ACTIVATION: dict[Variant, Activation] = {"dab": "prelu", "dn": "prelu"}
 _OWN_TEMPERATURE: dict[Variant, float] = {"dab": 20.0, "dn": 20.0}
+_ALWAYS_REFINED: tuple[Variant, ...] = ("dab_deformable", "dn_deformable")
 
 
 class Settings(BaseModel):
@@ -47,7 +48,9 @@ class DetectorSettings(Settings):
     num_classes: int = Field(80, ge=1)
     classifier: Classifier = Field("focal", description="softmax: C+1 logits, the last is 'no object'; focal: C logits")
     num_queries: int = Field(100, ge=1)
-    num_patterns: int = Field(0, ge=0, description="dab, dn: learned contents that every anchor is asked with; 0: none")
+    num_patterns: int = Field(
+        0, ge=0, description="dab and dn variants: learned contents that every anchor is asked with; 0: none"
+    )
     dim: int = Field(256, ge=8)
     heads: int = Field(8, ge=1)
     encoder_layers: int = Field(6, ge=0)
@@ -62,7 +65,11 @@ class DetectorSettings(Settings):
     )
     encoder_points: int = Field(4, ge=1, description="deformable: points a head looks at in each level, in the encoder")
     decoder_points: int = Field(4, ge=1, description="deformable: the same in the decoder")
-    refine: bool = Field(False, description="deformable: each decoder layer starts from the boxes of the one before it")
+    refine: bool = Field(
+        False,
+        description="deformable: each decoder layer starts from the boxes of the one before it; "
+        "dab_deformable and dn_deformable always do",
+    )
     two_stage: bool = Field(False, description="deformable: queries start from the encoder's best boxes; needs refine")
     cell_shift: bool = Field(
         True,
@@ -84,6 +91,11 @@ class DetectorSettings(Settings):
     def _check_deformable(self) -> DetectorSettings:
         if self.levels == 2:
             raise ValueError("levels is 2, expected 1 (the last map) or 3 to 5 (strides 8, 16, 32 and coarser ones)")
+        if self.two_stage and self.variant in _ALWAYS_REFINED:
+            raise ValueError(
+                f"two_stage is on: the queries of '{self.variant}' start from learned boxes, not from the encoder's; "
+                "leave it out, or take the variant 'deformable'"
+            )
         if self.two_stage and not self.refine:
             raise ValueError("two_stage is on and refine is off: the encoder's boxes are refined; set refine as well")
         own = {"levels", "encoder_points", "decoder_points", "refine", "two_stage", "cell_shift"}
@@ -106,6 +118,11 @@ class DetectorSettings(Settings):
         return int(self.stride * 2 ** max(0, self.levels - 3))
 
     @property
+    def refines(self) -> bool:
+        """Whether each decoder layer has heads of its own and starts from the boxes of the one before it."""
+        return self.refine or self.variant in _ALWAYS_REFINED
+
+    @property
     def own_activation(self) -> Activation:
         """`activation`, or the variant's."""
         return self.activation or _OWN_ACTIVATION.get(self.variant, "relu")
@@ -117,7 +134,7 @@ class DetectorSettings(Settings):
 
 
 class DenoisingSettings(Settings):
-    """Noised copies of the targets that variant `dn` learns to repair (DN-DETR, arXiv:2203.01305, §4)."""
+    """Noised copies of the targets that variants `dn` and `dn_deformable` learn to repair (DN-DETR, arXiv:2203.01305, §4)."""
 
     groups: int = Field(5, ge=0, description="copies of every target, each in a group of its own; 0: no denoising")
     label_noise: float = Field(0.2, ge=0, le=1, description="share of the labels that are drawn anew")

@@ -52,7 +52,8 @@ class SiamDETR:
     The weights are random; `siamdetr.load` opens trained ones.
 
     Args:
-        variant: "vanilla", "conditional", "dab" or "dn".
+        variant: "vanilla", "conditional", "dab", "dn", "deformable", "dab_deformable" or "dn_deformable". The deformable ones
+            have one feature level here; `from_parts` takes a detector of other settings.
         backbone: resnet18/34/50/101 or any timm model with feature maps.
         num_classes: number of classes, named class_0, class_1, … ; or give `class_names`.
         class_names: names in label order.

@@ -37,6 +37,7 @@ class DetectionCriterion(nn.Module):
         num_layers: decoder layers, i.e. how many auxiliary losses `weights` names.
         denoising: the detector has denoising queries (variant `dn`); their losses have the same weights.
         proposals: the detector has two stages: the encoder's boxes have the same losses and weights, all objects being class 0.
+        box_parts: also report the parts of `loss_bbox`, centres and sizes, as the criteria of DAB-DETR and DN-DETR do.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class DetectionCriterion(nn.Module):
         num_layers: int = 6,
         denoising: bool = False,
         proposals: bool = False,
+        box_parts: bool = False,
     ) -> None:
         super().__init__()
         self.settings, self.classifier = settings, classifier
         self.num_classes, self.num_layers = num_classes, num_layers
-        self.denoising, self.proposals = denoising, proposals
+        self.denoising, self.proposals, self.box_parts = denoising, proposals, box_parts
 
     @property
     def weights(self) -> dict[str, float]:
@@ -78,6 +80,7 @@ class DetectionCriterion(nn.Module):
             `cardinality_error` (boxes an image, each layer). With `denoising` also `loss_class_dn`, `loss_bbox_dn`,
             `loss_giou_dn` and `class_error_dn` of each layer: 0 where no image has a box, or there were no such queries.
             With `proposals` also `loss_class_enc`, `loss_bbox_enc`, `loss_giou_enc` and `cardinality_error_enc`.
+            With `box_parts` also, without weight or gradient, `loss_xy` and `loss_hw` of each layer, which sum to `loss_bbox`.
         Raises:
             ValueError: the outputs have another number of layers or classes.
             FloatingPointError: a prediction is not finite.
@@ -140,12 +143,17 @@ class DetectionCriterion(nn.Module):
     def _box_losses(
         self, boxes: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor | float
     ) -> dict[str, Tensor]:
-        """[L] each: L1 distance of (cx, cy, w, h) and 1 - GIoU, summed over matches and divided by the number of boxes."""
+        """[L] each: L1 distance of (cx, cy, w, h) and 1 - GIoU, summed over matches and divided by the number of boxes; the
+        distance's parts where asked for."""
         predicted = boxes[matches.layer, matches.image, matches.query]  # [K, 4]
         wanted = targets.boxes.float()[matches.target]
         shape = (boxes.shape[0], len(wanted) // boxes.shape[0], 4)
         distance, giou = self._box_distances(predicted.view(shape), wanted.view(shape))
-        return {"loss_bbox": distance / num_boxes, "loss_giou": giou / num_boxes}
+        losses = {"loss_bbox": distance / num_boxes, "loss_giou": giou / num_boxes}
+        if self.box_parts:
+            apart = (predicted.detach() - wanted).view(shape).abs().sum(1) / num_boxes  # [L, 4]
+            losses |= {"loss_xy": apart[:, :2].sum(1), "loss_hw": apart[:, 2:].sum(1)}
+        return losses
 
     def _box_distances(self, predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """[L, N, 4] and [(L,) N, 4] (cx, cy, w, h) -> L1 distance and 1 - GIoU, summed: [L] each."""

@@ -19,7 +19,7 @@ from siamdetr.models.detector import Detector
 from siamdetr.models.weight_files import WeightFileError, read_weight_file, unwrap_state_dict
 from siamdetr.official_arguments import OfficialCheckpointError
 from siamdetr.official_families import IMPORTERS, Module, looks_like
-from siamdetr.official_keys import Aside, Rule, translate
+from siamdetr.official_keys import UNUSED_ROW, Aside, Rule, translate
 from siamdetr.official_losses import load_criterion
 from siamdetr.preprocessing import PreprocessingSpec
 from siamdetr.pretext.common import PRETEXT_CLASSES
@@ -202,11 +202,17 @@ def _distribute(
             left_aside[name] = place.reason
         elif place is not None and getattr(module, place[0].split(".")[0], ...) is None:
             left_aside[name] = "its loss has no weight in these arguments"
-        elif place is None or any(target not in expected or target in values for target in place):
+        elif place is None or any(
+            target != UNUSED_ROW and (target not in expected or target in values) for target in place
+        ):
             strangers.append(name)
         else:
             used.append(name)
-            values |= dict(zip(place, _split(name, tensor, [expected[target] for target in place]), strict=True))
+            first = expected[place[0]]
+            targets = [first[:1] if target == UNUSED_ROW else expected[target] for target in place]
+            values |= dict(zip(place, _split(name, tensor, targets), strict=True))
+            if values.pop(UNUSED_ROW, None) is not None:
+                left_aside[f"{name}[-1]"] = "a row that the official code never reads"
     if strangers:
         raise OfficialCheckpointError(
             f"{len(strangers)} tensors have no place in a model of these arguments: {_few(strangers)}; "

@@ -39,6 +39,7 @@ DEFORMABLE_OPTIONS = DETECTOR_OPTIONS | {
     "with_box_refine",
     "two_stage",
 }
+DAB_DEFORMABLE_OPTIONS = DEFORMABLE_OPTIONS | {"num_patterns"}
 SIAMESE_OPTIONS = DEFORMABLE_OPTIONS | {"transformer", "depth", "num_patches", "costs", "weights", "encoder_head"}
 LOSS_OPTIONS = frozenset(
     [
@@ -89,7 +90,8 @@ def detector_settings(
     """
     _refuse_unsupported(arguments, variant)
     of_dab = variant in ("dab", "dn")
-    of_deformable = variant == "deformable"
+    boxes_as_queries = variant in ("dab", "dn", "dab_deformable", "dn_deformable")
+    of_deformable = "deformable" in variant
     facts = observe(state_dict, classifier=classifier)
     if variant == "vanilla":
         facts |= _observe_pre_norm(state_dict)
@@ -114,12 +116,12 @@ def detector_settings(
         heads=known.get("nheads", 8),
         encoder_layers=known.get("enc_layers", 6),
         decoder_layers=known.get("dec_layers", 6),
-        feedforward=known.get("dim_feedforward", 1024 if of_deformable else 2048),
-        dropout=known.get("dropout", 0.0 if of_dab else 0.1),
+        feedforward=known.get("dim_feedforward", 1024 if variant == "deformable" else 2048),
+        dropout=known.get("dropout", 0.0 if boxes_as_queries else 0.1),
         levels=known.get("num_feature_levels", 1),
         encoder_points=known.get("enc_n_points", 4),
         decoder_points=known.get("dec_n_points", 4),
-        refine=bool(known.get("with_box_refine", False)),
+        refine=variant == "deformable" and bool(known.get("with_box_refine", False)),
         two_stage=bool(known.get("two_stage", False)),
         pre_norm=bool(known.get("pre_norm", False)),
         activation=_activation(known) if of_dab else None,
@@ -139,6 +141,7 @@ def observe(state_dict: Mapping[str, Tensor], *, classifier: Literal["softmax", 
     add("num_queries", "query_embed.weight", 0)
     add("num_queries", "refpoint_embed.weight", 0)
     add("num_patterns", "transformer.patterns.weight", 0)
+    add("num_patterns", "patterns_embed.weight", 0)
     add("hidden_dim", "class_embed.weight", 1)
     add("hidden_dim", "query_embed.weight", 1)
     add("dim_feedforward", "transformer.decoder.layers.0.linear1.weight", 0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from siamdetr.config import Classifier, Variant
 from siamdetr.models.detector import Detector
 from siamdetr.official_arguments import (
+    DAB_DEFORMABLE_OPTIONS,
     DAB_OPTIONS,
     DEFORMABLE_OPTIONS,
     DETECTOR_OPTIONS,
@@ -24,10 +25,12 @@ from siamdetr.official_keys import (
     BACKBONE,
     CONDITIONAL,
     DAB,
+    DAB_DEFORMABLE,
     DEFORMABLE,
     DEFORMABLE_QUERIES,
     DETREG_OWN,
     DN,
+    DN_DEFORMABLE,
     HEADS,
     LAYER_HEADS,
     SHARED_LAYER_HEADS,
@@ -65,7 +68,7 @@ class Importer:
 # The first family all of whose marks are in a checkpoint's names. Also families which cannot be imported, for the message.
 _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("siamese-detr", ("pred_head.",)),
-    ("dn-dab-deformable-detr", ("label_enc.", "sampling_offsets")),
+    ("dn-deformable-detr", ("label_enc.", "sampling_offsets")),
     ("dn-detr", ("label_enc.",)),
     ("dab-deformable-detr", ("refpoint_embed.", "sampling_offsets")),
     ("dab-detr", ("refpoint_embed.",)),
@@ -102,6 +105,14 @@ def _build_dn(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> De
 
 def _build_deformable(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
     return Detector(detector_settings(arguments, tensors, variant="deformable", classifier="focal"))
+
+
+def _build_dab_deformable(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
+    return Detector(detector_settings(arguments, tensors, variant="dab_deformable", classifier="focal"))
+
+
+def _build_dn_deformable(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
+    return Detector(detector_settings(arguments, tensors, variant="dn_deformable", classifier="focal"))
 
 
 def _deformable_rules(module: Module) -> Sequence[Rule | Aside]:
@@ -210,6 +221,12 @@ IMPORTERS: dict[str, Importer] = {
     "dab-detr": Importer(_build_dab, lambda _: (*BACKBONE, *DAB, *HEADS), DAB_OPTIONS, _nothing),
     "dn-detr": Importer(_build_dn, lambda _: (*BACKBONE, *DN, *HEADS), DAB_OPTIONS, _nothing),
     "deformable-detr": Importer(_build_deformable, _deformable_rules, DEFORMABLE_OPTIONS, _nothing),
+    "dab-deformable-detr": Importer(
+        _build_dab_deformable, lambda _: (*BACKBONE, *DAB_DEFORMABLE), DAB_DEFORMABLE_OPTIONS, _nothing
+    ),
+    "dn-deformable-detr": Importer(
+        _build_dn_deformable, lambda _: (*BACKBONE, *DN_DEFORMABLE), DAB_DEFORMABLE_OPTIONS, _nothing
+    ),
     "siamese-detr": Importer(_build_siamese, _siamese_rules, SIAMESE_OPTIONS, _dropped_by_converter),
     "up-detr": Importer(_build_updetr, _updetr_rules, UPDETR_OPTIONS, _nothing, also_reads=frozenset({"detr"})),
     "detreg": Importer(

@@ -10,6 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# The last of a rule's targets, where the tensor ends with a row that the official code never reads.
+UNUSED_ROW = "(unused row)"
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -190,6 +193,22 @@ SHARED_LAYER_HEADS: tuple[Rule | Aside, ...] = (
 LAYER_HEADS: tuple[Rule | Aside, ...] = (
     Rule(r"class_embed\.(\d+)\.(weight|bias)", (r"class_head.heads.\1.\2",)),
     Rule(r"bbox_embed\.(\d+)\.(layers\..+)", (r"box_head.heads.\1.\2",)),
+)
+
+DAB_DEFORMABLE: tuple[Rule | Aside, ...] = (
+    *DEFORMABLE,
+    *LAYER_HEADS,
+    Rule(r"transformer\.decoder\.query_scale\.(.+)", (r"decoder.position_scale.\1",)),
+    Rule(r"transformer\.decoder\.ref_point_head\.(.+)", (r"decoder.position_head.\1",)),
+    Rule(r"refpoint_embed\.weight", ("learned_queries.anchors.weight",)),
+    Rule(r"tgt_embed\.weight", ("learned_queries.content.weight",)),
+    Rule(r"patterns_embed\.weight", ("learned_queries.patterns.weight",)),
+)
+
+# Matching queries have contents of their own (`tgt_embed`), so that the row for them is left over.
+DN_DEFORMABLE: tuple[Rule | Aside, ...] = (
+    *DAB_DEFORMABLE,
+    Rule(r"label_enc\.weight", ("learned_queries.labels.weight", UNUSED_ROW)),
 )
 
 SIAMESE_OWN: tuple[Rule | Aside, ...] = (

@@ -14,6 +14,8 @@ CLASSIFIERS: dict[str, Classifier] = {
     "deformable-detr": "focal",
     "dab-detr": "focal",
     "dn-detr": "focal",
+    "dab-deformable-detr": "focal",
+    "dn-deformable-detr": "focal",
     "siamese-detr": "softmax",
     "up-detr": "softmax",
     "detreg": "focal",
@@ -25,12 +27,15 @@ CLASS_COEFFICIENTS = {
     "deformable-detr": (2.0, 2.0),
     "dab-detr": (2.0, 1.0),
     "dn-detr": (2.0, 1.0),
+    "dab-deformable-detr": (2.0, 1.0),
+    "dn-deformable-detr": (2.0, 1.0),
     "siamese-detr": (1.0, 1.0),
     "up-detr": (1.0, 1.0),
     "detreg": (2.0, 2.0),
 }
 # Whose matchers use the loss's focal alpha (the others keep .25), and whose GIoU divides by areas plus 1e-6.
-_OF_DAB = ("dab-detr", "dn-detr")
+_OF_DAB = ("dab-detr", "dn-detr", "dab-deformable-detr", "dn-deformable-detr")
+_DENOISING = ("dn-detr", "dn-deformable-detr")
 T = TypeVar("T")
 SIAMESE_CLASSES = 2  # logits: 0 never occurs, 1 object, 2 no object
 
@@ -39,7 +44,7 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
     """The criterion of an official repository.
 
     Args:
-        family: a key of `CLASSIFIERS`; of `siamese-detr` its class and box losses, of `dn-detr` also those of denoising.
+        family: a key of `CLASSIFIERS`; of `siamese-detr` its class and box losses, of `dn-detr` and `dn-deformable-detr` also those of denoising.
         arguments: official options: `num_classes`, `dec_layers`, `set_cost_class`, `set_cost_bbox`, `set_cost_giou`,
             `cls_loss_coef`, `bbox_loss_coef`, `giou_loss_coef`, `eos_coef`, `focal_alpha`; or in short `costs` (class, bbox,
             giou) and `weights` by loss name (`loss_ce`, `loss_bbox`, `loss_giou`). Missing ones have the official
@@ -55,7 +60,8 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
         classifier,
         int(arguments.get("num_classes", SIAMESE_CLASSES)),
         num_layers=int(arguments.get("dec_layers", 6)),
-        denoising=family == "dn-detr",
+        denoising=family in _DENOISING,
+        box_parts=family in ("dab-detr", "dn-detr"),
         proposals=bool(arguments.get("two_stage", arguments.get("enc", False))),
     )
 

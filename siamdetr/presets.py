@@ -2,7 +2,7 @@
 
 Sources: the official Siamese DETR configs (arXiv:2303.18144; the λ of the configs, since the supplement's text has them in
 an order that cannot be right for both data sets), the official scripts of UP-DETR (arXiv:2011.09094) and DETReg (arXiv:2106.04550),
-and the official finetuning scripts of DETR, Conditional DETR, DAB-DETR and DN-DETR. Batch sizes of pretraining are those of all
+and the official finetuning scripts of DETR, Conditional DETR, Deformable DETR, DAB-DETR and DN-DETR. Batch sizes of pretraining are those of all
 processes together in the papers; with N processes set batch_size to that divided by N.
 """
 
@@ -61,6 +61,7 @@ _SMALL_DETECTOR = {
 _QUICK_DETECTOR = {**_SMALL_DETECTOR, "decoder_layers": 2, "feedforward": 256, "num_queries": 30}
 _SOFTMAX_LOSSES = {"cost_class": 1.0, "weight_class": 1.0}
 _DAB_LOSSES = {"cost_class": 2.0, "weight_class": 1.0, "giou_eps": 1e-6}
+_DENOISING = {"groups": 5, "label_noise": 0.2, "box_noise": 0.4}
 _DAB_RUN = {
     "losses": _DAB_LOSSES,
     "epochs": 50,
@@ -107,6 +108,8 @@ _DEFORMABLE_RUN = {
     "optimizer": {"lr": 2e-4, "lr_backbone": 2e-5, "sampling_factor": 0.1, "weight_decay": 1e-4, "clip": 0.1},
     "schedule": {"name": "step", "drop_at": 0.8},
 }
+_DAB_DEFORMABLE = {**_DAB, "variant": "dab_deformable", "levels": 4}
+_DN_DEFORMABLE = {**_DAB_DEFORMABLE, "variant": "dn_deformable"}
 _COCO_VIEWS = {"size": 800, "scales": "coco", "weight_global": 0.3, "weight_region": 3.0}
 _COCO_RUN = {**_IMAGENET_RUN, "steps": 120_000, "batch_size": 64}
 _PRE_NORM = {**_VANILLA, "pre_norm": True}
@@ -164,11 +167,11 @@ PRESETS: dict[str, Preset] = {
         pretrain={"detector": _VANILLA, "siamese": _COCO_VIEWS, **_COCO_RUN},
     ),
     "siamese-coco-dab": Preset(
-        "Ours: the COCO schedule and λ for DAB-DETR; the paper has DAB-Deformable DETR",
+        "Ours: the COCO schedule and λ for DAB-DETR; the paper has DAB-Deformable-DETR",
         pretrain={"detector": _DAB, "siamese": _COCO_VIEWS, **_COCO_RUN},
     ),
     "siamese-coco-dn": Preset(
-        "Ours: the COCO schedule and λ for DN-DETR, without denoising; the paper has DN-DAB-Deformable DETR",
+        "Ours: the COCO schedule and λ for DN-DETR, without denoising; the paper has DN-DAB-Deformable-DETR",
         pretrain={"detector": _DN, "siamese": _COCO_VIEWS, **_COCO_RUN},
     ),
     "updetr-imagenet-vanilla": Preset(
@@ -237,13 +240,29 @@ PRESETS: dict[str, Preset] = {
             "schedule": {"name": "step", "drop_at": 2 / 3},
         },
     ),
+    "siamese-coco-dab-deformable": Preset(
+        "Siamese DETR on COCO, DAB-Deformable-DETR of four levels, as in the supplement's table 2 (ours: regions in the content)",
+        pretrain={"detector": _DAB_DEFORMABLE, "siamese": _COCO_VIEWS, **_COCO_RUN},
+    ),
+    "siamese-coco-dn-deformable": Preset(
+        "Siamese DETR on COCO, DN-DAB-Deformable-DETR, as in the supplement's table 2 (ours: regions in the content, no denoising)",
+        pretrain={"detector": _DN_DEFORMABLE, "siamese": _COCO_VIEWS, **_COCO_RUN},
+    ),
     "dab": Preset(
         "DAB-DETR, the upstream recipe: 300 queries, 50 epochs, drop at 40, no dropout, backbone rate 1e-5",
         finetune={"detector": _DAB, **_DAB_RUN},
     ),
     "dn": Preset(
         "DN-DETR, the upstream recipe: DAB-DETR's with 5 denoising groups, label noise .2, box noise .4",
-        finetune={"detector": _DN, **_DAB_RUN, "denoising": {"groups": 5, "label_noise": 0.2, "box_noise": 0.4}},
+        finetune={"detector": _DN, **_DAB_RUN, "denoising": _DENOISING},
+    ),
+    "dab-deformable": Preset(
+        "DAB-Deformable-DETR of four levels, the upstream recipe: 300 queries, 50 epochs, drop at 40, no dropout",
+        finetune={"detector": _DAB_DEFORMABLE, **_DAB_RUN},
+    ),
+    "dn-deformable": Preset(
+        "DN-DAB-Deformable-DETR, the upstream recipe: DAB-Deformable-DETR's with denoising as in `dn`",
+        finetune={"detector": _DN_DEFORMABLE, **_DAB_RUN, "denoising": _DENOISING},
     ),
     "conditional": Preset(
         "Conditional DETR as Siamese DETR released it: 50 epochs, drop at 40, backbone rate 5e-5",
@@ -280,6 +299,11 @@ PRESETS: dict[str, Preset] = {
         "as `small-conditional`, with DN-DETR: its denoising queries train on every box from the first step",
         pretrain={"detector": {**_SMALL_CONDITIONAL, "variant": "dn"}, **_SMALL_PRETRAINING},
         finetune={"detector": {**_SMALL_CONDITIONAL, "variant": "dn"}, "losses": _DAB_LOSSES, **_SMALL_RUN},
+    ),
+    "small-dn-deformable": Preset(
+        "as `small`, with DN-DAB-Deformable-DETR, which also learns from noised copies of every box",
+        pretrain={"detector": {**_SMALL_DETECTOR, "variant": "dn_deformable"}, **_SMALL_PRETRAINING},
+        finetune={"detector": {**_SMALL_DETECTOR, "variant": "dn_deformable"}, "losses": _DAB_LOSSES, **_SMALL_RUN},
     ),
     "quickstart": Preset(
         "the synthetic data set of `siamdetr quickstart`: 128-pixel images, Deformable DETR of 1+2 layers on three levels, 30 queries",

@@ -15,6 +15,11 @@ torch.set_num_threads(1)  # the tests are small: more threads only wait for each
 BESIDE_THE_PROJECT = Path(__file__).parents[1].parent / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--write-docs` lets tests write what they show into the documents, instead of comparing."""
+    parser.addoption("--write-docs", action="store_true", help="write docs/detectors.md from tests/test_detectors.py")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with bccd/ (PASCAL VOC) and coco-mini/ (COCO); the test is skipped where it is missing."""

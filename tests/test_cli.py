@@ -60,6 +60,13 @@ def test_every_command_explains_itself(name: str) -> None:
     assert "Usage" in result.output
 
 
+def test_convert_names_every_family() -> None:
+    from siamdetr.official import IMPORTERS
+
+    said = "".join(runner.invoke(app, ["convert", "--help"]).output.split())  # lines break at hyphens
+    assert [family for family in IMPORTERS if family not in said] == []
+
+
 def test_help_does_not_load_torch() -> None:
     code = (
         "import sys; sys.argv = ['siamdetr', '--help']\n"

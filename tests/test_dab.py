@@ -14,6 +14,7 @@ from siamdetr.config import DetectorSettings
 from siamdetr.models.attention import record_attention
 from siamdetr.models.dab import REFERENCE_EPS
 from siamdetr.models.detector import Detector
+from siamdetr.models.heads import each_head
 from siamdetr.models.position import box_positions, point_positions
 from siamdetr.models.structures import Queries
 
@@ -26,7 +27,8 @@ def detector(variant: str, **changes: Any) -> Detector:
     tiny = {"backbone": "test_resnet.r160_in1k", "num_queries": 6, "dim": 32, "heads": 2, "num_classes": 3}
     layers = {"encoder_layers": 2, "decoder_layers": 3, "feedforward": 32, "dropout": 0.0}
     built = Detector(DetectorSettings.model_validate({"variant": variant, **tiny, **layers, **changes}))
-    torch.nn.init.normal_(built.box_head.layers[-1].weight, std=0.5)
+    for head in each_head(built.box_head):
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.5)
     return built
 
 

@@ -1,4 +1,4 @@
-"""What every form of Deformable DETR promises, alone and in pretraining."""
+"""What every form of Deformable DETR promises, DAB- and DN-DAB-Deformable-DETR included, alone and in pretraining."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from siamdetr.models.backbone import Backbone, fold_batchnorm
 from siamdetr.models.deformable_attention import DeformableAttention
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
+from siamdetr.models.position import box_positions
 from siamdetr.models.structures import Memory, Outputs
 from siamdetr.presets import preset_values
 from siamdetr.pretext.siamese import SiameseDETR
@@ -29,7 +30,10 @@ FORMS: dict[str, dict[str, object]] = {
     "multi": {"levels": 4},
     "refine": {"levels": 3, "refine": True},
     "two-stage": {"levels": 4, "refine": True, "two_stage": True},
+    "dab": {"variant": "dab_deformable", "levels": 3, "num_patterns": 1},
+    "dn": {"variant": "dn_deformable", "levels": 4},
 }
+BOXES = ["dab", "dn"]  # whose queries are boxes
 REGIONS = 3
 
 
@@ -99,6 +103,45 @@ def test_more_padding_changes_nothing(form: str) -> None:
     close(same.logits, plain.logits)
 
 
+@pytest.mark.parametrize("form", BOXES)
+@torch.no_grad()
+def test_more_padding_changes_the_query_position_of_boxes_alone(form: str) -> None:
+    """As in the official code: the position is that of the box in the padded level, all else is in the unpadded image."""
+    model, (images, padding) = detector(form), example()
+    memory, queries = model.encode(images[:1], padding[:1]), model.queries(1)
+    width = 64 / 96  # of the padded width
+    positions: list[Tensor] = []
+    model.decoder.layers[0].register_forward_pre_hook(lambda _, inputs: positions.append(inputs[1]))
+    model.decode(queries, memory)
+    assert queries.anchors is not None
+    shrunk = queries.anchors * torch.tensor([width, 1.0, width, 1.0])
+    close(positions[0], model.decoder.position_head(box_positions(shrunk, 64)))
+
+
+@pytest.mark.parametrize("form", BOXES)
+@torch.no_grad()
+def test_boxes_may_differ_from_image_to_image(form: str) -> None:
+    """The official decoder takes one set of boxes for the whole batch."""
+    model, (images, padding) = detector(form), example()
+    queries, memory = model.queries(3), model.encode(images, padding)
+    assert queries.anchors is not None
+    own = queries.anchors * torch.tensor([1.0, 0.7, 0.4])[:, None, None]
+    together = model.decode(dataclasses.replace(queries, anchors=own), memory)
+    for index in range(3):
+        one = slice(index, index + 1)
+        alone = model.decode(
+            dataclasses.replace(model.queries(1), anchors=own[one]), model.encode(images[one], padding[one])
+        )
+        close(alone.boxes, together.boxes[:, one])
+
+
+def test_queries_that_are_no_boxes_are_refused() -> None:
+    model = detector("dab")
+    queries = dataclasses.replace(model.queries(1), anchors=torch.zeros(1, 6, 2))
+    with pytest.raises(ValueError, match=r"expected queries with anchors \[B, Q, 4\], got \[1, 6, 2\]"):
+        model.decode(queries, model.encode(torch.randn(1, 3, 64, 64)))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_no_mask_equals_a_mask_without_padding(form: str) -> None:
@@ -159,6 +202,7 @@ def test_queries_without_position_are_refused() -> None:
     [
         ({"variant": "deformable", "levels": 2}, "levels is 2, expected 1 .* or 3 to 5"),
         ({"variant": "deformable", "two_stage": True}, "two_stage is on and refine is off"),
+        ({"variant": "dab_deformable", "two_stage": True}, "the queries of 'dab_deformable' start from learned boxes"),
         ({"variant": "vanilla", "levels": 4}, "levels: only deformable variants have such a setting, not 'vanilla'"),
     ],
 )
@@ -283,13 +327,29 @@ def test_layers_that_say_where_to_look_learn_slower() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["deformable-ss", "deformable", "deformable-refine", "deformable-twostage", "siamese-imagenet-deformable"]
+    ("name", "levels"),
+    [
+        ("deformable-ss", 1),
+        ("deformable", 4),
+        ("deformable-refine", 4),
+        ("deformable-twostage", 4),
+        ("siamese-imagenet-deformable", 4),
+        ("dab-deformable", 4),
+        ("dn-deformable", 4),
+        ("siamese-coco-dab-deformable", 4),
+        ("siamese-coco-dn-deformable", 4),
+        ("small-dn-deformable", 1),
+    ],
 )
-def test_presets_build_their_form(name: str) -> None:
+def test_presets_build_their_form(name: str, levels: int) -> None:
     values = preset_values(name, stage="pretrain" if "siamese" in name else "finetune")["detector"]
     settings = DetectorSettings.model_validate(values)
     assert settings.two_stage == ("twostage" in name)
-    assert settings.levels == (1 if name.endswith("ss") else 4)
+    assert settings.levels == levels
+    assert settings.refines == any(word in name for word in ("refine", "twostage", "dab", "dn"))
+    if "dab" in name or "dn" in name:
+        assert settings.variant == f"{'dab' if 'dab' in name else 'dn'}_deformable"
+        assert settings.dropout == 0
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from siamdetr.models.structures import Outputs, Queries
 
 TWO_GROUPS = DenoisingSettings(groups=2, label_noise=0.5, box_noise=0.4)
 CPU = torch.device("cpu")
+VARIANTS = ["dn", "dn_deformable"]
 
 
 def targets(counts: list[int]) -> Targets:
@@ -71,8 +72,9 @@ def test_same_generator_same_draws() -> None:
 
 
 @pytest.mark.parametrize("patterns", [0, 2])
-def test_matching_queries_answer_as_if_there_were_no_denoising(patterns: int) -> None:
-    model = detector("dn", num_patterns=patterns).train()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_matching_queries_answer_as_if_there_were_no_denoising(variant: str, patterns: int) -> None:
+    model = detector(variant, num_patterns=patterns).train()
     found = model(images(), None, model.training_queries(targets([3, 1]), TWO_GROUPS))
     alone = model(images())
     close(found.boxes, alone.boxes)
@@ -81,8 +83,9 @@ def test_matching_queries_answer_as_if_there_were_no_denoising(patterns: int) ->
     assert alone.denoised is None
 
 
-def test_a_group_answers_alike_whatever_the_other_group_holds() -> None:
-    model, wanted = detector("dn").eval(), targets([2, 2])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_group_answers_alike_whatever_the_other_group_holds(variant: str) -> None:
+    model, wanted = detector(variant).eval(), targets([2, 2])
     draws = Draws.sample(8, 3, device=CPU)
     other = replace(draws, box_shift=torch.cat([draws.box_shift[:4], draws.box_shift[4:].flip(0)]))
     first, second = (model(images(), None, model.training_queries(wanted, TWO_GROUPS, one)) for one in (draws, other))
@@ -92,8 +95,9 @@ def test_a_group_answers_alike_whatever_the_other_group_holds() -> None:
 
 @pytest.mark.parametrize("counts", [[3, 0], [0, 0]])
 @pytest.mark.parametrize("classifier", ["focal", "softmax"])
-def test_images_without_objects_train(counts: list[int], classifier: str) -> None:
-    model = detector("dn", classifier=classifier).train()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_images_without_objects_train(variant: str, counts: list[int], classifier: str) -> None:
+    model = detector(variant, classifier=classifier).train()
     rule = criterion(model)
     losses = rule(model(images(), None, model.training_queries(targets(counts), TWO_GROUPS)), targets(counts))
     total = weighted_sum(losses, rule.weights)
@@ -118,9 +122,10 @@ def test_denoising_losses_of_perfect_answers_vanish() -> None:
         assert float(losses[name].detach()) == pytest.approx(0, abs=1e-5)
 
 
-def test_no_groups_and_other_variants_mean_the_learned_queries() -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_groups_and_other_variants_mean_the_learned_queries(variant: str) -> None:
     nothing: Any = DenoisingSettings(groups=0)
-    assert detector("dn").training_queries(targets([2, 1]), nothing).num_denoising == 0
+    assert detector(variant).training_queries(targets([2, 1]), nothing).num_denoising == 0
     dab = detector("dab")
     assert not dab.denoises
     assert dab.training_queries(targets([2, 1]), TWO_GROUPS).content.shape == (2, 6, 32)

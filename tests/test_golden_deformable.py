@@ -76,9 +76,9 @@ def test_losses_of_proposals_equal_the_official_ones(name: str) -> None:
         assert pairs.tolist() == arrays[f"{name}/match/enc/{image}"].tolist()
 
 
-def other_checkpoint(form: str, *, levels: int, layers: int, points: int, queries: int) -> dict[str, Tensor]:
+def other_checkpoint(case: str, *, levels: int, layers: int, points: int, queries: int) -> dict[str, Tensor]:
     """Random weights under official names, of other sizes than the golden ones."""
-    meta, _ = load(GOLDEN / f"A_deformable_{form}.npz")
+    meta, _ = load(GOLDEN / f"A_{case}.npz")
     shapes, aliases = dict(meta["state_dict"]), dict(meta["aliases"])
     for name, shape in dict(shapes).items():
         size = list(shape)
@@ -88,7 +88,7 @@ def other_checkpoint(form: str, *, levels: int, layers: int, points: int, querie
             size[0] = 8 * levels * points * 2
         if "attention_weights" in name:
             size[0] = 8 * levels * points
-        if name == "query_embed.weight":
+        if name in ("query_embed.weight", "tgt_embed.weight", "refpoint_embed.weight"):
             size[0] = queries
         shapes[name] = size
         if name.startswith("input_proj.") and int(name.split(".")[1]) >= levels:
@@ -99,7 +99,7 @@ def other_checkpoint(form: str, *, levels: int, layers: int, points: int, querie
                 table[name.replace("layers.1", "layers.2")] = value
             if "_embed.1." in name and layers == 3:
                 table.setdefault(name.replace("_embed.1.", "_embed.2."), value)
-                if form.endswith("twostage"):
+                if case.endswith("twostage"):
                     table[name.replace("_embed.1.", "_embed.3.")] = value
     return fill(shapes, aliases)
 
@@ -107,7 +107,7 @@ def other_checkpoint(form: str, *, levels: int, layers: int, points: int, querie
 @pytest.mark.parametrize("form", FORMS)
 def test_settings_are_read_off_tensors_of_other_sizes(form: str) -> None:
     levels = 1 if form == "ss" else 3
-    weights = other_checkpoint(form, levels=levels, layers=3, points=2, queries=7)
+    weights = other_checkpoint(f"deformable_{form}", levels=levels, layers=3, points=2, queries=7)
     imported = import_official(weights, family="deformable-detr", arguments={"num_queries": 7, "lr": 1e-4})
     detector = imported.module
     assert isinstance(detector, Detector)
@@ -124,7 +124,7 @@ def test_settings_are_read_off_tensors_of_other_sizes(form: str) -> None:
 
 
 def test_arguments_that_contradict_the_tensors_are_named() -> None:
-    weights = other_checkpoint("ms", levels=3, layers=2, points=2, queries=7)
+    weights = other_checkpoint("deformable_ms", levels=3, layers=2, points=2, queries=7)
     with pytest.raises(
         OfficialCheckpointError, match=r"num_feature_levels=4 contradicts tensor 'transformer.level_embed'"
     ):

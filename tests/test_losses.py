@@ -95,6 +95,19 @@ def test_a_step_of_the_criterion_makes_one_transfer_to_the_host(
     assert calls.seen == []
 
 
+def test_the_parts_of_the_box_loss_sum_to_it_and_carry_no_gradient() -> None:
+    rule = load_criterion("dab-detr", {"num_classes": 5, "dec_layers": 3})
+    losses = rule(outputs(2, "focal"), targets([2, 3]))
+    for layer in ("", "_0", "_1"):
+        whole, parts = losses[f"loss_bbox{layer}"], [losses[f"loss_xy{layer}"], losses[f"loss_hw{layer}"]]
+        torch.testing.assert_close(sum(parts), whole.detach())
+        assert not any(part.requires_grad for part in parts)
+    assert not any("xy" in name or "hw" in name for name in rule.weights)
+    assert "loss_xy" not in load_criterion("dab-deformable-detr", {"num_classes": 5, "dec_layers": 3})(
+        outputs(2, "focal"), targets([2, 3])
+    )
+
+
 def test_a_cost_that_is_not_finite_names_layer_and_image() -> None:
     found = outputs(2, "focal")
     logits = found.logits.detach().clone()
@@ -174,7 +187,7 @@ def test_criteria_are_built_from_official_options() -> None:
 def test_an_unknown_family_or_missing_classes_are_named() -> None:
     with pytest.raises(
         ValueError,
-        match="no family 'dter'; there are: detr, conditional-detr, deformable-detr, dab-detr, dn-detr, siamese-detr, up-detr, detreg",
+        match="no family 'dter'; there are: detr, conditional-detr, .*, dab-deformable-detr, dn-deformable-detr, .*up-detr, detreg",
     ):
         load_criterion("dter", {})
     with pytest.raises(ValueError, match="detr needs 'num_classes' in its arguments"):

@@ -1,23 +1,20 @@
-"""Siamese pretraining over DAB-DETR and DN-DETR: regions in the content, no denoising; and what finetuning takes over."""
+"""Siamese pretraining over variants whose queries are boxes: regions in the content, no denoising; and what finetuning takes over."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from test_dab import VARIANTS, close, detector
-from training_data import DETECTOR, finetune_settings, pretrain_settings, write_data
+from test_dab import VARIANTS as DENSE
+from test_dab import close, detector
 
 from siamdetr.boxes import xyxy_to_cxcywh
-from siamdetr.checkpoint import load_model
 from siamdetr.config import SiameseSettings
 from siamdetr.data.targets import ViewBatch
 from siamdetr.losses import weighted_sum
 from siamdetr.pretext.siamese import SiameseDETR
-from siamdetr.training.run import finetune, pretrain
 
 REGIONS = 3
+VARIANTS = [*DENSE, "dab_deformable", "dn_deformable"]
 
 
 def pretext(variant: str) -> SiameseDETR:
@@ -65,26 +62,12 @@ def test_pretraining_trains_all_but_the_frozen_backbone(variant: str) -> None:
     assert {name for name, one in model.named_parameters() if one.requires_grad and one.grad is None} == set()
 
 
-def test_the_channel_that_marks_denoising_stays_zero() -> None:
-    model = pretext("dn")
+@pytest.mark.parametrize("variant", ["dn", "dn_deformable"])
+def test_the_channel_that_marks_denoising_stays_zero(variant: str) -> None:
+    model = pretext(variant)
     assert model.region_projection.out_features == 31
     seen = []
     model.detector.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].content))
     model(views(2))
     assert seen[0][..., -1].abs().max() == 0
     assert seen[0][..., :-1].abs().max() > 0
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_pretrained_run_is_finetuned(variant: str, tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", empty=(1, 2))
-    shape = {**DETECTOR, "variant": variant}
-    first = pretrain(pretrain_settings(data, tmp_path / "pretrained", detector=shape, steps=2)).folder
-    one_class, _ = load_model(first / "last.safetensors")
-    assert one_class.settings.num_classes == 1
-    run = finetune(finetune_settings(data, tmp_path / "tuned", detector=shape, init=str(first), steps=3)).folder
-    tuned, metadata = load_model(run / "last.safetensors")
-    assert tuned.settings.variant == variant
-    assert metadata.class_names == ("red", "blue")
-    logged = (run / "metrics.csv").read_text().splitlines()[0]
-    assert ("loss_bbox_dn" in logged) == (variant == "dn")

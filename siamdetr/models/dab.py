@@ -44,14 +44,38 @@ class AnchorQueries(nn.Module):
     def forward(self, batch_size: int) -> Queries:
         """Queries for `batch_size` images: anchors [B, Q, 4], content, no position."""
         anchors = self.anchors.weight.sigmoid()
-        if self.patterns is None:
-            content = anchors.new_zeros(len(anchors), self.dim)
-        else:
-            content = self.patterns.weight.repeat_interleave(len(anchors), dim=0)
-            anchors = anchors.repeat(self.patterns.num_embeddings, 1)
+        content, anchors = repeat_for_patterns(anchors.new_zeros(1, self.dim), anchors, self.patterns)
         return Queries(
             content=content.expand(batch_size, -1, -1), position=None, anchors=anchors.expand(batch_size, -1, -1)
         )
+
+
+def repeat_for_patterns(content: Tensor, anchors: Tensor, patterns: nn.Embedding | None) -> tuple[Tensor, Tensor]:
+    """Ask every box once with each pattern, which adds to its content.
+
+    Args:
+        content: [Q, D], or [1, D] common to all boxes.
+        anchors: [Q, 4].
+        patterns: P contents; None: every box is asked once, as it is.
+    Returns:
+        [P Q, D] and [P Q, 4]: all boxes with the first pattern, then all with the second, and so on.
+    """
+    if patterns is None:
+        return content.expand(len(anchors), -1), anchors
+    each = content + patterns.weight[:, None]  # [P, 1 | Q, D]
+    return each.expand(-1, len(anchors), -1).flatten(0, 1), anchors.repeat(patterns.num_embeddings, 1)
+
+
+def require_boxes(queries: Queries) -> Tensor:
+    """The anchors [B, Q, 4] of queries.
+
+    Raises:
+        ValueError: they have none, or points.
+    """
+    if queries.anchors is None or queries.anchors.shape[-1] != 4:
+        got = None if queries.anchors is None else list(queries.anchors.shape)
+        raise ValueError(f"DAB decoder: expected queries with anchors [B, Q, 4], got {got}; take detector.queries()")
+    return queries.anchors
 
 
 class RescalingEncoder(nn.Module):
@@ -93,14 +117,9 @@ class AnchorDecoder(nn.Module):
         Returns:
             References [L, B, Q, 4]: the first are the anchors, the others what the layer before made of its own.
         """
-        if queries.anchors is None or queries.anchors.shape[-1] != 4:
-            got = None if queries.anchors is None else list(queries.anchors.shape)
-            raise ValueError(
-                f"DAB decoder: expected queries with anchors [B, Q, 4], got {got}; take detector.queries()"
-            )
         self_bias = mask_bias(queries.attention_mask, memory.tokens.dtype)
         cross_bias = padding_bias(memory.padding, memory.tokens.dtype)
-        content, current = queries.content, queries.anchors
+        content, current = queries.content, require_boxes(queries)
         hidden, references = [], [current]
         for index, layer in enumerate(self.layers):
             sine = box_positions(current, self.dim).to(content.dtype)  # [B, Q, 2 D]

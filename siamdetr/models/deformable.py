@@ -208,5 +208,6 @@ def build_deformable(settings: DetectorSettings) -> VariantParts:
         decoder=DeformableDecoder(settings),
         boxes_start_at_reference=True,
         reference_eps=REFERENCE_EPS,
+        proposes=True,
         deformable=True,
     )

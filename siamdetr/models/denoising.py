@@ -19,7 +19,9 @@ from torch import Generator, Tensor, nn
 from siamdetr.boxes import inverse_sigmoid
 from siamdetr.config import DenoisingSettings, DetectorSettings
 from siamdetr.data.targets import Targets
-from siamdetr.models.dab import REFERENCE_EPS, AnchorDecoder, RescalingEncoder
+from siamdetr.models.dab import REFERENCE_EPS, AnchorDecoder, RescalingEncoder, repeat_for_patterns
+from siamdetr.models.dab_deformable import DeformableAnchorDecoder
+from siamdetr.models.deformable_encoder import DeformableEncoder
 from siamdetr.models.parts import VariantParts
 from siamdetr.models.structures import Queries
 
@@ -125,30 +127,30 @@ def prepend_denoising(
 
 
 class DenoisingQueries(nn.Module):
-    """Learned boxes with one common content, and in training denoising queries before them."""
+    """Learned boxes with learned content, and in training denoising queries before them.
 
-    def __init__(self, settings: DetectorSettings) -> None:
+    Args:
+        settings: the detector's.
+        contents: 1, common to all boxes (DN-DETR), or one a box (DN-DAB-Deformable-DETR).
+    """
+
+    def __init__(self, settings: DetectorSettings, contents: int) -> None:
         super().__init__()
         dim = settings.dim - INDICATOR_CHANNELS
         self.num_classes = settings.num_classes
         self.anchors = nn.Embedding(settings.num_queries, 4)  # before the sigmoid
-        self.content = nn.Embedding(1, dim)
+        self.content = nn.Embedding(contents, dim)
         self.labels = nn.Embedding(settings.num_classes, dim)
         self.patterns = nn.Embedding(settings.num_patterns, settings.dim) if settings.num_patterns else None
 
     def forward(self, batch_size: int) -> Queries:
         """The matching queries alone, for `batch_size` images: anchors [B, Q, 4], content, no position."""
-        anchors = self.anchors.weight.sigmoid()
-        content = nn.functional.pad(self.content.weight, (0, INDICATOR_CHANNELS))  # [1, D]
-        if self.patterns is not None:
-            content = (content + self.patterns.weight).repeat_interleave(len(anchors), dim=0)
-            anchors = anchors.repeat(self.patterns.num_embeddings, 1)
+        content = nn.functional.pad(self.content.weight, (0, INDICATOR_CHANNELS))  # [1 | Q, D]
+        content, anchors = repeat_for_patterns(content, self.anchors.weight.sigmoid(), self.patterns)
         if self.training:  # several processes wait for every gradient, also where nothing was noised
             content = content + 0 * self.labels.weight.sum()
         return Queries(
-            content=content.expand(batch_size, len(anchors), -1),
-            position=None,
-            anchors=anchors.expand(batch_size, -1, -1),
+            content=content.expand(batch_size, -1, -1), position=None, anchors=anchors.expand(batch_size, -1, -1)
         )
 
     def keep_labels(self, first: int, last: int) -> None:
@@ -174,10 +176,24 @@ def build_dn(settings: DetectorSettings) -> VariantParts:
     """Encoder, queries and decoder of DN-DETR: DAB-DETR's with queries that say what they are."""
     return VariantParts(
         encoder=RescalingEncoder(settings),
-        queries=DenoisingQueries(settings),
+        queries=DenoisingQueries(settings, contents=1),
         decoder=AnchorDecoder(settings),
         boxes_start_at_reference=True,
         refines=True,
         reference_eps=REFERENCE_EPS,
+        reserved_channels=INDICATOR_CHANNELS,
+    )
+
+
+def build_dn_deformable(settings: DetectorSettings) -> VariantParts:
+    """Encoder, queries and decoder of DN-DAB-Deformable-DETR: DAB-Deformable-DETR's with queries that say what they are."""
+    return VariantParts(
+        encoder=DeformableEncoder(settings),
+        queries=DenoisingQueries(settings, contents=settings.num_queries),
+        decoder=DeformableAnchorDecoder(settings),
+        boxes_start_at_reference=True,
+        refines=True,
+        reference_eps=REFERENCE_EPS,
+        deformable=True,
         reserved_channels=INDICATOR_CHANNELS,
     )

@@ -19,10 +19,11 @@ from siamdetr.models.attention import MultiHeadAttention
 from siamdetr.models.backbone import Backbone
 from siamdetr.models.conditional import build_conditional
 from siamdetr.models.dab import build_dab
+from siamdetr.models.dab_deformable import build_dab_deformable
 from siamdetr.models.deformable import build_deformable
 from siamdetr.models.deformable_attention import DeformableAttention
 from siamdetr.models.deformable_encoder import DeformableEncoder
-from siamdetr.models.denoising import DenoisingQueries, Draws, build_dn
+from siamdetr.models.denoising import DenoisingQueries, Draws, build_dn, build_dn_deformable
 from siamdetr.models.heads import MLP, LayerHeads, each_head, place_boxes
 from siamdetr.models.parts import VariantParts
 from siamdetr.models.position import full_image_positions, image_positions
@@ -38,9 +39,11 @@ BUILDERS: dict[str, Callable[[DetectorSettings], VariantParts]] = {
     "deformable": build_deformable,
     "dab": build_dab,
     "dn": build_dn,
+    "dab_deformable": build_dab_deformable,
+    "dn_deformable": build_dn_deformable,
 }
 
-# Deformable DETR's first boxes have this logit as width and height, 12 % of the image.
+# In Deformable DETR the first layer adds this to the logits of width and height; alone it is 12 % of the image.
 _FIRST_SIZE = -2.0
 # Focal loss: every query starts at this probability for every class (Lin et al. 2017, arXiv:1708.02002, §3.3).
 _PRIOR = 0.01
@@ -50,7 +53,7 @@ class Detector(nn.Module):
     """Images to class logits and boxes.
 
     Attributes: `backbone`, `input_projection`, `encoder`, `learned_queries`, `decoder`, `class_head`, `box_head`. Heads are shared
-    by the decoder layers, unless these refine boxes layer by layer (`settings.refine`): then each has its own (`LayerHeads`).
+    by the decoder layers, unless these refine boxes layer by layer (`settings.refines`): then each has its own (`LayerHeads`).
 
     `region_width` is how many channels of a query a pretext may write region features into.
 
@@ -78,7 +81,8 @@ class Detector(nn.Module):
         self.encoder = variant.encoder
         self.learned_queries = variant.queries
         self.decoder = variant.decoder
-        self._refines, self._reference_eps = variant.refines, variant.reference_eps
+        self._refines, self._proposes = variant.refines, variant.proposes
+        self._reference_eps = variant.reference_eps
         self.region_width = settings.dim - variant.reserved_channels
         self._deformable = variant.deformable
         self.class_head, self.box_head = _build_heads(settings)
@@ -136,7 +140,7 @@ class Detector(nn.Module):
         return isinstance(self.learned_queries, DenoisingQueries)
 
     def training_queries(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
-        """The learned queries, after the denoising ones where the variant has such (`dn`).
+        """The learned queries, after the denoising ones where the variant has such (`dn`, `dn_deformable`).
 
         Args:
             targets: boxes and labels of the images that will be decoded, on the detector's device.
@@ -149,7 +153,7 @@ class Detector(nn.Module):
 
     def decode(self, queries: Queries, memory: Memory) -> Outputs:
         """Decoder and heads: predictions of every decoder layer, those of denoising queries apart."""
-        heads = (self.class_head, self.box_head) if self._deformable else (self.box_head,) if self._refines else ()
+        heads = (self.class_head, self.box_head) if self._proposes else (self.box_head,) if self._refines else ()
         decoded: Decoded = self.decoder(queries, memory, *heads)
         boxes = decoded.boxes
         if boxes is None:
@@ -182,7 +186,7 @@ class Detector(nn.Module):
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
             if self._deformable and index == 0 and not self.settings.two_stage:
-                last.bias[2:] = _FIRST_SIZE  # there is no size yet to start from, only a point
+                last.bias[2:] = _FIRST_SIZE  # small first boxes, also where a reference has a size
 
 
 def _build_heads(settings: DetectorSettings) -> tuple[nn.Module, nn.Module]:
@@ -194,7 +198,7 @@ def _build_heads(settings: DetectorSettings) -> tuple[nn.Module, nn.Module]:
     def box_head() -> nn.Module:
         return MLP(settings.dim, settings.dim, 4, num_layers=3)
 
-    if not settings.refine:
+    if not settings.refines:
         return class_head(), box_head()
     count = settings.decoder_layers + settings.two_stage
     return LayerHeads(class_head() for _ in range(count)), LayerHeads(box_head() for _ in range(count))

@@ -31,6 +31,7 @@ class FinetuneModule(StepModule):
             num_layers=shape.decoder_layers,
             denoising=detector.denoises,
             proposals=shape.two_stage,
+            box_parts=shape.variant in ("dab", "dn"),
         )
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
