@@ -12,6 +12,7 @@ from torch import Tensor
 from siamdetr.config import DetectorSettings, SiameseSettings, Variant
 from siamdetr.data.targets import ViewBatch
 from siamdetr.losses import weighted_sum
+from siamdetr.models.backbone import Backbone, takes_blocked_layout
 from siamdetr.models.detector import Detector, Queries
 from siamdetr.pretext import PRETEXTS
 from siamdetr.pretext.common import (
@@ -211,6 +212,19 @@ def test_the_teacher_is_the_backbone_and_follows_its_weights() -> None:
     model.detector.backbone.load_state_dict({name: value * 0.9 for name, value in state.items()})
     torch.testing.assert_close(model.teacher(images), model.detector.backbone(images), rtol=1e-4, atol=1e-4)
     assert not any("teacher" in name for name in model.state_dict())
+
+
+@torch.no_grad()
+def test_the_teacher_answers_alike_in_the_layout_of_onednn() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone("resnet50", pyramid=True).eval()
+    images = torch.randn(2, 3, 64, 97)
+    assert takes_blocked_layout(backbone, images, images.dtype)
+    assert not takes_blocked_layout(backbone, images, torch.bfloat16)
+    teacher, expected = FrozenTeacher(backbone), backbone(images)
+    for found, level in zip(teacher(images), expected, strict=True):
+        torch.testing.assert_close(found, level, rtol=1e-4, atol=1e-4 * float(level.max()))
+    torch.testing.assert_close(teacher.stride8(images), expected[0], rtol=1e-4, atol=1e-4 * float(expected[0].max()))
 
 
 def test_the_teacher_is_folded_once() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
+import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from siamdetr.models.batchnorm import FrozenBatchNorm2d, fold_batchnorm, freeze_
 from siamdetr.models.pyramid import Maps
 from siamdetr.models.same_padding import make_same_padding_symbolic
 
-__all__ = ["RESNETS", "Backbone", "fold_batchnorm"]
+__all__ = ["RESNETS", "Backbone", "fold_batchnorm", "takes_blocked_layout"]
 
 RESNETS: dict[str, Callable[..., torchvision.models.ResNet]] = {
     "resnet18": torchvision.models.resnet18,
@@ -90,6 +91,16 @@ class Backbone(nn.Module):
             return images
         finest: Tensor = self(images)[0]
         return finest
+
+
+def takes_blocked_layout(backbone: Backbone, images: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a backbone without gradient had better be given images in oneDNN's own layout (`Tensor.to_mkldnn`).
+
+    On processors ResNet-50 and -101 are a quarter faster in it than channels last, in float32; the smaller ones and bfloat16 gain
+    nothing, and timm models pad by hand, which that layout does not know.
+    """
+    wanted = backbone.name in ("resnet50", "resnet101") and dtype == torch.float32
+    return wanted and images.device.type == "cpu" and torch.backends.mkldnn.is_available()
 
 
 def _resnet(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from siamdetr.config import Classifier, DetectorSettings, LossSettings
 from siamdetr.data.targets import Targets, region_targets
 from siamdetr.losses import DetectionCriterion
 from siamdetr.matcher import Matches
-from siamdetr.models.backbone import Backbone, fold_batchnorm
+from siamdetr.models.backbone import Backbone, fold_batchnorm, takes_blocked_layout
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.pyramid import Maps, as_levels
 from siamdetr.models.structures import Memory, Queries
@@ -30,7 +30,7 @@ PRETEXT_CLASSES = 2  # nothing, object; with softmax the head has a third logit,
 
 
 class FrozenTeacher:
-    """The detector's backbone without gradient, BatchNorm folded into the convolutions, channels last.
+    """The detector's backbone without gradient, BatchNorm folded into the convolutions, channels last (or oneDNN's own layout).
 
     Not a module, so that its copy of the weights is in no checkpoint. The copy is remade when the backbone's weights were
     loaded, moved or changed, and is kept in the precision of the autocast region it is called in.
@@ -56,7 +56,11 @@ class FrozenTeacher:
         device = images.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
         with torch.autocast(device, enabled=False):
-            return forward(self._network(dtype), images.to(dtype, memory_format=torch.channels_last))
+            network = self._network(dtype)
+            if takes_blocked_layout(network, images, dtype):
+                maps = forward(network, images.to(dtype).contiguous().to_mkldnn())
+                return maps.to_dense() if isinstance(maps, Tensor) else tuple(one.to_dense() for one in maps)
+            return forward(network, images.to(dtype, memory_format=torch.channels_last))
 
     def _network(self, dtype: torch.dtype) -> Backbone:
         tensors = (*self.backbone.parameters(), *self.backbone.buffers())
