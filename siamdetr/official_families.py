@@ -73,6 +73,7 @@ _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("dab-deformable-detr", ("refpoint_embed.", "sampling_offsets")),
     ("dab-detr", ("refpoint_embed.",)),
     ("detreg", ("feature_embed.",)),
+    ("siamese-detr", ("patch2query.", "transformer.tgt_embed.")),
     ("deformable-detr", ("sampling_offsets",)),
     ("up-detr", ("patch2query.", "class_embed.")),
     ("siamese-detr", ("patch2query.",)),
@@ -149,7 +150,8 @@ def _siamese_rules(module: Module) -> Sequence[Rule | Aside]:
     body = {
         "vanilla": VANILLA,
         "conditional": CONDITIONAL,
-        "deformable": (*DEFORMABLE, *SIAMESE_DEFORMABLE_QUERIES),
+        # SHARED_LAYER_HEADS: the official converter writes one head a layer, all alike
+        "deformable": (*DEFORMABLE, *SIAMESE_DEFORMABLE_QUERIES, *SHARED_LAYER_HEADS),
     }[module.detector.settings.variant]
     heads = (*HEADS, *without_prefix(r"pred_head\.", HEADS))
     return (*SIAMESE_OWN, *inside_pretext((*BACKBONE, *SIAMESE_BACKBONE, *body, *heads)))

@@ -146,7 +146,9 @@ def test_imagenet_weights_know_what_is_in_photographs(real_data: Path) -> None:
     assert model(images).softmax(-1).amax(-1).mean() > 0.15
 
 
-PREFIXES = ["", "module.", "backbone.", "module.encoder_q.", "body.", "backbone.body.", "backbone.0.body."]
+PREFIXES = [
+    "", "module.", "backbone.", "module.encoder_q.", "module.base_encoder.", "body.", "backbone.body.", "backbone.0.body.",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -160,6 +162,18 @@ def test_files_of_others_are_recognised_by_their_prefix(prefix: str, tmp_path: P
     load_backbone_weights(target, tmp_path / "weights.pth")
     for name, value in source.body.state_dict().items():
         assert torch.equal(target.body.state_dict()[name], value), name
+
+
+def test_of_a_student_and_its_teacher_the_teacher_is_taken(tmp_path: Path) -> None:
+    """As DINO saves its whole training."""
+    student, teacher, target = (with_statistics(Backbone("resnet18")) for _ in range(3))
+    content = {
+        part: {f"{prefix}backbone.{name}": value for name, value in source.body.state_dict().items()}
+        for part, prefix, source in (("student", "module.", student), ("teacher", "", teacher))
+    }
+    torch.save(content, tmp_path / "dino.pth")
+    load_backbone_weights(target, tmp_path / "dino.pth")
+    assert torch.equal(target.body.state_dict()["conv1.weight"], teacher.body.state_dict()["conv1.weight"])
 
 
 def test_safetensors_files_are_read(tmp_path: Path) -> None:

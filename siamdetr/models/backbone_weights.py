@@ -26,7 +26,9 @@ _RESNET_WEIGHTS = {
 }
 _LITE = "tf_efficientnet_lite0"
 # What stands before the names in files of whole detectors, data-parallel training, MoCo and DINO.
-_PREFIXES = ("module", "model", "detector", "backbone", "encoder_q", "encoder", "body", "0", "teacher", "student")
+_PREFIXES = {
+    "module", "model", "detector", "backbone", "encoder_q", "base_encoder", "encoder", "body", "0", "teacher", "student",
+}  # fmt: skip
 
 
 def load_backbone_weights(backbone: Backbone, source: str | Path) -> None:
@@ -96,7 +98,7 @@ def _prefix(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """What stands before the backbone's names in a file: the prefix under which most of them are found."""
     first = next(iter(wanted))
     candidates = [key.removesuffix(first) for key in tensors if key.endswith(first)]
-    known = [prefix for prefix in candidates if set(prefix.split(".")[:-1]) <= set(_PREFIXES)]
+    known = [prefix for prefix in candidates if set(prefix.split(".")[:-1]) <= _PREFIXES]
     return max(known, key=lambda prefix: sum(prefix + key in tensors for key in wanted), default="")
 
 

@@ -1,0 +1,219 @@
+"""One training step and one inference of every variant: ours beside Hugging Face `transformers`, where it has the detector.
+
+A step is forward, matching, losses of all layers, backward, clipping and AdamW on a batch of images of two sizes, padded; an inference is
+one image without padding. Both have the same backbone, layers, widths, queries, boxes and dropout, random weights, and take turns.
+
+    python benchmarks/detectors.py                      # some minutes on two cores
+    python benchmarks/detectors.py --size 800 --batch 4 --queries 300 --repeats 20 --device cuda
+    python benchmarks/detectors.py --threads 1 --processor-time   # on a machine that others use: seconds of the processor
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from siamdetr.config import Classifier, DenoisingSettings, DetectorSettings, LossSettings, Variant
+from siamdetr.data.targets import Targets
+from siamdetr.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.detector import BUILDERS, Detector
+
+Call = Callable[[], object]
+BOXES, CLASSES, LEVELS, DROPOUT = 8, 80, 4, 0.1
+THEIRS = ("vanilla", "conditional", "dab", "deformable")  # variants that transformers has
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model's two calls, and how many parameters learn, millions."""
+
+    step: Call
+    inference: Call
+    learning: float
+
+
+@dataclass(frozen=True)
+class Example:
+    """What both are given."""
+
+    images: Tensor  # [B, 3, S, S], every second one narrower
+    padding: Tensor  # [B, S, S], True = padded
+    targets: Targets
+
+
+def main() -> None:
+    """Measure and print a table of medians and their ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", default=list(BUILDERS), choices=list(BUILDERS))
+    parser.add_argument("--size", type=int, default=256, help="side of the images, pixels")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=3, help="of encoder and of decoder; the papers have 6")
+    parser.add_argument("--queries", type=int, default=100)
+    parser.add_argument("--feedforward", type=int, default=1024)
+    parser.add_argument("--backbone", default="resnet50", choices=["resnet18", "resnet50"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--processor-time", action="store_true", help="instead of the wall's, where others compute too")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    beside = importlib.util.find_spec("transformers") is not None
+    if not beside:
+        print("transformers is not installed (pip install 'siamdetr[bench]'): ours alone is measured")
+    example = make_example(options.batch, options.size, torch.device(options.device))
+    print(
+        f"{options.backbone}, {options.layers}+{options.layers} layers, {options.queries} queries, batch {options.batch} of "
+        f"{options.size} pixels, {options.threads} threads, {options.device}; medians of {options.repeats}, milliseconds;"
+        " learning: parameters, millions, ours and theirs"
+    )
+    print(f"{'variant':16}{'step':>9}{'theirs':>9}{'ratio':>8}   {'inference':>9}{'theirs':>9}{'ratio':>8}   learning")
+    for variant in options.variants:
+        models = {"ours": ours(variant, options, example)}
+        if beside and variant in THEIRS:
+            models["theirs"] = theirs(variant, options, example)
+        print(f"{variant:16}{row(models, options)}", flush=True)
+
+
+def row(models: dict[str, Measured], options: argparse.Namespace) -> str:
+    """The figures of one variant: step, inference, parameters."""
+    parts = []
+    for calls in ({k: m.step for k, m in models.items()}, {k: m.inference for k, m in models.items()}):
+        seconds = medians(calls, options)
+        own, other = seconds["ours"], seconds.get("theirs")
+        beside = f"{'–':>9}{'–':>8}" if other is None else f"{1e3 * other:9.1f}{other / own:7.2f}x"
+        parts.append(f"{1e3 * own:9.1f}{beside}")
+    return "   ".join([*parts, ", ".join(f"{model.learning:.1f}" for model in models.values())])
+
+
+def medians(calls: dict[str, Call], options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of each call; they take turns, after one round that is not counted."""
+    clock = time.process_time if options.processor_time else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(options.repeats + 1):
+        for name, call in calls.items():
+            start = clock()
+            call()
+            if options.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def make_example(batch: int, size: int, device: torch.device) -> Example:
+    """Noise with boxes; every second image is a quarter narrower than the batch."""
+    torch.manual_seed(0)
+    images, padding = torch.randn(batch, 3, size, size), torch.zeros(batch, size, size, dtype=torch.bool)
+    padding[1::2, :, size * 3 // 4 :] = True
+    targets = Targets.from_lists(
+        [torch.rand(BOXES, 4) * 0.3 + 0.2 for _ in range(batch)],
+        [torch.randint(CLASSES, (BOXES,)) for _ in range(batch)],
+    )
+    return Example(images.masked_fill(padding[:, None], 0).to(device), padding.to(device), targets.to(device))
+
+
+def ours(variant: Variant, options: argparse.Namespace, example: Example) -> Measured:
+    """The variant as it is here."""
+    classifier: Classifier = "softmax" if variant == "vanilla" else "focal"
+    settings = DetectorSettings(
+        variant=variant,
+        classifier=classifier,
+        backbone=options.backbone,
+        num_classes=CLASSES,
+        num_queries=options.queries,
+        encoder_layers=options.layers,
+        decoder_layers=options.layers,
+        feedforward=options.feedforward,
+        dropout=DROPOUT,
+        levels=LEVELS if "deformable" in variant else 1,
+    )
+    detector = Detector(settings).to(example.images.device)
+    criterion = DetectionCriterion(
+        LossSettings(), classifier, CLASSES, num_layers=options.layers, denoising=detector.denoises
+    )
+    denoising = DenoisingSettings()
+
+    def loss() -> Tensor:
+        queries = detector.training_queries(example.targets, denoising)
+        outputs = detector(example.images, example.padding, queries)
+        return weighted_sum(criterion(outputs, example.targets), criterion.weights)
+
+    return measured(detector, loss, example.images[:1])
+
+
+def theirs(variant: str, options: argparse.Namespace, example: Example) -> Measured:
+    """The variant of transformers."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    deep = options.backbone == "resnet50"
+    backbone = transformers.ResNetConfig(
+        layer_type="bottleneck" if deep else "basic",
+        depths=[3, 4, 6, 3] if deep else [2, 2, 2, 2],
+        hidden_sizes=[256, 512, 1024, 2048] if deep else [64, 128, 256, 512],
+        out_features=["stage2", "stage3", "stage4"] if variant == "deformable" else ["stage4"],
+    )
+    common = {
+        "backbone_config": backbone,
+        "num_queries": options.queries,
+        "encoder_layers": options.layers,
+        "decoder_layers": options.layers,
+        "encoder_ffn_dim": options.feedforward,
+        "decoder_ffn_dim": options.feedforward,
+        "dropout": DROPOUT,
+        "auxiliary_loss": True,
+        "num_labels": CLASSES,
+    }
+    kinds = {
+        "vanilla": (transformers.DetrConfig, transformers.DetrForObjectDetection),
+        "conditional": (transformers.ConditionalDetrConfig, transformers.ConditionalDetrForObjectDetection),
+        "dab": (transformers.DabDetrConfig, transformers.DabDetrForObjectDetection),
+        "deformable": (transformers.DeformableDetrConfig, transformers.DeformableDetrForObjectDetection),
+    }
+    configuration, kind = kinds[variant]
+    model = kind(configuration(**common)).to(example.images.device)
+    for (
+        name,
+        parameter,
+    ) in model.named_parameters():  # it freezes all of such a backbone; ours, as DETR, the stem and stage 1
+        parameter.requires_grad_(not any(part in name for part in (".embedder.", ".stages.0.")))
+    boxes, labels = example.targets.boxes.split(BOXES), example.targets.labels.split(BOXES)
+    wanted = [{"class_labels": label, "boxes": box} for label, box in zip(labels, boxes, strict=True)]
+    mask = (~example.padding).long()
+
+    def loss() -> Tensor:
+        found: Tensor = model(pixel_values=example.images, pixel_mask=mask, labels=wanted).loss
+        return found
+
+    return measured(model, loss, example.images[:1])
+
+
+def measured(model: nn.Module, loss: Callable[[], Tensor], image: Tensor) -> Measured:
+    """A step (forward, backward, clipping, AdamW), and an inference of one image."""
+    learning: Sequence[nn.Parameter] = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-5, fused=True)
+
+    def step() -> None:
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        nn.utils.clip_grad_norm_(learning, 0.1)
+        optimizer.step()
+
+    @torch.inference_mode()
+    def inference() -> object:
+        model.eval()
+        return model(image)
+
+    return Measured(step, inference, sum(one.numel() for one in learning) / 1e6)
+
+
+if __name__ == "__main__":
+    main()
