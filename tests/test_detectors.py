@@ -45,7 +45,8 @@ OFFICIAL = {
     "dab_deformable": ("A_dab_deformable", "dab-deformable-detr"),
     "dn_deformable": ("A_dn_deformable", "dn-deformable-detr"),
 }
-SMALL = {"dn": "small-dn", "dn_deformable": "small-dn-deformable"}  # presets; of the others: small
+# Presets; of the others: small-conditional.
+SMALL = {"deformable": "small", "dab_deformable": "small", "dn": "small-dn", "dn_deformable": "small-dn-deformable"}
 NARROW = {"dim": 64, "heads": 4, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 128, "num_queries": 30}
 Shown = dict[tuple[str, str], str]  # (variant, column): what the table says
 
@@ -88,7 +89,7 @@ def model_of(variant: str) -> SiamDETR:
 @pytest.mark.parametrize("variant", BUILDERS)
 def test_trains_from_its_small_preset_and_improves(variant: str, shapes: Path, tmp_path: Path, shown: Shown) -> None:
     """The preset, but narrow, on 96 pixels, 80 steps on features of the frozen backbone."""
-    preset = preset_values(SMALL.get(variant, "small"), stage="finetune")
+    preset = preset_values(SMALL.get(variant, "small-conditional"), stage="finetune")
     detector = preset["detector"] | own(variant) | NARROW
     losses = {"losses": preset["losses"]} if "losses" in preset else {}
     images = {"size": 96, "max_size": 96, "augment": "flip"}
