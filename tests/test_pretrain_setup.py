@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from siamdetr.models.detector import Detector
 from siamdetr.models.weight_files import WeightFileError
 from siamdetr.pretext.common import pretext_settings
 from siamdetr.pretext.detreg import DETReg, load_projection
+from siamdetr.training.pretrain_module import class_agnostic
 from siamdetr.training.pretrain_setup import fill_pretext, stored_proposals
 from siamdetr.training.settings import PretrainSettings, SettingsError
 
@@ -73,3 +74,16 @@ def test_a_projection_without_swavs_file_is_refused(tmp_path: Path) -> None:
         fill_pretext(projecting(), settings(detreg={"embedding": "projection"}))
     with pytest.raises(WeightFileError, match=r"wide\.pth: expected SwAV's projection head .* for 512 channels, got"):
         load_projection(projecting(), swav(tmp_path / "wide.pth", channels=64))
+
+
+@pytest.mark.parametrize(("classifier", "rows"), [("softmax", [1, 2]), ("focal", [1])])
+@torch.no_grad()
+def test_a_pretrained_detector_answers_object_as_its_only_class(
+    classifier: Literal["softmax", "focal"], rows: list[int]
+) -> None:
+    shape = DetectorSettings.model_validate(SHAPE | {"variant": "deformable", "levels": 3})
+    detector = Detector(pretext_settings(shape, classifier)).eval()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    alone = class_agnostic(detector)
+    assert (alone.settings.num_classes, alone.settings.classifier) == (1, classifier)
+    torch.testing.assert_close(alone(images).logits, detector(images).logits[..., rows])
