@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import typer
 
+from siamdetr.cli.attention import attention
 from siamdetr.cli.convert import convert
 from siamdetr.cli.doctor import doctor
 from siamdetr.cli.export import export
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": finetune,
     "val": val,
     "predict": predict,
+    "attention": attention,
     "export": export,
     "convert": convert,
     "info": info,

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import supervision as sv
 
+from siamdetr.evaluation.inspection import RecordedInspection
 from siamdetr.evaluation.predictor import Progress, ScoredBoxes, predict
 from siamdetr.export.bundle import METADATA_KEY, ExportError, find_onnx, read_card
-from siamdetr.preprocessing import ImageLike, Prepared, PreprocessingSpec
+from siamdetr.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +82,30 @@ class OnnxDetector:
         Raises:
             ValueError: the batch is padded, which the graph does not know of.
         """
-        if batch.padding is not None:
-            raise ValueError("OnnxDetector: got a padded batch, expected images of one size; see preprocessing.batches")
-        feed = {"images": batch.images, "original_sizes": batch.original_sizes}
-        boxes, scores, labels = self._session.run(["boxes", "scores", "labels"], feed)
+        boxes, scores, labels = self._session.run(["boxes", "scores", "labels"], _feed(batch))
         return ScoredBoxes(scores=scores, labels=labels, boxes=boxes)
+
+    def inspect(self, image: ImageLike) -> RecordedInspection:
+        """What is found in an image, with the decoder's attention where the file has an output of that name.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        batch = preprocess([image], self.preprocessing)
+        names = [output.name for output in self._session.get_outputs()]
+        found = dict(zip(names, self._session.run(names, _feed(batch)), strict=True))
+        attention = found.get("attention")  # [B, L, heads, K, h, w]
+        return RecordedInspection(
+            scored=ScoredBoxes(scores=found["scores"], labels=found["labels"], boxes=found["boxes"]),
+            size=(int(batch.original_sizes[0, 0]), int(batch.original_sizes[0, 1])),
+            attention=None if attention is None else attention[0].astype(np.float32, copy=False),
+        )
+
+
+def _feed(batch: Prepared) -> dict[str, Any]:
+    if batch.padding is not None:
+        raise ValueError("OnnxDetector: got a padded batch, expected images of one size; see preprocessing.batches")
+    return {"images": batch.images, "original_sizes": batch.original_sizes}
 
 
 def _wanted_providers(device: str) -> list[Any]:
