@@ -9,6 +9,7 @@ import typer
 
 from siamdetr.cli.attention import attention
 from siamdetr.cli.convert import convert
+from siamdetr.cli.demo import demo
 from siamdetr.cli.doctor import doctor
 from siamdetr.cli.export import export
 from siamdetr.cli.finetune import finetune
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": finetune,
     "val": val,
     "predict": predict,
+    "demo": demo,
     "attention": attention,
     "export": export,
     "convert": convert,
