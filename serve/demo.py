@@ -71,9 +71,8 @@ def build_demo(models: Sequence[NamedModel], examples: Sequence[Example]) -> gr.
         except ValueError as error:
             return {"error": str(error)}
 
-    with gr.Blocks(
-        title="siamdetr demo", analytics_enabled=False, delete_cache=(_HOUR, _HOUR), fill_width=True
-    ) as blocks:
+    blocks: gr.Blocks = gr.Blocks(title="siamdetr demo", analytics_enabled=False, delete_cache=(_HOUR, _HOUR))
+    with blocks:
         viewer = gr.HTML(
             value=None,
             html_template=(_PAGE / "viewer.html").read_text(encoding="utf-8"),

@@ -66,6 +66,10 @@ def open_upload(data: bytes) -> Image.Image:
             return load_image(image)
     except UnidentifiedImageError:
         raise ImageError(f"This is no image in the formats {', '.join(FORMATS)}.") from None
+    except Image.DecompressionBombError:
+        raise ImageError(
+            f"The image has far more than the {MOST_PIXELS / 1e6:.0f} million pixels that are taken."
+        ) from None
     except ImageError:
         raise
     except Exception:  # Pillow's readers raise what they like on damaged files

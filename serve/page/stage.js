@@ -76,6 +76,7 @@ class Stage {
     this.boxes.replaceChildren(...bySize.map(([number, box]) => {
       const button = make("button", {
         type: "button", class: "sd-box", "data-number": number, "data-top": box[1] < picture.height * 0.06 ? "" : null,
+        "data-right": box[0] > picture.width * 0.75 ? "" : null,
         "aria-pressed": String(number === chosenBox), tabindex: state.tool === "box" && number === first ? "0" : "-1",
         "aria-label": boxText(model, box, state).replace(/ (\S+)$/, ", score $1"),
       }, make("span", { text: boxText(model, box, state) }));

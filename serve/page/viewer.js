@@ -126,6 +126,7 @@ const on = {
       const [best] = shownBoxes(other.model, state).map(([n, box]) => [overlap(box, chosenBox), n]).sort((a, b) => b[0] - a[0]);
       if (best && best[0] > 0.3) return ask(other, { box: best[1] }, { box: best[1] });
       forget(other);
+      other.say("No box of this model overlaps that one.");
     }));
     draw();
   },
