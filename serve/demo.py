@@ -90,7 +90,9 @@ def build_demo(models: Sequence[NamedModel], examples: Sequence[Example]) -> gr.
             elem_id="siamdetr-upload",
         )
         upload.upload(opened, upload, viewer, show_progress="hidden", api_visibility="private")
-        viewer.select(picked, None, viewer, show_progress="hidden", api_visibility="private")
+        viewer.select(
+            picked, None, viewer, show_progress="hidden", api_visibility="private", trigger_mode="always_last"
+        )
     blocks.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENCY, api_open=False)
     return blocks
 

@@ -93,10 +93,19 @@ class Stage {
     this.drawHeads();
   }
 
+  // Whether anything that `what` was drawn from has changed: a slider that moves must not paint attention anew.
+  changed(what, ...from) {
+    const same = this[what]?.length === from.length && from.every((value, i) => value === this[what][i]);
+    this[what] = from;
+    return !same;
+  }
+
   // Attention, at the resolution of the display.
   paint() {
     const { clientWidth: width, clientHeight: height } = this.frame;
     if (!width || !height) return;
+    const { layer, head, style, references } = this.state;
+    if (!this.changed("paintedFrom", this.look, this.selected, layer, head, style, references, width, height)) return;
     const ratio = window.devicePixelRatio || 1;
     this.canvas.width = Math.round(width * ratio);
     this.canvas.height = Math.round(height * ratio);
@@ -109,6 +118,7 @@ class Stage {
   }
 
   drawHeads() {
+    if (!this.changed("headsFrom", this.look, this.selected, this.state.layer, this.state.head)) return;
     const count = this.look ? this.look.shape[1] : 0;
     const small = this.look ? [null, ...Array(count).keys()] : [];
     this.heads.replaceChildren(...small.map((head) => {

@@ -89,16 +89,19 @@ function draw() {
 
 function forget(stage) {
   Object.assign(stage, { selected: null, look: null });
+  stage.node.toggleAttribute("data-pending", false);
   stage.say(null);
 }
 
 async function ask(stage, selected, question) {
   stage.selected = selected;
+  stage.node.toggleAttribute("data-pending", true);
   stage.draw();
   const number = ++asked, picture = data.picture.id;
   stage.asked = number;
   const answer = await server.look({ picture, model: stage.index, ...question }).catch(() => ({ error: "The server does not answer; is it still running?" }));
   if (stage.asked !== number || data.picture.id !== picture) return;
+  stage.node.toggleAttribute("data-pending", false);
   stage.look = answer.error ? null : decodeLook(answer);
   stage.say(answer.error || null);
   if (stage.look) {
@@ -149,8 +152,12 @@ function notice(text) {
   find(".sd-notice").textContent = text || "";
 }
 
+let patience = null; // a timer: an answer that never comes must not leave the page waiting
+
 function busy(yes) {
   root.toggleAttribute("data-busy", yes);
+  clearTimeout(patience);
+  if (yes) patience = setTimeout(() => { busy(false); notice("The server does not answer; is it still running?"); }, 120000);
 }
 
 // Where every model shows something: half, or what the third best box of the shyest model has.
@@ -191,7 +198,7 @@ function hand(file) {
   if (!/\.(jpe?g|png|webp|bmp)$/i.test(file.name)) return notice("This is no image in the formats JPEG, PNG, WEBP, BMP.");
   notice(null);
   busy(true);
-  const carrier = new DataTransfer(), input = document.querySelector("#siamdetr-upload input[type=file], input#siamdetr-upload, [data-testid=siamdetr-upload-upload-button]") || document.querySelector("input[type=file]");
+  const carrier = new DataTransfer(), input = document.querySelector("input[type=file]"); // the page's only one
   carrier.items.add(file);
   input.files = carrier.files;
   input.dispatchEvent(new Event("change", { bubbles: true }));
@@ -230,7 +237,12 @@ find(".sd-threshold").addEventListener("input", (event) => set({ threshold: Numb
 find(".sd-most").addEventListener("input", (event) => set({ most: Number(event.target.value) }));
 find(".sd-agnostic").addEventListener("change", (event) => set({ agnostic: event.target.checked }));
 find(".sd-references").addEventListener("change", (event) => set({ references: event.target.checked }));
-const chooseRow = (row) => row?.dataset.number && on.box(stages[active], Number(row.dataset.number));
+function chooseRow(row) {
+  if (!row?.dataset.number) return;
+  const frame = stages[active].frame, { top, bottom } = frame.getBoundingClientRect();
+  if (bottom < 120 || top > window.innerHeight - 120) stages[active].node.scrollIntoView({ block: "start", behavior: "smooth" });
+  on.box(stages[active], Number(row.dataset.number));
+}
 find("tbody").addEventListener("click", (event) => chooseRow(event.target.closest("tr")));
 find("tbody").addEventListener("keydown", (event) => {
   const row = event.target.closest("tr"), next = { ArrowDown: row?.nextElementSibling, ArrowUp: row?.previousElementSibling }[event.key];
