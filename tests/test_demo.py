@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import importlib.resources
 import io
 import struct
+import sys
+import tomllib
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,10 @@ import pytest
 from onnx_attention import write_attention_onnx
 from PIL import Image
 from test_detector_face import NAMES, tiny_model
+from typer.testing import CliRunner
 
+from siamdetr.cli.__main__ import app
+from siamdetr.cli.demo import _names
 from siamdetr.detector import load
 from siamdetr.evaluation.inspection import Look
 from siamdetr.models.detector import BUILDERS
@@ -184,3 +190,29 @@ def test_examples_are_a_folder_s_a_run_s_or_drawn(tmp_path: Path, picture: Image
 def test_shown_pictures_are_at_most_so_large() -> None:
     url = data_url(Image.new("RGB", (4000, 1000)), longest=1600)
     assert Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).size == (1600, 400)
+
+
+def test_models_are_named_by_what_tells_them_apart() -> None:
+    assert _names([Path("runs/a"), Path("runs/b.safetensors")]) == ["a", "b"]
+    assert _names([Path("x/run/best.safetensors"), Path("y/run/best.safetensors")]) == ["x/run/best", "y/run/best"]
+    assert _names([Path("runs/a"), Path("runs/a")]) == ["a", "a"]
+
+
+def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(app, ["demo", str(tmp_path / "none")])
+    assert "no such file or folder" in str(result.exception)
+    tiny_model().save(tmp_path / "model.safetensors")
+    result = CliRunner().invoke(app, ["demo", str(tmp_path / "model.safetensors"), "--examples", str(tmp_path)])
+    assert "no images here to begin with" in str(result.exception)
+    monkeypatch.setitem(sys.modules, "siamdetr.serve.demo", None)
+    result = CliRunner().invoke(app, ["demo", str(tmp_path / "model.safetensors")])
+    assert "is not installed; pip install 'siamdetr[demo]'" in str(result.exception)
+
+
+def test_the_page_is_part_of_the_package() -> None:
+    """Files that are no Python are listed apart: forgotten, they are missing from the wheel alone."""
+    page = importlib.resources.files("siamdetr.serve") / "page"
+    names = {file.name for file in page.iterdir()}
+    assert names == {"viewer.html", "viewer.css", "viewer.js", "stage.js", "heat.js"}
+    setuptools = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert setuptools["package-data"]["siamdetr.serve"] == ["page/*"]

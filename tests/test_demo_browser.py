@@ -107,14 +107,14 @@ def test_a_click_on_a_box_shows_attention_and_a_slider_needs_no_server(visit: Vi
     page = visit.page
     expect(page.locator(".sd-stage")).to_have_count(2)
     slide(page, ".sd-threshold", 0)
-    expect(page.locator(".sd-stage").nth(0).locator(".sd-box")).to_have_count(15)
+    expect(page.locator(".sd-stage").nth(0).locator(".sd-box:visible")).to_have_count(15)
     before = len(visit.requests)
     slide(page, ".sd-most", 4)
-    expect(page.locator(".sd-stage").nth(0).locator(".sd-box")).to_have_count(4)
-    expect(page.locator("tbody tr")).to_have_count(4)
+    expect(page.locator(".sd-stage").nth(0).locator(".sd-box:visible")).to_have_count(4)
+    expect(page.locator("tbody tr:visible")).to_have_count(4)
     slide(page, ".sd-threshold", 1)
-    expect(page.locator(".sd-box")).to_have_count(0)
-    expect(page.locator("tbody")).to_have_text("No box reaches the least score.")
+    expect(page.locator(".sd-box:visible")).to_have_count(0)
+    expect(page.locator("tbody tr:visible")).to_have_text("No box reaches the least score.")
     slide(page, ".sd-threshold", 0)
     assert len(visit.requests) == before
     assert visit.canvas() == ""
@@ -137,7 +137,7 @@ def test_an_uploaded_picture_is_seen_by_both_models(visit: Visit, tmp_path: Path
     for name in ("first", "second"):
         expect(page.get_by_alt_text(f"your picture, as seen by {name}")).to_be_visible()
     slide(page, ".sd-threshold", 0)
-    page.locator(".sd-stage").nth(1).locator(".sd-box").last.click(force=True)
+    page.locator(".sd-stage").nth(1).locator(".sd-box:visible").last.click(force=True)
     heat = visit.wait_for_attention(1)
     page.get_by_role("radio", name="Dots").click()
     assert visit.canvas(1) != heat  # sampling points of the deformable one

@@ -71,15 +71,29 @@ class Stage {
     else this.boxes.removeAttribute("tabindex");
     const chosenBox = this.selected && "box" in this.selected ? this.selected.box : null;
     const first = shown.some(([number]) => number === chosenBox) ? chosenBox : shown.length ? shown[0][0] : null;
-    const bySize = [...shown].sort(([, a], [, b]) => (b[2] - b[0]) * (b[3] - b[1]) - (a[2] - a[0]) * (a[3] - a[1]));
-    const held = this.boxes.contains(document.activeElement) ? document.activeElement.dataset.number : null;
+    if (this.changed("boxesFrom", model, state.agnostic)) this.makeBoxes();
+    const visible = new Set(shown.map(([number]) => number));
+    for (const button of this.boxes.children) {
+      const number = Number(button.dataset.number);
+      button.hidden = !visible.has(number);
+      button.setAttribute("aria-pressed", String(number === chosenBox));
+      button.tabIndex = state.tool === "box" && number === first ? 0 : -1;
+    }
+    this.boxes.toggleAttribute("data-chosen", chosenBox !== null || Boolean(this.selected));
+    this.paint();
+    this.drawHeads();
+  }
+
+  // All boxes, small ones above large ones; `draw` hides those that are not wanted.
+  makeBoxes() {
+    const { picture, model, state } = this, area = ([, box]) => (box[2] - box[0]) * (box[3] - box[1]);
+    const bySize = [...model.boxes.entries()].sort((a, b) => area(b) - area(a));
     this.boxes.replaceChildren(...bySize.map(([number, box]) => {
+      const text = boxText(model, box, state);
       const button = make("button", {
-        type: "button", class: "sd-box", "data-number": number, "data-top": box[1] < picture.height * 0.06 ? "" : null,
-        "data-right": box[0] > picture.width * 0.75 ? "" : null,
-        "aria-pressed": String(number === chosenBox), tabindex: state.tool === "box" && number === first ? "0" : "-1",
-        "aria-label": boxText(model, box, state).replace(/ (\S+)$/, ", score $1"),
-      }, make("span", { text: boxText(model, box, state) }));
+        type: "button", class: "sd-box", "data-number": number, "aria-label": text.replace(/ ?(\S+)$/, ", score $1"),
+        "data-top": box[1] < picture.height * 0.06 ? "" : null, "data-right": box[0] > picture.width * 0.75 ? "" : null,
+      }, make("span", { text }));
       Object.assign(button.style, {
         left: `${(100 * box[0]) / picture.width}%`, top: `${(100 * box[1]) / picture.height}%`,
         width: `${(100 * (box[2] - box[0])) / picture.width}%`, height: `${(100 * (box[3] - box[1])) / picture.height}%`,
@@ -87,10 +101,6 @@ class Stage {
       button.style.setProperty("--colour", boxColour(model, box, state));
       return button;
     }));
-    this.boxes.toggleAttribute("data-chosen", chosenBox !== null || Boolean(this.selected));
-    if (held !== null) this.boxes.querySelector(`[data-number="${held}"]`)?.focus({ preventScroll: true });
-    this.paint();
-    this.drawHeads();
   }
 
   // Whether anything that `what` was drawn from has changed: a slider that moves must not paint attention anew.

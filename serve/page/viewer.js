@@ -65,18 +65,27 @@ function drawTable() {
     active = i;
     draw();
   });
-  const model = data.models[active], stage = stages[active], body = find("tbody");
-  const rows = shownBoxes(model, state), held = body.contains(document.activeElement) ? document.activeElement.dataset.number : null;
-  body.replaceChildren(...rows.map(([number, box], i) => {
-    const taken = stage.selected?.box === number;
-    const row = make("tr", { "data-number": number, "aria-selected": String(taken), tabindex: taken || (i === 0 && !rows.some(([n]) => n === stage.selected?.box)) ? "0" : "-1" },
-      make("td", {}, make("i", { style: `background:${boxColour(model, box, state)}` }), state.agnostic ? "object" : model.classes[box[5]]),
-      make("td", {}, make("b", { style: `--part:${(100 * box[4]).toFixed(1)}%` }), box[4].toFixed(2)),
-      make("td", { text: `${Math.round(box[2] - box[0])} × ${Math.round(box[3] - box[1])}` }));
-    return row;
-  }));
-  if (rows.length === 0) body.append(make("tr", { class: "sd-none" }, make("td", { colspan: "3", text: "No box reaches the least score." })));
-  if (held !== null) body.querySelector(`[data-number="${held}"]`)?.focus({ preventScroll: true });
+  const model = data.models[active], body = find("tbody");
+  if (tableOf[0] !== model || tableOf[1] !== state.agnostic) makeRows(body, model);
+  const visible = new Set(shownBoxes(model, state).map(([number]) => number)), taken = stages[active].selected?.box;
+  const reachable = visible.has(taken) ? taken : 0; // boxes are in order of their scores: if any is shown, the first is
+  for (const row of body.children) {
+    const number = row.dataset.number ? Number(row.dataset.number) : null;
+    row.hidden = number === null ? visible.size > 0 : !visible.has(number);
+    row.setAttribute("aria-selected", String(number !== null && number === taken));
+    row.tabIndex = number === reachable ? 0 : -1;
+  }
+}
+
+let tableOf = []; // what the rows were made of
+
+function makeRows(body, model) {
+  tableOf = [model, state.agnostic];
+  body.replaceChildren(...model.boxes.map((box, number) => make("tr", { "data-number": number },
+    make("td", {}, make("i", { style: `background:${boxColour(model, box, state)}` }), state.agnostic ? "object" : model.classes[box[5]]),
+    make("td", {}, make("b", { style: `--part:${(100 * box[4]).toFixed(1)}%` }), box[4].toFixed(2)),
+    make("td", { text: `${Math.round(box[2] - box[0])} × ${Math.round(box[3] - box[1])}` }))),
+  make("tr", { class: "sd-none" }, make("td", { colspan: "3", text: "No box reaches the least score." })));
 }
 
 function draw() {
