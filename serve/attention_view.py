@@ -23,6 +23,7 @@ from siamdetr.evaluation.inspection import Floats, Inspection, Look
 
 _INK = "#1f2937"
 _DIM = 0.45  # how bright the image stays under a heat map
+_HEAT_SIDE = 900  # pixels, the longer side of a heat map at least, or half of it
 _LEAST_PEAK = 3.0  # times 1 / cells
 _OUTLINE = [patheffects.withStroke(linewidth=1.6, foreground="black")]
 
@@ -64,7 +65,7 @@ def attention_figure(image: Image.Image, seen: Inspection, class_names: Sequence
     rows: list[int | None] = list(range(num_heads)) if wanted.heads else [None]
     height = wanted.width / (1 + len(looks)) * image.height / image.width
     figure = Figure(
-        figsize=(wanted.width, len(rows) * (height + 0.22)),
+        figsize=(wanted.width, len(rows) * (height + 0.18)),
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01),
     )
     axes = figure.subplots(len(rows), 1 + len(looks), squeeze=False)
@@ -129,7 +130,8 @@ def heat(values: Floats, size: tuple[int, int]) -> Floats:
 
 
 def _panel(axis: Axes, dim: Image.Image, look: Look, title: str, *, layer: int | None, head: int | None) -> None:
-    values = heat(chosen_map(look, layer=layer, head=head), dim.size)
+    scale = max(1, round(_HEAT_SIDE / max(dim.size)))
+    values = heat(chosen_map(look, layer=layer, head=head), (dim.width * scale, dim.height * scale))
     _show(axis, dim, title)
     colours = colormaps["inferno"](values)
     colours[..., 3] = np.sqrt(values) * 0.85
@@ -139,7 +141,7 @@ def _panel(axis: Axes, dim: Image.Image, look: Look, title: str, *, layer: int |
         heads = slice(None) if head is None else slice(head, head + 1)
         points = _pixels(look.points[layers, heads].reshape(-1, 2), dim.size)
         weights = look.weights[layers, heads].reshape(-1)
-        axis.scatter(points[:, 0], points[:, 1], s=10 * weights / weights.max(), c="white", alpha=0.75, linewidths=0)
+        axis.scatter(points[:, 0], points[:, 1], s=5 * weights / weights.max(), c="white", alpha=0.75, linewidths=0)
     if look.references is not None:
         reference = look.references[-1 if layer is None else layer - 1, :2]
         axis.plot(*_pixels(reference, dim.size), "+", color="#7dd3fc", ms=6, mew=1.2, path_effects=_OUTLINE)
@@ -148,7 +150,11 @@ def _panel(axis: Axes, dim: Image.Image, look: Look, title: str, *, layer: int |
 
 
 def _show(axis: Axes, image: Image.Image, title: str) -> None:
-    axis.imshow(np.asarray(image), extent=(0, image.width, image.height, 0), interpolation="antialiased")
+    axis.imshow(
+        np.asarray(image),
+        extent=(0, image.width, image.height, 0),
+        interpolation="bicubic" if min(image.size) < _HEAT_SIDE / 2 else "antialiased",
+    )
     axis.set_title(title, fontsize=7, color=_INK, pad=3)
 
 

@@ -9,6 +9,7 @@ import struct
 import sys
 import tomllib
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 
 from siamdetr.cli.__main__ import app
 from siamdetr.cli.demo import _names
-from siamdetr.detector import load
+from siamdetr.detector import SiamDETR, load
 from siamdetr.evaluation.inspection import Look
 from siamdetr.models.detector import BUILDERS
 from siamdetr.preprocessing import ImageError
@@ -90,6 +91,25 @@ def test_models_stand_side_by_side_and_old_pictures_are_let_go(picture: Image.Im
         answers.detect(picture, "later")
     with pytest.raises(ValueError, match=r"This picture is no longer kept; open it again\."):
         answers.look({"picture": 1, "model": 0, "box": 0})
+
+
+def test_pictures_of_several_people_at_once_are_not_mixed_up(picture: Image.Image) -> None:
+    """What attentions are asked is kept through hooks in the one model: two passes at a time would keep each other's."""
+    model = tiny_model("deformable")
+    model.detector.eval()
+    turned = picture.transpose(Image.Transpose.ROTATE_180)
+    answers = Answers([NamedModel("mine", model)])
+    with ThreadPoolExecutor(4) as people:
+        told = list(people.map(lambda i: answers.detect(turned if i % 2 else picture, str(i)), range(4)))
+    for i, one in enumerate(told):
+        alone = pack(
+            model.inspect(turned if i % 2 else picture).decoder_look(_best(model, turned if i % 2 else picture))
+        )
+        assert answers.look({"picture": one["picture"]["id"], "model": 0, "box": 0})["points"] == alone["points"]
+
+
+def _best(model: SiamDETR, image: Image.Image) -> int:
+    return int(np.argsort(-model.inspect(image).scored.scores[0], kind="stable")[0])
 
 
 @pytest.mark.parametrize(
