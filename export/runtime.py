@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import supervision as sv
 
-from siamdetr.evaluation.inspection import RecordedInspection
+from siamdetr.evaluation.inspection import RecordedInspection, inspection_of_outputs
 from siamdetr.evaluation.predictor import Progress, ScoredBoxes, predict
 from siamdetr.export.bundle import METADATA_KEY, ExportError, find_onnx, read_card
 from siamdetr.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
@@ -93,13 +92,7 @@ class OnnxDetector:
         """
         batch = preprocess([image], self.preprocessing)
         names = [output.name for output in self._session.get_outputs()]
-        found = dict(zip(names, self._session.run(names, _feed(batch)), strict=True))
-        attention = found.get("attention")  # [B, L, heads, K, h, w]
-        return RecordedInspection(
-            scored=ScoredBoxes(scores=found["scores"], labels=found["labels"], boxes=found["boxes"]),
-            size=(int(batch.original_sizes[0, 0]), int(batch.original_sizes[0, 1])),
-            attention=None if attention is None else attention[0].astype(np.float32, copy=False),
-        )
+        return inspection_of_outputs(dict(zip(names, self._session.run(names, _feed(batch)), strict=True)), batch)
 
 
 def _feed(batch: Prepared) -> dict[str, Any]:

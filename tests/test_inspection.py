@@ -10,7 +10,7 @@ from test_detector_face import TINY, tiny_model
 
 from siamdetr.config import DetectorSettings
 from siamdetr.detector import SiamDETR
-from siamdetr.evaluation.inspection import RecordedInspection
+from siamdetr.evaluation.inspection import RecordedInspection, inspection_of_outputs
 from siamdetr.evaluation.predictor import ScoredBoxes
 from siamdetr.evaluation.pytorch import normalize_prepared
 from siamdetr.models.attention import ScaledDotProduct, record_attention
@@ -184,3 +184,22 @@ def test_recorded_arrays_answer_for_the_decoder_alone() -> None:
         seen.encoder_look(0.5, 0.5)
     with pytest.raises(ValueError, match="keeps no attention; export it again with --attention"):
         RecordedInspection(scored, (50, 60), None).decoder_look(0)
+
+
+def test_a_graph_s_attention_is_taken_of_all_layers_or_of_the_last_queries(picture: Image.Image) -> None:
+    rng = np.random.default_rng(0)
+    spec = PreprocessingSpec(mode="letterbox", size=(80, 80), max_size=None)
+    batch = preprocess([picture], spec)  # 60 of 80 rows are image
+    found = {
+        "boxes": rng.random((1, 2, 4), dtype=np.float32),
+        "scores": np.ones((1, 2), np.float32),
+        "labels": np.zeros((1, 2), np.int64),
+    }
+    layers = rng.random((1, 3, 4, 2, 8, 8), dtype=np.float32)
+    seen = inspection_of_outputs({**found, "attention": layers}, batch)
+    np.testing.assert_array_equal(seen.decoder_look(1).maps, layers[0, :, :, 1, :6])
+    assert seen.size == (60, 80)
+    last, queries = rng.random((1, 4, 9, 8, 8), dtype=np.float32), np.array([[7, 3]])
+    seen = inspection_of_outputs({**found, "attention": last, "queries": queries}, batch)
+    np.testing.assert_array_equal(seen.decoder_look(0).maps, last[:, :, 7, :6])
+    assert not inspection_of_outputs(found, batch).has_decoder_look

@@ -5,13 +5,15 @@ Letters in shapes: L layers, M heads, h and w cells over the image, K boxes, N s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from siamdetr.evaluation.predictor import ScoredBoxes
+from siamdetr.preprocessing import Prepared
 
 Floats = NDArray[np.float32]
 
@@ -104,6 +106,27 @@ class RecordedInspection:
     def encoder_look(self, x: float, y: float) -> Look:
         """Raises always; see `Inspection`."""
         raise ValueError("an exported file keeps no attention of its encoder; open the run's checkpoint instead")
+
+
+def inspection_of_outputs(outputs: Mapping[str, NDArray[Any]], batch: Prepared) -> RecordedInspection:
+    """What a graph said about one image.
+
+    Args:
+        outputs: by name. `boxes`, `scores`, `labels` [1, K, ...]; if it has it, `attention`: [1, L, M, K, h, w] of the boxes, or
+            [1, M, Q, h, w] of the last layer's queries, with `queries` [1, K], the query of each box.
+        batch: that one image, prepared.
+    """
+    attention = outputs.get("attention")
+    if attention is not None:
+        attention = attention[0] if attention.ndim == 6 else attention[:, :, outputs["queries"][0]]  # [L, M, K, h, w]
+        parts = batch.sizes[0] / batch.images.shape[2:]  # of the padded input the image
+        height, width = (max(1, round(n * part)) for n, part in zip(attention.shape[-2:], parts, strict=True))
+        attention = attention[..., :height, :width].astype(np.float32, copy=False)
+    return RecordedInspection(
+        scored=ScoredBoxes(scores=outputs["scores"], labels=outputs["labels"], boxes=outputs["boxes"]),
+        size=(int(batch.original_sizes[0, 0]), int(batch.original_sizes[0, 1])),
+        attention=attention,
+    )
 
 
 def check_box(box: int, scored: ScoredBoxes) -> None:
