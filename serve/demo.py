@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from siamdetr.preprocessing import ImageError
 from siamdetr.serve.demo_answers import Answers, NamedModel, thumbnail
@@ -49,21 +50,20 @@ def build_demo(models: Sequence[NamedModel], examples: Sequence[Example]) -> gr.
     answers, serial = Answers(models), itertools.count(1)
     shown = [(example, _thumbnail(example)) for example in examples]
 
-    def answer(name: str, data: bytes | None, example: Example | None) -> dict[str, Any]:
+    def answer(name: str, open_picture: Callable[[], Image.Image]) -> dict[str, Any]:
         try:
-            image = open_upload(data or b"") if example is None else example.open()
-            return {"serial": next(serial), "error": None, **answers.detect(image, name)}
-        except (ImageError, ValueError) as error:
+            return {"serial": next(serial), "error": None, **answers.detect(open_picture(), name)}
+        except ValueError as error:  # of which ImageError is one
             return {"serial": next(serial), "error": str(error)}
 
     def opened(data: bytes | None) -> dict[str, Any]:
-        return answer("your picture", data, None)
+        return answer("your picture", lambda: open_upload(data or b""))
 
     def picked(event: gr.EventData) -> dict[str, Any]:
         number = getattr(event, "example", None)
         if not isinstance(number, int) or not 0 <= number < len(shown):
             return {"serial": next(serial), "error": "There is no such example."}
-        return answer(shown[number][0].name, None, shown[number][0])
+        return answer(shown[number][0].name, shown[number][0].open)
 
     def look(question: Any) -> dict[str, Any]:
         try:

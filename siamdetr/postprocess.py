@@ -55,7 +55,7 @@ def postprocess(
     corners = cxcywh_to_xyxy(boxes.float())
     if classifier == "softmax":
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-        queries = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
+        queries = torch.arange(logits.shape[1], device=logits.device).expand_as(labels)
         return Predictions(scores, labels, corners * scale, queries)
     num_queries, classes = logits.shape[1:]
     scores, pairs = logits.sigmoid().flatten(1).topk(min(top_k, num_queries * classes), dim=1)
