@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import typer
 
+from siamdetr.cli.attention import attention
 from siamdetr.cli.convert import convert
+from siamdetr.cli.demo import demo
 from siamdetr.cli.doctor import doctor
 from siamdetr.cli.export import export
 from siamdetr.cli.finetune import finetune
@@ -26,6 +28,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "finetune": finetune,
     "val": val,
     "predict": predict,
+    "demo": demo,
+    "attention": attention,
     "export": export,
     "convert": convert,
     "info": info,

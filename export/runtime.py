@@ -12,9 +12,10 @@ from typing import Any
 import onnxruntime
 import supervision as sv
 
+from siamdetr.evaluation.inspection import RecordedInspection, inspection_of_outputs
 from siamdetr.evaluation.predictor import Progress, ScoredBoxes, predict
 from siamdetr.export.bundle import METADATA_KEY, ExportError, find_onnx, read_card
-from siamdetr.preprocessing import ImageLike, Prepared, PreprocessingSpec
+from siamdetr.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +81,24 @@ class OnnxDetector:
         Raises:
             ValueError: the batch is padded, which the graph does not know of.
         """
-        if batch.padding is not None:
-            raise ValueError("OnnxDetector: got a padded batch, expected images of one size; see preprocessing.batches")
-        feed = {"images": batch.images, "original_sizes": batch.original_sizes}
-        boxes, scores, labels = self._session.run(["boxes", "scores", "labels"], feed)
+        boxes, scores, labels = self._session.run(["boxes", "scores", "labels"], _feed(batch))
         return ScoredBoxes(scores=scores, labels=labels, boxes=boxes)
+
+    def inspect(self, image: ImageLike) -> RecordedInspection:
+        """What is found in an image, with the decoder's attention where the file has an output of that name.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        batch = preprocess([image], self.preprocessing)
+        names = [output.name for output in self._session.get_outputs()]
+        return inspection_of_outputs(dict(zip(names, self._session.run(names, _feed(batch)), strict=True)), batch)
+
+
+def _feed(batch: Prepared) -> dict[str, Any]:
+    if batch.padding is not None:
+        raise ValueError("OnnxDetector: got a padded batch, expected images of one size; see preprocessing.batches")
+    return {"images": batch.images, "original_sizes": batch.original_sizes}
 
 
 def _wanted_providers(device: str) -> list[Any]:

@@ -15,6 +15,7 @@ from siamdetr.checkpoint import CheckpointError, ModelMetadata, find_model_file,
 from siamdetr.config import Classifier, DetectorSettings, Variant
 from siamdetr.evaluation.predictor import Predictor, Progress, ScoredBoxes, predict
 from siamdetr.evaluation.pytorch import PyTorchPredictor, evaluating, normalize_prepared
+from siamdetr.evaluation.tracing import TracedInspection, inspect
 from siamdetr.models.attention import record_attention
 from siamdetr.models.backbone_weights import load_backbone_weights
 from siamdetr.models.detector import Detector
@@ -218,6 +219,19 @@ class SiamDETR:
         with evaluating(self.detector), torch.inference_mode(), record_attention(self.detector) as maps:
             self.detector(images, padding)
         return torch.stack([one[0] for one in maps]).float().cpu().numpy()
+
+    def inspect(self, image: ImageLike) -> TracedInspection:
+        """What is found in an image, and on demand where encoder and decoder looked, as arrays.
+
+        Example:
+            seen = model.inspect("photo.jpg")
+            look = seen.decoder_look(int(seen.scored.scores[0].argmax()))  # of the best box
+            look.maps, look.points, look.weights, look.references
+            seen.encoder_look(0.5, 0.5).maps  # self-attention of the cell in the middle
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        return inspect(self._predictor, image)
 
     def save(self, path: str | Path) -> None:
         """Write a model file (.safetensors), atomically.

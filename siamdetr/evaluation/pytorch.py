@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from siamdetr.data.targets import normalize_images
 from siamdetr.evaluation.predictor import ScoredBoxes
 from siamdetr.models.backbone import fold_batchnorm
-from siamdetr.models.detector import Detector, Outputs
+from siamdetr.models.detector import Detector, Memory, Outputs
 from siamdetr.postprocess import postprocess
 from siamdetr.preprocessing import Prepared, PreprocessingSpec
 
@@ -54,24 +55,32 @@ class PyTorchPredictor:
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
         """Scored boxes of a batch of prepared images."""
         with evaluating(self.detector), torch.inference_mode():
-            outputs = self.forward(batch)
-            found = postprocess(
-                outputs.logits[-1],
-                outputs.boxes[-1],
-                torch.from_numpy(batch.original_sizes).to(self.device),
-                classifier=self.detector.settings.classifier,
-            )
-        return ScoredBoxes(
+            return self.score(self.forward(batch), batch)[0]
+
+    def forward(self, batch: Prepared) -> Outputs:
+        """The detector's own outputs, of every decoder layer; the caller chooses mode and gradients."""
+        return self.encode_and_decode(batch)[1]
+
+    def encode_and_decode(self, batch: Prepared) -> tuple[Memory, Outputs]:
+        """As `forward`, with the encoded images."""
+        images, padding = normalize_prepared(batch, self.preprocessing, self.device)
+        memory = self.detector.encode_features(self._backbone()(images), padding)
+        return memory, self.detector.decode(self.detector.queries(len(batch)), memory)
+
+    def score(self, outputs: Outputs, batch: Prepared) -> tuple[ScoredBoxes, NDArray[np.int64]]:
+        """The scored boxes of the last layer's outputs, and [B, K] the query of each."""
+        found = postprocess(
+            outputs.logits[-1],
+            outputs.boxes[-1],
+            torch.from_numpy(batch.original_sizes).to(self.device),
+            classifier=self.detector.settings.classifier,
+        )
+        scored = ScoredBoxes(
             scores=found.scores.cpu().numpy().astype(np.float32, copy=False),
             labels=found.labels.cpu().numpy(),
             boxes=found.boxes.cpu().numpy().astype(np.float32, copy=False),
         )
-
-    def forward(self, batch: Prepared) -> Outputs:
-        """The detector's own outputs, of every decoder layer; the caller chooses mode and gradients."""
-        images, padding = normalize_prepared(batch, self.preprocessing, self.device)
-        memory = self.detector.encode_features(self._backbone()(images), padding)
-        return self.detector.decode(self.detector.queries(len(batch)), memory)
+        return scored, found.queries.cpu().numpy()
 
     def _backbone(self) -> nn.Module:
         backbone = self.detector.backbone

@@ -125,12 +125,20 @@ class DeformableAttention(Observed):
         values: Tensor = self.value(tokens)
         if padding is not None:
             values = values.masked_fill(padding[..., None], 0.0)
-        points, weights = self._points(query, references, levels), self._weights(query)
+        points, weights = self.look(query, references, levels)
         if self.recorder is not None:
             self.recorder.record(splat(points.detach(), weights.detach(), levels.shapes[0]))
         values = values.reshape(*values.shape[:2], self.heads, -1)  # [B, N, M, d]
         out: Tensor = self.out(sample_points(values, levels.shapes, points, weights, form=self.sampling))
         return out
+
+    def look(self, query: Tensor, references: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
+        """Where each query looks, and how much each point counts; arguments as in `forward`.
+
+        Returns:
+            [B, Q, M, L, P, 2] (x, y) fractions of each level's map, and [B, Q, M, L, P] weights, which sum to 1 over levels and points.
+        """
+        return self._points(query, references, levels), self._weights(query)
 
     def _points(self, query: Tensor, references: Tensor, levels: Levels) -> Tensor:
         """[B, Q, M, L, P, 2] fractions of each level's map, in float32: half precision moves a point by half a cell."""

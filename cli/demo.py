@@ -1,0 +1,50 @@
+"""`siamdetr demo MODEL…`: a page where a click on a box shows where the decoder looked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from siamdetr.cli import options
+
+
+def demo(
+    models: Annotated[
+        list[Path], typer.Argument(help="Run folders, .safetensors or exported files; several are shown side by side.")
+    ],
+    examples: Annotated[
+        Path | None,
+        typer.Option("--examples", help="A folder of images to begin with; default: those of the run's validation."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Default: the first free from 7860.")
+    ] = None,
+    device: options.Device = "auto",
+) -> None:
+    """Open a page on this machine: click a box and see where the decoder looked. Ctrl-C ends it."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: nothing is reported to anybody
+    try:
+        from siamdetr.serve.demo import build_demo, serve_demo
+    except ModuleNotFoundError as error:
+        raise ValueError(f"demo: {error.name} is not installed; pip install 'siamdetr[demo]'") from None
+    from siamdetr.cli.console import console
+    from siamdetr.detector import load
+    from siamdetr.serve.demo_answers import NamedModel
+    from siamdetr.serve.demo_images import find_examples
+
+    named = [NamedModel(name, load(path, device=device)) for name, path in zip(_names(models), models, strict=True)]
+    served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port)
+    console.print(f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)", markup=False)
+    served.wait()
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [path.resolve().with_suffix("").parts[1:] for path in paths]
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len({*parts}):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
