@@ -16,6 +16,7 @@ from siamdetr.serve.engine import Engine
 from siamdetr.serve.guard import Guard
 from siamdetr.serve.health import health_router
 from siamdetr.serve.metrics import Metrics
+from siamdetr.serve.open_inference import open_inference_router
 from siamdetr.serve.refusals import on_http_error, on_invalid
 from siamdetr.serve.settings import ServeSettings
 
@@ -43,6 +44,7 @@ def create_app(model: Predictor, settings: ServeSettings) -> FastAPI:
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.include_router(detect_router(engine))
+    app.include_router(open_inference_router(engine))
     app.include_router(health_router(engine, metrics))
 
     return app
