@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Form, Request, Response, UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from siamdetr.serve.engine import Engine
+from siamdetr.serve.form import parse_form
 from siamdetr.serve.guard import DETECT_PATH
 from siamdetr.serve.image_gate import FORMATS
-from siamdetr.serve.refusals import Refused, documented, plain_json
+from siamdetr.serve.refusals import Refused, documented, explained, plain_json
 
 
-class DetectForm(BaseModel):
-    """The fields of the form."""
+class DetectFields(BaseModel):
+    """The fields of the form, besides its `images`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    images: list[UploadFile] = Field(min_length=1, description=f"Image files ({', '.join(FORMATS)}); repeat the field.")
     threshold: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="Least score of a box.")
     max_detections: int = Field(100, ge=1, le=1000, description="Of one image; the best are kept.")
 
@@ -67,20 +67,45 @@ def detect_router(engine: Engine) -> APIRouter:
     @router.post(
         DETECT_PATH,
         summary="Find objects in images",
+        response_class=Response,
         responses={
             200: {"model": DetectAnswer, "content": {"application/json": {"example": _EXAMPLE}}},
             **documented(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
         },
+        openapi_extra=_request_body(max_images),
     )
-    async def detect(request: Request, form: Annotated[DetectForm, Form(media_type="multipart/form-data")]) -> Response:
+    async def detect(request: Request) -> Response:
         if request.query_params:
             raise Refused(422, f"query: got {sorted(request.query_params)}, expected none; all goes into the form")
-        if len(form.images) > max_images:
-            raise Refused(413, f"images: got {len(form.images)}, at most {max_images} a request are taken")
-        images: list[dict[str, Any]] = await engine.detect(
-            form.images, threshold=form.threshold, max_detections=form.max_detections
-        )
-        answer = {"model": engine.settings.model_name, "images": images}
+        files, texts = parse_form(await request.body(), request.headers["content-type"], max_files=max_images)
+        unknown = sorted(files.keys() - {"images"})
+        if unknown:
+            raise Refused(422, f"{unknown[0][:80]}: got a file, expected files as 'images' only")
+        images = files.get("images", [])
+        if not images or "images" in texts:
+            raise Refused(422, "images: expected at least one file; curl -F images=@FILE sends it")
+        if len(images) > max_images:
+            raise Refused(413, f"images: got {len(images)}, at most {max_images} a request are taken")
+        try:
+            fields = DetectFields.model_validate(texts)
+        except ValidationError as error:
+            raise Refused(422, explained(error.errors())) from None
+        found = await engine.detect(images, threshold=fields.threshold, max_detections=fields.max_detections)
+        answer = {"model": engine.settings.model_name, "images": found}
         return Response(plain_json(answer), media_type="application/json")
 
     return router
+
+
+def _request_body(max_images: int) -> dict[str, Any]:
+    """The form in OpenAPI, which FastAPI would only write for forms that it parses itself."""
+    schema = DetectFields.model_json_schema()
+    schema["required"] = ["images"]
+    schema["properties"]["images"] = {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
+        "maxItems": max_images,
+        "description": f"Image files ({', '.join(FORMATS)}); the field is repeated.",
+    }
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

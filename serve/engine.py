@@ -10,13 +10,14 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from siamdetr.evaluation.predictor import Predictor, ScoredBoxes, select
 from siamdetr.preprocessing import Prepared, Sample, resized_size, stack
 from siamdetr.serve.batcher import Batcher
+from siamdetr.serve.form import File
 from siamdetr.serve.image_gate import prepare
 from siamdetr.serve.metrics import Metrics
 from siamdetr.serve.refusals import Refused
@@ -27,15 +28,6 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER = 1  # seconds
 
 T = TypeVar("T")
-
-
-class Upload(Protocol):
-    """An image file as it came."""
-
-    filename: str | None
-
-    async def read(self) -> bytes:
-        """All of it."""
 
 
 class Engine:
@@ -89,11 +81,11 @@ class Engine:
         """Whether not one more image would be admitted."""
         return self._in_flight >= self.settings.queue_size
 
-    async def detect(self, uploads: Sequence[Upload], *, threshold: float, max_detections: int) -> list[dict[str, Any]]:
+    async def detect(self, files: Sequence[File], *, threshold: float, max_detections: int) -> list[dict[str, Any]]:
         """The detections of some images, in order.
 
         Args:
-            uploads: the files.
+            files: the images.
             threshold: least score.
             max_detections: of one image; the best are kept.
         Returns:
@@ -101,13 +93,13 @@ class Engine:
         Raises:
             Refused: an image is not taken (413, 415, 422), the queue is full (429), no answer before the deadline (504).
         """
-        several = len(uploads) > 1
-        with self._admitted(len(uploads)):
+        several = len(files) > 1
+        with self._admitted(len(files)):
             work = [
                 asyncio.create_task(
-                    self._detect_one(upload, _name(upload, i if several else None), threshold, max_detections)
+                    self._detect_one(file, _name(file, i if several else None), threshold, max_detections)
                 )
-                for i, upload in enumerate(uploads)
+                for i, file in enumerate(files)
             ]
             try:
                 async with self._deadline():
@@ -130,10 +122,9 @@ class Engine:
         """Run what would hold up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
-    async def _detect_one(self, upload: Upload, name: str, threshold: float, max_detections: int) -> dict[str, Any]:
+    async def _detect_one(self, file: File, name: str, threshold: float, max_detections: int) -> dict[str, Any]:
         async with self._decoded:
-            data = await upload.read()
-            sample = await self.in_thread(lambda: self._prepare(data, name))
+            sample = await self.in_thread(lambda: self._prepare(file.data, name))
             scored = await self._batcher.run(stack([sample], self.model.preprocessing))
         with self._metrics.timed("post"):
             return self._answer(scored, sample[1], threshold, max_detections)
@@ -201,7 +192,7 @@ def queue_full(queue_size: int) -> Refused:
     )
 
 
-def _name(upload: Upload, position: int | None) -> str:
+def _name(file: File, position: int | None) -> str:
     """How an image is called in refusals; the client's own file name is repeated, shortened, never opened."""
     image = "image" if position is None else f"image {position}"
-    return f"{image} ({upload.filename[:80]!r})" if upload.filename else image
+    return f"{image} ({file.filename[:80]!r})" if file.filename else image

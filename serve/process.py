@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import socket
@@ -46,18 +47,19 @@ def serve(
     """
     threads = threads or max(1, (os.cpu_count() or 1) // (settings.workers * settings.runners))
     model = open_model(path, device, threads)  # also with several processes: what is wrong is then said once, at once
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that a client gets wrong
     listener = _bind(settings)
     host, port = listener.getsockname()[:2]
     listening(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     if settings.workers == 1:
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more after draining, which would kill
-        uvicorn.Server(_config(create_app(model, settings), settings)).run([listener])
+        uvicorn.Server(uvicorn_config(create_app(model, settings), settings)).run([listener])
         return
     del model
     factory = functools.partial(_create_in_worker, path, settings, device, threads)
     with tempfile.TemporaryDirectory(prefix="siamdetr-metrics-") as folder:
         os.environ[MULTIPROCESS_VARIABLE] = folder  # read by prometheus_client when a worker imports it
-        _Workers(_config(factory, settings), [listener]).run()
+        _Workers(uvicorn_config(factory, settings), [listener]).run()
 
 
 def open_model(path: str | Path, device: str, threads: int) -> Predictor:
@@ -87,7 +89,8 @@ def _create_in_worker(path: str | Path, settings: ServeSettings, device: str, th
     return create_app(open_model(path, device, threads), settings)
 
 
-def _config(app: object, settings: ServeSettings) -> uvicorn.Config:
+def uvicorn_config(app: object, settings: ServeSettings) -> uvicorn.Config:
+    """How uvicorn runs an application, or what `functools.partial` makes one."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         factory=isinstance(app, functools.partial),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
@@ -50,10 +51,15 @@ async def on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def on_invalid(request: Request, error: Exception) -> Response:
-    """For FastAPI: fields that are missing, unknown or out of range."""
+    """For FastAPI: parameters that are missing, unknown or out of range."""
     assert isinstance(error, RequestValidationError)
-    problems = [f"{_field(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
-    return JSONResponse({"error": "; ".join(problems[:5])}, 422)
+    return refusal(Refused(422, explained(error.errors())))
+
+
+def explained(problems: Sequence[Any]) -> str:
+    """What pydantic has to say, in one line."""
+    lines = [f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in problems]
+    return "; ".join(lines[:5])
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -78,8 +84,3 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def plain_json(value: Any) -> bytes:
     """Compact JSON; NaN and infinity, which JSON does not know, are an error here."""
     return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def _field(place: tuple[int | str, ...]) -> str:
-    """`("body", "threshold")` → `threshold`."""
-    return ".".join(str(part) for part in place[1:]) or str(place[0])

@@ -24,7 +24,8 @@ class Limits:
         max_images: images of one request, or rows of one tensor.
         max_pixels: width × height of an image, read from its header before decoding.
         max_side: longer side of an image, pixels.
-        max_uploads: requests whose bodies are being read or answered at the same time, in one process.
+        max_uploads: requests whose bodies are being read or answered at the same time, in one process;
+            at worst so many bodies are in memory.
         body_seconds: for the whole body to arrive.
         inference_seconds: from the whole body to the answer, waiting included.
         drain_seconds: after SIGTERM, for requests under way.
@@ -35,7 +36,7 @@ class Limits:
     max_images: int = 16
     max_pixels: int = 40_000_000
     max_side: int = 16_384
-    max_uploads: int = 256
+    max_uploads: int = 64
     body_seconds: float = 15.0
     inference_seconds: float = 10.0
     drain_seconds: int = 15

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import uvicorn
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
 
 from siamdetr.evaluation.predictor import Predictor, ScoredBoxes
 from siamdetr.preprocessing import Prepared, PreprocessingSpec
+from siamdetr.serve.process import uvicorn_config
 from siamdetr.serve.server import create_app
 from siamdetr.serve.settings import ServeSettings
 
@@ -74,3 +79,31 @@ def client(model: Predictor, settings: ServeSettings = SETTINGS) -> Iterator[Tes
         while opened.get("/v2/health/ready").status_code != 200:
             pass
         yield opened
+
+
+@contextmanager
+def listening(model: Predictor, settings: ServeSettings = SETTINGS) -> Iterator[str]:
+    """The address of a server on a real socket of this machine, in a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn_config(create_app(model, settings), settings))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        url = "http://{}:{}".format(*listener.getsockname())
+        try:
+            wait_until_ready(url)
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join(30)
+        assert not thread.is_alive()
+
+
+def wait_until_ready(url: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5):
+                return
+        except OSError:  # refused, or 503
+            time.sleep(0.02)
+    raise TimeoutError(f"{url} did not become ready")
