@@ -48,7 +48,7 @@ class Engine:
         self._stopping = False
 
     async def start(self) -> None:
-        """Make the threads and begin to warm up; `ready` turns true when that is done."""
+        """Make the threads and begin to warm up; `ready` turns true when that is done, one of several processes waits for it."""
         settings = self.settings
         decoders = max(2, settings.runners)
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
@@ -62,6 +62,8 @@ class Engine:
             max_delay=settings.max_delay,
         )
         self._warming = asyncio.create_task(self._warm_up())
+        if settings.workers > 1:  # on a shared socket, a cold process would take requests away from the warm ones
+            await self._warming
 
     async def stop(self) -> None:
         """End the threads. Requests under way have been answered by then."""
@@ -179,8 +181,12 @@ class Engine:
         """The largest batch and the smallest, so that no client waits for allocations."""
         height, width = resized_size((480, 640), self.model.preprocessing)
         picture = np.zeros((height, width, 3), dtype=np.uint8)
-        for rows in (self.settings.max_batch, 1):
-            await self._batcher.run(stack([(picture, (480, 640))] * rows, self.model.preprocessing))
+        try:
+            for rows in (self.settings.max_batch, 1):
+                await self._batcher.run(stack([(picture, (480, 640))] * rows, self.model.preprocessing))
+        except Exception:
+            logger.exception("Never ready: the model cannot run.")
+            raise
         self._warm = True
         logger.info("Ready: %s, classes %s.", self.settings.model_name, ", ".join(self.model.class_names[:8]))
 

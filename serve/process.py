@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import multiprocessing
 import os
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,7 +88,20 @@ class _Workers(Multiprocess):
 
 
 def _create_in_worker(path: str | Path, settings: ServeSettings, device: str, threads: int) -> ASGIApp:
+    _end_with_parent()
     return create_app(open_model(path, device, threads), settings)
+
+
+def _end_with_parent() -> None:
+    """Drain as at SIGTERM when the supervisor is gone, however it went: no process must serve on unwatched."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
 def uvicorn_config(app: object, settings: ServeSettings) -> uvicorn.Config:
