@@ -77,12 +77,10 @@ def detect_router(engine: Engine) -> APIRouter:
     async def detect(request: Request) -> Response:
         if request.query_params:
             raise Refused(422, f"query: got {sorted(request.query_params)}, expected none; all goes into the form")
-        files, texts = parse_form(await request.body(), request.headers["content-type"], max_files=max_images)
-        unknown = sorted(files.keys() - {"images"})
-        if unknown:
-            raise Refused(422, f"{unknown[0][:80]}: got a file, expected files as 'images' only")
-        images = files.get("images", [])
-        if not images or "images" in texts:
+        images, texts = parse_form(
+            await request.body(), request.headers["content-type"], files_field="images", max_files=max_images
+        )
+        if not images:
             raise Refused(422, "images: expected at least one file; curl -F images=@FILE sends it")
         if len(images) > max_images:
             raise Refused(413, f"images: got {len(images)}, at most {max_images} a request are taken")
@@ -108,4 +106,5 @@ def _request_body(max_images: int) -> dict[str, Any]:
         "maxItems": max_images,
         "description": f"Image files ({', '.join(FORMATS)}); the field is repeated.",
     }
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    form = {"schema": schema, "encoding": {"images": {"contentType": "image/png, image/jpeg, image/webp, image/bmp"}}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": form}}}

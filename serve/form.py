@@ -29,28 +29,33 @@ class _Part:
     slices: list[bytes] = field(default_factory=list)
 
 
-def parse_form(body: bytes, content_type: str, *, max_files: int) -> tuple[dict[str, list[File]], dict[str, str]]:
-    """The files and the fields of a form by name.
+def parse_form(
+    body: bytes, content_type: str, *, files_field: str, max_files: int
+) -> tuple[list[File], dict[str, str]]:
+    """The files of a form in order, and its other fields by name.
 
     Args:
         body: all of it.
         content_type: the header, whose boundary separates the parts.
+        files_field: name of the parts that are files, with a file name or without.
         max_files: that are taken.
     Raises:
-        Refused: 400 not a form, or one that breaks off; 413 too many parts; 422 a field that comes twice.
+        Refused: 400 not a form, or one that breaks off; 413 too many parts; 422 a field that comes twice, or is a file.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not 0 < len(boundary) <= 200:
         raise Refused(400, "content-type: expected a boundary of 1 to 200 characters behind multipart/form-data")
-    files: dict[str, list[File]] = {}
+    files: list[File] = []
     fields: dict[str, str] = {}
     for part in _parts(body, boundary, max_files + _SPARE_PARTS):
         options = parse_options_header(part.disposition)[1]
         if b"name" not in options:
             raise Refused(400, "form: got a part without a name")
         name, data = _text(options[b"name"]), b"".join(part.slices)
-        if b"filename" in options:
-            files.setdefault(name, []).append(File(_text(options[b"filename"]), data))
+        if name == files_field:
+            files.append(File(_text(options.get(b"filename", b"")), data))
+        elif b"filename" in options:
+            raise Refused(422, f"{name[:80]}: got a file, expected files as '{files_field}' only")
         elif name in fields:
             raise Refused(422, f"{name[:80]}: given twice")
         else:
