@@ -65,13 +65,14 @@ def server(bundle: Path, *arguments: object) -> Iterator[tuple[int, str]]:
         assert process.stdout is not None
         found = re.search(r"http://[0-9.:]+", process.stdout.readline())
         assert found
+        threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would stop the server
         until = time.monotonic() + 60
         while not ready(found[0]) and time.monotonic() < until:
             time.sleep(0.05)
         yield process.pid, found[0]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.wait(60)
 
 
 def connection(url: str) -> http.client.HTTPConnection:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from serve import HEADERS, connection, export, server
+from serve import HEADERS, connection, export, server  # noqa: TID251  # benchmarks/serve.py, beside this file
 
 
 def bodies(seed: int) -> list[bytes]:

@@ -11,6 +11,7 @@ import logging
 from time import perf_counter
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from siamdetr.serve.engine import RETRY_AFTER, Engine, queue_full
@@ -50,6 +51,8 @@ class Guard:
                     "queue full" if error.status_code == 429 else "not ready or too many"
                 ).inc()
             await refusal(error)(scope, receive, answer)
+        except ClientDisconnect:
+            pass  # it left before its body was whole; there is nobody to answer
         except Exception:  # a bug: the client learns that it was one, the log learns which
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if not answer.started:
