@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from siamdetr.cli.__main__ import app
 from siamdetr.export import client
 from siamdetr.export.bundle import ExportError
+from siamdetr.export.onnx import ExportResult
+from siamdetr.export.parity import ParityCheck, ParityReport
 from siamdetr.export.triton import TritonSettings, config_text, write_model_repository
 from siamdetr.preprocessing import PreprocessingSpec
 
@@ -84,6 +88,29 @@ def test_an_engine_becomes_a_second_model(tiny_bundle: Path, tmp_path: Path) -> 
     assert write_model_repository(bundle, tmp_path / "repository", settings) == ["cells", "cells_tensorrt"]
     assert (tmp_path / "repository/cells_tensorrt/1/model.plan").read_bytes() == b"an engine"
     assert 'backend: "tensorrt"' in (tmp_path / "repository/cells_tensorrt/config.pbtxt").read_text()
+
+
+def test_the_command_line_writes_a_repository_beside_the_bundle(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_detector_face import tiny_model
+
+    report = ParityReport((ParityCheck(1, 96, 96, 0.0, 0.0, 0.0),))
+    done = ExportResult(tiny_bundle, tiny_bundle / "model.onnx", report, num_nodes=1, num_bytes=1, seconds=0.0)
+    monkeypatch.setattr("siamdetr.export.onnx.export_onnx", lambda *_, **__: done)
+    tiny_model().save(tmp_path / "model.safetensors")
+    arguments = [
+        "export",
+        tmp_path / "model.safetensors",
+        "-o",
+        tmp_path / "bundle",
+        "--triton",
+        tmp_path / "repository",
+    ]
+    answer = CliRunner().invoke(app, list(map(str, arguments)))
+    assert answer.exit_code == 0, answer.output
+    assert (tmp_path / "repository/siamdetr/config.pbtxt").is_file()
+    assert "models siamdetr; client:" in " ".join(answer.output.split())
 
 
 def test_what_makes_no_repository_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
