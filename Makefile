@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TRITON := build/triton-venv
 
-.PHONY: quickstart test check lint types bench clean
+.PHONY: quickstart test check lint types triton bench clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,13 @@ types: $(STAMP)  ## mypy sees export/, serve/ and cli/ only through links in one
 	for entry in siamdetr/*; do ln -s ../../../$$entry build/view/siamdetr/; done
 	for folder in export serve cli; do ln -s ../../../$$folder build/view/siamdetr/$$folder; done
 	$(BIN)/mypy -p siamdetr
+
+triton: $(TRITON)/.installed  ## Triton's protobufs, apart from ours: they want an older protobuf library
+
+$(TRITON)/.installed:
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet 'tritonclient[grpc]==2.73.0'
+	touch $@
 
 check: lint types test  ## what CI runs, and what a commit must pass
 

@@ -17,6 +17,7 @@ from siamdetr.cli.info import info
 from siamdetr.cli.predict import predict
 from siamdetr.cli.presets import presets
 from siamdetr.cli.quickstart import quickstart
+from siamdetr.cli.serve import serve
 from siamdetr.cli.train import train
 from siamdetr.cli.val import val
 
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "attention": attention,
     "export": export,
+    "serve": serve,
     "convert": convert,
     "info": info,
     "presets": presets,

@@ -16,6 +16,9 @@ def export(
     data: Annotated[
         Path | None, typer.Option("--data", help="Images to compare on; without: patterns of a fixed seed.")
     ] = None,
+    triton: Annotated[
+        Path | None, typer.Option("--triton", help="Write a model repository for NVIDIA Triton there, too.")
+    ] = None,
 ) -> None:
     """Export to ONNX (opset 18, any batch and image size), checked against PyTorch on several sizes and batches."""
     from siamdetr.cli.console import console, progress
@@ -38,3 +41,8 @@ def export(
         markup=False,
     )
     console.print(f"Without siamdetr and PyTorch: python {result.folder / 'infer.py'} IMAGE…", markup=False)
+    if triton is not None:
+        from siamdetr.export.triton import write_model_repository
+
+        names = write_model_repository(result.folder, triton)
+        console.print(f"For Triton: {triton}, models {', '.join(names)}; client: {triton / 'client.py'}", markup=False)

@@ -7,15 +7,17 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime
-import supervision as sv
 
 from siamdetr.evaluation.inspection import RecordedInspection, inspection_of_outputs
 from siamdetr.evaluation.predictor import Progress, ScoredBoxes, predict
 from siamdetr.export.bundle import METADATA_KEY, ExportError, find_onnx, read_card
 from siamdetr.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
+
+if TYPE_CHECKING:
+    import supervision as sv
 
 logger = logging.getLogger(__name__)
 

@@ -28,3 +28,13 @@ def real_data() -> Path:
     if missing:
         pytest.skip(f"real data {' and '.join(missing)} not in {folder}; set SIAMDETR_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a small random detector: what the tests of the server serve."""
+    from test_detector_face import tiny_model
+
+    from siamdetr.export.onnx import export_onnx
+
+    return export_onnx(tiny_model(), tmp_path_factory.mktemp("tiny") / "bundle").folder

@@ -37,6 +37,10 @@ LAZY_EXPORT = {"siamdetr.detector", "siamdetr.checkpoint"}
 
 LIBRARIES = {
     "gradio": "siamdetr.serve",
+    "fastapi": "siamdetr.serve",
+    "starlette": "siamdetr.serve",
+    "uvicorn": "siamdetr.serve",
+    "prometheus_client": "siamdetr.serve",
     "onnx": "siamdetr.export",
     "onnxruntime": "siamdetr.export",
     "onnxscript": "siamdetr.export",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import supervision as sv
 from numpy.typing import NDArray
 from PIL import Image
 
 from siamdetr.preprocessing import ImageLike, Prepared, PreprocessingSpec, batches
+
+if TYPE_CHECKING:
+    import supervision as sv  # imported when it is used: it brings 90 MB, which a server can do without
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -79,6 +81,8 @@ def predict(
 def _predict_all(
     predictor: Predictor, images: Sequence[ImageLike], threshold: float, batch_size: int, progress: Progress | None
 ) -> list[sv.Detections]:
+    import supervision as sv
+
     found: list[sv.Detections] = [sv.Detections.empty()] * len(images)
     done = 0
     for positions, batch in batches(images, predictor.preprocessing, batch_size):
@@ -104,14 +108,31 @@ def to_detections(
         class_names: C names.
         threshold: least score.
     """
+    import supervision as sv
+
+    kept = select(scored, row, size, threshold=threshold)
+    return sv.Detections(
+        xyxy=kept.boxes,
+        confidence=kept.scores,
+        class_id=kept.labels,
+        data={"class_name": np.array([class_names[label] for label in kept.labels], dtype=str)},
+    )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The boxes of one image that count: [N, 4] float32 xyxy pixels inside it, [N] scores falling, [N] labels."""
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def select(scored: ScoredBoxes, row: int, size: tuple[int, int], *, threshold: float) -> Kept:
+    """Of one image of a batch, the boxes that reach the threshold, best first, cut at the edges of its `size` (H, W)."""
     scores = scored.scores[row]
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= threshold]
     height, width = size
-    labels = scored.labels[row][order].astype(int)
-    return sv.Detections(
-        xyxy=scored.boxes[row][order].clip(0, np.array([width, height, width, height], dtype=np.float32)),
-        confidence=scores[order],
-        class_id=labels,
-        data={"class_name": np.array([class_names[label] for label in labels], dtype=str)},
-    )
+    corner = np.array([width, height, width, height], dtype=np.float32)
+    return Kept(scored.boxes[row][order].clip(0, corner), scores[order], scored.labels[row][order].astype(np.int64))

@@ -1,0 +1,160 @@
+"""A model repository for NVIDIA Triton, and the client that its users need. Nothing here imports Triton.
+
+NAME/config.pbtxt    inputs, outputs, batching with a bounded queue, warm-up; classes and preprocessing as a parameter
+NAME/labels.txt      a class name a line, in label order
+NAME/1/model.onnx    or model.plan, for TensorRT
+client.py            pictures in, boxes out, with numpy and Pillow only
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from siamdetr.checkpoint import atomic_write, sync_folder
+from siamdetr.export import client
+from siamdetr.export.bundle import LABELS_FILE, ONNX_FILE, ExportError, find_onnx
+from siamdetr.export.protocol import INPUTS, OUTPUTS, PARAMETER, Tensor, client_card
+from siamdetr.export.runtime import OnnxDetector
+from siamdetr.preprocessing import PreprocessingSpec, resized_size
+
+CLIENT_FILE = "client.py"
+CONFIG_FILE = "config.pbtxt"
+ENGINE_FILE = "model.engine"  # in a bundle
+_BACKENDS = {"model.onnx": "onnxruntime", "model.plan": "tensorrt"}
+
+
+@dataclass(frozen=True)
+class TritonSettings:
+    """How Triton runs a model.
+
+    Attributes:
+        name: of the model and of its folder.
+        max_batch: rows of one model call; of an engine, at most what its profile has.
+        max_delay: microseconds that a request waits at most for others of its shape.
+        queue_size: requests that wait; beyond that they are refused.
+        timeout: microseconds after which a waiting request is refused.
+    """
+
+    name: str = "siamdetr"
+    max_batch: int = 8
+    max_delay: int = 2_000
+    queue_size: int = 64
+    timeout: int = 10_000_000
+
+
+def write_model_repository(
+    bundle: str | Path, folder: str | Path, settings: TritonSettings = TritonSettings()
+) -> list[str]:
+    """Write a model repository from a bundle: the ONNX model and, where the bundle has an engine, that too.
+
+    Args:
+        bundle: what `siamdetr export` made.
+        folder: the repository; models of other names in it stay.
+        settings: how Triton runs them.
+    Returns:
+        The names of the models: `settings.name` and, with an engine, that name with `_tensorrt`.
+    Raises:
+        ExportError: no bundle, one that the server cannot open, a name that is no folder's, or a folder that cannot be written.
+    """
+    if (
+        not settings.name
+        or not settings.name.replace("_", "").replace("-", "").isalnum()
+        or not settings.name.isascii()
+    ):
+        raise ExportError(f"triton: got the name '{settings.name}', expected letters, digits, '-' and '_'")
+    model = find_onnx(bundle)
+    opened = OnnxDetector(model, threads=1)
+    engine = model.with_name(ENGINE_FILE)
+    files = {settings.name: (model, ONNX_FILE)}
+    if engine.is_file():
+        files[f"{settings.name}_tensorrt"] = (engine, "model.plan")
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, (source, file) in files.items():
+            config = config_text(name, _BACKENDS[file], opened.class_names, opened.preprocessing, settings)
+            _write_model(folder, name, source, file, config=config, class_names=opened.class_names)
+        _write(folder / CLIENT_FILE, Path(client.__file__).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExportError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    return list(files)
+
+
+def config_text(
+    name: str, backend: str, class_names: Sequence[str], preprocessing: PreprocessingSpec, settings: TritonSettings
+) -> str:
+    """`config.pbtxt`: a ModelConfig of Triton in protobuf's text format."""
+    height, width = resized_size((480, 640), preprocessing)
+    warm_ups = ",\n".join(_warm_up(rows, height, width) for rows in sorted({1, settings.max_batch}))
+    return f"""\
+name: {_quoted(name)}
+backend: {_quoted(backend)}
+max_batch_size: {settings.max_batch}
+{_tensors("input", INPUTS)}
+{_tensors("output", OUTPUTS)}
+dynamic_batching {{
+  max_queue_delay_microseconds: {settings.max_delay}
+  default_queue_policy {{
+    timeout_action: REJECT
+    default_timeout_microseconds: {settings.timeout}
+    max_queue_size: {settings.queue_size}
+  }}
+}}
+instance_group [ {{ kind: KIND_AUTO, count: 1 }} ]
+model_warmup [
+{warm_ups}
+]
+parameters {{
+  key: {_quoted(PARAMETER)}
+  value {{ string_value: {_quoted(client_card(class_names, preprocessing))} }}
+}}
+"""
+
+
+def _tensors(kind: str, tensors: Sequence[Tensor]) -> str:
+    rows = ",\n".join(
+        f"  {{ name: {_quoted(one.name)}, data_type: TYPE_{one.datatype}, dims: {list(one.dims)} }}" for one in tensors
+    )
+    return f"{kind} [\n{rows}\n]"
+
+
+def _warm_up(rows: int, height: int, width: int) -> str:
+    dims = {"images": [3, height, width], "original_sizes": [2]}
+    inputs = "\n".join(
+        f"    inputs {{ key: {_quoted(one.name)}, value {{ data_type: TYPE_{one.datatype}, dims: {dims[one.name]}, "
+        "zero_data: true } }"
+        for one in INPUTS
+    )
+    return f'  {{\n    name: "{rows} of {height} x {width}"\n    batch_size: {rows}\n{inputs}\n  }}'
+
+
+def _quoted(text: str) -> str:
+    """A string of protobuf's text format."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
+    return f'"{escaped}"'
+
+
+def _write_model(folder: Path, name: str, source: Path, file: str, *, config: str, class_names: Sequence[str]) -> None:
+    """One model's folder, moved into place when it is whole: a Triton that polls the repository sees nothing half-written."""
+    work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
+    try:
+        new = work / "new"
+        with source.open("rb") as model:
+            atomic_write(new / "1" / file, lambda target: shutil.copyfileobj(model, target))
+        _write(new / LABELS_FILE, "".join(f"{one}\n" for one in class_names))
+        _write(new / CONFIG_FILE, config)
+        if (folder / name).exists():
+            os.replace(folder / name, work / "old")
+        os.replace(new, folder / name)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    atomic_write(path, lambda file: file.write(text.encode()))

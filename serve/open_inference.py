@@ -1,0 +1,231 @@
+"""The Open Inference Protocol v2, so that clients of Triton and KServe move here and back unchanged.
+
+`images` and `original_sizes` in, `boxes`, `scores` and `labels` out, as in the exported graph: pre- and post-processing are
+the client's, which finds what it needs in the model's `config` (Triton's model configuration extension).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+import siamdetr
+from siamdetr.export.protocol import INPUTS, OUTPUTS, PARAMETER, Tensor, client_card
+from siamdetr.preprocessing import Prepared, PreprocessingSpec
+from siamdetr.serve.engine import RETRY_AFTER, Engine
+from siamdetr.serve.refusals import Refused, documented
+from siamdetr.serve.tensors import HEADER_LENGTH, read_request, write_answer
+
+EXTENSIONS = ["binary_tensor_data", "model_configuration"]
+_REFUSALS = (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
+_MEDIA_TYPES = ("application/json", "application/octet-stream")
+
+
+class TensorDescription(BaseModel):
+    """Name, type and shape; -1 is free."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ServerDescription(BaseModel):
+    """What the server is."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ModelDescription(BaseModel):
+    """What the model takes and gives."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorDescription]
+    outputs: list[TensorDescription]
+
+
+class TensorData(TensorDescription):
+    """A tensor with its values, row after row."""
+
+    parameters: dict[str, Any] | None = None
+    data: list[float] | list[int] | None = None
+
+
+class InferAnswer(BaseModel):
+    """The outputs."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[TensorData]
+
+
+_INFER_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": f"JSON; raw tensors may follow it, its length then goes into {HEADER_LENGTH}.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "parameters": {"type": "object"},
+                        "inputs": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["name", "datatype", "shape"],
+                                "properties": {
+                                    "name": {"enum": [one.name for one in INPUTS]},
+                                    "datatype": {"enum": [one.datatype for one in INPUTS]},
+                                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+                                    "data": {"type": "array"},
+                                    "parameters": {"type": "object"},
+                                },
+                            },
+                        },
+                        "outputs": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "required": ["name"],
+                                "properties": {"name": {"enum": [one.name for one in OUTPUTS]}},
+                            },
+                        },
+                    },
+                },
+                "example": {
+                    "inputs": [
+                        {"name": "images", "datatype": "UINT8", "shape": [1, 3, 1, 2], "data": [0, 9, 0, 9, 0, 9]},
+                        {"name": "original_sizes", "datatype": "INT64", "shape": [1, 2], "data": [480, 640]},
+                    ]
+                },
+            }
+        },
+    }
+}
+
+
+def open_inference_router(engine: Engine) -> APIRouter:
+    """The routes, over an engine."""
+    router = APIRouter(prefix="/v2")
+    served = engine.settings.model_name
+    spec = engine.model.preprocessing
+
+    @router.get("", summary="What the server is", response_model=ServerDescription, responses=documented(401))
+    async def server() -> ServerDescription:
+        return ServerDescription(name="siamdetr", version=siamdetr.__version__, extensions=EXTENSIONS)
+
+    @router.get(
+        "/models/{name}",
+        summary="What the model takes and gives",
+        response_model=ModelDescription,
+        responses=documented(401, 404, 422),
+    )
+    async def model(name: str) -> ModelDescription:
+        _check_name(name, served)
+        inputs, outputs = _descriptions(INPUTS), _descriptions(OUTPUTS)
+        return ModelDescription(name=served, versions=["1"], platform="siamdetr", inputs=inputs, outputs=outputs)
+
+    @router.get(
+        "/models/{name}/config",
+        summary="Classes and preprocessing, for clients",
+        response_model=dict[str, Any],
+        responses=documented(401, 404, 422),
+    )
+    async def config(name: str) -> dict[str, Any]:
+        _check_name(name, served)
+        card = client_card(engine.model.class_names, spec)
+        return {
+            "name": served,
+            "max_batch_size": engine.settings.limits.max_images,
+            "parameters": {PARAMETER: {"string_value": card}},
+        }
+
+    @router.get(
+        "/models/{name}/ready",
+        summary="Whether the model takes requests",
+        response_class=Response,
+        responses=documented(401, 404, 422, 503),
+    )
+    async def ready(name: str) -> Response:
+        _check_name(name, served)
+        if not engine.ready:
+            raise Refused(503, "the model is warming up or about to stop", retry_after=RETRY_AFTER)
+        return Response(status_code=200)
+
+    @router.post(
+        "/models/{name}/infer",
+        summary="Boxes of prepared images",
+        response_class=Response,
+        responses={200: {"model": InferAnswer}, **documented(*_REFUSALS, 422)},
+        openapi_extra=_INFER_BODY,
+    )
+    async def infer(name: str, request: Request) -> Response:
+        _check_name(name, served)
+        _check_media_type(request.headers.get("content-type", _MEDIA_TYPES[0]))
+        body, header_length = await request.body(), request.headers.get(HEADER_LENGTH)
+        outputs = tuple(one.name for one in OUTPUTS)
+        types = {one.name: one.datatype for one in INPUTS}
+        asked = await engine.in_thread(lambda: read_request(body, header_length, inputs=types, outputs=outputs))
+        batch = _batch(asked.inputs["images"], asked.inputs["original_sizes"], spec, engine.settings.limits.max_images)
+        scored = await engine.infer(batch)
+        tensors: dict[str, NDArray[Any]] = {
+            "boxes": scored.boxes,
+            "scores": scored.scores,
+            "labels": scored.labels.astype(np.int64),
+        }
+        answer, head = write_answer(asked, served, tensors)
+        if head is None:
+            return Response(answer, media_type=_MEDIA_TYPES[0])
+        return Response(answer, media_type=_MEDIA_TYPES[1], headers={HEADER_LENGTH: str(head)})
+
+    return router
+
+
+def _descriptions(tensors: tuple[Tensor, ...]) -> list[TensorDescription]:
+    return [TensorDescription(name=one.name, datatype=one.datatype, shape=[-1, *one.dims]) for one in tensors]
+
+
+def _check_name(name: str, served: str) -> None:
+    if name != served:
+        raise Refused(404, f"model: got '{name[:80]}', this server has '{served}'")
+
+
+def _check_media_type(text: str) -> None:
+    media_type = text.partition(";")[0].strip().lower()
+    if media_type not in _MEDIA_TYPES:
+        raise Refused(415, f"content-type: got '{media_type[:80]}', expected {' or '.join(_MEDIA_TYPES)}")
+
+
+def _batch(images: NDArray[Any], sizes: NDArray[Any], spec: PreprocessingSpec, max_rows: int) -> Prepared:
+    """The tensors as a batch, no larger than our own preprocessing would make it: attention grows with the square."""
+    rows = len(images)
+    if spec.mode == "letterbox":
+        raise Refused(400, "this model pads its images, which the protocol's tensors cannot say; use POST /v1/detect")
+    if images.ndim != 4 or images.shape[1] != 3 or sizes.shape != (rows, 2):
+        raise Refused(
+            400,
+            f"shapes: got images {list(images.shape)} and original_sizes {list(sizes.shape)}, expected [N, 3, H, W] and [N, 2]",
+        )
+    if rows > max_rows:
+        raise Refused(413, f"images: got {rows} rows, at most {max_rows} are taken")
+    longest = spec.size if isinstance(spec.size, tuple) else (spec.size, spec.max_size or 2 * spec.size)
+    if sorted(images.shape[2:])[0] > min(longest) or max(images.shape[2:]) > max(longest):
+        raise Refused(
+            413,
+            f"images: got {images.shape[2]} × {images.shape[3]}, expected as preprocessed, at most {longest[0]} × {longest[1]}",
+        )
+    if sizes.min() < 1 or sizes.max() > 2**24:
+        raise Refused(400, f"original_sizes: got {sizes.min()} to {sizes.max()}, expected (height, width) in pixels")
+    shape = np.tile(np.array(images.shape[2:], dtype=np.int64), (rows, 1))
+    return Prepared(images=images, padding=None, original_sizes=sizes, sizes=shape)

@@ -1,0 +1,141 @@
+"""Running the application: one process or several on one socket, and an orderly end at SIGTERM."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.supervisors import Multiprocess
+
+from siamdetr.evaluation.predictor import Predictor
+from siamdetr.export.bundle import ONNX_FILE
+from siamdetr.export.runtime import OnnxDetector
+from siamdetr.serve.metrics import MULTIPROCESS_VARIABLE
+from siamdetr.serve.server import create_app
+from siamdetr.serve.settings import ServeError, ServeSettings
+
+_MAX_CONNECTIONS = 1024  # of a process, idle ones included; beyond that uvicorn refuses by itself
+
+
+def serve(
+    path: str | Path,
+    settings: ServeSettings,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    listening: Callable[[str], None] = lambda url: None,
+) -> None:
+    """Serve a model until SIGTERM or Ctrl-C, then answer what is under way and return.
+
+    Args:
+        path: whatever `siamdetr.load` opens.
+        settings: address, processes, queue, limits.
+        device: "cpu", "cuda", "cuda:N" or "auto".
+        threads: of one model call on the CPU; None: the machine's cores divided by the model calls at the same time.
+        listening: called with the address once it is bound.
+    Raises:
+        ServeError: the address is taken or not ours.
+        ValueError: the model cannot be opened.
+    """
+    threads = threads or max(1, (os.cpu_count() or 1) // (settings.workers * settings.runners))
+    model = open_model(path, device, threads)  # also with several processes: what is wrong is then said once, at once
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that a client gets wrong
+    listener = _bind(settings)
+    host, port = listener.getsockname()[:2]
+    listening(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    if settings.workers == 1:
+        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more after draining, which would kill
+        uvicorn.Server(uvicorn_config(create_app(model, settings), settings)).run([listener])
+        return
+    del model
+    factory = functools.partial(_create_in_worker, path, settings, device, threads)
+    with tempfile.TemporaryDirectory(prefix="siamdetr-metrics-") as folder:
+        os.environ[MULTIPROCESS_VARIABLE] = folder  # read by prometheus_client when a worker imports it
+        _Workers(uvicorn_config(factory, settings), [listener]).run()
+
+
+def open_model(path: str | Path, device: str, threads: int) -> Predictor:
+    """An exported model under ONNX Runtime, without loading PyTorch; or a checkpoint under PyTorch."""
+    path = Path(path)
+    if path.suffix == ".onnx" or (path / ONNX_FILE).is_file():
+        return OnnxDetector(path, device=device, threads=threads)
+    import torch
+
+    from siamdetr.detector import load
+
+    torch.set_num_threads(threads)
+    return load(path, device=device)
+
+
+class _Workers(Multiprocess):
+    """uvicorn's supervisor, which starts, watches and replaces the processes."""
+
+    def terminate_all(self) -> None:
+        """Stop listening first, so that who connects from now on is refused at once instead of waiting for nobody."""
+        for listener in self.sockets:
+            listener.close()
+        super().terminate_all()
+
+
+def _create_in_worker(path: str | Path, settings: ServeSettings, device: str, threads: int) -> ASGIApp:
+    _end_with_parent()
+    return create_app(open_model(path, device, threads), settings)
+
+
+def _end_with_parent() -> None:
+    """Drain as at SIGTERM when the supervisor is gone, however it went: no process must serve on unwatched."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+
+
+def uvicorn_config(app: object, settings: ServeSettings) -> uvicorn.Config:
+    """How uvicorn runs an application, or what `functools.partial` makes one."""
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        factory=isinstance(app, functools.partial),
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=75,  # longer than load balancers keep idle connections, so that they, not we, end them
+        timeout_graceful_shutdown=settings.limits.drain_seconds,
+        timeout_worker_healthcheck=60,  # a worker that loads a large model does not answer meanwhile
+    )
+
+
+def _bind(settings: ServeSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ServeError(
+            f"--host {settings.host} --port {settings.port}: cannot listen there ({error.strerror}); is another server "
+            "running? Choose another --port"
+        ) from None
+    listener.set_inheritable(True)
+    return listener

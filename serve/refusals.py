@@ -1,0 +1,86 @@
+"""Answers that are not detections: a status and {"error": text}, the form of the Open Inference Protocol, everywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+_TEXTS = {404: "no such address; GET /openapi.json lists them", 405: "this address does not take that method"}
+
+
+class ErrorBody(BaseModel):
+    """What every refusal says."""
+
+    error: str = Field(examples=["image 1 ('cat.jpg'): truncated or damaged (image file is truncated)"])
+
+
+class Refused(HTTPException):
+    """A request that is not answered as asked.
+
+    Args:
+        status: 4xx or 5xx.
+        text: for a person: what was got, what was expected.
+        retry_after: seconds after which trying again makes sense.
+        close: end the connection too, since the rest of the body is not worth reading.
+    """
+
+    def __init__(self, status: int, text: str, *, retry_after: int | None = None, close: bool = False) -> None:
+        headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        if close:
+            headers["Connection"] = "close"
+        super().__init__(status, text, headers)
+
+
+def refusal(error: HTTPException) -> Response:
+    """The response of a refusal."""
+    detail = error.detail if isinstance(error, Refused) else _TEXTS.get(error.status_code, error.detail)
+    return JSONResponse({"error": str(detail)}, error.status_code, dict(error.headers or {}))
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """For FastAPI: refusals of ours and of the framework."""
+    assert isinstance(error, HTTPException)
+    return refusal(error)
+
+
+async def on_invalid(request: Request, error: Exception) -> Response:
+    """For FastAPI: parameters that are missing, unknown or out of range."""
+    assert isinstance(error, RequestValidationError)
+    return refusal(Refused(422, explained(error.errors())))
+
+
+def explained(problems: Sequence[Any]) -> str:
+    """What pydantic has to say, in one line."""
+    lines = [f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in problems]
+    return "; ".join(lines[:5])
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The refusals of an operation, for its OpenAPI description."""
+    texts = {
+        400: "Cannot be parsed",
+        401: "The token is missing or wrong",
+        404: "No such model",
+        405: "This address does not take that method",
+        408: "The body took too long to arrive",
+        413: "Too many bytes, pixels or images",
+        415: "Not a media type or image format that is taken",
+        422: "Understood, but not usable: damaged images, missing, unknown or impossible fields",
+        429: "The queue is full; Retry-After says when to come again",
+        500: "A fault of the server",
+        503: "Not ready, or too many requests at a time; Retry-After says when to come again",
+        504: "No answer before the deadline",
+    }
+    return {status: {"model": ErrorBody, "description": texts[status]} for status in statuses}
+
+
+def plain_json(value: Any) -> bytes:
+    """Compact JSON; NaN and infinity, which JSON does not know, are an error here."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,0 +1,102 @@
+"""What a server may be told: where it listens, how much it takes, how long it waits."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass, field
+
+TOKEN_VARIABLE = "SIAMDETR_SERVE_TOKEN"
+_SHORTEST_TOKEN = 16  # characters
+
+
+class ServeError(ValueError):
+    """A server that cannot start as asked; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what a client may send, all of them checked before the costly step that they protect from.
+
+    Attributes:
+        max_body_bytes: of one request; its declared length is checked before a byte is read, its real one while reading.
+        max_image_bytes: of one image file.
+        max_images: images of one request, or rows of one tensor.
+        max_pixels: width × height of an image, read from its header before decoding.
+        max_side: longer side of an image, pixels.
+        max_uploads: requests whose bodies are being read or answered at the same time, in one process;
+            at worst so many bodies are in memory.
+        body_seconds: for the whole body to arrive.
+        inference_seconds: from the whole body to the answer, waiting included.
+        drain_seconds: after SIGTERM, for requests under way.
+    """
+
+    max_body_bytes: int = 10 * 2**20 + 2**16
+    max_image_bytes: int = 10 * 2**20
+    max_images: int = 16
+    max_pixels: int = 40_000_000
+    max_side: int = 16_384
+    max_uploads: int = 64
+    body_seconds: float = 15.0
+    inference_seconds: float = 10.0
+    drain_seconds: int = 15
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How a server runs.
+
+    Attributes:
+        host: address to bind; anything but loopback needs a token.
+        port: 0 takes a free one.
+        workers: processes, each with a model of its own.
+        queue_size: images that may wait or run at the same time in one process; beyond that requests are refused (429).
+        runners: model calls at the same time in one process.
+        max_batch: images of one size that one model call takes together; 1: no micro-batching.
+        max_delay: seconds that an image waits at most for others of its size, while a runner is free.
+        model_name: under /v2/models.
+        token: what `Authorization: Bearer` must say; None: nothing.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    queue_size: int = 64
+    runners: int = 1
+    max_batch: int = 1
+    max_delay: float = 0.002
+    model_name: str = "siamdetr"
+    token: str | None = field(default=None, repr=False)
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        """Raises ServeError: an address that others reach without a token, or a token that is easily guessed."""
+        if self.token is not None and (len(self.token) < _SHORTEST_TOKEN or not self.token.isascii()):
+            raise ServeError(
+                f"{TOKEN_VARIABLE}: got {len(self.token)} characters, expected at least {_SHORTEST_TOKEN}, all ASCII; make one "
+                "with `openssl rand -hex 32`"
+            )
+        if self.token is None and not is_loopback(self.host):
+            raise ServeError(
+                f"--host {self.host}: others could reach it, and no token is set; put one into the environment variable "
+                f"{TOKEN_VARIABLE}, or bind 127.0.0.1"
+            )
+        if self.limits.max_images > self.queue_size:
+            raise ServeError(
+                f"--queue: got {self.queue_size}, expected at least {self.limits.max_images}, the images of one request"
+            )
+
+
+def token_from_environment() -> str | None:
+    """The token, never taken from the command line, where other users of the machine would read it."""
+    return os.environ.get(TOKEN_VARIABLE) or None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address; names other than localhost count as reachable."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
