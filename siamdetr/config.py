@@ -142,7 +142,7 @@ class SiameseSettings(Settings):
     crop_size: int = Field(128, ge=16, description="side of the region crops, pixels")
     box_jitter: float = Field(0.1, ge=0, le=0.5, description="of width and height, on the boxes that are pooled")
     view_iou: float = Field(0.5, gt=0, lt=1, description="least IoU of the two views")
-    proposals: Literal["edgeboxes", "random"] = "edgeboxes"
+    proposals: Literal["edgeboxes", "selective-search", "merged", "random"] = "edgeboxes"
     weight_global: float = Field(1.0, ge=0, description="lambda of the encoder's global discrimination loss")
     weight_region: float = Field(1.0, ge=0, description="lambda of the decoder's region discrimination loss")
     losses: LossSettings = LossSettings(cost_class=1.0, weight_class=1.0)

@@ -21,7 +21,7 @@ ROOMS = ["siamdetr.cli", "siamdetr.serve", "siamdetr.export", "siamdetr"]
 
 # Inside the core: a module may import the layers at or below its own.
 CORE_LAYERS = [
-    {"config", "boxes", "preprocessing"},
+    {"config", "boxes", "preprocessing", "parallel"},
     {"data"},
     {"models"},
     {"matcher", "losses", "postprocess", "checkpoint"},
@@ -45,6 +45,7 @@ LIBRARIES = {
     "typer": "siamdetr.cli",
     "rich": "siamdetr.cli",
     "lightning": "siamdetr.training",
+    "ray": "siamdetr.parallel",
 }
 
 

@@ -18,8 +18,8 @@ from siamdetr.config import SiameseSettings
 from siamdetr.data.images import UnreadableImageError, content_key, decode_image, read_bytes
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import DataError
+from siamdetr.data.proposal_methods import propose
 from siamdetr.data.proposal_store import ProposalStore
-from siamdetr.data.proposals import propose
 from siamdetr.data.randomness import sample_random
 from siamdetr.data.targets import DetectionBatch, Targets, ViewBatch
 from siamdetr.data.transforms import FinetuneTransform
@@ -172,7 +172,7 @@ class SiameseDataset(Dataset[ViewSample]):
         if self.proposals is not None:
             boxes = self.proposals.fractions(content_key(data))
             if boxes is None:
-                boxes = propose(image)
+                boxes = propose(image).boxes
         return make_views(image, boxes, self.settings, sample_random(self.seed, epoch, i))
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from siamdetr.checkpoint import ModelMetadata, find_model_file
 from siamdetr.data.dataset import DetectionDataset, SiameseDataset, collate_detection, collate_views
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.proposals import ProposalStore, compute_proposals
+from siamdetr.data.proposal_methods import Recipe
+from siamdetr.data.proposals import ProposalStore, compute_proposals, open_proposals
 from siamdetr.data.transforms import FinetuneTransform
 from siamdetr.evaluation.classes import OBJECT
 from siamdetr.evaluation.coco import DetectionMetrics, evaluate
@@ -216,9 +217,13 @@ def _evaluator(
 def _proposals(
     settings: PretrainSettings, run: RunFolder, index: DetectionIndex, sink: ProgressSink, watch: SignalWatch
 ) -> ProposalStore | None:
-    """Computed once, kept beside the run for the next one."""
-    if settings.siamese.proposals == "random":
+    """Those that were given; else computed once, and kept beside the run for the next one."""
+    if settings.data.proposals:
+        check = as_callback(sink, "check proposals", watch.raise_if_received)
+        return open_proposals(index, settings.data.proposals, progress=check)
+    method = settings.siamese.proposals
+    if method == "random":
         return None
-    path = Path(settings.data.proposals or run.path.parent / "proposals" / "edgeboxes.arrow")
+    path = run.path.parent / "proposals" / f"{method}.arrow"
     callback = as_callback(sink, "proposals", watch.raise_if_received)
-    return compute_proposals(index, path, progress=callback)
+    return compute_proposals(index, path, recipe=Recipe(method), progress=callback)

@@ -35,7 +35,10 @@ class DataSettings(Settings):
     val_split: str | None = Field(None, description="finetuning: the part to validate on; None: its val part")
     fraction: float = Field(1.0, gt=0, le=1, description="of the labelled images, chosen by `seed`")
     strict: bool = Field(False, description="refuse a data set with problems instead of skipping them")
-    proposals: str | None = Field(None, description="pretraining: file of stored proposals; None: beside the run")
+    proposals: tuple[str, ...] = Field(
+        (),
+        description="pretraining: files of proposals (`siamdetr proposals`), shards included; empty: computed, and kept beside the run",
+    )
 
 
 class ImageSettings(Settings):
