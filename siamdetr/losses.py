@@ -272,6 +272,12 @@ def _monitors(logits: Tensor, targets: Targets, matches: Matches) -> dict[str, T
     return {"class_error": 100 - 100 * correct, "cardinality_error": cardinality}
 
 
+def boxes_per_process(targets: Targets) -> Tensor | float:
+    """Number of boxes of a batch, averaged over processes; those of all processes together count at least 1."""
+    boxes, _ = _mean_over_processes((float(sum(targets.counts)), 0.0), targets.boxes.device)
+    return boxes
+
+
 def _mean_over_processes(values: tuple[float, float], device: torch.device) -> tuple[Tensor | float, Tensor | float]:
     """(boxes, class weight) averaged over processes; the boxes of all processes together count at least 1."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

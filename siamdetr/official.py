@@ -22,6 +22,7 @@ from siamdetr.official_families import IMPORTERS, Module, looks_like
 from siamdetr.official_keys import Aside, Rule, translate
 from siamdetr.official_losses import load_criterion
 from siamdetr.preprocessing import PreprocessingSpec
+from siamdetr.pretext.common import PRETEXT_CLASSES
 
 __all__ = [
     "IMPORTERS",
@@ -151,7 +152,8 @@ def convert_file(
     detector = imported.module if isinstance(imported.module, Detector) else imported.module.detector
     labels = range(detector.settings.num_classes)
     if class_names is None:
-        class_names = ("nothing", "object") if family == "siamese-detr" else [f"class {label}" for label in labels]
+        of_pretext = not isinstance(imported.module, Detector) and len(labels) == PRETEXT_CLASSES
+        class_names = ("nothing", "object") if of_pretext else [f"class {label}" for label in labels]
     if len(class_names) != len(labels):
         raise ValueError(f"{path}: expected {len(labels)} class names, got {len(class_names)}")
     metadata = ModelMetadata(
@@ -180,7 +182,7 @@ def _plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_family(tensors: Mapping[str, Tensor], family: str) -> None:
     likely = looks_like(tensors)
-    if likely is not None and likely != family:
+    if likely is not None and likely not in {family, *IMPORTERS[family].also_reads}:
         remedy = f"pass family='{likely}'" if likely in IMPORTERS else "which cannot be imported"
         raise OfficialCheckpointError(
             f"expected a checkpoint of '{family}', got tensors that look like '{likely}'; {remedy}"

@@ -40,6 +40,26 @@ DEFORMABLE_OPTIONS = DETECTOR_OPTIONS | {
     "two_stage",
 }
 SIAMESE_OPTIONS = DEFORMABLE_OPTIONS | {"transformer", "depth", "num_patches", "costs", "weights", "encoder_head"}
+LOSS_OPTIONS = frozenset(
+    [
+        "costs",
+        "weights",
+        "set_cost_class",
+        "set_cost_bbox",
+        "set_cost_giou",
+        "cls_loss_coef",
+        "bbox_loss_coef",
+        "giou_loss_coef",
+        "eos_coef",
+        "focal_alpha",
+    ]
+)
+DETREG_OPTIONS = (
+    DEFORMABLE_OPTIONS
+    | LOSS_OPTIONS
+    | {"obj_embedding_head", "object_embedding_coef", "object_embedding_loss", "max_prop"}
+)
+UPDETR_OPTIONS = DETECTOR_OPTIONS | LOSS_OPTIONS | {"num_patches", "feature_recon", "mask_ratio", "feature_loss_coef"}
 
 
 class OfficialCheckpointError(ValueError):
@@ -67,10 +87,12 @@ def detector_settings(
     Raises:
         OfficialCheckpointError: arguments contradict tensors, or ask for what there is not here.
     """
-    _refuse_unsupported(arguments)
+    _refuse_unsupported(arguments, variant)
     of_dab = variant in ("dab", "dn")
     of_deformable = variant == "deformable"
     facts = observe(state_dict, classifier=classifier)
+    if variant == "vanilla":
+        facts |= _observe_pre_norm(state_dict)
     if of_deformable:
         facts |= observe_deformable(state_dict, heads=arguments.get("nheads", 8), classifier=classifier)
     for name, fact in facts.items():
@@ -99,6 +121,7 @@ def detector_settings(
         decoder_points=known.get("dec_n_points", 4),
         refine=bool(known.get("with_box_refine", False)),
         two_stage=bool(known.get("two_stage", False)),
+        pre_norm=bool(known.get("pre_norm", False)),
         activation=_activation(known) if of_dab else None,
         position_temperature=_temperature(known) if of_dab else None,
     )
@@ -162,6 +185,14 @@ def observe_deformable(
     return facts
 
 
+def _observe_pre_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Fact]:
+    """A pre-norm encoder ends in a norm, where another ends in that of its last layer."""
+    norms = [name for name in state_dict if re.fullmatch(r"transformer\.encoder\..*norm\d?\.weight", name)]
+    if not norms:
+        return {}
+    return {"pre_norm": Fact("transformer.encoder.norm.weight" in norms, norms[-1], tuple(state_dict[norms[-1]].shape))}
+
+
 def _observe_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Fact]:
     blocks = [key for key in state_dict if re.fullmatch(r"backbone\.(0\.body\.)?layer3\.\d+\.conv1\.weight", key)]
     bottleneck = any(re.fullmatch(r"backbone\.(0\.body\.)?layer3\.0\.conv3\.weight", key) for key in state_dict)
@@ -189,12 +220,12 @@ def _temperature(known: Mapping[str, Any]) -> float:
     return float(height)
 
 
-def _refuse_unsupported(arguments: Mapping[str, Any]) -> None:
+def _refuse_unsupported(arguments: Mapping[str, Any], variant: Variant) -> None:
     position = arguments.get("position_embedding", "sine")
     if position not in ("sine", "v2"):
         raise OfficialCheckpointError(
             f"argument position_embedding={position!r}: expected 'sine'; learned positions are not supported"
         )
-    for name, what in (("pre_norm", "pre-norm transformers"), ("masks", "segmentation heads")):
-        if arguments.get(name):
+    for name, what in (("pre_norm", f"pre-norm transformers of '{variant}'"), ("masks", "segmentation heads")):
+        if arguments.get(name) and not (name == "pre_norm" and variant == "vanilla"):
             raise OfficialCheckpointError(f"argument {name}=True: expected False; {what} are not supported")

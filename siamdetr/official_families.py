@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from siamdetr.config import Variant
+from siamdetr.config import Classifier, Variant
 from siamdetr.models.detector import Detector
 from siamdetr.official_arguments import (
     DAB_OPTIONS,
     DEFORMABLE_OPTIONS,
     DETECTOR_OPTIONS,
+    DETREG_OPTIONS,
     SIAMESE_OPTIONS,
+    UPDETR_OPTIONS,
     OfficialCheckpointError,
     detector_settings,
 )
@@ -24,6 +26,7 @@ from siamdetr.official_keys import (
     DAB,
     DEFORMABLE,
     DEFORMABLE_QUERIES,
+    DETREG_OWN,
     DN,
     HEADS,
     LAYER_HEADS,
@@ -31,16 +34,19 @@ from siamdetr.official_keys import (
     SIAMESE_BACKBONE,
     SIAMESE_DEFORMABLE_QUERIES,
     SIAMESE_OWN,
+    UPDETR_OWN,
     VANILLA,
     Aside,
     Rule,
     inside_pretext,
     without_prefix,
 )
-from siamdetr.official_losses import siamese_settings
+from siamdetr.official_losses import detreg_settings, siamese_settings, updetr_settings
+from siamdetr.pretext.detreg import PROJECTED, DETReg
 from siamdetr.pretext.siamese import SiameseDETR
+from siamdetr.pretext.updetr import UPDETR
 
-Module = Detector | SiameseDETR
+Module = Detector | SiameseDETR | UPDETR | DETReg
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Importer:
     may_miss: Callable[
         [Mapping[str, Tensor], str], str | None
     ]  # why a file of this form cannot have our tensor, or None
+    also_reads: frozenset[str] = frozenset()  # families whose files have the form of its finetuned detectors
 
 
 # The first family all of whose marks are in a checkpoint's names. Also families which cannot be imported, for the message.
@@ -137,6 +144,52 @@ def _siamese_rules(module: Module) -> Sequence[Rule | Aside]:
     return (*SIAMESE_OWN, *inside_pretext((*BACKBONE, *SIAMESE_BACKBONE, *body, *heads)))
 
 
+def _build_updetr(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector | UPDETR:
+    """The pretext; of a finetuned file, which has no patches any more, DETR."""
+    settings = detector_settings(arguments, tensors, variant="vanilla", classifier="softmax")
+    if not any(name.startswith("patch2query.") for name in tensors):
+        return Detector(settings)
+    seen = any(name.startswith("feature_align.") for name in tensors)
+    return UPDETR(Detector(settings), updetr_settings({"feature_recon": seen, **arguments}))
+
+
+def _updetr_rules(module: Module) -> Sequence[Rule | Aside]:
+    body = (*BACKBONE, *VANILLA, *HEADS)
+    return body if isinstance(module, Detector) else (*UPDETR_OWN, *inside_pretext(body))
+
+
+def _build_detreg(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector | DETReg:
+    """The pretext over Deformable DETR or DETR; of a finetuned file, which has no embeddings any more, the detector."""
+    deformable = any("sampling_offsets" in name for name in tensors)
+    classifier: Classifier = "focal" if deformable else "softmax"
+    variant: Variant = "deformable" if deformable else "vanilla"
+    detector = Detector(detector_settings(arguments, tensors, variant=variant, classifier=classifier))
+    last = tensors.get("feature_embed.layers.1.weight")
+    if last is None:
+        return detector
+    seen = "head" if len(last) == PROJECTED else "intermediate"
+    told = arguments.get("obj_embedding_head", seen)
+    if told != seen:
+        raise OfficialCheckpointError(
+            f"argument obj_embedding_head={told!r} contradicts tensor 'feature_embed.layers.1.weight' {list(last.shape)}: "
+            f"expected obj_embedding_head={seen!r}; correct the argument, or leave it out"
+        )
+    regions = min(detector.settings.num_queries, arguments.get("max_prop", 30))
+    return DETReg(detector, detreg_settings({**arguments, "obj_embedding_head": seen, "max_prop": regions}, classifier))
+
+
+def _detreg_rules(module: Module) -> Sequence[Rule | Aside]:
+    detector = module if isinstance(module, Detector) else module.detector
+    of_deformable = detector.settings.variant == "deformable"
+    body = _deformable_rules(detector) if of_deformable else (*BACKBONE, *VANILLA, *HEADS)
+    return body if isinstance(module, Detector) else (*DETREG_OWN, *inside_pretext(body))
+
+
+def _without_projection(tensors: Mapping[str, Tensor], name: str) -> str | None:
+    """SwAV's network is not in a file of the official DETReg."""
+    return "it is SwAV's, whose file fills it: load_projection" if name.startswith("projection.") else None
+
+
 def _dropped_by_converter(tensors: Mapping[str, Tensor], name: str) -> str | None:
     """The official `convert_to_detr` drops the pretext's own heads."""
     converted = not any(key.startswith("pred_head.") for key in tensors)
@@ -158,4 +211,12 @@ IMPORTERS: dict[str, Importer] = {
     "dn-detr": Importer(_build_dn, lambda _: (*BACKBONE, *DN, *HEADS), DAB_OPTIONS, _nothing),
     "deformable-detr": Importer(_build_deformable, _deformable_rules, DEFORMABLE_OPTIONS, _nothing),
     "siamese-detr": Importer(_build_siamese, _siamese_rules, SIAMESE_OPTIONS, _dropped_by_converter),
+    "up-detr": Importer(_build_updetr, _updetr_rules, UPDETR_OPTIONS, _nothing, also_reads=frozenset({"detr"})),
+    "detreg": Importer(
+        _build_detreg,
+        _detreg_rules,
+        DETREG_OPTIONS,
+        _without_projection,
+        also_reads=frozenset({"detr", "deformable-detr"}),
+    ),
 }

@@ -77,6 +77,7 @@ HEADS: tuple[Rule | Aside, ...] = (
 
 VANILLA: tuple[Rule | Aside, ...] = (
     *_ENCODER,
+    Rule(r"transformer\.encoder\.norm\.(weight|bias)", (r"encoder.norm.\1",)),  # pre-norm alone has it
     *_AROUND,
     *_packed(_DECODER_LAYER[0] + r"\.self_attn", _DECODER_LAYER[1] + ".self_attention"),
     *_packed(_DECODER_LAYER[0] + r"\.multihead_attn", _DECODER_LAYER[1] + ".cross_attention"),
@@ -197,6 +198,13 @@ SIAMESE_OWN: tuple[Rule | Aside, ...] = (
     Rule(r"enc_head\.0\.(projector|predictor)\.mlp\.(.+)", (r"global_head.\1.\2",)),
     Aside(r"pred_head\.criterion\.empty_weight", "the class weights of the loss, a setting here"),
 )
+
+UPDETR_OWN: tuple[Rule | Aside, ...] = (
+    Rule(r"patch2query\.(weight|bias)", (r"region_projection.\1",)),
+    Rule(r"feature_align\.(.+)", (r"feature_head.\1",)),
+)
+
+DETREG_OWN: tuple[Rule | Aside, ...] = (Rule(r"feature_embed\.(.+)", (r"embedding_head.\1",)),)
 
 
 def inside_pretext(rules: Sequence[Rule | Aside]) -> tuple[Rule | Aside, ...]:

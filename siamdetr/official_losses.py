@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from siamdetr.config import Classifier, LossSettings, SiameseSettings
+from siamdetr.config import Classifier, DETRegSettings, LossSettings, SiameseSettings, UPDETRSettings
 from siamdetr.losses import DetectionCriterion
 
 CLASSIFIERS: dict[str, Classifier] = {
@@ -15,6 +15,8 @@ CLASSIFIERS: dict[str, Classifier] = {
     "dab-detr": "focal",
     "dn-detr": "focal",
     "siamese-detr": "softmax",
+    "up-detr": "softmax",
+    "detreg": "focal",
 }
 # Official defaults of the classes' cost and weight.
 CLASS_COEFFICIENTS = {
@@ -24,6 +26,8 @@ CLASS_COEFFICIENTS = {
     "dab-detr": (2.0, 1.0),
     "dn-detr": (2.0, 1.0),
     "siamese-detr": (1.0, 1.0),
+    "up-detr": (1.0, 1.0),
+    "detreg": (2.0, 2.0),
 }
 # Whose matchers use the loss's focal alpha (the others keep .25), and whose GIoU divides by areas plus 1e-6.
 _OF_DAB = ("dab-detr", "dn-detr")
@@ -93,6 +97,38 @@ def siamese_settings(arguments: Mapping[str, Any]) -> SiameseSettings:
         weight_global=weights.get("loss_enc_global_contra", 1.0) if arguments.get("encoder_head", True) else 0.0,
         weight_region=weights.get("loss_feature", 1.0),
         losses=loss_settings("siamese-detr", arguments),
+    )
+
+
+def updetr_settings(arguments: Mapping[str, Any]) -> UPDETRSettings:
+    """Settings of the pretext from the official UP-DETR's options.
+
+    Args:
+        arguments: `num_patches`, `mask_ratio`, `feature_recon`, `feature_loss_coef`, and those of the losses (`load_criterion`).
+    """
+    weight = arguments.get("weights", {}).get("loss_feature", arguments.get("feature_loss_coef", 1.0))
+    return UPDETRSettings(
+        num_regions=int(arguments.get("num_patches", 10)),
+        mask_ratio=float(arguments.get("mask_ratio", 0.1)),
+        weight_feature=weight if arguments.get("feature_recon", True) else 0.0,
+        losses=loss_settings("up-detr", arguments),
+    )
+
+
+def detreg_settings(arguments: Mapping[str, Any], classifier: Classifier) -> DETRegSettings:
+    """Settings of the pretext from the official DETReg's options.
+
+    Args:
+        arguments: `max_prop`, `obj_embedding_head`, `object_embedding_coef`, and those of the losses (`load_criterion`).
+        classifier: of its detector: `focal` of Deformable DETR, `softmax` of DETR.
+    """
+    weight = arguments.get("weights", {}).get("loss_object_embedding", arguments.get("object_embedding_coef", 1.0))
+    return DETRegSettings(
+        num_regions=int(arguments.get("max_prop", 30)),
+        classifier=classifier,
+        embedding="projection" if arguments.get("obj_embedding_head") == "head" else "c3",
+        weight_embedding=weight,
+        losses=loss_settings("detreg" if classifier == "focal" else "detr", arguments),
     )
 
 

@@ -1,7 +1,9 @@
 """Named recipes: the papers' and the small ones of our own. Plain nested dicts; `siamdetr presets` lists them.
 
 Sources: the official Siamese DETR configs (arXiv:2303.18144; the λ of the configs, since the supplement's text has them in
-an order that cannot be right for both data sets) and the official finetuning scripts of DETR, Conditional DETR, DAB-DETR and DN-DETR.
+an order that cannot be right for both data sets), the official scripts of UP-DETR (arXiv:2011.09094) and DETReg (arXiv:2106.04550),
+and the official finetuning scripts of DETR, Conditional DETR, DAB-DETR and DN-DETR. Batch sizes of pretraining are those of all
+processes together in the papers; with N processes set batch_size to that divided by N.
 """
 
 from __future__ import annotations
@@ -62,7 +64,10 @@ _SMALL_RUN = {
     "checkpoint_every": 100,
 }
 _SMALL_PRETRAINING = {
+    # All methods on equal footing: the same boxes, augmentation, frozen backbone, class head and matcher.
     "siamese": {"size": 320, "weight_global": 1.0, "weight_region": 1.0},
+    "updetr": {"size": 320, "proposals": "edgeboxes", "augment": "detr"},
+    "detreg": {"size": 320, "proposals": "edgeboxes", "augment": "detr", "embedding": "last"},
     "steps": 2_000,
     "batch_size": 8,
     "optimizer": {"lr": 3e-4},
@@ -90,6 +95,14 @@ _DEFORMABLE_RUN = {
 }
 _COCO_VIEWS = {"size": 800, "scales": "coco", "weight_global": 0.3, "weight_region": 3.0}
 _COCO_RUN = {**_IMAGENET_RUN, "steps": 120_000, "batch_size": 64}
+_PRE_NORM = {**_VANILLA, "pre_norm": True}
+_COCO_IMAGES = {"size": 800, "scales": "coco"}
+_SELECTIVE = {"proposals": "selective-search"}
+_DETREG_FOCAL = {**_SELECTIVE, "classifier": "focal", "losses": {"cost_class": 2.0, "weight_class": 2.0}}
+_DETREG_RUN = {
+    "batch_size": 192,
+    "optimizer": {"lr": 2e-4, "sampling_factor": 0.1, "weight_decay": 1e-4, "clip": 0.1},
+}
 
 PRESETS: dict[str, Preset] = {
     "siamese-imagenet-vanilla": Preset(
@@ -144,6 +157,72 @@ PRESETS: dict[str, Preset] = {
         "Ours: the COCO schedule and λ for DN-DETR, without denoising; the paper has DN-DAB-Deformable DETR",
         pretrain={"detector": _DN, "siamese": _COCO_VIEWS, **_COCO_RUN},
     ),
+    "updetr-imagenet-vanilla": Preset(
+        "UP-DETR on ImageNet, pre-norm DETR: 60 epochs of 256, drop at 40, random patches (official script)",
+        pretrain={"method": "updetr", "detector": _PRE_NORM, **_IMAGENET_RUN},
+    ),
+    "updetr-imagenet-conditional": Preset(
+        "UP-DETR on ImageNet, Conditional DETR, as Siamese DETR's authors ran it beside theirs: 300k steps of 256, post-norm",
+        pretrain={"method": "updetr", "detector": _CONDITIONAL, **_IMAGENET_RUN},
+    ),
+    "updetr-coco-conditional": Preset(
+        "UP-DETR on COCO, Conditional DETR, as Siamese DETR's authors ran it beside theirs: 120k steps of 64",
+        pretrain={"method": "updetr", "detector": _CONDITIONAL, "updetr": _COCO_IMAGES, **_COCO_RUN},
+    ),
+    "detreg-imagenet-deformable": Preset(
+        "DETReg on ImageNet, Deformable DETR of four levels: 5 epochs of 192, 30 boxes of Selective Search (official script)",
+        pretrain={
+            "method": "detreg",
+            "detector": _DEFORMABLE_LEVELS,
+            "detreg": _DETREG_FOCAL,
+            "epochs": 5,
+            "schedule": {"name": "constant"},  # its drop at epoch 40 is never reached
+            **_DETREG_RUN,
+        },
+    ),
+    "detreg-coco-deformable": Preset(
+        "DETReg on COCO, Deformable DETR of four levels: 50 epochs of 192, drop at 40, 30 boxes of Selective Search (official script)",
+        pretrain={
+            "method": "detreg",
+            "detector": _DEFORMABLE_LEVELS,
+            "detreg": _DETREG_FOCAL,
+            "epochs": 50,
+            "schedule": {"name": "step", "drop_at": 0.8},
+            **_DETREG_RUN,
+        },
+    ),
+    "detreg-imagenet-vanilla": Preset(
+        "DETReg on ImageNet, pre-norm DETR: 60 epochs at one rate, 30 boxes of Selective Search (official script)",
+        pretrain={
+            "method": "detreg",
+            "detector": _PRE_NORM,
+            "detreg": _SELECTIVE,
+            "epochs": 60,
+            "batch_size": 192,
+            "schedule": {"name": "constant"},  # its drop at epoch 200 is never reached
+            "optimizer": {"lr": 1e-4, "weight_decay": 1e-4, "clip": 0.1},
+        },
+    ),
+    "detreg-coco-conditional": Preset(
+        "Ours: DETReg on COCO, Conditional DETR, by the schedule of the other methods there: 120k steps of 64",
+        pretrain={
+            "method": "detreg",
+            "detector": _CONDITIONAL,
+            "detreg": {**_COCO_IMAGES, **_SELECTIVE},
+            **_COCO_RUN,
+        },
+    ),
+    "updetr": Preset(
+        "finetuning as UP-DETR does, pre-norm DETR: 300 epochs, drop at 200, backbone rate 5e-5 (official script)",
+        finetune={
+            "detector": _PRE_NORM,
+            "losses": _SOFTMAX_LOSSES,
+            "epochs": 300,
+            "batch_size": 2,
+            "optimizer": {"lr": 1e-4, "lr_backbone": 5e-5, "weight_decay": 1e-4, "clip": 0.1},
+            "schedule": {"name": "step", "drop_at": 2 / 3},
+        },
+    ),
     "dab": Preset(
         "DAB-DETR, the upstream recipe: 300 queries, 50 epochs, drop at 40, no dropout, backbone rate 1e-5",
         finetune={"detector": _DAB, **_DAB_RUN},
@@ -188,6 +267,8 @@ PRESETS: dict[str, Preset] = {
         pretrain={
             "detector": _QUICK_DETECTOR,
             "siamese": {"size": 128, "weight_global": 1.0, "weight_region": 1.0, "num_regions": 5, "crop_size": 64},
+            "updetr": {"size": 128, "num_regions": 5, "crop_size": 64, "proposals": "edgeboxes", "augment": "detr"},
+            "detreg": {"size": 128, "num_regions": 15, "crop_size": 64, "embedding": "last"},
             "steps": 300,
             "batch_size": 8,
             "optimizer": {"lr": 5e-4},

@@ -22,11 +22,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from siamdetr.checkpoint import atomic_write
+from siamdetr.pretext.collapse import COLLAPSE_REMEDY, collapsed
 
 REPORT_FILE = "report.html"
 METRICS_FILE = "metrics.csv"
 EVALUATION_FILE = "evaluation.json"  # of the best weights: {"step", "metrics": {name: value}, "per_class": [row, …]}
 PICTURES = "pictures"  # folder of jpg files, truth beside prediction, named by what they show
+DIAGNOSTICS = (
+    "diagnostics"  # of pretraining: sample-I.jpg, and matched-I-STEP-IOU.jpg of the same images at several steps
+)
+METHODS = {"siamese": "Siamese DETR", "updetr": "UP-DETR", "detreg": "DETReg"}
 _COLOURS = ("#2f7ed8", "#e4572e", "#2a9d6f", "#b07aa1", "#c99700", "#5b8c9e")  # readable on white and on black
 _INK = "#010203"  # stands for the page's text colour until it is replaced
 
@@ -122,7 +127,9 @@ def write_report(run_folder: str | Path) -> Path:
     rows = read_metrics(folder)
     found = folder / EVALUATION_FILE
     evaluation = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else None
-    sections = [*_evaluation_sections(evaluation), *_curve_sections(rows), *_picture_sections(folder)]
+    pictures = [*_picture_sections(folder), *_sample_sections(folder), *_matched_sections(folder)]
+    warnings = _collapse_sections(rows)
+    sections = [*warnings, *_evaluation_sections(evaluation), *_curve_sections(rows), *pictures]
     config_text = Markup("<details><summary>config.yaml</summary><pre>{}</pre></details>")
     sections.append(Section("Settings", config_text.format(config.read_text(encoding="utf-8")), wide=True))
     text = page(f"siamdetr · {folder.name}", _lead(settings, rows, evaluation), sections)
@@ -143,7 +150,7 @@ def _lead(
     settings: Mapping[str, Any], rows: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any] | None
 ) -> str:
     detector = settings["detector"]
-    what = "Pretraining without labels" if "pretext" in settings else "Finetuning"
+    what = f"Pretraining without labels ({METHODS[settings['method']]})" if "method" in settings else "Finetuning"
     model = f"{detector['variant']} DETR on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
     steps = f"{max((row['step'] for row in rows), default=0):.0f} steps of {settings['batch_size']}"
     text = f"{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
@@ -204,6 +211,34 @@ def _picture_sections(folder: Path) -> list[Section]:
     return [Section(title, Markup("<div class=pictures>{}</div>").format(body), wide=True)] if files else []
 
 
+def _sample_sections(folder: Path) -> list[Section]:
+    """What a pretraining method was shown."""
+    files = sorted((folder / DIAGNOSTICS).glob("sample-*.jpg"))
+    body = Markup("").join(picture(file.read_bytes(), "") for file in files)
+    title = "What the method is shown: regions, in two views the same ones joined"
+    return [Section(title, Markup("<div class=pictures>{}</div>").format(body), wide=True)] if files else []
+
+
+def _matched_sections(folder: Path) -> list[Section]:
+    """One row an image, one column a step."""
+    rows: dict[str, Markup] = {}
+    for file in sorted((folder / DIAGNOSTICS).glob("matched-*.jpg")):
+        _, image, step, iou = file.stem.split("-")
+        shown = picture(file.read_bytes(), f"step {int(step)}, mean IoU {float(iou):.2f}")
+        rows[image] = rows.get(image, Markup("")) + shown
+    body = Markup("").join(Markup("<div class=strip>{}</div>").format(row) for row in rows.values())
+    title = "Matched predictions over time: targets tinted, predictions outlined in the same colour"
+    return [Section(title, body, wide=True)] if rows else []
+
+
+def _collapse_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
+    """A warning where the last figures speak of a collapse."""
+    last = next((row for row in reversed(rows) if "loss" in row), {})
+    texts = collapsed(last).values()
+    items = Markup("").join(Markup("<p class=warning>{}</p>").format(f"Collapse: {text}.") for text in texts)
+    return [Section("Warning", items + Markup("<p>{}.</p>").format(COLLAPSE_REMEDY), wide=True)] if texts else []
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "–"
@@ -234,6 +269,8 @@ th, td { text-align: right; padding: 4px 10px; border-bottom: 1px solid var(--li
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th { font-weight: 600; color: var(--soft); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); gap: 14px; }
+.strip { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: 10px; margin-bottom: 14px; }
+.warning { color: #b3261e; font-weight: 600; margin: 0 0 6px; }
 figure { margin: 0; } img { width: 100%; border-radius: 4px; display: block; }
 figcaption { color: var(--soft); font-size: 13px; margin-top: 4px; }
 summary { cursor: pointer; color: var(--soft); }

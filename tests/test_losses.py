@@ -174,7 +174,7 @@ def test_criteria_are_built_from_official_options() -> None:
 def test_an_unknown_family_or_missing_classes_are_named() -> None:
     with pytest.raises(
         ValueError,
-        match="no family 'dter'; there are: detr, conditional-detr, deformable-detr, dab-detr, dn-detr, siamese-detr",
+        match="no family 'dter'; there are: detr, conditional-detr, deformable-detr, dab-detr, dn-detr, siamese-detr, up-detr, detreg",
     ):
         load_criterion("dter", {})
     with pytest.raises(ValueError, match="detr needs 'num_classes' in its arguments"):

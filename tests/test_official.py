@@ -285,13 +285,21 @@ def test_an_unknown_family_lists_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"pre_norm": True}, "argument pre_norm=True: expected False; pre-norm transformers are not supported"),
+        (
+            {"pre_norm": True},
+            "layers.0.norm2.weight' [32]: expected pre_norm=False; correct the argument, or leave it out",
+        ),
         ({"masks": True}, "argument masks=True: expected False; segmentation heads are not supported"),
         ({"position_embedding": "learned"}, "position_embedding='learned': expected 'sine'; learned positions are not"),
     ],
 )
 def test_what_cannot_be_built_is_refused(changes: dict[str, object], text: str) -> None:
     assert text in refusal(detector_state("vanilla"), **changes)
+
+
+def test_pre_norm_is_of_vanilla_detr_alone() -> None:
+    text = refusal(detector_state("conditional"), "conditional-detr", pre_norm=True)
+    assert text == "argument pre_norm=True: expected False; pre-norm transformers of 'conditional' are not supported"
 
 
 def test_a_pretext_of_another_transformer_is_refused() -> None:

@@ -44,6 +44,34 @@ def test_paper_weights_are_those_of_the_official_configs() -> None:
     assert weights("small") == (1.0, 1.0)
 
 
+def test_official_differences_of_the_methods_are_in_their_presets() -> None:
+    updetr = resolve(PretrainSettings, preset="updetr-imagenet-vanilla", flags=DATA)
+    assert (updetr.method, updetr.detector.pre_norm, updetr.steps, updetr.batch_size) == ("updetr", True, 300_000, 256)
+    assert (updetr.updetr.proposals, updetr.updetr.augment, updetr.updetr.mask_ratio) == ("random", "scale", 0.1)
+    detreg = resolve(PretrainSettings, preset="detreg-imagenet-deformable", flags=DATA)
+    assert (detreg.method, detreg.epochs, detreg.detreg.num_regions) == ("detreg", 5, 30)
+    assert (detreg.detreg.proposals, detreg.detreg.embedding, detreg.detreg.classifier) == (
+        "selective-search",
+        "c3",
+        "focal",
+    )
+    assert resolve(PretrainSettings, preset="updetr-coco-conditional", flags=DATA).steps == 120_000
+
+
+@pytest.mark.parametrize("method", ["siamese", "updetr", "detreg"])
+def test_the_small_preset_puts_the_methods_on_equal_footing(method: str) -> None:
+    settings = resolve(PretrainSettings, preset="small", flags=DATA | {"method": method})
+    mine, theirs = settings.of_method, settings.siamese
+    assert (mine.proposals, mine.size, mine.crop_size, mine.losses) == ("edgeboxes", 320, 128, theirs.losses)
+
+
+def test_an_unknown_method_and_a_setting_of_another_method_are_answered() -> None:
+    with pytest.raises(SettingsError, match="setting 'method' got 'upd': input should be 'siamese', 'updetr' or 'detr"):
+        resolve(PretrainSettings, flags=DATA | {"method": "upd", "steps": 1})
+    with pytest.raises(SettingsError, match=r"no such setting 'detreg.view_iou'"):
+        resolve(PretrainSettings, flags=DATA, assignments=["detreg.view_iou=.5"])
+
+
 def test_later_sources_win(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("batch_size: 3\nseed: 3\noptimizer: {lr: 0.003, clip: 0.3}\n")

@@ -24,7 +24,9 @@ from siamdetr.data.open import open_dataset
 from siamdetr.data.proposal_methods import Recipe
 from siamdetr.data.proposals import compute_proposals
 from siamdetr.losses import DetectionCriterion
+from siamdetr.pretext import PRETEXTS
 from siamdetr.training.checkpoint_io import read_checkpoint
+from siamdetr.training.describe import describe
 from siamdetr.training.module import NonFiniteLossError
 from siamdetr.training.progress import Silent
 from siamdetr.training.run import finetune, pretrain
@@ -268,21 +270,34 @@ def test_a_run_is_not_overwritten_and_a_finished_one_is_left_alone(data: Path, t
     assert (tmp_path / "run" / "last.ckpt").read_bytes() == before
 
 
-def test_pretraining_says_what_it_is_and_leaves_a_detector(
-    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+OWN_COLUMNS = {
+    "siamese": {"loss_global", "loss_region", "monitor_view_cosine"},
+    "updetr": {"loss_feature"},
+    "detreg": {"loss_embedding"},
+}
+
+
+@pytest.mark.parametrize("method", PRETEXTS)
+def test_pretraining_says_what_it_is_and_leaves_a_detector_to_finetune(
+    method: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="siamdetr"):
-        result = pretrain(pretrain_settings(data, tmp_path / "run", steps=1))
+        result = pretrain(pretrain_settings(data, tmp_path / "run", method=method, steps=1))
     messages = [record.getMessage() for record in caplog.records]
     assert messages[0].startswith("Self-supervised pretraining: no labels are used.")
     assert any("The data has labels (16 boxes)" in text and "siamdetr finetune --data" in text for text in messages)
     detector, metadata = load_model(result.folder)
     assert metadata.class_names == ("object",)
-    assert metadata.lineage == (f"pretext: siamese on {data}, 1 steps",)
+    assert metadata.lineage == (f"pretext: {method} on {data}, 1 steps",)
     assert detector.settings.num_classes == 1
     row = rows(result.folder)[-1]
-    assert {"loss_global", "loss_region", "monitor_query_std", "monitor_view_cosine", "monitor_matched_iou"} <= set(row)
-    assert (tmp_path / "proposals").is_dir()
+    assert OWN_COLUMNS[method] | {"monitor_query_std", "monitor_matched_iou"} <= set(row)
+    assert (tmp_path / "proposals").is_dir() is (method != "updetr")  # whose patches are random
+    assert describe(result.folder)["kind"] == f"run folder of pretraining ({method})"
+
+    tuned = finetune(finetune_settings(data, tmp_path / "tuned", steps=1, init=str(result.folder), detector={}))
+    assert tuned.fresh == ("class_head",)
+    assert load_model(tuned.folder)[1].lineage[0] == f"pretext: {method} on {data}, 1 steps"
 
 
 def test_pretraining_uses_stored_proposals_and_says_how_many_are_missing(
@@ -427,3 +442,45 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(tmp_path: Path
     ours, theirs = (read_checkpoint(tmp_path / name / "last.ckpt")["state_dict"] for name in ("one", "two"))
     for name in ours:
         torch.testing.assert_close(theirs[name], ours[name], atol=1e-5, rtol=1e-4)
+
+
+def test_two_processes_pretrain_what_one_with_twice_the_batch_pretrains(data: Path, tmp_path: Path) -> None:
+    """Each method, losses and weights; without what is drawn per process or needs statistics of a process's own batch."""
+    common = {
+        "steps": 3,
+        "detector": {**DETECTOR, "dropout": 0.0},
+        "siamese": {"num_regions": 5, "size": [64, 64], "crop_size": 32, "box_jitter": 0.0, "weight_global": 0.0},
+        "updetr": {"num_regions": 5, "size": [64, 64], "crop_size": 32, "mask_ratio": 0.0},
+        "detreg": {"num_regions": 8, "size": [64, 64], "crop_size": 32, "embedding": "last"},
+    }
+    for method in PRETEXTS:
+        pretrain(pretrain_settings(data, tmp_path / f"{method}1", method=method, batch_size=2, **common))
+    script = tmp_path / "two.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys
+            import torch
+            from pathlib import Path
+            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            from training_data import pretrain_settings
+            from siamdetr.training.run import pretrain
+            torch.set_num_threads(1)
+            for method in {list(PRETEXTS)!r}:
+                folder = Path({str(tmp_path)!r}) / (method + "2")
+                pretrain(pretrain_settings(Path({str(data)!r}), folder, method=method, batch_size=1, **{common!r}))
+            """
+        )
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert found.returncode == 0, found.stderr[-3000:]
+    for method in PRETEXTS:
+        one, two = (rows(tmp_path / f"{method}{count}") for count in (1, 2))
+        assert len(one) == len(two) == 3
+        for ours, theirs in zip(one, two, strict=True):
+            for key in ("loss", *(key for key in ours if key.startswith("loss_"))):
+                assert float(theirs[key]) == pytest.approx(float(ours[key]), rel=1e-5, abs=1e-5), (method, key)
+        weights = [read_checkpoint(tmp_path / f"{method}{n}" / "last.ckpt")["state_dict"] for n in (1, 2)]
+        for name in weights[0]:
+            torch.testing.assert_close(weights[1][name], weights[0][name], atol=2e-5, rtol=1e-4, msg=f"{method} {name}")

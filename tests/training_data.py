@@ -24,6 +24,13 @@ DETECTOR: dict[str, Any] = {
 }
 
 
+METHODS: dict[str, Any] = {
+    "siamese": {"num_regions": 5, "size": SIDE, "crop_size": 32},
+    "updetr": {"num_regions": 5, "size": SIDE, "crop_size": 32},
+    "detreg": {"num_regions": 8, "size": SIDE, "crop_size": 32, "embedding": "last"},
+}
+
+
 def write_data(root: Path, *, train: int = 8, val: int = 3, empty: tuple[int, ...] = ()) -> Path:
     """Squares of two colours (classes "red" and "blue") on noise, COCO layout; images in `empty` have none."""
     rng = np.random.default_rng(0)
@@ -71,11 +78,11 @@ def finetune_settings(data: Path, output: Path, **changes: Any) -> FinetuneSetti
 
 
 def pretrain_settings(data: Path, output: Path, **changes: Any) -> PretrainSettings:
-    """A few steps of Siamese pretraining on the tiny data set."""
+    """A few steps of pretraining on the tiny data set; `method` chooses how, by default Siamese DETR."""
     values: dict[str, Any] = {
         "data": {"paths": [str(data)]},
         "detector": DETECTOR,
-        "siamese": {"num_regions": 5, "size": SIDE, "crop_size": 32},
+        **METHODS,
         "backbone_weights": "none",
         "steps": 4,
         "batch_size": 2,

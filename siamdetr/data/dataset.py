@@ -21,9 +21,10 @@ from siamdetr.data.problems import DataError
 from siamdetr.data.proposal_methods import propose
 from siamdetr.data.proposal_store import ProposalStore
 from siamdetr.data.randomness import sample_random
-from siamdetr.data.targets import DetectionBatch, Targets, ViewBatch
+from siamdetr.data.regions import OneViewSettings, RegionSample, make_regions
+from siamdetr.data.targets import DetectionBatch, RegionBatch, Targets, ViewBatch, region_targets
 from siamdetr.data.transforms import FinetuneTransform
-from siamdetr.data.views import ViewSample, make_views
+from siamdetr.data.views import ViewSample, largest_side, make_views
 
 logger = logging.getLogger(__name__)
 
@@ -138,13 +139,28 @@ class DetectionDataset(Dataset[DetectionItem]):
         )
 
 
+class _Unlabelled:
+    """Reads images with their proposals; an image that is not in the store (a file that has changed since) gets them here."""
+
+    def __init__(self, index: DetectionIndex, proposals: ProposalStore | None) -> None:
+        self.proposals = proposals
+        self.files = _ImageFiles(index)
+
+    def read(self, i: int, at_least: int) -> tuple[Image.Image, NDArray[np.float32] | None]:
+        """The image, and [n, 4] (x0, y0, x1, y1) fractions, best first; None: random regions are wanted."""
+        _, data, image = self.files.read(i, at_least)
+        if self.proposals is None:
+            return image, None
+        boxes = self.proposals.fractions(content_key(data))
+        return image, propose(image).boxes if boxes is None else boxes
+
+
 class SiameseDataset(Dataset[ViewSample]):
     """Unlabelled images as pairs of views with common regions.
 
     Args:
         index: images; labels are not looked at.
-        proposals: stored region proposals, or None for random regions. An image that is not in the store (a file that has changed
-            since) gets its proposals here.
+        proposals: stored region proposals, or None for random regions.
         settings: of the views.
         seed: of the augmentation.
     """
@@ -153,9 +169,8 @@ class SiameseDataset(Dataset[ViewSample]):
         self, index: DetectionIndex, proposals: ProposalStore | None, settings: SiameseSettings, seed: int = 0
     ) -> None:
         self.index, self.proposals, self.settings, self.seed = index, proposals, settings, seed
-        size = settings.size if isinstance(settings.size, int) else max(settings.size)
-        self._at_least = 2 * size  # views are cut out of parts of the image: enough pixels for a part of half its side
-        self._files = _ImageFiles(index)
+        self._at_least = 2 * largest_side(settings)  # enough pixels for a part of half its side
+        self._source = _Unlabelled(index, proposals)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -163,17 +178,43 @@ class SiameseDataset(Dataset[ViewSample]):
     @property
     def num_unreadable(self) -> int:
         """Images that could not be read so far, in all workers together."""
-        return int(self._files.failed.sum())
+        return int(self._source.files.failed.sum())
 
     def __getitem__(self, key: tuple[int, int]) -> ViewSample:
         epoch, i = key
-        _, data, image = self._files.read(i, self._at_least)
-        boxes = None
-        if self.proposals is not None:
-            boxes = self.proposals.fractions(content_key(data))
-            if boxes is None:
-                boxes = propose(image).boxes
+        image, boxes = self._source.read(i, self._at_least)
         return make_views(image, boxes, self.settings, sample_random(self.seed, epoch, i))
+
+
+class RegionDataset(Dataset[RegionSample]):
+    """Unlabelled images with regions that are to be found in them (UP-DETR, DETReg).
+
+    Args:
+        index: images; labels are not looked at.
+        proposals: stored region proposals, or None for random regions.
+        settings: of the images and regions.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self, index: DetectionIndex, proposals: ProposalStore | None, settings: OneViewSettings, seed: int = 0
+    ) -> None:
+        self.index, self.proposals, self.settings, self.seed = index, proposals, settings, seed
+        self._at_least = (2 if settings.augment == "detr" else 1) * largest_side(settings)
+        self._source = _Unlabelled(index, proposals)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def num_unreadable(self) -> int:
+        """Images that could not be read so far, in all workers together."""
+        return int(self._source.files.failed.sum())
+
+    def __getitem__(self, key: tuple[int, int]) -> RegionSample:
+        epoch, i = key
+        image, boxes = self._source.read(i, self._at_least)
+        return make_regions(image, boxes, self.settings, sample_random(self.seed, epoch, i))
 
 
 def collate_detection(items: Sequence[DetectionItem]) -> DetectionBatch:
@@ -199,6 +240,18 @@ def collate_views(items: Sequence[ViewSample]) -> ViewBatch:
         boxes=torch.from_numpy(np.stack([item.boxes[which] for which in range(2) for item in items])),
         sizes=torch.tensor([view.shape[:2] for view in views], dtype=torch.int64),
         crops=torch.from_numpy(crops).permute(0, 1, 4, 2, 3).contiguous(),
+    )
+
+
+def collate_regions(items: Sequence[RegionSample]) -> RegionBatch:
+    """One batch, zero-padded like detection batches; all regions are labelled "an object"."""
+    images, padding = _pad([_channels_first(item.image) for item in items])
+    counts = [len(item.boxes) for item in items]
+    return RegionBatch(
+        images=images,
+        padding=padding,
+        targets=region_targets(torch.from_numpy(np.concatenate([item.boxes for item in items])), counts),
+        crops=torch.from_numpy(np.concatenate([item.crops for item in items])).permute(0, 3, 1, 2).contiguous(),
     )
 
 

@@ -14,6 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+# The class head of pretraining: class 0 never occurs, 1 is "an object"; with softmax, 2 is "no object".
+OBJECT_LABEL = 1
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -70,6 +73,11 @@ class Targets:
     def pin_memory(self) -> Targets:
         """The same targets in page-locked memory (the data loader calls this)."""
         return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.counts)
+
+
+def region_targets(boxes: Tensor, counts: Sequence[int]) -> Targets:
+    """[M, 4] regions of images that have `counts` of them, as targets that are all labelled "an object"."""
+    return Targets(boxes, torch.full((len(boxes),), OBJECT_LABEL, device=boxes.device), tuple(counts))
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,42 @@ class ViewBatch:
         )
 
 
-Batch = TypeVar("Batch", DetectionBatch, ViewBatch)
+@dataclass(frozen=True)
+class RegionBatch:
+    """B unlabelled images with regions to be found in them, as UP-DETR and DETReg take them.
+
+    Attributes:
+        images: [B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
+        padding: [B, H, W] bool, True = padded, not image.
+        targets: the M regions as boxes, all of one label; an image may have none.
+        crops: [M, 3, C, C] the regions cut out and resized, in the order of the targets; uint8, then float like the images.
+    """
+
+    images: Tensor
+    padding: Tensor
+    targets: Targets
+    crops: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RegionBatch:
+        """The same batch on another device."""
+        return RegionBatch(
+            images=self.images.to(device, non_blocking=non_blocking),
+            padding=self.padding.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            crops=self.crops.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> RegionBatch:
+        """The same batch in page-locked memory (the data loader calls this)."""
+        return RegionBatch(
+            images=self.images.pin_memory(),
+            padding=self.padding.pin_memory(),
+            targets=self.targets.pin_memory(),
+            crops=self.crops.pin_memory(),
+        )
+
+
+Batch = TypeVar("Batch", bound=DetectionBatch | ViewBatch | RegionBatch)
 
 
 def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Batch:
@@ -165,7 +208,7 @@ def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Batc
         a padded pixel is the mean colour, not black.
     """
     images = normalize_images(batch.images, mean, std).masked_fill_(batch.padding[:, None], 0.0)
-    if isinstance(batch, ViewBatch):
+    if isinstance(batch, ViewBatch | RegionBatch):
         return dataclasses.replace(batch, images=images, crops=normalize_images(batch.crops, mean, std))
     return dataclasses.replace(batch, images=images)
 

@@ -8,12 +8,12 @@ not two or three, which is sharper and faster.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from siamdetr.config import Augmentation
 from siamdetr.data.randomness import Random
 from siamdetr.preprocessing import PreprocessingSpec, resized_size
 
@@ -48,13 +48,15 @@ class FinetuneTransform:
 
     Attributes:
         spec: the size, as in evaluation: a shortest side with a longest one, or a fixed (height, width).
-        augment: "detr", "flip" (flip only) or "none", which equals `siamdetr.preprocessing.resize`.
+        augment: "detr", "scale" (many scales only), "flip" (flip only) or "none", which equals `siamdetr.preprocessing.resize`.
+        scales: the shortest sides of "detr" and "scale", as shares of the size.
     Raises:
         ValueError: letterboxing, which no training uses.
     """
 
     spec: PreprocessingSpec
-    augment: Literal["none", "flip", "detr"] = "detr"
+    augment: Augmentation = "detr"
+    scales: tuple[float, ...] = SCALES
 
     def __post_init__(self) -> None:
         if self.spec.mode == "letterbox":
@@ -69,12 +71,12 @@ class FinetuneTransform:
         labels: [m].
         rng: source of every choice.
         """
-        flip = self.augment != "none" and rng.random() < FLIP_PROBABILITY
+        flip = self.augment in ("flip", "detr") and rng.random() < FLIP_PROBABILITY
         region, spec = (0.0, 0.0, float(image.width), float(image.height)), self.spec
-        if self.augment == "detr":
-            if rng.random() < CROP_PROBABILITY:
-                region = self._crop(image, rng)
-            spec = self._scaled(SCALES[rng.integers(len(SCALES))])
+        if self.augment == "detr" and rng.random() < CROP_PROBABILITY:
+            region = self._crop(image, rng)
+        if self.augment in ("scale", "detr"):
+            spec = self._scaled(self.scales[rng.integers(len(self.scales))])
         height, width = resized_size((round(region[3] - region[1]), round(region[2] - region[0])), spec)
         pixels = _resample(image, region, (height, width))
         moved = _into_region(boxes, region, (height, width))

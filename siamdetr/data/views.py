@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from siamdetr.config import SiameseSettings
+from siamdetr.config import PretextSettings, SiameseSettings
 from siamdetr.data.photometric import Pixels, augment
 from siamdetr.data.randomness import Random
 
@@ -87,7 +87,7 @@ def make_views(image: Image.Image, proposals: Boxes | None, settings: SiameseSet
     crops = np.empty((2, len(regions), settings.crop_size, settings.crop_size, 3), dtype=np.uint8)
     for which in range(2):
         for p, box in enumerate(boxes[which]):
-            crops[which, p] = augment(_crop(views[which], box, settings.crop_size), rng)
+            crops[which, p] = augment(cut_region(views[which], box, settings.crop_size), rng)
     return ViewSample((augment(views[0], rng), augment(views[1], rng)), boxes, crops)
 
 
@@ -101,8 +101,7 @@ def sample_geometry(size: tuple[int, int], settings: SiameseSettings, rng: Rando
     """
     reference, sides, longest = SCALES[settings.scales]
     fixed = settings.size if isinstance(settings.size, tuple) else None
-    largest = settings.size if isinstance(settings.size, int) else min(settings.size)
-    share = largest / reference
+    share = (settings.size if isinstance(settings.size, int) else min(settings.size)) / reference
     shortest = sides[rng.integers(len(sides))] * share
     factor = min(shortest / min(size), longest * share / max(size))
     height, width = (max(8, round(side * factor)) for side in size)
@@ -111,6 +110,11 @@ def sample_geometry(size: tuple[int, int], settings: SiameseSettings, rng: Rando
     views, intersection = two_views(outer, settings.view_iou, rng)
     out = fixed or (round(outer[3] - outer[1]), round(outer[2] - outer[0]))
     return ViewGeometry((height, width), flip, views, intersection, out)
+
+
+def largest_side(settings: PretextSettings) -> int:
+    """The largest shortest side, or the longer side of a fixed size, pixels."""
+    return settings.size if isinstance(settings.size, int) else max(settings.size)
 
 
 def two_views(outer: Rect, least_iou: float, rng: Random) -> tuple[tuple[Rect, Rect], Rect]:
@@ -153,12 +157,17 @@ def choose_regions(proposals: Boxes | None, intersection: Rect, num_regions: int
     if len(kept) == 0:
         kept = whole[:, [0, 1, 0, 1]] + random_boxes(rng) * _sides(whole)
         kept = kept[:wanted]
-    missing = wanted - len(kept)
-    if missing > 0:
-        again = kept[np.arange(missing) % len(kept)]
-        shift = rng.uniform(-REPEAT_JITTER, REPEAT_JITTER, again.shape) * _sides(again)
-        kept = np.concatenate([kept, _clamp((again + shift).astype(np.float32), whole[0])])
-    return np.concatenate([whole, kept]).astype(np.float32)
+    return np.concatenate([whole, repeat_regions(kept, wanted, whole[0], rng)]).astype(np.float32)
+
+
+def repeat_regions(regions: Boxes, wanted: int, rect: NDArray[np.float32], rng: Random) -> Boxes:
+    """[wanted, 4] the first of the regions, and where there are fewer (but one), those again and again, jittered inside `rect`."""
+    missing = wanted - len(regions)
+    if missing <= 0:
+        return regions[:wanted]
+    again = regions[np.arange(missing) % len(regions)]
+    shift = rng.uniform(-REPEAT_JITTER, REPEAT_JITTER, again.shape) * _sides(again)
+    return np.concatenate([regions, _clamp((again + shift).astype(np.float32), rect)])
 
 
 def random_boxes(rng: Random, draws: int = RANDOM_DRAWS) -> Boxes:
@@ -217,7 +226,7 @@ def _cut(image: Image.Image, view: Rect, geometry: ViewGeometry) -> Pixels:
     return np.ascontiguousarray(pixels[:, ::-1]) if geometry.flip else pixels
 
 
-def _crop(view: Pixels, box: NDArray[np.float32], side: int) -> Pixels:
+def cut_region(view: Pixels, box: NDArray[np.float32], side: int) -> Pixels:
     """[side, side, 3] the region (cx, cy, w, h fractions) of a view, whole pixels.
 
     Bilinear up to a reduction of 2, where it still sees every pixel; averaging beyond it.

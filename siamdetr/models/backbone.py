@@ -70,6 +70,27 @@ class Backbone(nn.Module):
         maps = [one.permute(0, 3, 1, 2) if self._channels_last else one for one in maps]
         return maps[-1] if len(self.strides) == 1 else tuple(maps)
 
+    @property
+    def stride8_channels(self) -> int | None:
+        """Channels of `stride8`; None: this backbone computes no such map."""
+        if isinstance(self.body, nn.Sequential):
+            return self.num_channels // 4
+        return self.channels[0] if self.strides[0] == FINER_STRIDES[0] else None
+
+    def stride8(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C, h, w], the map of stride 8 (C3), whether or not `forward` gives it out.
+
+        Of a ResNet nothing beyond it is computed.
+        """
+        if isinstance(self.body, nn.Sequential):
+            for part_name, part in self.body.named_children():
+                images = part(images)
+                if part_name == _RESNET_STAGES[0]:
+                    break
+            return images
+        finest: Tensor = self(images)[0]
+        return finest
+
 
 def _resnet(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
     """A torchvision ResNet without its classifier, under its own names of parameters."""

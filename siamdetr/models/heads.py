@@ -46,13 +46,16 @@ def each_head(head: nn.Module) -> list[nn.Module]:
 
 
 class FeedForward(nn.Module):
-    """The position-wise part of a post-norm transformer layer: norm(x + W2 f(W1 x)), [B, T, D] -> [B, T, D].
+    """The position-wise part of a transformer layer: norm(x + W2 f(W1 x)), [B, T, D] -> [B, T, D].
 
-    f is ReLU, or PReLU with one learned slope (DAB-DETR).
+    With `pre_norm` it is x + W2 f(W1 norm(x)). f is ReLU, or PReLU with one learned slope (DAB-DETR).
     """
 
-    def __init__(self, dim: int, hidden_dim: int, dropout: float, *, activation: Activation = "relu") -> None:
+    def __init__(
+        self, dim: int, hidden_dim: int, dropout: float, *, activation: Activation = "relu", pre_norm: bool = False
+    ) -> None:
         super().__init__()
+        self.pre_norm = pre_norm
         self.expand = nn.Linear(dim, hidden_dim)
         self.contract = nn.Linear(hidden_dim, dim)
         self.norm = nn.LayerNorm(dim)
@@ -60,9 +63,9 @@ class FeedForward(nn.Module):
         self.activation = nn.PReLU() if activation == "prelu" else nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        change = self.contract(self.dropout(self.activation(self.expand(x))))
-        out: Tensor = self.norm(x + self.dropout(change))
-        return out
+        start = self.norm(x) if self.pre_norm else x
+        out: Tensor = x + self.dropout(self.contract(self.dropout(self.activation(self.expand(start)))))
+        return out if self.pre_norm else self.norm(out)
 
 
 def place_boxes(offsets: Tensor, references: Tensor | None, *, eps: float) -> Tensor:

@@ -1,4 +1,7 @@
-"""The decoder of DETR (Carion et al. 2020, arXiv:2005.12872): learned query positions, zero content, boxes without reference."""
+"""The decoder of DETR (Carion et al. 2020, arXiv:2005.12872): learned query positions, zero content, boxes without reference.
+
+Post-norm as the encoder; with `pre_norm` each part looks at normalised queries and its output is added as it is.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ class VanillaDecoderLayer(nn.Module):
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attention = MultiHeadAttention(dim, heads, dropout, observable=True)
         self.cross_norm = nn.LayerNorm(dim)
-        self.feedforward = FeedForward(dim, settings.feedforward, dropout, activation=settings.own_activation)
+        self.feedforward = FeedForward(
+            dim, settings.feedforward, dropout, activation=settings.own_activation, pre_norm=settings.pre_norm
+        )
+        self.pre_norm = settings.pre_norm
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -41,17 +47,16 @@ class VanillaDecoderLayer(nn.Module):
 
         `memory_keys` [B, N, D] are the tokens with their positions added; biases are added to attention scores.
         """
-        placed = content + position
-        content = self.self_norm(content + self.dropout(self.self_attention(placed, placed, content, bias=self_bias)))
-        seen = self.cross_attention(
-            content + position,
-            memory_keys,
-            memory.tokens,
-            bias=cross_bias,
-            grid=memory.shapes[0],
-        )
-        content = self.cross_norm(content + self.dropout(seen))
-        out: Tensor = self.feedforward(content)
+        own = self.self_norm(content) if self.pre_norm else content
+        placed = own + position
+        content = content + self.dropout(self.self_attention(placed, placed, own, bias=self_bias))
+        if self.pre_norm:
+            own = self.cross_norm(content)
+        else:
+            own = content = self.self_norm(content)
+        seen = self.cross_attention(own + position, memory_keys, memory.tokens, bias=cross_bias, grid=memory.shapes[0])
+        content = content + self.dropout(seen)
+        out: Tensor = self.feedforward(content if self.pre_norm else self.cross_norm(content))
         return out
 
 

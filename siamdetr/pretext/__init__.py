@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from siamdetr.config import Method
+from siamdetr.models.detector import Detector
+from siamdetr.pretext.detreg import DETReg
 from siamdetr.pretext.siamese import SiameseDETR
+from siamdetr.pretext.updetr import UPDETR
 
-PRETEXTS = {"siamese": SiameseDETR}
+__all__ = ["PRETEXTS", "UPDETR", "DETReg", "Pretext", "SiameseDETR"]
 
-__all__ = ["PRETEXTS", "SiameseDETR"]
+Pretext = SiameseDETR | UPDETR | DETReg
+
+# (detector, the method's own settings) -> the module that holds the detector.
+PRETEXTS: dict[Method, Callable[[Detector, Any], Pretext]] = {
+    "siamese": SiameseDETR,
+    "updetr": UPDETR,
+    "detreg": DETReg,
+}

@@ -1,4 +1,4 @@
-"""What pretext methods share: a frozen teacher, features of regions and crops, and queries that know a region.
+"""What pretext methods share: a frozen teacher, features of regions and crops, queries that know a region, matched losses.
 
 Letters in shapes: B images, P regions, Q queries, D width, F feature channels, h and w cells of the feature map.
 """
@@ -6,25 +6,27 @@ Letters in shapes: B images, P regions, Q queries, D width, F feature channels, 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torchvision.ops import roi_align
 
-from siamdetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from siamdetr.config import DetectorSettings
-from siamdetr.data.targets import Targets
+from siamdetr.boxes import cxcywh_to_xyxy, elementwise_iou, xyxy_to_cxcywh
+from siamdetr.config import Classifier, DetectorSettings, LossSettings
+from siamdetr.data.targets import Targets, region_targets
+from siamdetr.losses import DetectionCriterion
+from siamdetr.matcher import Matches
 from siamdetr.models.backbone import Backbone, fold_batchnorm
+from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.pyramid import Maps, as_levels
 from siamdetr.models.structures import Memory, Queries
 
 POOLED_LEVELS = 3  # of the memory, for the global loss
 POOLED_CELLS = 7  # RoIAlign grid, whose mean is the region's feature
 
-# The class head of pretraining has three logits: class 0 never occurs, 1 is "an object", 2 is "no object".
-PRETEXT_CLASSES = 2
-OBJECT_LABEL = 1
+PRETEXT_CLASSES = 2  # nothing, object; with softmax the head has a third logit, no object
 
 
 class FrozenTeacher:
@@ -39,14 +41,22 @@ class FrozenTeacher:
         self.folded: Backbone | None = None
         self.folded_from: tuple[object, ...] = ()
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Maps:
         """[B, 3, H, W] normalised images -> [B, F, h, w] features, of each level (in half precision under autocast)."""
+        return self._run(images, lambda network, x: network(x))
+
+    def stride8(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] normalised images -> [B, F, h, w], the map of stride 8 (`Backbone.stride8`)."""
+        features = self._run(images, Backbone.stride8)
+        assert isinstance(features, Tensor)
+        return features
+
+    @torch.no_grad()
+    def _run(self, images: Tensor, forward: Callable[[Backbone, Tensor], Maps]) -> Maps:
         device = images.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
         with torch.autocast(device, enabled=False):
-            features: Maps = self._network(dtype)(images.to(dtype, memory_format=torch.channels_last))
-        return features
+            return forward(self._network(dtype), images.to(dtype, memory_format=torch.channels_last))
 
     def _network(self, dtype: torch.dtype) -> Backbone:
         tensors = (*self.backbone.parameters(), *self.backbone.buffers())
@@ -57,9 +67,12 @@ class FrozenTeacher:
         return self.folded
 
 
-def pretext_settings(settings: DetectorSettings) -> DetectorSettings:
-    """The same detector with the class head of pretraining: softmax over nothing, object, no object."""
-    return settings.model_copy(update={"num_classes": PRETEXT_CLASSES, "classifier": "softmax"})
+def pretext_settings(settings: DetectorSettings, classifier: Classifier = "softmax") -> DetectorSettings:
+    """The same detector with the class head of pretraining: softmax over nothing, object, no object.
+
+    With `focal` (official DETReg over Deformable DETR) "no object" is no class of its own.
+    """
+    return settings.model_copy(update={"num_classes": PRETEXT_CLASSES, "classifier": classifier})
 
 
 def check_detector(settings: DetectorSettings, num_regions: int, *, where: str) -> None:
@@ -82,9 +95,7 @@ def check_detector(settings: DetectorSettings, num_regions: int, *, where: str) 
 
 def object_targets(boxes: Tensor) -> Targets:
     """[B, P, 4] regions as detection targets, all labelled "an object"."""
-    images, regions = boxes.shape[:2]
-    labels = torch.full((images * regions,), OBJECT_LABEL, device=boxes.device)
-    return Targets(boxes.flatten(0, 1), labels, (regions,) * images)
+    return region_targets(boxes.flatten(0, 1), [boxes.shape[1]] * len(boxes))
 
 
 def jitter_boxes(boxes: Tensor, amount: float, generator: Generator | None = None) -> Tensor:
@@ -133,23 +144,28 @@ def _level_features(features: Tensor, boxes: Tensor, sizes: Tensor, stride: int)
     return cells.mean((2, 3)).view(images, regions, -1)
 
 
-def crop_features(teacher: FrozenTeacher, crops: Tensor, at_once: int | None = None) -> Tensor:
+def crop_features(teacher: Callable[[Tensor], Maps], crops: Tensor, at_once: int | None = None) -> Tensor:
     """Mean feature of each crop; those of several levels side by side.
 
     Args:
-        teacher: the frozen backbone.
-        crops: [B, P, 3, C, C], normalised.
+        teacher: the frozen backbone, or its `stride8`.
+        crops: [..., 3, C, C], normalised, at least one.
         at_once: crops in one forward pass, which bounds the memory; None: all.
     Returns:
-        [B, P, F] float32.
+        [..., F] float32.
     """
-    flat = crops.flatten(0, 1)
+    flat = crops.flatten(0, -4)
     parts = flat.chunk(-(-len(flat) // (at_once or len(flat))))  # of one size, none above `at_once`
     means = [
         torch.cat([level.float().mean((2, 3)) for level in as_levels(teacher(part))], dim=-1)  # [crops, F]
         for part in parts
     ]
-    return torch.cat(means).view(*crops.shape[:2], -1)
+    return torch.cat(means).view(*crops.shape[:-3], -1)
+
+
+def crops_at_once(images: Tensor, crops: Tensor) -> int:
+    """How many crops have as many pixels as the images, so that the crops do not set the peak of memory."""
+    return max(1, images[:, 0].numel() // (crops.shape[-1] * crops.shape[-2]))
 
 
 def condition_queries(queries: Queries, regions: Tensor) -> Queries:
@@ -167,6 +183,61 @@ def condition_queries(queries: Queries, regions: Tensor) -> Queries:
         reserved = queries.content.shape[-1] - regions.shape[-1]
         return dataclasses.replace(queries, content=queries.content + F.pad(repeated, (0, reserved)))
     return dataclasses.replace(queries, position=queries.position + repeated)
+
+
+def group_mask(num_queries: int, num_groups: int, device: torch.device) -> Tensor:
+    """[Q, Q] bool, True = row must not look at column: queries of one region see each other and nobody else.
+
+    `num_groups` divides `num_queries`; the groups are those of `condition_queries`.
+    """
+    group = torch.arange(num_queries, device=device) // (num_queries // num_groups)
+    return group[:, None] != group
+
+
+def pretext_criterion(detector: Detector, losses: LossSettings) -> DetectionCriterion:
+    """The matched class and box losses of a detector with the class head of pretraining."""
+    settings = detector.settings
+    return DetectionCriterion(
+        losses,
+        settings.classifier,
+        settings.num_classes,
+        num_layers=settings.decoder_layers,
+        proposals=settings.two_stage,
+    )
+
+
+def matched_feature_loss(head: nn.Module, wanted: Tensor, outputs: Outputs, matches: Matches) -> Tensor:
+    """What the matched queries say of their regions' features, in every layer.
+
+    Args:
+        head: [K, D] decoder output of a matched query -> [K, F] feature.
+        wanted: [M, F] features, in the order of the targets.
+        outputs: predictions of L layers.
+        matches: of the outputs.
+    Returns:
+        [L] squared distance of the unit vectors, summed over the matches and divided by M.
+    """
+    matched = outputs.hidden[matches.layer, matches.image, matches.query]  # [K, D]
+    distance = cosine_distance(head(matched), wanted[matches.target])
+    return distance.view(len(outputs.hidden), -1).sum(1) / max(1, len(wanted))
+
+
+@torch.no_grad()
+def match_monitors(outputs: Outputs, targets: Targets, matches: Matches) -> dict[str, Tensor]:
+    """Scalars to watch, of the last layer.
+
+    `monitor_matched_iou`: mean overlap of matched predictions and targets, 0 without targets. `monitor_query_std`: how much the
+    decoder's outputs for the same query differ between images (needs two); 0 = every image answers alike, a collapse.
+    """
+    last = len(outputs.boxes) - 1
+    per_layer = len(matches.query) // len(outputs.boxes)
+    image, query, target = (index[last * per_layer :] for index in (matches.image, matches.query, matches.target))
+    monitors: dict[str, Tensor] = {}
+    if outputs.hidden.shape[1] > 1:
+        monitors["monitor_query_std"] = outputs.hidden[last].float().std(0, correction=0).mean()
+    found, wanted = outputs.boxes[last, image, query].float(), targets.boxes[target].float()
+    overlaps = elementwise_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted))
+    return monitors | {"monitor_matched_iou": overlaps.sum() / max(1, len(overlaps))}
 
 
 def pool_memory(memory: Memory) -> Tensor:

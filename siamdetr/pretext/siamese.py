@@ -14,11 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from siamdetr.boxes import cxcywh_to_xyxy, elementwise_iou
 from siamdetr.config import SiameseSettings
-from siamdetr.data.targets import Targets, ViewBatch
-from siamdetr.losses import DetectionCriterion, layer_weights, name_layers
-from siamdetr.matcher import Matches
+from siamdetr.data.targets import ViewBatch
+from siamdetr.losses import layer_weights, name_layers
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.pretext.common import (
@@ -28,9 +26,13 @@ from siamdetr.pretext.common import (
     condition_queries,
     cosine_distance,
     crop_features,
+    crops_at_once,
     jitter_boxes,
+    match_monitors,
+    matched_feature_loss,
     object_targets,
     pool_memory,
+    pretext_criterion,
     region_features,
 )
 
@@ -89,14 +91,7 @@ class SiameseDETR(nn.Module):
         self.global_head = (
             GlobalHead(min(detector.settings.levels, POOLED_LEVELS) * dim, dim) if settings.weight_global else None
         )
-        layers = detector.settings.decoder_layers
-        self.criterion = DetectionCriterion(
-            settings.losses,
-            "softmax",
-            detector.settings.num_classes,
-            num_layers=layers,
-            proposals=detector.settings.two_stage,
-        )
+        self.criterion = pretext_criterion(detector, settings.losses)
         self.teacher = FrozenTeacher(detector.backbone)
         self.train(self.training)
 
@@ -124,9 +119,9 @@ class SiameseDETR(nn.Module):
             generator: of the box jitter, on the device of the batch; None: torch's own.
         Returns:
             Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`,
-            `loss_region`; once: `loss_global`. Detached: the criterion's `class_error`, `cardinality_error`; against collapse:
-            `monitor_query_std` (of decoder outputs over the batch: 0 = every image answers alike), `monitor_view_cosine` (of
-            the two views' mean memory), `monitor_matched_iou` (last layer).
+            `loss_region`; once: `loss_global`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
+            `monitor_matched_iou` (`match_monitors`), `monitor_view_cosine` and `monitor_image_cosine` (of the mean memories of
+            two views of an image, and of two images: 1 = the encoder tells no images apart).
         Raises:
             ValueError: the batch has another number of regions, or the global loss has a batch of one image.
             FloatingPointError: a prediction is not finite.
@@ -138,11 +133,13 @@ class SiameseDETR(nn.Module):
         targets = object_targets(batch.boxes)
         losses, matches = self.criterion.losses_and_matches(outputs, targets, float(len(targets.labels)))
         if wanted is not None:
-            losses |= name_layers({"loss_region": self._region_loss(wanted, outputs, matches)})
+            assert self.feature_head is not None
+            of_regions = matched_feature_loss(self.feature_head, wanted, outputs, matches)
+            losses |= name_layers({"loss_region": of_regions})
         view, other = pooled.chunk(2)
         if self.global_head is not None:
             losses["loss_global"] = self.global_head(view, other)
-        return losses | _monitors(outputs, pooled, targets, matches)
+        return losses | match_monitors(outputs, targets, matches) | _encoder_monitors(view.detach(), other.detach())
 
     def predict(self, batch: ViewBatch, generator: Generator | None = None) -> tuple[Outputs, Tensor]:
         """Cross-view decoding in one pass.
@@ -169,15 +166,8 @@ class SiameseDETR(nn.Module):
 
         No more pixels at once than the views have, so that the crops do not set the peak of memory.
         """
-        at_once = max(1, batch.images[:, 0].numel() // batch.crops[0, 0, 0].numel())
+        at_once = crops_at_once(batch.images, batch.crops)
         return swap_views(crop_features(self.teacher, batch.crops, at_once)).flatten(0, 1)
-
-    def _region_loss(self, wanted: Tensor, outputs: Outputs, matches: Matches) -> Tensor:
-        """[L]: each matched query against the crop of its own region, in the view the query came from."""
-        assert self.feature_head is not None
-        matched = outputs.hidden[matches.layer, matches.image, matches.query]  # [K, D]
-        distance = cosine_distance(self.feature_head(matched), wanted[matches.target])
-        return distance.view(len(outputs.hidden), -1).sum(1) / len(wanted)
 
     def _check(self, batch: ViewBatch) -> None:
         regions = batch.boxes.shape[1]
@@ -188,20 +178,14 @@ class SiameseDETR(nn.Module):
             )
 
 
+def _encoder_monitors(view: Tensor, other: Tensor) -> dict[str, Tensor]:
+    """Cosines of mean memories [B, D] between the views of an image, and between neighbouring images of the batch (needs two)."""
+    monitors = {"monitor_view_cosine": F.cosine_similarity(view, other).mean()}
+    if len(view) > 1:
+        monitors["monitor_image_cosine"] = F.cosine_similarity(view, view.roll(1, 0)).mean()
+    return monitors
+
+
 def swap_views(x: Tensor) -> Tensor:
     """[2B, ...] of view 1 then view 2 -> view 2 then view 1."""
     return torch.cat(x.chunk(2)[::-1])
-
-
-@torch.no_grad()
-def _monitors(outputs: Outputs, pooled: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
-    last = len(outputs.boxes) - 1
-    per_layer = len(matches.query) // len(outputs.boxes)
-    image, query, target = (index[last * per_layer :] for index in (matches.image, matches.query, matches.target))
-    found, wanted = outputs.boxes[last, image, query].float(), targets.boxes[target].float()
-    view, other = pooled.chunk(2)
-    return {
-        "monitor_query_std": outputs.hidden[last].float().std(0, correction=0).mean(),
-        "monitor_view_cosine": F.cosine_similarity(view, other).mean(),
-        "monitor_matched_iou": elementwise_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted)).mean(),
-    }

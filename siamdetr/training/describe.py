@@ -88,4 +88,4 @@ def _proposals(path: Path) -> dict[str, Any]:
 
 
 def _stage(settings: dict[str, Any]) -> str:
-    return "pretraining" if "pretext" in settings else "finetuning"
+    return f"pretraining ({settings['method']})" if "method" in settings else "finetuning"

@@ -1,4 +1,4 @@
-"""Self-supervised training: two views → pretext losses → weighted sum."""
+"""Self-supervised training: images without labels → losses of a pretext → weighted sum."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from siamdetr.data.targets import ViewBatch, normalize
+from siamdetr.data.targets import OBJECT_LABEL, RegionBatch, ViewBatch, normalize
 from siamdetr.losses import weighted_sum
 from siamdetr.models.denoising import DenoisingQueries
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.preprocessing import PreprocessingSpec
-from siamdetr.pretext import PRETEXTS
-from siamdetr.pretext.common import OBJECT_LABEL
+from siamdetr.pretext import PRETEXTS, Pretext
 from siamdetr.training.module import StepModule
 from siamdetr.training.settings import PretrainSettings
+
+PretextBatch = ViewBatch | RegionBatch
 
 
 class PretrainModule(StepModule):
@@ -27,15 +28,15 @@ class PretrainModule(StepModule):
     ) -> None:
         super().__init__(settings, total_steps)
         self.preprocessing = preprocessing
-        self.pretext = PRETEXTS[settings.pretext](detector, settings.siamese)
+        self.pretext: Pretext = PRETEXTS[settings.method](detector, settings.of_method)
 
     @property
     def detector(self) -> Detector:  # type: ignore[override]
         """The detector that is pretrained."""
         return self.pretext.detector
 
-    def training_step(self, batch: ViewBatch, batch_idx: int) -> Tensor:
-        """The weighted loss of one batch of view pairs, scalar."""
+    def training_step(self, batch: PretextBatch, batch_idx: int) -> Tensor:
+        """The weighted loss of one batch, scalar."""
         self.seed_step(batch_idx)
         batch = normalize(batch, self.preprocessing.mean, self.preprocessing.std)
         images = self.image_ids_of(self.batch_number(batch_idx))
@@ -45,7 +46,7 @@ class PretrainModule(StepModule):
         self.remember(images, {"loss": total, **figures})
         return total
 
-    def transfer_batch_to_device(self, batch: ViewBatch, device: torch.device, dataloader_idx: int) -> ViewBatch:
+    def transfer_batch_to_device(self, batch: PretextBatch, device: torch.device, dataloader_idx: int) -> PretextBatch:
         """uint8 to the device, without waiting where the memory is pinned."""
         return batch.to(device, non_blocking=True)
 
@@ -54,13 +55,15 @@ def class_agnostic(detector: Detector) -> Detector:
     """A copy of a pretrained detector as a detector of one class, "object".
 
     The pretext's class head has three logits (nothing, object, no object), of which the first never is the answer; the copy
-    keeps the other two, so that a pretrained model predicts, is scored and exported like any other.
+    keeps the other two, or with focal loss, where "no object" has none, the one of "object", so that a pretrained model
+    predicts, is scored and exported like any other.
     Of a two-stage detector's proposals all objects are class 0: there the last of the three takes the second place.
     """
     copied = copy.deepcopy(detector)
-    kept = [(OBJECT_LABEL, OBJECT_LABEL + 1)] * len(each_head(detector.class_head))
+    no_object = (detector.settings.num_classes,) if detector.settings.classifier == "softmax" else ()
+    kept = [(OBJECT_LABEL, *no_object)] * len(each_head(detector.class_head))
     if detector.settings.two_stage:
-        kept[-1] = (0, OBJECT_LABEL + 1)
+        kept[-1] = (0, *no_object)
     for head, rows in zip(each_head(copied.class_head), kept, strict=True):
         assert isinstance(head, nn.Linear)
         head.weight = nn.Parameter(head.weight.detach()[list(rows)])

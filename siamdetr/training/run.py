@@ -8,26 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siamdetr.checkpoint import ModelMetadata, find_model_file
-from siamdetr.data.dataset import DetectionDataset, SiameseDataset, collate_detection, collate_views
+from siamdetr.data.dataset import DetectionDataset, collate_detection
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.proposal_methods import Recipe
-from siamdetr.data.proposals import ProposalStore, compute_proposals, open_proposals
 from siamdetr.data.transforms import FinetuneTransform
 from siamdetr.evaluation.classes import OBJECT
 from siamdetr.evaluation.coco import DetectionMetrics, evaluate
 from siamdetr.models.detector import Detector
 from siamdetr.preprocessing import PreprocessingSpec
-from siamdetr.pretext.common import pretext_settings
 from siamdetr.report import write_report
+from siamdetr.training.diagnostics import Diagnostics
 from siamdetr.training.ema import WeightAverage
 from siamdetr.training.evaluator import Evaluator, scores
 from siamdetr.training.finetune_module import FinetuneModule
 from siamdetr.training.finetune_setup import fill_backbone, first_batch, resolved, start
-from siamdetr.training.folders import RunFolder, choose_folder, process_rank
+from siamdetr.training.folders import choose_folder, process_rank
 from siamdetr.training.module import StepModule
 from siamdetr.training.optim import freeze
 from siamdetr.training.pictures import save_pictures
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
+from siamdetr.training.pretrain_setup import fill_pretext, pretraining_data, pretraining_detector, stored_proposals
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
 from siamdetr.training.session import (
     Session,
@@ -83,30 +82,35 @@ def pretrain(
     sink = progress or Silent()
     _log.info("Self-supervised pretraining: no labels are used. To train on labels: siamdetr finetune")
     with SignalWatch() as watch:
-        settings = settings.model_copy(update={"detector": pretext_settings(settings.detector)})
+        settings = settings.model_copy(update={"detector": pretraining_detector(settings)})
         run = choose_folder(settings, resume)
         index = open_unlabelled(settings.data, as_callback(sink, "read", watch.raise_if_received))
         begin(settings, run)
         with first_process_first(settings):
-            proposals = _proposals(settings, run, index, sink, watch)
+            poll = as_callback(sink, "proposals", watch.raise_if_received)
+            proposals = stored_proposals(settings, run.path, index, poll)
         length = run_length(settings, len(index))
-        preprocessing = PreprocessingSpec.from_size(settings.siamese.size)
+        preprocessing = PreprocessingSpec.from_size(settings.of_method.size)
+        dataset, collate = pretraining_data(settings, index, proposals)
         seed_weights(settings)
         detector = Detector(settings.detector)
         if run.content is None:
             fill_backbone(detector, settings)
         module = PretrainModule(detector, settings, preprocessing, length.total)
-        what = f"pretext: {settings.pretext} on {', '.join(settings.data.paths)}"
+        if run.content is None:
+            fill_pretext(module.pretext, settings)
+        what = f"pretext: {settings.method} on {', '.join(settings.data.paths)}"
         session = Session(
             module,
-            SiameseDataset(index, proposals, settings.siamese, settings.seed),
+            dataset,
             len(index),
             lambda i: int(index.image_ids[i]),
-            collate_views,
+            collate,
             lambda step: ModelMetadata(
                 class_names=(OBJECT,), preprocessing=preprocessing, lineage=(f"{what}, {step} steps",)
             ),
             WeightAverage(settings.ema) if settings.ema else None,
+            callbacks=(Diagnostics(run.path, dataset, len(index), collate, total_steps=length.total),),
             finished=class_agnostic,
         )
         seconds = train(session, settings, run, watch=watch, progress=sink)
@@ -212,18 +216,3 @@ def _evaluator(
         average=session.average,
         patience=settings.early_stopping,
     )
-
-
-def _proposals(
-    settings: PretrainSettings, run: RunFolder, index: DetectionIndex, sink: ProgressSink, watch: SignalWatch
-) -> ProposalStore | None:
-    """Those that were given; else computed once, and kept beside the run for the next one."""
-    if settings.data.proposals:
-        check = as_callback(sink, "check proposals", watch.raise_if_received)
-        return open_proposals(index, settings.data.proposals, progress=check)
-    method = settings.siamese.proposals
-    if method == "random":
-        return None
-    path = run.path.parent / "proposals" / f"{method}.arrow"
-    callback = as_callback(sink, "proposals", watch.raise_if_received)
-    return compute_proposals(index, path, recipe=Recipe(method), progress=callback)

@@ -13,7 +13,16 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from siamdetr.config import DenoisingSettings, DetectorSettings, LossSettings, Settings, SiameseSettings
+from siamdetr.config import (
+    DenoisingSettings,
+    DetectorSettings,
+    DETRegSettings,
+    LossSettings,
+    Method,
+    Settings,
+    SiameseSettings,
+    UPDETRSettings,
+)
 from siamdetr.presets import preset_values
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -111,9 +120,18 @@ class RunSettings(Settings):
 class PretrainSettings(RunSettings):
     """Self-supervised pretraining: `siamdetr train`, `siamdetr pretrain`."""
 
-    pretext: Literal["siamese"] = "siamese"
+    method: Method = Field("siamese", description="siamese, updetr or detreg; its settings stand under its name")
     siamese: SiameseSettings = SiameseSettings()
+    updetr: UPDETRSettings = UPDETRSettings()
+    detreg: DETRegSettings = DETRegSettings()
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
+
+    @property
+    def of_method(self) -> SiameseSettings | UPDETRSettings | DETRegSettings:
+        """The settings of the method."""
+        if self.method == "siamese":
+            return self.siamese
+        return self.updetr if self.method == "updetr" else self.detreg
 
 
 class FinetuneSettings(RunSettings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -9,15 +10,19 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
+from siamdetr.pretext.collapse import COLLAPSE_REMEDY, collapsed
 from siamdetr.training.module import NonFiniteLossError, StepModule, StepRecord, completed_step, non_finite
 from siamdetr.training.progress import ProgressSink
+
+_log = logging.getLogger(__name__)
 
 
 class StepLog(Callback):
     """Checks every step's losses as soon as they are on the host, logs their mean every `log_every` steps, feeds the bar.
 
     On the CPU a bad loss stops the run at its own step; on a GPU the figures arrive a step or two later, which costs no
-    waiting. `check` waits for all of them, and is called before anything is saved.
+    waiting. `check` waits for all of them, and is called before anything is saved. A monitor that speaks of a collapse is said
+    once a session.
     """
 
     def __init__(self, log_every: int, progress: ProgressSink) -> None:
@@ -27,6 +32,7 @@ class StepLog(Callback):
         self._since_log: list[torch.Tensor] = []  # [len(names)] each
         self._images = 0
         self._last_time = 0.0
+        self._told: set[str] = set()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """The clock starts."""
@@ -113,6 +119,13 @@ class StepLog(Callback):
             logger.log_metrics(figures, step=module.step)
         if trainer.is_global_zero:
             self.progress.update("train", module.step, {"loss": figures["loss"]})
+            self._warn_of_collapse(figures, module.step)
+
+    def _warn_of_collapse(self, figures: dict[str, float], step: int) -> None:
+        for monitor, text in collapsed(figures).items():
+            if monitor not in self._told:
+                self._told.add(monitor)
+                _log.warning("step %d: collapse: %s. %s", step, text, COLLAPSE_REMEDY)
 
 
 def _auxiliary(name: str) -> bool:

@@ -1,0 +1,127 @@
+"""UP-DETR (Dai et al. 2021, arXiv:2011.09094): find in an image the patches that were cut out of it.
+
+Every query is given the frozen backbone's feature of one patch (§3.1); queries of one patch look at each other and not at those of
+another (§3.2, eq. 4), and a share of them is not told its patch, so that boxes are also found without. A matched query must say
+where its box is, that there is an object, and what the patch's feature was (eq. 3).
+
+Ours: the groups of queries are right for any number of patches (the official mask leaves rows empty where there are more patches
+than queries per patch); with several feature levels the patch's features of all levels stand side by side, as in Siamese DETR.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from siamdetr.config import UPDETRSettings
+from siamdetr.data.targets import RegionBatch
+from siamdetr.losses import layer_weights, name_layers
+from siamdetr.models.detector import Detector, Outputs
+from siamdetr.models.heads import MLP
+from siamdetr.pretext.common import (
+    FrozenTeacher,
+    check_detector,
+    condition_queries,
+    crop_features,
+    crops_at_once,
+    group_mask,
+    match_monitors,
+    matched_feature_loss,
+    pretext_criterion,
+)
+
+
+class UPDETR(nn.Module):
+    """The pretext holds the detector that it pretrains; the backbone is the frozen teacher and stays as it is.
+
+    Args:
+        detector: with the class head of pretraining (`pretext_settings`).
+        settings: patches, mask ratio, loss weights. A `weight_feature` of 0 leaves the reconstruction and its head out.
+    Raises:
+        ValueError: another class head, or queries that do not divide among the patches.
+
+    Attributes: `detector`; `region_projection` (patch feature to query), `feature_head` (query to patch feature).
+    """
+
+    def __init__(self, detector: Detector, settings: UPDETRSettings) -> None:
+        super().__init__()
+        check_detector(detector.settings, settings.num_regions, where="UPDETR")
+        self.detector, self.settings = detector, settings
+        dim, channels = detector.settings.dim, sum(detector.backbone.channels)
+        self.region_projection = nn.Linear(channels, detector.region_width)
+        self.feature_head = MLP(dim, dim, channels, num_layers=2) if settings.weight_feature else None
+        self.criterion = pretext_criterion(detector, settings.losses)
+        self.teacher = FrozenTeacher(detector.backbone)
+        self.train(self.training)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss that `forward` returns; whatever else it returns is a monitor."""
+        weights = self.criterion.weights
+        if self.feature_head is not None:
+            weights |= layer_weights({"loss_feature": self.settings.weight_feature}, self.criterion.num_layers)
+        return weights
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module, but the backbone is always in eval mode."""
+        super().train(mode)
+        self.detector.backbone.eval()
+        return self
+
+    def forward(self, batch: RegionBatch, keep: Tensor | None = None) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            batch: normalised float images, `num_regions` patches each.
+            keep: [B, Q] bool, True = the query is told its patch; None: in training drawn with probability 1 - `mask_ratio`, else all.
+        Returns:
+            Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`,
+            `loss_feature`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
+            `monitor_matched_iou` (see `match_monitors`).
+        Raises:
+            ValueError: an image has another number of patches.
+            FloatingPointError: a prediction is not finite.
+        """
+        outputs, patches = self.predict(batch, keep)
+        losses, matches = self.criterion.losses_and_matches(outputs, batch.targets)
+        if self.feature_head is not None:
+            of_patches = matched_feature_loss(self.feature_head, patches, outputs, matches)
+            losses |= name_layers({"loss_feature": of_patches})
+        return losses | match_monitors(outputs, batch.targets, matches)
+
+    def predict(self, batch: RegionBatch, keep: Tensor | None = None) -> tuple[Outputs, Tensor]:
+        """Decode the images with queries that know their patches.
+
+        Args:
+            batch: as in `forward`.
+            keep: as in `forward`.
+        Returns:
+            Outputs for the B images, and [M, F] features of the patches in the order of the targets.
+        """
+        self._check(batch)
+        patches = crop_features(self.teacher, batch.crops, crops_at_once(batch.images, batch.crops))
+        images, regions = len(batch.images), self.settings.num_regions
+        queries = self.detector.queries(images)
+        num_queries, device = queries.content.shape[1], patches.device
+        told = self.region_projection(patches).view(images, regions, -1)
+        told = told.repeat_interleave(num_queries // regions, dim=1)  # [B, Q, D]
+        if keep is None and self.training and self.settings.mask_ratio:
+            keep = torch.rand(images, num_queries, device=device) > self.settings.mask_ratio
+        if keep is not None:
+            told = told * keep[..., None].to(told.dtype)
+        queries = dataclasses.replace(
+            condition_queries(queries, told), attention_mask=group_mask(num_queries, regions, device)
+        )
+        memory = self.detector.encode_features(self.teacher(batch.images), batch.padding)
+        return self.detector.decode(queries, memory), patches
+
+    def _check(self, batch: RegionBatch) -> None:
+        other = [count for count in batch.targets.counts if count != self.settings.num_regions]
+        if other:
+            raise ValueError(
+                f"UPDETR: expected {self.settings.num_regions} patches an image, got {other[0]}; give the data set and the "
+                "pretext the same num_regions"
+            )
