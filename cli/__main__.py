@@ -16,6 +16,7 @@ from siamdetr.cli.predict import predict
 from siamdetr.cli.presets import presets
 from siamdetr.cli.proposals import proposals
 from siamdetr.cli.quickstart import quickstart
+from siamdetr.cli.study import study
 from siamdetr.cli.train import train
 from siamdetr.cli.val import val
 
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "pretrain": train,
     "finetune": finetune,
+    "study": study,
     "val": val,
     "predict": predict,
     "export": export,

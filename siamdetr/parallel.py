@@ -25,19 +25,22 @@ class Engine:
     """Where tasks run.
 
     Attributes:
-        kind: "threads" of this process (for functions that leave Python's lock); "processes", each started afresh (spawn); or "ray".
+        kind: "here", one after the other; "threads" of this process (for functions that leave Python's lock); "processes", started
+            afresh (spawn); or "ray".
         workers: threads or processes; None: one a core. Ray counts for itself.
         address: of the Ray cluster: "auto", "ray://host:port", or "local" to start one on this machine.
         cpus, gpus: what a task occupies on the Ray cluster.
         retries: how often Ray repeats a task whose machine or process died.
+        fresh: "processes": a new one for each task, so that its peak of memory is its own.
     """
 
-    kind: Literal["threads", "processes", "ray"] = "threads"
+    kind: Literal["here", "threads", "processes", "ray"] = "threads"
     workers: int | None = None
     address: str | None = None
     cpus: float = 1
     gpus: float = 0
     retries: int = 2
+    fresh: bool = False
 
     def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Results as they become ready, in any order. A task that raises ends the iteration with its error; the others are called off.
@@ -50,12 +53,13 @@ class Engine:
         """
         if self.kind == "ray":
             return _run_on_ray(function, tasks, self)
+        if self.kind == "here":
+            return map(function, tasks)
         count = self.workers or os.cpu_count() or 1
-        pool = (
-            ThreadPoolExecutor(count)
-            if self.kind == "threads"
-            else ProcessPoolExecutor(count, mp_context=get_context("spawn"))
-        )
+        pool: Executor = ThreadPoolExecutor(count)
+        if self.kind == "processes":
+            once = 1 if self.fresh else None
+            pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), max_tasks_per_child=once)
         return _run_in_pool(pool, function, tasks, window=count * (1 + _WAITING))
 
 

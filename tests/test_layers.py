@@ -30,6 +30,7 @@ CORE_LAYERS = [
     {"official_families"},
     {"detector", "official", "presets", "report"},
     {"training"},
+    {"study"},
 ]
 
 # The single exception: `siamdetr.load` and `siamdetr info` open exported files, lazily, inside a function.

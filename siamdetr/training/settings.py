@@ -192,7 +192,7 @@ def resolve(
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+        raise SettingsError(explain(error)) from None
 
 
 def stage_of(cls: type[RunSettings]) -> Literal["pretrain", "finetune"]:
@@ -285,7 +285,8 @@ def _dotted(values: Mapping[Any, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """What pydantic found wrong, in a line each for people."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
