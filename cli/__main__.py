@@ -16,17 +16,21 @@ from siamdetr.cli.finetune import finetune
 from siamdetr.cli.info import info
 from siamdetr.cli.predict import predict
 from siamdetr.cli.presets import presets
+from siamdetr.cli.proposals import proposals
 from siamdetr.cli.quickstart import quickstart
 from siamdetr.cli.serve import serve
+from siamdetr.cli.study import study
 from siamdetr.cli.train import train
 from siamdetr.cli.val import val
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "doctor": doctor,
+    "proposals": proposals,
     "train": train,
     "pretrain": train,
     "finetune": finetune,
+    "study": study,
     "val": val,
     "predict": predict,
     "demo": demo,

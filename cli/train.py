@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,10 @@ from siamdetr.cli import options
 def train(
     data: options.DataList,
     preset: options.Preset = None,
+    proposals: Annotated[
+        list[Path],
+        typer.Option("--proposals", help="A file that `siamdetr proposals` made; again for each shard."),
+    ] = [],  # noqa: B006 - typer copies it
     method: Annotated[str | None, typer.Option("--method", help="siamese, updetr or detreg.")] = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
@@ -41,6 +46,7 @@ def train(
         "data.format": data_format,
         "data.split": split,
         "data.strict": strict or None,
+        "data.proposals": [str(path) for path in proposals] or None,
         "method": method,
         "steps": steps,
         "epochs": epochs,

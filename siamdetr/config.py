@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Variant = Literal["vanilla", "conditional", "dab", "dn", "deformable", "dab_deformable", "dn_deformable"]
 Classifier = Literal["softmax", "focal"]
 Activation = Literal["relu", "prelu"]
-Proposals = Literal["edgeboxes", "selective-search", "random"]
+Proposals = Literal["edgeboxes", "selective-search", "merged", "random"]
 Augmentation = Literal["none", "flip", "scale", "detr"]
 Method = Literal["siamese", "updetr", "detreg"]
 
@@ -171,7 +171,7 @@ class PretextSettings(Settings):
     )
     crop_size: int = Field(128, ge=16, description="side of the region crops, pixels")
     proposals: Proposals = Field(
-        "edgeboxes", description="of regions; selective-search: a file of them, which data.proposals names"
+        "edgeboxes", description="where regions come from, unless data.proposals names files of them"
     )
     losses: LossSettings = LossSettings(cost_class=1.0, weight_class=1.0)
 

@@ -155,3 +155,40 @@ def test_the_quickstart_writes_over_nothing(tmp_path: Path) -> None:
     assert _free(tmp_path / "quickstart") == tmp_path / "quickstart"
     (tmp_path / "quickstart").mkdir()
     assert _free(tmp_path / "quickstart") == tmp_path / "quickstart-2"
+
+
+def test_proposals_are_computed_scored_and_trained_on(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "proposals.arrow"
+    code, text = run(
+        "proposals", data, "--split", "val", "-o", file, "--score", "--method", "random", "--workers", 1,
+        capsys=capsys, monkeypatch=monkeypatch,
+    )  # fmt: skip
+    assert code == 0, text
+    assert "3 images" in text
+    assert "0 images found boxes only after sharpening, 0 have the centred box" in text
+    assert "average recall, IoU .5:.95" in text
+    code, text = run("info", file, capsys=capsys, monkeypatch=monkeypatch)
+    assert "random draws=100 kept=100" in text
+    code, text = run(
+        "train", "--data", data / "unlabelled", "--proposals", file, "--steps", 1, "-o", tmp_path / "run",
+        capsys=capsys, monkeypatch=monkeypatch,
+    )  # fmt: skip
+    assert code == 1
+    assert "has proposals of 3 images, and none of the 4 images" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give the file to write with -o, or --score"),
+        (["--score", "--method", "edgeboxs"], "expected one of: edgeboxes, selective-search, merged, random"),
+        (["--score", "--method", "objectness-file"], "--boxes FILE and --method objectness-file go together"),
+        (["--score", "--method", "objectness-file", "--boxes", "none.json"], "--boxes none.json: no such file"),
+    ],
+)
+def test_proposals_that_cannot_be_made_say_why(data: Path, arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, ["proposals", str(data), *arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())

@@ -21,7 +21,7 @@ ROOMS = ["siamdetr.cli", "siamdetr.serve", "siamdetr.export", "siamdetr"]
 
 # Inside the core: a module may import the layers at or below its own.
 CORE_LAYERS = [
-    {"config", "boxes", "preprocessing"},
+    {"config", "boxes", "preprocessing", "parallel"},
     {"data"},
     {"models"},
     {"matcher", "losses", "postprocess", "checkpoint"},
@@ -30,6 +30,7 @@ CORE_LAYERS = [
     {"official_families"},
     {"detector", "official", "presets", "report"},
     {"training"},
+    {"study"},
 ]
 
 # The single exception: `siamdetr.load` and `siamdetr info` open exported files, lazily, inside a function.
@@ -49,6 +50,7 @@ LIBRARIES = {
     "typer": "siamdetr.cli",
     "rich": "siamdetr.cli",
     "lightning": "siamdetr.training",
+    "ray": "siamdetr.parallel",
 }
 
 

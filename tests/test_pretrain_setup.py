@@ -40,21 +40,20 @@ def swav(path: Path, channels: int = 512) -> Path:
     return path
 
 
-def test_boxes_of_selective_search_come_from_a_file(tmp_path: Path) -> None:
+def test_boxes_are_those_that_were_given_or_of_the_method_s_own_kind(tmp_path: Path) -> None:
     index = open_dataset(write_data(tmp_path / "data", train=2), split="train")
     wanted = {"detreg": {"proposals": "selective-search"}}
-    with pytest.raises(SettingsError) as caught:
-        stored_proposals(settings(**wanted), tmp_path, index, lambda done, total: None)
-    assert (
-        "detreg.proposals=selective-search needs a file of such boxes: give it with --set data.proposals=FILE"
-        in str(caught.value)
-    )
+    run = tmp_path / "runs" / "detreg"
+    computed = stored_proposals(settings(**wanted), run, index, lambda done, total: None)
+    assert computed is not None
+    assert computed.recipe.startswith("selective-search fast side=128")
+    assert computed.paths == (tmp_path / "runs" / "proposals" / "selective-search.arrow",)
     compute_proposals(index, tmp_path / "boxes.arrow")
-    given = settings(**wanted, data={"paths": ["here"], "proposals": str(tmp_path / "boxes.arrow")})
-    store = stored_proposals(given, tmp_path, index, lambda done, total: None)
+    given = settings(**wanted, data={"paths": ["here"], "proposals": [str(tmp_path / "boxes.arrow")]})
+    store = stored_proposals(given, run, index, lambda done, total: None)
     assert store is not None
-    assert len(store) == 2
-    assert stored_proposals(settings(method="updetr"), tmp_path, index, lambda done, total: None) is None
+    assert store.recipe.startswith("edgeboxes")
+    assert stored_proposals(settings(method="updetr"), run, index, lambda done, total: None) is None
 
 
 def test_the_projection_is_swavs_and_stays_as_it_is(tmp_path: Path) -> None:

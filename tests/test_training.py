@@ -20,6 +20,9 @@ from torch import Tensor
 from training_data import DETECTOR, finetune_settings, pretrain_settings, write_data
 
 from siamdetr.checkpoint import CheckpointError, load_model, read_metadata
+from siamdetr.data.open import open_dataset
+from siamdetr.data.proposal_methods import Recipe
+from siamdetr.data.proposals import compute_proposals
 from siamdetr.losses import DetectionCriterion
 from siamdetr.pretext import PRETEXTS
 from siamdetr.training.checkpoint_io import read_checkpoint
@@ -295,6 +298,22 @@ def test_pretraining_says_what_it_is_and_leaves_a_detector_to_finetune(
     tuned = finetune(finetune_settings(data, tmp_path / "tuned", steps=1, init=str(result.folder), detector={}))
     assert tuned.fresh == ("class_head",)
     assert load_model(tuned.folder)[1].lineage[0] == f"pretext: {method} on {data}, 1 steps"
+
+
+def test_pretraining_uses_stored_proposals_and_says_how_many_are_missing(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = open_dataset(data, split="train")
+    files = [str(tmp_path / f"{i}.arrow") for i in range(2)]
+    for i, file in enumerate(files):
+        compute_proposals(index.subset([2 * i, 2 * i + 1]), file, recipe=Recipe("random"))
+    settings = pretrain_settings(data, tmp_path / "run", steps=1)
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"proposals": tuple(files)})})
+    with caplog.at_level(logging.INFO, logger="siamdetr"):
+        pretrain(settings)
+    assert "4 images are missing (of 8 in" in caplog.text
+    assert "Proposals: 4 images, random draws=100 kept=100" in caplog.text
+    assert not (tmp_path / "proposals").exists()
 
 
 def test_a_pretrained_start_is_taken_over_but_for_the_class_head(

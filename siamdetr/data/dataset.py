@@ -18,8 +18,8 @@ from siamdetr.config import SiameseSettings
 from siamdetr.data.images import UnreadableImageError, content_key, decode_image, read_bytes
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import DataError
+from siamdetr.data.proposal_methods import propose
 from siamdetr.data.proposal_store import ProposalStore
-from siamdetr.data.proposals import propose
 from siamdetr.data.randomness import sample_random
 from siamdetr.data.regions import OneViewSettings, RegionSample, make_regions
 from siamdetr.data.targets import DetectionBatch, RegionBatch, Targets, ViewBatch, region_targets
@@ -152,7 +152,7 @@ class _Unlabelled:
         if self.proposals is None:
             return image, None
         boxes = self.proposals.fractions(content_key(data))
-        return image, propose(image) if boxes is None else boxes
+        return image, propose(image).boxes if boxes is None else boxes
 
 
 class SiameseDataset(Dataset[ViewSample]):

@@ -76,7 +76,15 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 def _proposals(path: Path) -> dict[str, Any]:
     store = ProposalStore.open(path)
-    return {"kind": "stored region proposals for pretraining", "images": len(store), "recipe": store.recipe}
+    sharpened, centred = store.fallback_counts()
+    return {
+        "kind": "stored region proposals for pretraining",
+        "images": len(store),
+        "boxes": store.num_boxes,
+        "recipe": store.recipe,
+        "found only after sharpening": sharpened,
+        "centred box, nothing found": centred,
+    }
 
 
 def _stage(settings: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ from siamdetr.config import DetectorSettings, SiameseSettings
 from siamdetr.data.dataset import RegionDataset, SiameseDataset, collate_regions, collate_views
 from siamdetr.data.files import Progress
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.proposals import ProposalStore, compute_proposals
+from siamdetr.data.proposal_methods import Recipe
+from siamdetr.data.proposals import ProposalStore, compute_proposals, open_proposals
 from siamdetr.pretext import DETReg, Pretext
 from siamdetr.pretext.common import pretext_settings
 from siamdetr.pretext.detreg import load_projection
@@ -38,23 +39,18 @@ def pretraining_data(
 def stored_proposals(
     settings: PretrainSettings, run_folder: Path, index: DetectionIndex, progress: Progress
 ) -> ProposalStore | None:
-    """Computed once, kept beside the run for the next one; None: the method draws random regions.
+    """Those that were given; else computed once, and kept beside the run for the next one. None: the method draws random regions.
 
     Raises:
-        SettingsError: boxes of Selective Search are wanted and there is no file of them.
+        DataError: a given file cannot be used, or was made for other images.
     """
+    if settings.data.proposals:
+        return open_proposals(index, settings.data.proposals, progress=progress)
     kind = settings.of_method.proposals
     if kind == "random":
         return None
-    if kind == "selective-search":
-        if settings.data.proposals is None:
-            raise SettingsError(
-                f"{settings.method}.proposals=selective-search needs a file of such boxes: give it with "
-                f"--set data.proposals=FILE, or take our own with --set {settings.method}.proposals=edgeboxes"
-            )
-        return ProposalStore.open(settings.data.proposals)
-    path = Path(settings.data.proposals or run_folder.parent / "proposals" / "edgeboxes.arrow")
-    return compute_proposals(index, path, progress=progress)
+    path = run_folder.parent / "proposals" / f"{kind}.arrow"
+    return compute_proposals(index, path, recipe=Recipe(kind), progress=progress)
 
 
 def fill_pretext(pretext: Pretext, settings: PretrainSettings) -> None:

@@ -44,7 +44,10 @@ class DataSettings(Settings):
     val_split: str | None = Field(None, description="finetuning: the part to validate on; None: its val part")
     fraction: float = Field(1.0, gt=0, le=1, description="of the labelled images, chosen by `seed`")
     strict: bool = Field(False, description="refuse a data set with problems instead of skipping them")
-    proposals: str | None = Field(None, description="pretraining: file of stored proposals; None: beside the run")
+    proposals: tuple[str, ...] = Field(
+        (),
+        description="pretraining: files of proposals (`siamdetr proposals`), shards included; empty: computed, and kept beside the run",
+    )
 
 
 class ImageSettings(Settings):
@@ -189,7 +192,7 @@ def resolve(
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
+        raise SettingsError(explain(error)) from None
 
 
 def stage_of(cls: type[RunSettings]) -> Literal["pretrain", "finetune"]:
@@ -282,7 +285,8 @@ def _dotted(values: Mapping[Any, Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """What pydantic found wrong, in a line each for people."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))

@@ -1,0 +1,246 @@
+"""`siamdetr study NAME --data DATA`: does pretraining help on these images? A grid of runs that can be stopped and gone on with."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from siamdetr.cli import options
+
+if TYPE_CHECKING:
+    from siamdetr.parallel import Engine
+    from siamdetr.study.runner import Grid
+    from siamdetr.study.settings import StudySettings
+    from siamdetr.study.work import CellOutcome
+
+_FAST: dict[str, Any] = {
+    "fast": True,
+    "fractions": (0.3, 1.0),
+    "seeds": (0, 1),
+    "pretrain_steps": 4,
+    "finetune_steps": 6,
+    "evaluations": 2,
+    "score_limit": 6,
+    "weights": (1.0, 3.0),
+    "view_ious": (0.3, 0.5),
+    "shown": 2,
+    "cost_steps": 8,
+}
+
+
+def study(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="data-efficiency, initialization, sensitivity, ablation, cost, convergence or qualitative."
+        ),
+    ],
+    data: options.DataList,
+    output: options.Output = None,
+    unlabelled: Annotated[
+        list[Path], typer.Option("--unlabelled", help="Images to pretrain on; without: the data's train part.")
+    ] = [],  # noqa: B006 - typer copies it
+    preset: options.Preset = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="Compared with scratch, such as siamese,updetr,detreg.")
+    ] = None,
+    fractions: Annotated[str | None, typer.Option("--fractions", help="Of the labels, such as 0.1,0.3,1.")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Such as 0,1,2.")] = None,
+    pretrain_steps: Annotated[int | None, typer.Option("--pretrain-steps", min=1, help="Of each method.")] = None,
+    finetune_steps: Annotated[
+        int | None, typer.Option("--finetune-steps", min=1, help="For every fraction; without: the preset's epochs.")
+    ] = None,
+    evaluations: Annotated[
+        int | None, typer.Option("--evaluations", min=1, help="Of each finetuning on the val part.")
+    ] = None,
+    imgsz: options.ImageSize = None,
+    batch_size: options.BatchSize = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at the same time, each in its own process.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", metavar="ADDRESS", help="Run cells on a Ray cluster: auto, ray://…, or local."),
+    ] = None,
+    cpus: Annotated[float, typer.Option("--cpus", min=0.1, help="--ray: cores that a cell occupies.")] = 2,
+    gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="--ray: GPUs that a cell occupies, such as 0.5.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the grid and an estimate of the time; run nothing but a few steps.")
+    ] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="The whole path with a tiny detector in minutes, without a claim.")
+    ] = False,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    data_format: options.Format = "auto",
+    split: options.Split = None,
+    val_split: Annotated[
+        str | None, typer.Option("--val-split", help="The part that chooses the best weights.")
+    ] = None,
+    test_split: Annotated[str | None, typer.Option("--test-split", help="The part that is scored.")] = None,
+    both: options.Set = [],  # noqa: B006 - typer copies it
+    pretrain: Annotated[
+        list[str], typer.Option("--pretrain-set", metavar="KEY=VALUE", help="A setting of pretraining only.")
+    ] = [],  # noqa: B006 - typer copies it
+    finetune: Annotated[
+        list[str], typer.Option("--finetune-set", metavar="KEY=VALUE", help="A setting of finetuning only.")
+    ] = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Ask whether pretraining helps on your data: a grid of runs with seeds and intervals, and a report that answers.
+
+    Stopped or killed, the same command goes on: finished cells are kept.
+    """
+    from siamdetr.study.runner import open_grid
+
+    values = {
+        "study": name,
+        "data": [str(path.resolve()) for path in data],
+        "unlabelled": [str(path.resolve()) for path in unlabelled],
+        "format": data_format,
+        "split": split,
+        "val_split": val_split,
+        "test_split": test_split,
+        "preset": preset,
+        "methods": _texts(methods),
+        "fractions": _numbers(fractions, "--fractions", float),
+        "seeds": _numbers(seeds, "--seeds", int),
+        "pretrain_steps": pretrain_steps,
+        "finetune_steps": finetune_steps,
+        "evaluations": evaluations,
+        "both": [*both, *([] if batch_size is None else [f"batch_size={batch_size}"])],
+        "pretrain": [*pretrain, *(f"{method}.{size}" for size in _size(imgsz) for method in _METHODS)],
+        "finetune": [*finetune, *(f"images.{size}" for size in _size(imgsz))],
+    }
+    given = {key: value for key, value in values.items() if value is not None}
+    settings = _settings((_FAST if fast else {}) | given)
+    folder = output or Path("runs") / f"study-{name}"
+    logging.getLogger("siamdetr.training").setLevel(logging.WARNING)
+    grid = open_grid(settings, folder, write=not dry_run)
+    if dry_run:
+        _show_plan(grid, device, jobs)
+        return
+    _run(grid, _engine(settings, jobs, ray, cpus, gpus), device, jobs)
+
+
+_METHODS = ("siamese", "updetr", "detreg")
+
+
+def _size(imgsz: str | None) -> list[str]:
+    """--imgsz as the settings' own text, "size=640" or "size=[480, 640]"; empty where it was not given."""
+    size = options.image_size(imgsz)
+    return [] if size is None else [f"size={list(size) if isinstance(size, tuple) else size}"]
+
+
+def _texts(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> list[int | float] | None:
+    try:
+        return None if text is None else [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{flag} got '{text}', expected numbers with commas between them") from None
+
+
+def _settings(values: dict[str, Any]) -> StudySettings:
+    from pydantic import ValidationError
+
+    from siamdetr.study.runner import StudyError
+    from siamdetr.study.settings import StudySettings
+    from siamdetr.training.settings import explain
+
+    try:
+        return StudySettings.model_validate(values)
+    except ValidationError as error:
+        raise StudyError(explain(error)) from None
+
+
+def _engine(settings: StudySettings, jobs: int, ray: str | None, cpus: float, gpus: float) -> Engine:
+    from siamdetr.parallel import Engine
+
+    if ray is not None:
+        return Engine("ray", jobs if jobs > 1 else None, ray, cpus=cpus, gpus=gpus)
+    if settings.study == "cost":  # one after the other, each with a peak of memory of its own
+        return Engine("processes", 1, fresh=True)
+    return Engine("processes", jobs) if jobs > 1 else Engine("here")
+
+
+def _run(grid: Grid, engine: Engine, device: str, jobs: int) -> None:
+    from siamdetr.cli.console import console
+    from siamdetr.study.report import write_study_report
+    from siamdetr.study.runner import run_grid
+    from siamdetr.study.tables import answer
+
+    failed: list[CellOutcome] = []
+    stopped: list[CellOutcome] = []
+
+    def told(outcome: CellOutcome) -> None:
+        (stopped if outcome.interrupted else failed if outcome.result is None else []).append(outcome)
+        console.print(f"  {_line(outcome)}", markup=False, soft_wrap=True)
+
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    console.print(f"{len(grid.cells)} cells, {len(grid.results)} finished already; {grid.folder}")
+    with _cells_bar() as progress:
+        grid = run_grid(grid, engine=engine, device=device, threads=threads, progress=progress, told=told)
+    report = write_study_report(grid)
+    console.print(f"\n{answer(grid)}", markup=False, soft_wrap=True)
+    console.print(
+        f"Open [bold]{report}[/]; figures in {report.parent / 'study.csv'}, plots in {report.parent / 'plots'}"
+    )
+    if stopped:
+        console.print("Stopped; the same command goes on.")
+        raise typer.Exit(130)
+    if failed:
+        console.print(
+            f"[bold red]{len(failed)} cells failed[/]; the report says why, the same command tries them again"
+        )
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _cells_bar() -> Iterator[Any]:
+    from siamdetr.cli.console import progress
+
+    with progress("cells") as update:
+        yield update
+
+
+def _line(outcome: CellOutcome) -> str:
+    result = outcome.result
+    if result is None:
+        return f"{outcome.cell.key}: {'stopped' if outcome.interrupted else 'FAILED'}: {outcome.error}"
+    shown = {"ap": "AP", "ap50": "AP50", "ar100": "AR@100", "loss": "loss", "seconds_per_step": "s/step"}
+    figures = ", ".join(f"{label} {result.metrics[key]:.3g}" for key, label in shown.items() if key in result.metrics)
+    return f"{outcome.cell.key}: {figures or 'done'} ({result.seconds:.0f} s)"
+
+
+def _show_plan(grid: Grid, device: str, jobs: int) -> None:
+    from rich.table import Table
+
+    from siamdetr.cli.console import console
+    from siamdetr.study.estimate import estimate
+
+    found = estimate(grid, device=device, told=console.print)
+    table = Table("cell", "state", "estimate", box=None)
+    for cell in grid.cells:
+        if cell in grid.results:
+            table.add_row(cell.key, "finished", f"took {_time(grid.results[cell].seconds)}")
+        else:
+            one = found[cell]
+            table.add_row(cell.key, "to do", "–" if one.seconds is None else f"{_time(one.seconds)} ({one.source})")
+    console.print(table)
+    total = sum(one.seconds or 0 for one in found.values())
+    console.print(
+        f"\n{len(grid.cells)} cells, {len(grid.results)} finished. The rest takes about {_time(total / jobs)} with {jobs} at a time on "
+        "this machine, if as many fit; evaluations are counted only where finished cells show them.",
+        soft_wrap=True,
+    )
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,117 @@
+"""Which cells a study has. Every comparison has its scratch beside it, on the same splits and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from siamdetr.study.cells import SCRATCH, Cell
+from siamdetr.study.settings import StudyName, StudySettings, pretrain_settings
+
+Variation = tuple[tuple[str, str], ...]
+
+
+def plan(study: StudySettings) -> list[Cell]:
+    """All cells of a study, in the order of work: what others start from comes first, and small fractions before large ones."""
+    wanted = list(_GRIDS[study.study](study))
+    sources = [cell.source for cell in wanted if cell.source is not None]
+    return list(dict.fromkeys([*sources, *wanted]))
+
+
+def ablation_variations(study: StudySettings) -> dict[str, dict[str, Variation]]:
+    """What is varied -> label -> variation of the pretraining; the preset's own value is no variation, and so one cell for all."""
+    switches = {"both": ("1", "1"), "region only": ("0", "1"), "global only": ("1", "0"), "boxes only": ("0", "0")}
+    base = _own(study)
+    weights = tuple(base[name] if base[name] != "0" else "1" for name in ("weight_global", "weight_region"))
+    return {
+        "proposals": {name: _vary(study, proposals=name) for name in ("edgeboxes", "random")},
+        "view IoU": {f"{iou:g}": _vary(study, view_iou=f"{iou:g}") for iou in sorted(study.view_ious)},
+        "losses": {
+            label: _vary(
+                study,
+                weight_global=weights[0] if on[0] == "1" else "0",
+                weight_region=weights[1] if on[1] == "1" else "0",
+            )
+            for label, on in switches.items()
+        },
+    }
+
+
+def sensitivity_variations(study: StudySettings) -> dict[tuple[float, float], Variation]:
+    """(λ_global, λ_region) -> variation."""
+    return {
+        (glob, region): _vary(study, weight_global=f"{glob:g}", weight_region=f"{region:g}")
+        for glob in sorted(study.weights)
+        for region in sorted(study.weights)
+    }
+
+
+def _data_efficiency(study: StudySettings) -> Iterable[Cell]:
+    for fraction in sorted(study.fractions):
+        for seed in study.seeds:
+            for init in (SCRATCH, *study.methods):
+                yield Cell("finetune", init, seed, fraction)
+
+
+def _initialization(study: StudySettings) -> Iterable[Cell]:
+    for init in (SCRATCH, *study.methods):
+        yield Cell("agnostic", init)
+    for seed in study.seeds:
+        for init in (SCRATCH, *study.methods):
+            yield Cell("finetune", init, seed, max(study.fractions), "body")
+
+
+def _sensitivity(study: StudySettings) -> Iterable[Cell]:
+    return _scratch_and(study, sensitivity_variations(study).values())
+
+
+def _ablation(study: StudySettings) -> Iterable[Cell]:
+    return _scratch_and(study, (one for group in ablation_variations(study).values() for one in group.values()))
+
+
+def _cost(study: StudySettings) -> Iterable[Cell]:
+    return (Cell("cost", method) for method in study.methods)
+
+
+def _convergence(study: StudySettings) -> Iterable[Cell]:
+    fraction = max(study.fractions)
+    return (Cell("finetune", init, seed, fraction) for seed in study.seeds for init in (SCRATCH, *study.methods))
+
+
+def _qualitative(study: StudySettings) -> Iterable[Cell]:
+    return (Cell("qualitative", method) for method in study.methods)
+
+
+def _scratch_and(study: StudySettings, variations: Iterable[Variation]) -> Iterable[Cell]:
+    """Finetuning on the smallest fraction: from scratch, and from Siamese pretraining in each variation."""
+    fraction = min(study.fractions)
+    yield from (Cell("finetune", SCRATCH, seed, fraction) for seed in study.seeds)
+    for variation in variations:
+        yield from (Cell("finetune", "siamese", seed, fraction, variation=variation) for seed in study.seeds)
+
+
+def _vary(study: StudySettings, **values: str) -> Variation:
+    own = _own(study)
+    return tuple((f"siamese.{name}", value) for name, value in values.items() if own[name] != value)
+
+
+def _own(study: StudySettings) -> dict[str, str]:
+    """The preset's own values of what is varied."""
+    siamese = pretrain_settings(study, Cell("pretrain", "siamese"), Path("unused")).siamese
+    return {
+        "proposals": siamese.proposals,
+        "view_iou": f"{siamese.view_iou:g}",
+        "weight_global": f"{siamese.weight_global:g}",
+        "weight_region": f"{siamese.weight_region:g}",
+    }
+
+
+_GRIDS: dict[StudyName, Callable[[StudySettings], Iterable[Cell]]] = {
+    "data-efficiency": _data_efficiency,
+    "initialization": _initialization,
+    "sensitivity": _sensitivity,
+    "ablation": _ablation,
+    "cost": _cost,
+    "convergence": _convergence,
+    "qualitative": _qualitative,
+}
