@@ -100,7 +100,8 @@ def takes_blocked_layout(backbone: Backbone, images: Tensor, dtype: torch.dtype)
     nothing, and timm models pad by hand, which that layout does not know.
     """
     wanted = backbone.name in ("resnet50", "resnet101") and dtype == torch.float32
-    return wanted and images.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    has_onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return wanted and images.device.type == "cpu" and has_onednn
 
 
 def _resnet(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
