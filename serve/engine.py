@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from siamdetr.evaluation.predictor import Predictor, ScoredBoxes, select
-from siamdetr.preprocessing import Prepared, Sample, resized_size, stack
+from siamdetr.preprocessing import Prepared, resized_size, stack
 from siamdetr.serve.batcher import Batcher
 from siamdetr.serve.form import File
 from siamdetr.serve.image_gate import prepare
@@ -126,14 +126,17 @@ class Engine:
 
     async def _detect_one(self, file: File, name: str, threshold: float, max_detections: int) -> dict[str, Any]:
         async with self._decoded:
-            sample = await self.in_thread(lambda: self._prepare(file.data, name))
-            scored = await self._batcher.run(stack([sample], self.model.preprocessing))
+            batch = await self.in_thread(lambda: self._prepare(file.data, name))
+            scored = await self._batcher.run(batch)
+        height, width = batch.original_sizes[0].tolist()
         with self._metrics.timed("post"):
-            return self._answer(scored, sample[1], threshold, max_detections)
+            return self._answer(scored, (height, width), threshold, max_detections)
 
-    def _prepare(self, data: bytes, name: str) -> Sample:
+    def _prepare(self, data: bytes, name: str) -> Prepared:
+        """A batch of one."""
+        spec = self.model.preprocessing
         with self._metrics.timed("decode"):
-            return prepare(data, self.model.preprocessing, self.settings.limits, name=name)
+            return stack([prepare(data, spec, self.settings.limits, name=name)], spec)
 
     def _answer(
         self, scored: ScoredBoxes, size: tuple[int, int], threshold: float, max_detections: int
