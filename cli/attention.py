@@ -37,8 +37,8 @@ def attention(
     from siamdetr.checkpoint import atomic_write
     from siamdetr.cli.console import console
     from siamdetr.detector import load
+    from siamdetr.evaluation.attention_figure import Wanted, attention_figure
     from siamdetr.preprocessing import load_image
-    from siamdetr.serve.attention_view import Wanted, attention_figure
     from siamdetr.serve.inspecting import inspect_image
 
     opened, picture = load(model, device=device), load_image(image)

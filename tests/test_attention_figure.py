@@ -11,9 +11,9 @@ from test_detector_face import NAMES, tiny_model
 from typer.testing import CliRunner
 
 from siamdetr.cli.__main__ import app
+from siamdetr.evaluation.attention_figure import Wanted, attention_figure, best_boxes, chosen_map, heat
 from siamdetr.evaluation.inspection import Look, RecordedInspection
 from siamdetr.evaluation.predictor import ScoredBoxes
-from siamdetr.serve.attention_view import Wanted, attention_figure, best_boxes, chosen_map, heat
 
 
 @pytest.fixture(scope="module")
