@@ -90,7 +90,7 @@ def quickstart(
         exported = _export(runs["finetuned"].folder, output / "export", truth)
     with step.say("Write the report", "seconds"):
         folders = {name: run.folder for name, run in runs.items()}
-        report = write_quickstart_report(output, pretrained.folder, folders, scores, exported, truth)
+        report = write_quickstart_report(output, pretrained.folder, folders, scores, exported)
     for name, metrics in scores.items():
         console.print(f"  {name:10}  AP {metrics.ap:.3f}   AP50 {metrics.ap50:.3f}   AR@10 {metrics.ar10:.3f}")
     console.print(

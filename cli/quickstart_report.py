@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +9,11 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 if TYPE_CHECKING:
-    from siamdetr.data.index import DetectionIndex
     from siamdetr.evaluation.coco import DetectionMetrics
     from siamdetr.export.onnx import ExportResult
     from siamdetr.report import Curve, Section
 
 NAMES = {"finetuned": "pretrained, then finetuned", "scratch": "from scratch"}
-_PICTURES = 6
-_THRESHOLD = 0.5
 
 
 def write_quickstart_report(
@@ -26,7 +22,6 @@ def write_quickstart_report(
     runs: Mapping[str, Path],
     scores: Mapping[str, DetectionMetrics],
     exported: ExportResult,
-    truth: DetectionIndex,
 ) -> Path:
     """Write `folder`/report.html, which stands alone; returns its path.
 
@@ -36,10 +31,9 @@ def write_quickstart_report(
         runs: run folders by name: "finetuned" and "scratch".
         scores: their figures on the validation images.
         exported: the ONNX export of "finetuned".
-        truth: the validation images.
     """
     from siamdetr.checkpoint import atomic_write
-    from siamdetr.report import Section, curve, curves_svg, page, read_metrics
+    from siamdetr.report import Section, curve, curves_svg, page, picture_sections, read_metrics
 
     rows = {name: read_metrics(run) for name, run in runs.items()}
     before = read_metrics(pretrained)
@@ -50,7 +44,7 @@ def write_quickstart_report(
         Section("Loss of the pretraining", curves_svg([curve(before, "loss", "loss")], y_label="loss")),
         _score_section(scores),
         _export_section(exported),
-        _picture_section(runs["finetuned"], truth),
+        *picture_sections(runs["finetuned"]),
     ]
     text = page("siamdetr quickstart", _lead(scores), sections)
     path = folder / "report.html"
@@ -85,23 +79,6 @@ def _export_section(exported: ExportResult) -> Section:
     ]
     title = f"ONNX file against PyTorch ({exported.num_bytes / 2**20:.1f} MiB)"
     return Section(title, table(header, rows), wide=True)
-
-
-def _picture_section(run: Path, truth: DetectionIndex) -> Section:
-    from siamdetr.detector import SiamDETR
-    from siamdetr.evaluation.drawing import draw_side_by_side, truth_of
-    from siamdetr.report import Section, picture
-
-    model = SiamDETR.load(run)
-    pictures = Markup("")
-    for i in range(min(_PICTURES, len(truth))):
-        found = model.predict(truth.path(i), _THRESHOLD)
-        assert not isinstance(found, list)
-        file = io.BytesIO()
-        draw_side_by_side(truth.path(i), truth_of(truth, i), found, least_side=256).save(file, "JPEG", quality=88)
-        pictures += picture(file.getvalue(), truth.relative_path(i))
-    title = f"Truth (left) and prediction (right), boxes with a score of at least {_THRESHOLD}"
-    return Section(title, Markup("<div class=pictures>{}</div>").format(pictures), wide=True)
 
 
 def _score_section(scores: Mapping[str, DetectionMetrics]) -> Section:

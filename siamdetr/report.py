@@ -28,6 +28,7 @@ REPORT_FILE = "report.html"
 METRICS_FILE = "metrics.csv"
 EVALUATION_FILE = "evaluation.json"  # of the best weights: {"step", "metrics": {name: value}, "per_class": [row, …]}
 PICTURES = "pictures"  # folder of jpg files, truth beside prediction, named by what they show
+ATTENTION = "attention"  # folder of jpg files, the best boxes and where the decoder looked for them
 DIAGNOSTICS = (
     "diagnostics"  # of pretraining: sample-I.jpg, and matched-I-STEP-IOU.jpg of the same images at several steps
 )
@@ -128,7 +129,7 @@ def write_report(run_folder: str | Path) -> Path:
     found = folder / EVALUATION_FILE
     evaluation = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else None
     pictures = [
-        *_picture_sections(folder),
+        *picture_sections(folder),
         *_sample_sections(folder, settings.get("method")),
         *_matched_sections(folder),
     ]
@@ -211,11 +212,19 @@ def _evaluation_sections(evaluation: Mapping[str, Any] | None) -> list[Section]:
     return [scores, Section("Per class", table([_plain(key) for key in header], body))]
 
 
-def _picture_sections(folder: Path) -> list[Section]:
-    files = sorted((folder / PICTURES).glob("*.jpg"))
-    body = Markup("").join(picture(file.read_bytes(), file.stem) for file in files)
-    title = "Truth (left) and prediction (right)"
-    return [Section(title, Markup("<div class=pictures>{}</div>").format(body), wide=True)] if files else []
+def picture_sections(folder: Path) -> list[Section]:
+    """What the best weights of a finetuning run found in a few images, and where the decoder looked."""
+    titles = {
+        PICTURES: "Truth (left) and prediction (right)",
+        ATTENTION: "Where the decoder looked for its best boxes, mean over layers and heads",
+    }
+    sections = []
+    for name, title in titles.items():
+        files = sorted((folder / name).glob("*.jpg"))
+        body = Markup("").join(picture(file.read_bytes(), file.stem) for file in files)
+        if files:
+            sections.append(Section(title, Markup("<div class=pictures>{}</div>").format(body), wide=True))
+    return sections
 
 
 def _sample_sections(folder: Path, method: str | None) -> list[Section]:

@@ -21,14 +21,17 @@ def test_report_of_a_run_folder(tmp_path: Path) -> None:
     rows = [{"name": "<cat>", "num_boxes": 3, "ap": None}]
     evaluation = {"step": 2, "metrics": {"ap": 0.25, "ap50": 0.5}, "per_class": rows}
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "image 7.jpg")
+    for folder, name in (("pictures", "image 7.jpg"), ("attention", "image 8.jpg")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / name)
     text = write_report(tmp_path).read_text()
     assert "Finetuning of vanilla DETR on resnet50, 6+6 layers: 2 steps of 2 on a&lt;b." in text
     assert "The loss went from 5 to 4. Best AP 0.250, AP50 0.500, at step 2." in text
     assert "&lt;cat&gt;" in text
     assert "<cat>" not in text
     assert "image 7" in text
+    assert "Where the decoder looked" in text
+    assert "image 8" in text
     assert text.count("<svg") == 3
     assert not re.search(r'(src|href)="(?!data:|#)', text)  # nothing is fetched from anywhere
 

@@ -110,6 +110,7 @@ def test_finetuning_leaves_a_run_folder(data: Path, tmp_path: Path) -> None:
         "last.safetensors",
         "evaluation.json",
         "pictures",
+        "attention",
         "report.html",
     }
     assert result.model == result.folder / "best.safetensors"

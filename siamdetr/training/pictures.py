@@ -1,4 +1,4 @@
-"""A few pictures for the report: the truth beside what the best weights find."""
+"""A few pictures for the report: the truth beside what the best weights find, and where the decoder looked for it."""
 
 from __future__ import annotations
 
@@ -9,27 +9,36 @@ import numpy as np
 
 from siamdetr.checkpoint import load_model
 from siamdetr.data.index import DetectionIndex
+from siamdetr.evaluation.attention_figure import Wanted, attention_figure
 from siamdetr.evaluation.drawing import draw_side_by_side, truth_of
 from siamdetr.evaluation.predictor import predict
 from siamdetr.evaluation.pytorch import PyTorchPredictor
+from siamdetr.evaluation.tracing import inspect
 from siamdetr.preprocessing import load_image
-from siamdetr.report import PICTURES
+from siamdetr.report import ATTENTION, PICTURES
 
 _WIDTH = 900  # pixels of a pair: the report carries the pictures inside
+_DPI = 160
 
 
 def save_pictures(run_folder: Path, index: DetectionIndex, *, count: int = 6, threshold: float = 0.4) -> None:
-    """Write truth and prediction of `count` images, spread evenly over the data set, as jpg files into the run folder."""
+    """Write truth and prediction of `count` images, spread evenly over the data set, as jpg files into the run folder.
+
+    Of every other one also where the decoder looked for its best boxes.
+    """
     detector, metadata = load_model(run_folder)
     predictor = PyTorchPredictor(detector, metadata.class_names, metadata.preprocessing)
     chosen = np.unique(np.linspace(0, len(index) - 1, num=min(count, len(index))).round().astype(int)).tolist()
-    folder = run_folder / PICTURES
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for i in chosen:
-        image = load_image(index.path(i))
+    for name in (PICTURES, ATTENTION):
+        shutil.rmtree(run_folder / name, ignore_errors=True)
+        (run_folder / name).mkdir()
+    for number, i in enumerate(chosen):
+        image, file_name = load_image(index.path(i)), f"image {index.image_ids[i]}.jpg"
         found = predict(predictor, [image], threshold=threshold)
         assert isinstance(found, list)
         pair = draw_side_by_side(image, truth_of(index, i), found[0])
         pair.thumbnail((_WIDTH, _WIDTH))
-        pair.convert("RGB").save(folder / f"image {index.image_ids[i]}.jpg", quality=85)
+        pair.convert("RGB").save(run_folder / PICTURES / file_name, quality=85)
+        if number % 2 == 0:
+            figure = attention_figure(image, inspect(predictor, image), metadata.class_names, Wanted())
+            figure.savefig(run_folder / ATTENTION / file_name, dpi=_DPI, facecolor="white")
