@@ -28,7 +28,7 @@ CORE_LAYERS = [
     {"pretext", "evaluation"},
     {"official_arguments", "official_keys", "official_losses"},
     {"official_families"},
-    {"detector", "official", "presets", "report"},
+    {"detector", "official", "presets", "presets_papers", "presets_small", "recipe", "report"},
     {"training"},
     {"study"},
 ]
