@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import typer
 
+from siamdetr.cli.benchmark import benchmark
 from siamdetr.cli.convert import convert
 from siamdetr.cli.doctor import doctor
 from siamdetr.cli.export import export
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "val": val,
     "predict": predict,
     "export": export,
+    "benchmark": benchmark,
     "convert": convert,
     "info": info,
     "presets": presets,

@@ -19,11 +19,13 @@ class Predictions:
         scores: [B, K] probabilities in [0, 1].
         labels: [B, K] int64, 0..C-1.
         boxes: [B, K, 4] (x0, y0, x1, y1) pixels of the sizes that were given; may reach outside the image.
+        queries: [B, K] int64, the query that each came from.
     """
 
     scores: Tensor
     labels: Tensor
     boxes: Tensor
+    queries: Tensor
 
 
 def postprocess(
@@ -53,9 +55,10 @@ def postprocess(
     corners = cxcywh_to_xyxy(boxes.float())
     if classifier == "softmax":
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
-        return Predictions(scores, labels, corners * scale)
+        everyone = torch.arange(labels.shape[1], device=labels.device).expand(labels.shape[0], -1)
+        return Predictions(scores, labels, corners * scale, everyone)
     queries, classes = logits.shape[1:]
     scores, pairs = logits.sigmoid().flatten(1).topk(min(top_k, queries * classes), dim=1)
     query = torch.div(pairs, classes, rounding_mode="floor")
     chosen = corners.gather(1, query[..., None].expand(-1, -1, 4))
-    return Predictions(scores, pairs % classes, chosen * scale)
+    return Predictions(scores, pairs % classes, chosen * scale, query)
