@@ -40,7 +40,7 @@ from siamdetr.export.precision import to_half
 from siamdetr.export.quantize import check_calibration, to_int8
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.export.samples import Samples
-from siamdetr.export.trace import OPSET, trace, with_outputs
+from siamdetr.export.trace import trace, with_outputs
 from siamdetr.preprocessing import Prepared
 
 _STAGES = 4
@@ -138,7 +138,7 @@ def write_bundle(
             "bytes": num_bytes,
             "bytes_fp32": traced.ByteSize(),
         }
-        _write_companions(work, card, report, precision)
+        _write_companions(work, card, report, precision=precision, opset=final.opset_import[0].version)
         for name in (ONNX_FILE, LABELS_FILE, INFER_FILE, MANIFEST_FILE):  # the manifest last: it vouches for the rest
             os.replace(work / name, folder / name)
     for name in (f"{ONNX_FILE}.rejected", f"{ONNX_FILE}.rejected.json"):
@@ -267,13 +267,15 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _write_companions(work: Path, card: ModelCard, report: GateReport | None, precision: dict[str, Any]) -> None:
+def _write_companions(
+    work: Path, card: ModelCard, report: GateReport | None, *, precision: dict[str, Any], opset: int
+) -> None:
     takes_padding = card.preprocessing.mode == "letterbox"
     manifest = {
         **card.to_json(),
         "files": {"model": ONNX_FILE, "labels": LABELS_FILE, "infer": INFER_FILE},
         "sha256": {ONNX_FILE: digest_file(work / ONNX_FILE)},
-        "opset": OPSET,
+        "opset": opset,
         "precision_realised": precision,
         **describe_tensors(card.outputs, takes_padding=takes_padding),
         "gate": {"verdict": "SKIPPED"} if report is None else report.to_json(),

@@ -21,12 +21,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from siamdetr.export.bundle import ExportError
+
 HalfPrecision = Literal["fp16", "bf16"]
 
 _TYPES: dict[HalfPrecision, tuple[int, type]] = {
     "fp16": (TensorProto.FLOAT16, np.float16),
     "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16),
 }
+# The first whose convolutions take bfloat16. Of what our graphs hold only GridSample has changed its meaning since opset 18.
+_BFLOAT16_OPSET = 22
 MULTIPLIERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # What moves, chooses, adds or bends numbers, and is as exact in half precision as its inputs are.
 _FOLLOWERS = frozenset(
@@ -53,7 +57,8 @@ _PASSED_THROUGH = frozenset(
         "Where",
     }
 )
-_COORDINATES = (2, 4)  # columns of a projection to a point, a size or a box
+# Columns of a projection to a point, a size or a box; a class head of as many columns stays float32 as well, which costs nothing.
+_COORDINATES = (2, 4)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,13 @@ def to_half(graph: onnx.ModelProto, precision: HalfPrecision, *, emulate: bool =
         graph: of opset 18, its weights inside; not changed. Inputs and outputs keep their types.
         precision: "fp16" or "bf16".
         emulate: keep every type, and round where the half graph would.
+    Raises:
+        ExportError: bfloat16 and GridSample, which no one opset has both of as we need them.
     """
+    if precision == "bf16" and any(node.op_type == "GridSample" for node in graph.graph.node):
+        raise ExportError(
+            "bf16: got a graph with GridSample, which TensorRT misreads in the opset that bf16 needs; take --sampling gather"
+        )
     return _Caster(graph, precision, emulate=emulate).run()
 
 
@@ -144,6 +155,8 @@ class _Caster:
             self._add(node, is_half)
         model = onnx.ModelProto()
         model.CopyFrom(self._source)
+        if self._code == TensorProto.BFLOAT16 and not self._emulate:
+            model.opset_import[0].version = _BFLOAT16_OPSET
         outputs = [value.name for value in model.graph.output]
         self._restore_outputs(outputs)
         del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]

@@ -168,7 +168,7 @@ def _open(path: Path, providers: list[Any], threads: int | None) -> Any:
         return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base but this
         reason = _short(error)
-        if "NOT_IMPLEMENTED" in reason:
+        if "NOT_IMPLEMENTED" in reason or "bfloat16" in reason:
             remedy = "it lacks an operation there, as all of bfloat16's on the CPU; --backend openvino and TensorRT have them"
         else:
             remedy = "is it whole? Export it again"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,7 @@ def build_engine(
     if plan is None:
         raise ExportError(f"{onnx_file}: TensorRT {trt.__version__} built no engine: {_reason(logger.errors)}")
     if options.timing_cache is not None and cache is not None:
-        blob = bytes(config.get_timing_cache().serialize())
+        blob = bytes(cache.serialize())
         atomic_write(options.timing_cache, lambda file: file.write(blob))
     content = bytes(plan)
     realised = inspect_engine(trt, logger, content) or read_network(trt, network)
@@ -195,9 +196,13 @@ def _config(trt: Any, builder: Any, network: Any, profiles: Sequence[Profile], o
 def _timing_cache(config: Any, path: Path | None) -> Any:
     if path is None:
         return None
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if cache is not None:
-        config.set_timing_cache(cache, ignore_mismatch=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # TensorRT-RTX calls its timing cache deprecated: it measures nothing while building
+        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        if cache is not None:
+            config.set_timing_cache(cache, ignore_mismatch=False)
     return cache
 
 

@@ -97,7 +97,7 @@ def test_memory_is_what_the_process_grew_by() -> None:
 def test_csv_and_plot_hold_what_was_measured(tmp_path: Path) -> None:
     found = [measure(Recorder(), IMAGES, name="a", runtime="b", batch=n, rounds=1) for n in (1, 2)]  # type: ignore[arg-type]
     write_csv(tmp_path / "a.csv", with_ap(found, 0.25))
-    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
     assert [row["batch"] for row in rows] == ["1", "2"]
     assert {row["ap"] for row in rows} == {"0.25"}
     for name, measured in (("bars", found), ("scatter", with_ap(found, 0.25))):
@@ -130,7 +130,7 @@ def test_the_command_compares_models_on_a_data_set(
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0
-    rows = list(csv.DictReader((tmp_path / "out" / "benchmark.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "benchmark.csv").read_text().splitlines()))
     assert [(row["batch"], row["height"]) for row in rows] == [("1", "64"), ("2", "64")] * 2
     assert all(0 <= float(row["ap"]) <= 1 for row in rows)
     assert (tmp_path / "out" / "benchmark.svg").is_file()

@@ -9,6 +9,7 @@ import pytest
 from exported import VARIANTS, traced
 from onnx import TensorProto, helper, numpy_helper
 
+from siamdetr.export.bundle import ExportError
 from siamdetr.export.precision import MULTIPLIERS, HalfPrecision, islands, to_half
 from siamdetr.export.quantize import quantizable
 from siamdetr.export.samples import drawn_images
@@ -136,6 +137,17 @@ def test_emulated_fp16_of_a_detector_is_as_far_from_float32_as_fp16_itself() -> 
     emulated = np.abs(logits(to_half(graph, "fp16", emulate=True).graph) - exact).max()
     assert 0 < real < 0.1
     assert real / 5 < emulated < real * 5
+
+
+def test_bf16_is_valid_onnx_and_has_no_grid_sample() -> None:
+    graph = traced("conditional")
+    half = to_half(graph, "bf16").graph
+    assert (graph.opset_import[0].version, half.opset_import[0].version) == (18, 22)
+    onnx.checker.check_model(half, full_check=True)
+    assert TensorProto.BFLOAT16 in types_of(half).values()
+    graph.graph.node.append(helper.make_node("GridSample", ["images", "original_sizes"], ["z"], name="sampler"))
+    with pytest.raises(ExportError, match=r"bf16: got a graph with GridSample, .* take --sampling gather"):
+        to_half(graph, "bf16")
 
 
 def test_weights_of_half_files_take_half_the_bytes() -> None:
