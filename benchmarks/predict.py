@@ -1,20 +1,24 @@
-"""Seconds an image: PyTorch beside ONNX Runtime, in one run, the two taking turns.
+"""Seconds an image: PyTorch, ONNX Runtime and OpenVINO beside Hugging Face's eager model, in one run, taking turns.
 
     python benchmarks/predict.py [--variant conditional] [--backbone resnet50] [--size 640] [--batch 1] [--rounds 7] [--threads 2]
 
 Random weights (time does not depend on them). "plain" is the module as it trains; "predict" is what `SiamDETR.predict` runs: batch
-norms folded, channels last; "ONNX" is the exported file. All on the CPU, from prepared pixels to scored boxes; then, for one
-picture, all of `predict` from a PIL image of that size on.
+norms folded, channels last; the others are exported files. All on the CPU, from prepared pixels to scored boxes; then, for one
+picture, all of `predict` from a PIL image of that size on. Hugging Face's model needs `pip install transformers`, and is there for
+vanilla, conditional, dab and deformable; without it the ratios are to "plain". int8's scales come from drawn patterns: its time means
+something, its boxes do not.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +26,15 @@ from PIL import Image
 
 from siamdetr import SiamDETR
 from siamdetr.evaluation.pytorch import normalize_prepared
-from siamdetr.export.onnx import export_onnx
-from siamdetr.export.parity import example_images
+from siamdetr.export.graph import end_to_end
+from siamdetr.export.onnx import write_bundle
+from siamdetr.export.options import ExportOptions, Precision
 from siamdetr.export.runtime import OnnxDetector
+from siamdetr.export.samples import drawn_images, drawn_samples
+from siamdetr.export.trace import trace
 from siamdetr.preprocessing import Prepared, PreprocessingSpec
+
+HUGGING_FACE = {"vanilla": "Detr", "conditional": "ConditionalDetr", "dab": "DabDetr", "deformable": "DeformableDetr"}
 
 
 def take_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -39,10 +48,27 @@ def take_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
+def hugging_face(variant: str, queries: int) -> Any:
+    """Hugging Face's eager model of a variant with a ResNet-50 and random weights; None where there is none."""
+    if importlib.util.find_spec("transformers") is None or variant not in HUGGING_FACE:
+        return None
+    import transformers
+
+    name = HUGGING_FACE[variant]
+    config = getattr(transformers, f"{name}Config")(
+        num_queries=queries, num_labels=80, use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
+        backbone_config=transformers.ResNetConfig(out_features=["stage4"]),
+        **({"num_feature_levels": 1} if variant == "deformable" else {}),
+    )  # fmt: skip
+    return getattr(transformers, f"{name}ForObjectDetection")(config).eval()
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", default="conditional", choices=("vanilla", "conditional"))
+    parser.add_argument(
+        "--variant", default="conditional", choices=("vanilla", "conditional", "dab", "dn", "deformable")
+    )
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--size", type=int, default=640)
     parser.add_argument("--batch", type=int, default=1)
@@ -52,37 +78,56 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     spec = PreprocessingSpec.from_size((given.size, given.size))
     model = SiamDETR(given.variant, backbone=given.backbone, num_classes=80, preprocessing=spec)
-    with tempfile.TemporaryDirectory() as folder:
-        result = export_onnx(model, Path(folder))
-        exported = OnnxDetector(folder, threads=given.threads)
-    pixels = example_images(given.batch, given.size, given.size)
+    pixels = drawn_images(given.batch, given.size, given.size)
     sizes = np.full((given.batch, 2), given.size, dtype=np.int64)
     batch = Prepared(pixels, None, sizes, sizes)
     picture = Image.fromarray(pixels[0].transpose(1, 2, 0))
+    theirs = hugging_face(given.variant, 100)
 
     def plain() -> object:
         with torch.inference_mode():
             return model.detector(*normalize_prepared(batch, spec, "cpu"))
 
+    def eager() -> object:
+        with torch.inference_mode():
+            return theirs(pixel_values=normalize_prepared(batch, spec, "cpu")[0])
+
     print(
-        f"{given.variant} {given.backbone}, batch {given.batch} of {given.size}×{given.size}, {given.threads} threads. "
-        f"Export: {result.seconds:.0f} s, {result.num_nodes} nodes, {result.num_bytes / 1e6:.0f} MB, "
-        f"largest difference {result.parity.largest_error:.1e}"
+        f"{given.variant} {given.backbone}, batch {given.batch} of {given.size}×{given.size}, {given.threads} threads"
     )
-    model_only: dict[str, Callable[[], object]] = {
-        "PyTorch, plain": plain,
-        "PyTorch, predict": lambda: model.predict_batch(batch),
-        "ONNX Runtime": lambda: exported.predict_batch(batch),
-    }
-    one_picture: dict[str, Callable[[], object]] = {
-        "PyTorch, predict(picture)": lambda: model.predict(picture),
-        "ONNX Runtime, predict(picture)": lambda: exported.predict(picture),
-    }
-    for ways in (model_only, one_picture):
-        medians = take_turns(ways, given.rounds)
-        first = next(iter(medians.values()))
-        for name, seconds in medians.items():
-            print(f"  {name:32} {seconds * 1000:8.1f} ms   ×{seconds / first:.2f}")
+    model_only: dict[str, Callable[[], object]] = {} if theirs is None else {"Hugging Face, eager mode": eager}
+    model_only |= {"PyTorch, plain": plain, "PyTorch, predict": lambda: model.predict_batch(batch)}
+    one_picture: dict[str, Callable[[], object]] = {"PyTorch, predict(picture)": lambda: model.predict(picture)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, opened in exported(model, Path(folder), given.threads).items():
+            model_only[name] = lambda opened=opened: opened.predict_batch(batch)
+            one_picture[f"{name}, predict(picture)"] = lambda opened=opened: opened.predict(picture)
+        for ways in (model_only, one_picture):
+            medians = take_turns(ways, given.rounds)
+            first = next(iter(medians.values()))
+            for name, seconds in medians.items():
+                print(f"  {name:36} {seconds * 1000:8.1f} ms   ×{seconds / first:.2f}")
+
+
+def exported(model: SiamDETR, folder: Path, threads: int) -> dict[str, OnnxDetector]:
+    """The model in several precisions and runtimes; prints what each export took."""
+    started = time.perf_counter()
+    graph = trace(end_to_end(model, ExportOptions()), folder)
+    print(f"Trace: {time.perf_counter() - started:.0f} s")
+    precisions: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+    found = {}
+    for precision in precisions:
+        options = ExportOptions(precision=precision)
+        result = write_bundle(
+            model, graph, folder / precision, options=options, samples=drawn_samples(), gate=precision == "fp32"
+        )
+        error = "" if result.gate is None else f", largest difference {result.gate.largest_error:.1e}"
+        print(f"{precision}: {result.seconds:.0f} s, {result.num_nodes} nodes, {result.num_bytes / 1e6:.0f} MB{error}")
+        if precision != "bf16":  # ONNX Runtime has none of it on the CPU
+            found[f"ONNX Runtime, {precision}"] = OnnxDetector(folder / precision, threads=threads)
+        if importlib.util.find_spec("openvino") is not None:
+            found[f"OpenVINO, {precision}"] = OnnxDetector(folder / precision, threads=threads, backend="openvino")
+    return found
 
 
 if __name__ == "__main__":

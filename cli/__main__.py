@@ -8,6 +8,7 @@ from collections.abc import Callable
 import typer
 
 from siamdetr.cli.attention import attention
+from siamdetr.cli.benchmark import benchmark
 from siamdetr.cli.convert import convert
 from siamdetr.cli.demo import demo
 from siamdetr.cli.doctor import doctor
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "attention": attention,
     "export": export,
     "serve": serve,
+    "benchmark": benchmark,
     "convert": convert,
     "info": info,
     "presets": presets,

@@ -1,11 +1,21 @@
-"""`siamdetr export MODEL -o DIR`: an ONNX bundle, compared with PyTorch before it is handed over."""
+"""`siamdetr export MODEL -o DIR`: a bundle, measured against PyTorch before it is handed over."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+from siamdetr.cli import options as common
+
+if TYPE_CHECKING:
+    from siamdetr.data.index import DetectionIndex
+    from siamdetr.evaluation.predictor import Predictor
+    from siamdetr.export.gate import GateReport
+    from siamdetr.export.options import Precision, Resize, Sampling
+    from siamdetr.export.samples import Samples
+    from siamdetr.export.tensorrt import EngineOptions, TrtModule
 
 _SAMPLES = 4
 
@@ -14,35 +24,190 @@ def export(
     model: Annotated[Path, typer.Argument(help="A run folder or a .safetensors file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write the bundle to.")],
     data: Annotated[
-        Path | None, typer.Option("--data", help="Images to compare on; without: patterns of a fixed seed.")
+        Path | None,
+        typer.Option("--data", help="Images to compare on, with labels also AP; default: the run's validation part."),
     ] = None,
+    split: common.Split = None,
+    data_format: common.Format = "auto",
+    images: Annotated[
+        int, typer.Option("--images", min=1, help="How many images of the data AP and int8's scales are taken from.")
+    ] = 100,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Of the graph's arithmetic: fp32, fp16 or bf16.")
+    ] = "fp32",
+    int8: Annotated[bool, typer.Option("--int8", help="Eight-bit integers, their scales measured on --data.")] = False,
+    resize: Annotated[
+        str | None, typer.Option("--resize", help="fixed, or letterbox with padding; default: the model's own.")
+    ] = None,
+    imgsz: Annotated[str | None, typer.Option("--imgsz", metavar="N|H,W", help="The size of --resize.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Also give logits and boxes of all queries.")] = False,
+    attention: Annotated[bool, typer.Option("--attention", help="Also give where the queries look.")] = False,
+    sampling: Annotated[
+        str, typer.Option("--sampling", help="Deformable attention: gather, or grid (GridSample).")
+    ] = "gather",
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="MIN,OPT,MAX", help="Batches to compare at, and to build an engine for.")
+    ] = "1,2,5",
+    threshold: Annotated[float, typer.Option("--threshold", help="The score from which a box counts.")] = 0.5,
+    gate: Annotated[
+        bool, typer.Option("--gate/--no-gate", help="Compare with PyTorch; on unless switched off.")
+    ] = True,
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Also build a TensorRT engine; MODEL may then be a bundle.")
+    ] = False,
+    trt_module: Annotated[
+        str | None, typer.Option("--trt-module", help="tensorrt, or tensorrt_rtx; default: what is installed.")
+    ] = None,
+    heights: Annotated[
+        str | None,
+        typer.Option("--heights", metavar="MIN,OPT,MAX", help="That an engine takes; default: the preprocessing's."),
+    ] = None,
+    widths: Annotated[str | None, typer.Option("--widths", metavar="MIN,OPT,MAX", help="The same of widths.")] = None,
+    workspace: Annotated[
+        float, typer.Option("--workspace", help="GiB that the engine's layers may use as scratch.")
+    ] = 4.0,
+    timing_cache: Annotated[
+        Path | None, typer.Option("--timing-cache", help="A file that makes the next build of an engine faster.")
+    ] = None,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="Let the engine's float32 multiplications round to 10 bits.")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="The engine also runs with later TensorRTs; slower.")
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="The engine also runs on other GPUs from Ampere on; slower.")
+    ] = False,
     triton: Annotated[
         Path | None, typer.Option("--triton", help="Write a model repository for NVIDIA Triton there, too.")
     ] = None,
 ) -> None:
-    """Export to ONNX (opset 18, any batch and image size), checked against PyTorch on several sizes and batches."""
+    """Export to ONNX (opset 18, any batch and image size); what does not agree with PyTorch is not handed over."""
     from siamdetr.cli.console import console, progress
-    from siamdetr.data.open import open_dataset
-    from siamdetr.detector import SiamDETR
+    from siamdetr.detector import MANIFEST_FILE, SiamDETR
+    from siamdetr.export.gate import pytorch_reference
     from siamdetr.export.onnx import export_onnx
+    from siamdetr.export.options import ExportOptions, exported_preprocessing
+    from siamdetr.export.samples import samples_of
+    from siamdetr.export.tensorrt import EngineOptions, find_module
 
-    images: list[Path] = []
-    if data is not None:
-        index = open_dataset(data)
-        images = [index.path(i) for i in range(min(_SAMPLES, len(index)))]
+    truth = _data(model, data, split, data_format)
+    samples = None if truth is None else samples_of(truth, images if int8 else _SAMPLES)
+    labelled = None if truth is None or truth.num_boxes == 0 else truth.subset(range(min(images, len(truth))))
+    shapes = (numbers(batch, "--batch"), heights, widths)
+    engine = EngineOptions(
+        module=cast("TrtModule | None", trt_module),
+        workspace=workspace,
+        timing_cache=timing_cache,
+        tf32=tf32,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+    )
+    if trt and (model / MANIFEST_FILE).is_file():
+        _add_engine(model, output, shapes, engine, samples=samples, truth=labelled, gate=gate)
+        return
+    if trt:
+        find_module(engine.module)  # before the minutes that the graph takes
+    opened = SiamDETR.load(model)
+    size = common.image_size(imgsz)
+    chosen = ExportOptions(
+        precision=cast("Precision", "int8" if int8 else precision),
+        resize=cast("Resize | None", resize),
+        size=(size, size) if isinstance(size, int) else size,
+        raw=raw,
+        attention=attention,
+        sampling=cast("Sampling", sampling),
+        batch=shapes[0],
+        threshold=threshold,
+    )
     with progress("export") as update:
-        result = export_onnx(SiamDETR.load(model), output, images=images, progress=update)
-    sizes = {f"{check.height}×{check.width}" for check in result.parity.checks}
-    batches = {check.batch_size for check in result.parity.checks}
+        result = export_onnx(
+            opened, output, options=chosen, samples=samples, truth=labelled, gate=gate, progress=update
+        )
     console.print(
         f"{result.onnx_file}: {result.num_bytes / 2**20:.1f} MiB, {result.num_nodes} nodes, {result.seconds:.0f} s. "
-        f"Scores and boxes equal PyTorch's to {result.parity.largest_error:.1e} at batches {sorted(batches)}, "
-        f"sizes {', '.join(sorted(sizes))}.",
+        + ("Not compared with PyTorch (--no-gate)." if result.gate is None else verdict(result.gate)),
         markup=False,
     )
+    if trt:
+        reference = pytorch_reference(opened, exported_preprocessing(opened.preprocessing, chosen))
+        _add_engine(output, output, shapes, engine, samples=samples, truth=labelled, gate=gate, reference=reference)
     console.print(f"Without siamdetr and PyTorch: python {result.folder / 'infer.py'} IMAGE…", markup=False)
     if triton is not None:
         from siamdetr.export.triton import write_model_repository
 
         names = write_model_repository(result.folder, triton)
         console.print(f"For Triton: {triton}, models {', '.join(names)}; client: {triton / 'client.py'}", markup=False)
+
+
+def _add_engine(
+    bundle: Path,
+    output: Path,
+    shapes: tuple[tuple[int, int, int], str | None, str | None],
+    options: EngineOptions,
+    *,
+    samples: Samples | None,
+    truth: DetectionIndex | None,
+    gate: bool,
+    reference: Predictor | None = None,
+) -> None:
+    """Build the engine of a bundle, in a copy of it where `output` is another folder."""
+    import dataclasses
+    import shutil
+
+    from siamdetr.cli.console import console
+    from siamdetr.export.add_engine import add_engine
+    from siamdetr.export.runtime import OnnxDetector
+    from siamdetr.export.tensorrt import default_profile
+
+    batch, heights, widths = shapes
+    profile = default_profile(OnnxDetector(bundle).preprocessing, batch)
+    if heights is not None:
+        profile = dataclasses.replace(profile, height=numbers(heights, "--heights"))
+    if widths is not None:
+        profile = dataclasses.replace(profile, width=numbers(widths, "--widths"))
+    if bundle.resolve() != output.resolve():
+        shutil.copytree(bundle, output, dirs_exist_ok=True)
+    with console.status("build the engine"):
+        built = add_engine(
+            output, profiles=[profile], options=options, reference=reference, samples=samples, truth=truth, gate=gate
+        )
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(built.realised.multiplying.items()))
+    console.print(
+        f"{output / 'model.engine'}: {len(built.plan) / 2**20:.1f} MiB, {built.module} {built.version}, {built.seconds:.0f} s. "
+        f"Multiplying layers: {counts} (read from the {built.realised.read_from}).",
+        markup=False,
+    )
+
+
+def verdict(report: GateReport) -> str:
+    """What the gate measured, in a sentence or two."""
+    sizes = {f"{check.height}×{check.width}" for check in report.checks}
+    batches = {check.batch_size for check in report.checks}
+    text = (
+        f"PASS: scores and boxes equal PyTorch's to {report.largest_error:.1e} at batches {sorted(batches)}, sizes "
+        f"{', '.join(sorted(sizes))}, on {report.source} ({report.runtime})."
+    )
+    if report.ap is not None:
+        text += f" AP {report.ap.exported:.4f}, PyTorch {report.ap.pytorch:.4f}, on {report.ap.images} images."
+    return text
+
+
+def _data(model: Path, data: Path | None, split: str | None, data_format: str) -> DetectionIndex | None:
+    from siamdetr.data.open import open_dataset
+    from siamdetr.training.sources import validation_part
+
+    return validation_part(model) if data is None else open_dataset(data, format=data_format, split=split)
+
+
+def numbers(text: str, flag: str) -> tuple[int, int, int]:
+    """`"1,2,8"` → (1, 2, 8).
+
+    Raises:
+        typer.BadParameter: anything else.
+    """
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise typer.BadParameter(f"{flag} got '{text}', expected MIN,OPT,MAX such as 1,2,8")
+    least, usual, most = (int(part) for part in parts)
+    return least, usual, most

@@ -16,6 +16,9 @@ RunDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda
 Split = Annotated[str | None, typer.Option("--split", help="The part to use, such as val or test.")]
 ModelPath = Annotated[Path, typer.Argument(help="A run folder, a .safetensors file or an exported file.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Backend = Annotated[
+    str | None, typer.Option("--backend", help="pytorch, onnxruntime, openvino or tensorrt; default: as the file is.")
+]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that load images.")]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Images a step (pretraining: pairs of views).")

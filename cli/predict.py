@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,6 +12,8 @@ from siamdetr.cli import options
 
 if TYPE_CHECKING:
     import supervision as sv
+
+    from siamdetr.detector import Backend
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -26,6 +28,7 @@ def predict(
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 8,
     device: options.Device = "auto",
+    backend: options.Backend = None,
 ) -> None:
     """Find objects in images: writes each picture with its boxes, and all boxes as JSON (xyxy, pixels)."""
     from siamdetr.checkpoint import atomic_write
@@ -34,7 +37,7 @@ def predict(
     from siamdetr.evaluation.drawing import draw
 
     files = _files(images)
-    opened = load(model, device=device)
+    opened = load(model, device=device, backend=cast("Backend | None", backend))
     output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     names = _unique_names(files)

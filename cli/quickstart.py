@@ -192,6 +192,7 @@ def _export(run: Path, folder: Path, truth: DetectionIndex) -> ExportResult:
     from siamdetr.cli.console import progress
     from siamdetr.detector import SiamDETR
     from siamdetr.export.onnx import export_onnx
+    from siamdetr.export.samples import samples_of
 
     with progress("export") as update:
-        return export_onnx(SiamDETR.load(run), folder, images=[truth.path(i) for i in range(4)], progress=update)
+        return export_onnx(SiamDETR.load(run), folder, samples=samples_of(truth, 4), progress=update)

@@ -75,7 +75,7 @@ def _export_section(exported: ExportResult) -> Section:
     header = ["batch", "image", "largest score error", "largest box error (of the image)"]
     rows = [
         [check.batch_size, f"{check.height}×{check.width}", f"{check.score_error:.1e}", f"{check.box_error:.1e}"]
-        for check in exported.parity.checks
+        for check in (exported.gate.checks if exported.gate else ())
     ]
     title = f"ONNX file against PyTorch ({exported.num_bytes / 2**20:.1f} MiB)"
     return Section(title, table(header, rows), wide=True)

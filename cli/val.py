@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from siamdetr.cli import options
 
 if TYPE_CHECKING:
+    from siamdetr.detector import Backend
     from siamdetr.evaluation.coco import DetectionMetrics
 
 
@@ -23,6 +24,7 @@ def val(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 8,
     workers: options.Workers = None,
     device: options.Device = "auto",
+    backend: options.Backend = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the detections there, in COCO's results format.")
     ] = None,
@@ -40,7 +42,7 @@ def val(
     if model.suffix == ".json":
         metrics = score_results(model, index)
     else:
-        opened = load(model, device=device)
+        opened = load(model, device=device, backend=cast("Backend | None", backend))
         with progress("evaluate") as update:
             metrics = evaluate(
                 opened,

@@ -1,15 +1,21 @@
 """A bundle: the folder that holds an exported model and all that is needed to use it, and what its files say.
 
 model.onnx      the graph; its metadata repeats classes, preprocessing and lineage, so that the file alone is enough
-manifest.json   inputs, outputs, classes, preprocessing, versions, and what was measured against PyTorch
+model.engine    the same built by TensorRT for one kind of GPU, where that was asked for
+manifest.json   inputs, outputs, classes, preprocessing, versions, digests, and the gate's measurements and verdict
 labels.txt      a class name a line, in label order
 infer.py        prediction with numpy, Pillow and onnxruntime only
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +27,7 @@ ONNX_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 LABELS_FILE = "labels.txt"
 INFER_FILE = "infer.py"
+ENGINE_FILE = "model.engine"
 METADATA_KEY = "siamdetr"  # the graph's metadata entry; a JSON object
 FORMAT_VERSION = 1
 
@@ -40,6 +47,10 @@ class ModelCard:
     lineage: tuple[str, ...]
     metrics: dict[str, float]
     versions: dict[str, str]
+    precision: str = "fp32"  # of the arithmetic
+    threshold: float = 0.5  # the score from which a box counts
+    outputs: tuple[str, ...] = ("boxes", "scores", "labels")
+    options: dict[str, Any] = field(default_factory=dict)  # what was asked of the export
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -53,6 +64,10 @@ class ModelCard:
             "lineage": list(self.lineage),
             "metrics": self.metrics,
             "versions": self.versions,
+            "precision": self.precision,
+            "threshold": self.threshold,
+            "outputs": list(self.outputs),
+            "options": self.options,
         }
 
 
@@ -84,6 +99,10 @@ def read_card(text: str | None, path: Path) -> ModelCard:
             lineage=tuple(values["lineage"]),
             metrics=values["metrics"],
             versions=values["versions"],
+            precision=values.get("precision", "fp32"),  # files of siamdetr 0.1.0 lack these four
+            threshold=values.get("threshold", 0.5),
+            outputs=tuple(values.get("outputs", ("boxes", "scores", "labels"))),
+            options=values.get("options", {}),
         )
     except (KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
         raise ExportError(f"{path}: its metadata is damaged ({error}); export it again") from error
@@ -102,3 +121,49 @@ def find_onnx(path: str | Path) -> Path:
         why = f"; {rejected.name} beside it failed its check against PyTorch" if rejected.exists() else ""
         raise ExportError(f"{file}: no such file{why}; make it with `siamdetr export`")
     return file
+
+
+_INPUTS: dict[str, tuple[str, list[str | int], str]] = {
+    "images": ("uint8", ["batch", 3, "height", "width"], "RGB, resized, one size a batch"),
+    "original_sizes": ("int64", ["batch", 2], "height, width before resizing"),
+    "valid_sizes": ("int64", ["batch", 2], "height, width of the resized image; right of and below it is padding"),
+}
+_OUTPUTS: dict[str, tuple[str, list[str | int], str]] = {
+    "boxes": ("float32", ["batch", "k", 4], "x0, y0, x1, y1 in original pixels"),
+    "scores": ("float32", ["batch", "k"], "0..1, in no order"),
+    "labels": ("int64", ["batch", "k"], "0..C-1"),
+    "logits": ("float32", ["batch", "q", "c"], "of every query, before sigmoid or softmax"),
+    "fractions": ("float32", ["batch", "q", 4], "box of every query: cx, cy, w, h as fractions of the image"),
+    "queries": ("int64", ["batch", "k"], "the query that each box came from"),
+    "attention": ("float32", ["batch", "heads", "q", "h", "w"], "where queries look, in the last decoder layer"),
+}
+
+
+def describe_tensors(outputs: tuple[str, ...], *, takes_padding: bool) -> dict[str, Any]:
+    """What goes in and comes out, for the manifest."""
+    inputs = list(_INPUTS) if takes_padding else list(_INPUTS)[:2]
+
+    def rows(names: list[str], table: dict[str, tuple[str, list[str | int], str]]) -> dict[str, Any]:
+        return {name: dict(zip(("type", "shape", "what"), table[name], strict=True)) for name in names}
+
+    return {"inputs": rows(inputs, _INPUTS), "outputs_described": rows(list(outputs), _OUTPUTS)}
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`, so that finished files move into place without copying."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    except OSError as error:
+        raise ExportError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -31,16 +31,23 @@ class Detector:
             raise RuntimeError(f"{model}: asked for {providers[0]}, onnxruntime fell back to {actual[0]}")
         card = json.loads(self.session.get_modelmeta().custom_metadata_map["siamdetr"])
         self.class_names: list[str] = card["class_names"]
+        self.threshold: float = card["threshold"]
         self.preprocessing: dict[str, Any] = card["preprocessing"]
 
-    def predict(self, picture: Any, threshold: float = 0.5) -> list[dict[str, Any]]:
-        """Detections of one picture (path, PIL image or uint8 RGB array), best first, cut at the picture's edges."""
+    def predict(self, picture: Any, threshold: float | None = None) -> list[dict[str, Any]]:
+        """Detections of one picture (path, PIL image or uint8 RGB array), best first, cut at the picture's edges.
+
+        `threshold`: least score; None: the one in the model file.
+        """
+        threshold = self.threshold if threshold is None else threshold
         image = load_image(picture)
         pixels = resize(image, self.preprocessing)
         feed = {
-            "images": np.ascontiguousarray(pixels.transpose(2, 0, 1))[None],
+            "images": np.ascontiguousarray(pad(pixels, self.preprocessing).transpose(2, 0, 1))[None],
             "original_sizes": np.array([[image.height, image.width]], dtype=np.int64),
         }
+        if self.preprocessing["mode"] == "letterbox":
+            feed["valid_sizes"] = np.array([pixels.shape[:2]], dtype=np.int64)
         boxes, scores, labels = (output[0] for output in self.session.run(["boxes", "scores", "labels"], feed))
         boxes = boxes.clip(0, np.array([image.width, image.height] * 2, dtype=np.float32))
         order = [int(i) for i in np.argsort(-scores, kind="stable") if scores[i] >= threshold]
@@ -82,6 +89,9 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
     width, height = image.size
     if spec["mode"] == "fixed":
         new_height, new_width = spec["size"]
+    elif spec["mode"] == "letterbox":
+        scale = min(spec["size"][0] / height, spec["size"][1] / width)
+        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
     else:  # shortest-edge
         short, long, size = min(height, width), max(height, width), spec["size"]
         if spec["max_size"] is not None and long / short * size > spec["max_size"]:
@@ -93,12 +103,21 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
     return np.asarray(image)
 
 
+def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
+    """[H, W, 3]: zeros at the right and below, where the model was trained with a letterbox."""
+    if spec["mode"] != "letterbox":
+        return pixels
+    padded = np.zeros((*spec["size"], 3), dtype=np.uint8)
+    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return padded
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Find objects in pictures with an exported model.")
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--model", type=Path, default=Path(__file__).parent / "model.onnx")
-    parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--threshold", type=float, default=None, help="least score; default: the model's")
     arguments = parser.parse_args()
     detector = Detector(arguments.model)
     found = [

@@ -1,33 +1,25 @@
-"""From a model to a bundle: export, proof that sizes stayed free, comparison with PyTorch, and only then the files.
-
-The exporter may silently make a dimension constant that was asked to be free, so the saved graph is read back. Opset 18:
-17 brought LayerNormalization; from 20 on, TensorRT has misread operators.
-"""
+"""From a model to a bundle: export, precision, gate, and only then the files."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
-import io
 import json
-import logging
 import os
 import shutil
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
-import onnxslim
-import torch
 
 from siamdetr.checkpoint import to_json
+from siamdetr.data.index import DetectionIndex
 from siamdetr.detector import SiamDETR
+from siamdetr.evaluation.classes import is_class_agnostic
 from siamdetr.export import infer
 from siamdetr.export.bundle import (
     INFER_FILE,
@@ -37,16 +29,20 @@ from siamdetr.export.bundle import (
     ONNX_FILE,
     ExportError,
     ModelCard,
+    describe_tensors,
+    digest_file,
+    workplace,
 )
-from siamdetr.export.graph import EndToEnd, end_to_end
-from siamdetr.export.parity import TOLERANCE, ParityReport, check_parity, example_images
-from siamdetr.preprocessing import ImageLike
+from siamdetr.export.gate import GateReport, Raw, pytorch_raw, pytorch_reference, run_gate
+from siamdetr.export.graph import ATTENTION, DETECTIONS, RAW, end_to_end
+from siamdetr.export.options import ExportOptions, exported_preprocessing
+from siamdetr.export.precision import to_half
+from siamdetr.export.quantize import check_calibration, to_int8
+from siamdetr.export.runtime import OnnxDetector
+from siamdetr.export.samples import Samples
+from siamdetr.export.trace import trace, with_outputs
+from siamdetr.preprocessing import Prepared
 
-logger = logging.getLogger(__name__)
-
-OPSET = 18
-INPUTS = {"images": ("batch", "3", "height", "width"), "original_sizes": ("batch", "2")}
-OUTPUTS = ("boxes", "scores", "labels")
 _STAGES = 4
 _LARGEST = 2**31 - 2**20  # bytes; a protobuf file ends at 2 GiB
 
@@ -57,7 +53,8 @@ class ExportResult:
 
     folder: Path
     onnx_file: Path
-    parity: ParityReport
+    gate: GateReport | None  # None: it was skipped
+    precision: dict[str, Any]  # what was asked, how much of the graph it is, sizes in bytes
     num_nodes: int
     num_bytes: int
     seconds: float
@@ -67,189 +64,221 @@ def export_onnx(
     model: SiamDETR,
     folder: str | Path,
     *,
-    images: Sequence[ImageLike] = (),
+    options: ExportOptions | None = None,
+    samples: Samples | None = None,
+    truth: DetectionIndex | None = None,
+    gate: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
-    """Export a model into a bundle, checked against PyTorch. Nothing is left half-written; an older bundle stays until then.
+    """Export a model into a bundle, measured against PyTorch. Nothing is left half-written; an older bundle stays until then.
 
     Args:
         model: any variant; it is not changed.
         folder: where the bundle goes; it is made.
-        images: pictures to compare on; none: patterns drawn by a fixed seed.
+        options: precision, inputs and outputs; None: float32, boxes, scores and labels.
+        samples: images to compare on, and to measure int8's scales on; None: drawn patterns (not for int8).
+        truth: labelled images whose AP is compared as well.
+        gate: False: hand it over unmeasured, which the manifest then says.
         progress: called with (stages done, stages in all).
     Raises:
-        ExportError: letterbox preprocessing, a model over 2 GiB, a folder that cannot be written, a dimension that became
-            constant, or a graph that does not compute what PyTorch does (it is then left as model.onnx.rejected).
+        ExportError: no classes, a model over 2 GiB, a folder that cannot be written, a dimension that became constant, int8 without
+            images, or a graph that does not compute what PyTorch does (it is then left as model.onnx.rejected).
+    """
+    started = time.perf_counter()
+    options = options or ExportOptions()
+    tell = progress or (lambda done, total: None)
+    _check_exportable(model)
+    if options.precision == "int8":
+        check_calibration(samples)
+    folder = Path(folder)
+    with workplace(folder) as work:  # also proves that the folder can be written, before minutes of work
+        tell(0, _STAGES)
+        traced = trace(end_to_end(model, options), work)
+    result = write_bundle(
+        model, traced, folder, options=options, samples=samples, truth=truth, gate=gate, progress=progress
+    )
+    return dataclasses.replace(result, seconds=time.perf_counter() - started)
+
+
+def write_bundle(
+    model: SiamDETR,
+    traced: onnx.ModelProto,
+    folder: Path,
+    *,
+    options: ExportOptions,
+    samples: Samples | None = None,
+    truth: DetectionIndex | None = None,
+    gate: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> ExportResult:
+    """`export_onnx` from a graph on: one trace serves every precision. Arguments and errors as there.
+
+    Args:
+        traced: what `trace` made of the model with the same options but the precision; it gets the metadata.
     """
     started = time.perf_counter()
     tell = progress or (lambda done, total: None)
-    _check_exportable(model)
-    folder = Path(folder)
-    with _workplace(folder) as work:
-        tell(0, _STAGES)
-        module = end_to_end(model)
-        file = work / ONNX_FILE
-        _export_graph(module, file)
+    with workplace(folder) as work:
         tell(1, _STAGES)
-        graph = _slim(onnx.load(file), module)
-        card = _card(model)
-        onnx.helper.set_model_props(graph, {METADATA_KEY: json.dumps(card.to_json())})
-        check_free_dimensions(graph, file)
-        onnx.save(graph, file)
+        card = _card(model, options)
+        made = _in_precision(traced, card, options, samples, work)
+        onnx.helper.set_model_props(made.graph, {METADATA_KEY: json.dumps(card.to_json())})
+        final = with_outputs(made.graph, card.outputs)
+        onnx.save(final, work / ONNX_FILE)
         tell(2, _STAGES)
-        parity = check_parity(model, file, images=images)
-        if not parity.passed:
-            rejected = folder / f"{ONNX_FILE}.rejected"
-            os.replace(file, rejected)
-            raise ExportError(f"{rejected}: {parity.failure()}; the graph is kept for a look, and must not be used")
+        report = _measure(model, made, options, samples, truth, work) if gate else None
+        if report is not None and not report.passed:
+            _reject(work / ONNX_FILE, folder, report)
         tell(3, _STAGES)
-        _write_companions(work, card, parity)
-        num_bytes = file.stat().st_size
+        num_bytes = (work / ONNX_FILE).stat().st_size
+        precision = {
+            "asked": options.precision,
+            "multiplications": made.multipliers,
+            f"multiplications_in_{options.precision}": made.reduced,
+            "bytes": num_bytes,
+            "bytes_fp32": traced.ByteSize(),
+        }
+        _write_companions(work, card, report, precision=precision, opset=final.opset_import[0].version)
         for name in (ONNX_FILE, LABELS_FILE, INFER_FILE, MANIFEST_FILE):  # the manifest last: it vouches for the rest
             os.replace(work / name, folder / name)
-    (folder / f"{ONNX_FILE}.rejected").unlink(missing_ok=True)
+    for name in (f"{ONNX_FILE}.rejected", f"{ONNX_FILE}.rejected.json"):
+        (folder / name).unlink(missing_ok=True)
     tell(_STAGES, _STAGES)
     return ExportResult(
         folder=folder,
         onnx_file=folder / ONNX_FILE,
-        parity=parity,
-        num_nodes=len(graph.graph.node),
+        gate=report,
+        precision=precision,
+        num_nodes=len(final.graph.node),
         num_bytes=num_bytes,
         seconds=time.perf_counter() - started,
     )
 
 
-def check_free_dimensions(graph: onnx.ModelProto, file: Path) -> None:
-    """That batch, height and width are free in a graph.
+@dataclass(frozen=True)
+class _Made:
+    """A graph in its precision, with all outputs."""
+
+    graph: onnx.ModelProto
+    computable: onnx.ModelProto  # what ONNX Runtime computes for the gate: the same, or its emulation
+    reduced: int
+    multipliers: int
+
+
+def _in_precision(
+    traced: onnx.ModelProto, card: ModelCard, options: ExportOptions, samples: Samples | None, work: Path
+) -> _Made:
+    if options.precision == "fp32":
+        return _Made(
+            traced, traced, *[sum(node.op_type in ("Conv", "Gemm", "MatMul") for node in traced.graph.node)] * 2
+        )
+    if options.precision == "int8":
+        small = to_int8(traced, check_calibration(samples).images, card.preprocessing, work)
+        return _Made(small.graph, small.graph, small.quantized, small.multipliers)
+    half = to_half(traced, options.precision)
+    computable = to_half(traced, "bf16", emulate=True).graph if options.precision == "bf16" else half.graph
+    return _Made(half.graph, computable, half.half_multipliers, half.multipliers)
+
+
+def _measure(
+    model: SiamDETR,
+    made: _Made,
+    options: ExportOptions,
+    samples: Samples | None,
+    truth: DetectionIndex | None,
+    work: Path,
+) -> GateReport:
+    """The gate on the very file, and on the same graph with its inner logits and boxes given out."""
+    probe = work / "probe.onnx"
+    onnx.helper.set_model_props(made.computable, {entry.key: entry.value for entry in made.graph.metadata_props})
+    onnx.save(with_outputs(made.computable, (*DETECTIONS, *RAW)), probe)
+    inner = OnnxDetector(probe)
+    emulated = made.computable is not made.graph
+    exported = inner if emulated else OnnxDetector(work / ONNX_FILE)
+
+    reference = pytorch_reference(model, exported.preprocessing)
+
+    def raw(batch: Prepared) -> tuple[Raw, Raw]:
+        logits, fractions = inner.run(RAW, batch)
+        return pytorch_raw(reference, batch), (logits, fractions)
+
+    report = run_gate(
+        reference,
+        exported,
+        precision=options.precision,
+        runtime=exported.runtime + (", bfloat16 emulated by rounding" if emulated else ""),
+        batch=options.batch,
+        samples=samples,
+        truth=truth,
+        raw=None if model.detector.settings.two_stage else raw,  # whose queries may change places
+    )
+    probe.unlink()
+    return report
+
+
+def _reject(file: Path, folder: Path, report: GateReport) -> None:
+    """Leave the file under a name that nothing opens, and the measurements beside it.
 
     Raises:
-        ExportError: the exporter made one of them constant; the text names it.
+        ExportError: always.
     """
-    for value in graph.graph.input:
-        for dimension, name in zip(value.type.tensor_type.shape.dim, INPUTS[value.name], strict=True):
-            if not name.isdigit() and not dimension.dim_param:
-                raise ExportError(
-                    f"{file}: the exporter made '{name}' of input '{value.name}' constant ({dimension.dim_value}), expected "
-                    "it free; some module of the detector computes with that size as a plain number"
-                )
+    rejected = folder / f"{file.name}.rejected"
+    os.replace(file, rejected)
+    text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
+    (folder / f"{file.name}.rejected.json").write_text(text + "\n", encoding="utf-8")
+    reasons = report.failures()
+    more = f" (and {len(reasons) - 1} more in {rejected.name}.json)" if len(reasons) > 1 else ""
+    raise ExportError(f"{rejected}: {reasons[0]}{more}; the graph is kept for a look, and must not be used")
 
 
 def _check_exportable(model: SiamDETR) -> None:
-    if model.preprocessing.mode == "letterbox":
+    if is_class_agnostic(model.class_names):
         raise ExportError(
-            "export: preprocessing 'letterbox' pads images, and the exported graph takes none that are padded; "
-            "use 'fixed' or 'shortest-edge'"
+            "export: the model knows no classes, it was pretrained only; finetune it on labelled images first: "
+            "siamdetr finetune --data LABELLED --init RUN"
         )
     size = sum(p.numel() * p.element_size() for p in (*model.detector.parameters(), *model.detector.buffers()))
     if size > _LARGEST:
         raise ExportError(f"export: the weights take {size / 2**30:.1f} GiB, and one ONNX file holds at most 2")
 
 
-@contextlib.contextmanager
-def _workplace(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`, so that finished files move into place without copying."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
-    except OSError as error:
-        raise ExportError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _export_graph(module: EndToEnd, file: Path) -> None:
-    # A map of one cell is a special case to the exporter, which would start again.
-    least = module.settings.coarsest_stride + 1
-    batch = torch.export.Dim("batch")
-    height, width = torch.export.Dim("height", min=least), torch.export.Dim("width", min=least)
-    images = torch.from_numpy(example_images(2, 224, 288))  # batch 1 would become constant
-    sizes = torch.tensor([[480, 640], [300, 200]])
-    with _quiet():
-        torch.onnx.export(
-            module,
-            (images, sizes),
-            str(file),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
-            dynamic_shapes={"images": {0: batch, 2: height, 3: width}, "original_sizes": {0: batch}},
-            external_data=False,
-            verbose=False,
-        )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter speaks of its own internals on every channel; what matters is checked on the saved graph."""
-    exporters = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [exporter.level for exporter in exporters]
-    for exporter in exporters:
-        exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for exporter, level in zip(exporters, levels, strict=True):
-            exporter.setLevel(level)
-
-
-def _slim(graph: onnx.ModelProto, module: EndToEnd) -> onnx.ModelProto:
-    """The graph simplified, if that changes not one bit of its answers; else as it was."""
-    try:
-        with _quiet():
-            slimmed = onnxslim.slim(onnx.ModelProto.FromString(graph.SerializeToString()))
-        same = all(np.array_equal(a, b) for a, b in zip(_answers(graph), _answers(slimmed), strict=True))
-    except Exception as error:  # a tool that only makes files smaller must not cost the export
-        logger.info("The graph stays as it is: onnxslim failed (%s).", error)
-        return graph
-    if not same:
-        logger.info("The graph stays as it is: onnxslim would change its answers.")
-    return slimmed if same else graph
-
-
-def _answers(graph: onnx.ModelProto) -> list[np.ndarray]:
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    feed = {"images": example_images(2, 96, 131), "original_sizes": np.array([[480, 640], [300, 200]])}
-    return list(session.run(list(OUTPUTS), feed))
-
-
-def _card(model: SiamDETR) -> ModelCard:
-    packages = ("siamdetr", "torch", "onnx", "onnxscript", "onnxslim")
+def _card(model: SiamDETR, options: ExportOptions) -> ModelCard:
+    packages = ("siamdetr", "torch", "onnx", "onnxscript", "onnxslim", "onnxruntime")
     return ModelCard(
         class_names=model.class_names,
         category_ids=model.category_ids,
-        preprocessing=model.preprocessing,
+        preprocessing=exported_preprocessing(model.preprocessing, options),
         detector=to_json(model.detector.settings),
         lineage=model.metadata.lineage,
         metrics=model.metadata.metrics,
-        versions={name: importlib.metadata.version(name) for name in packages},
+        versions={name: version for name in packages if (version := _version(name)) is not None},
+        precision=options.precision,
+        threshold=options.threshold,
+        outputs=(*DETECTIONS, *(RAW if options.raw else ()), *(ATTENTION if options.attention else ())),
+        options={"sampling": options.sampling, "batch": list(options.batch)},
     )
 
 
-def _write_companions(work: Path, card: ModelCard, parity: ParityReport) -> None:
+def _version(package: str) -> str | None:
+    names = ("onnxruntime-gpu", "onnxruntime") if package == "onnxruntime" else (package,)
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def _write_companions(
+    work: Path, card: ModelCard, report: GateReport | None, *, precision: dict[str, Any], opset: int
+) -> None:
+    takes_padding = card.preprocessing.mode == "letterbox"
     manifest = {
         **card.to_json(),
         "files": {"model": ONNX_FILE, "labels": LABELS_FILE, "infer": INFER_FILE},
-        "opset": OPSET,
-        "precision": "fp32",
-        "inputs": {
-            "images": {
-                "type": "uint8",
-                "shape": ["batch", 3, "height", "width"],
-                "what": "RGB, resized, one size a batch",
-            },
-            "original_sizes": {"type": "int64", "shape": ["batch", 2], "what": "height, width before resizing"},
-        },
-        "outputs": {
-            "boxes": {"type": "float32", "shape": ["batch", "k", 4], "what": "x0, y0, x1, y1 in original pixels"},
-            "scores": {"type": "float32", "shape": ["batch", "k"], "what": "0..1, in no order"},
-            "labels": {"type": "int64", "shape": ["batch", "k"], "what": "0..C-1"},
-        },
-        "parity": {"verdict": "PASS", "tolerance": TOLERANCE, "checks": [asdict(check) for check in parity.checks]},
+        "sha256": {ONNX_FILE: digest_file(work / ONNX_FILE)},
+        "opset": opset,
+        "precision_realised": precision,
+        **describe_tensors(card.outputs, takes_padding=takes_padding),
+        "gate": {"verdict": "SKIPPED"} if report is None else report.to_json(),
     }
     (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (work / LABELS_FILE).write_text("".join(f"{name}\n" for name in card.class_names), encoding="utf-8")

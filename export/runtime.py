@@ -1,90 +1,90 @@
-"""An exported model under ONNX Runtime: predicts like the `SiamDETR` that it came from. Imports no torch itself."""
+"""An exported model, opened: predicts like the `SiamDETR` that it came from. Imports no torch itself."""
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import onnxruntime
+import numpy as np
+from numpy.typing import NDArray
 
+from siamdetr.evaluation.described import Described
 from siamdetr.evaluation.inspection import RecordedInspection, inspection_of_outputs
-from siamdetr.evaluation.predictor import Progress, ScoredBoxes, predict
-from siamdetr.export.bundle import METADATA_KEY, ExportError, find_onnx, read_card
-from siamdetr.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
+from siamdetr.evaluation.predictor import ScoredBoxes
+from siamdetr.export.bundle import ExportError, ModelCard, find_onnx, read_card
+from siamdetr.export.sessions import Array, OnnxBackend, OnnxRuntimeSession, OpenVinoSession
+from siamdetr.preprocessing import ImageLike, Prepared, preprocess
 
-if TYPE_CHECKING:
-    import supervision as sv
-
-logger = logging.getLogger(__name__)
-
-_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_ERRORS_ONLY = 3  # ONNX Runtime's log levels run from 0 (verbose) to 4 (fatal)
+_SESSIONS: Mapping[str, Callable[..., OnnxRuntimeSession | OpenVinoSession]] = {
+    "onnxruntime": OnnxRuntimeSession,
+    "openvino": OpenVinoSession,
+}
 
 
-class OnnxDetector:
+class OnnxDetector(Described):
     """A detector in an ONNX file.
 
     Args:
         path: an .onnx file that `siamdetr export` made, or its bundle folder.
-        device: "cpu", "cuda", "cuda:N", or "auto": CUDA where it is at hand, else the CPU.
+        device: "cpu", "cuda", "cuda:N", or "auto": CUDA where it is at hand, else the CPU. OpenVINO takes the first and the last.
         threads: of one operator on the CPU; None: one a core.
+        backend: what computes it: "onnxruntime" or "openvino".
     Raises:
         ExportError: no such file, damaged, not ours; or CUDA was asked for and ONNX Runtime fell back to the CPU, which it
             does without raising.
     """
 
-    def __init__(self, path: str | Path, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        backend: OnnxBackend = "onnxruntime",
+    ) -> None:
         self.path = find_onnx(path)
-        wanted = _wanted_providers(device)
-        self._session = _open(self.path, wanted, threads)
-        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
-        _check_providers(wanted, self.providers, required=device != "auto")
-        entries = self._session.get_modelmeta().custom_metadata_map
-        self._card = read_card(entries.get(METADATA_KEY), self.path)
+        self._session = _SESSIONS[backend](self.path, device=device, threads=threads)
+        self._facts: ModelCard = read_card(self._session.metadata, self.path)
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names in label order."""
-        return self._card.class_names
+    def providers(self) -> tuple[str, ...]:
+        """What it runs on, best first."""
+        return self._session.providers
 
     @property
-    def category_ids(self) -> tuple[int, ...]:
-        """The data set's own ids in label order; empty when not known."""
-        return self._card.category_ids
+    def runtime(self) -> str:
+        """What computes it, for people."""
+        return self._session.runtime
 
     @property
-    def preprocessing(self) -> PreprocessingSpec:
-        """How images become the graph's input."""
-        return self._card.preprocessing
+    def card(self) -> ModelCard:
+        """All that the file says about itself."""
+        return self._facts
 
     @property
     def info(self) -> dict[str, Any]:
         """What the model is, in plain values."""
-        return {"kind": "ONNX model", "file": str(self.path), "providers": list(self.providers), **self._card.to_json()}
-
-    def predict(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        threshold: float = 0.5,
-        batch_size: int = 8,
-        *,
-        progress: Progress | None = None,
-    ) -> sv.Detections | list[sv.Detections]:
-        """Detections of one image, or a list of them for a sequence; as `SiamDETR.predict`."""
-        return predict(self, images, threshold=threshold, batch_size=batch_size, progress=progress)
+        return {
+            "kind": "ONNX model",
+            "file": str(self.path),
+            "runtime": self.runtime,
+            "providers": list(self.providers),
+            **self._facts.to_json(),
+        }
 
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
         """All scored boxes of a batch of images of one size.
 
         Raises:
-            ValueError: the batch is padded, which the graph does not know of.
+            ValueError: the batch is padded, and the graph has no input for that.
         """
-        boxes, scores, labels = self._session.run(["boxes", "scores", "labels"], _feed(batch))
+        boxes, scores, labels = self.run(("boxes", "scores", "labels"), batch)
         return ScoredBoxes(scores=scores, labels=labels, boxes=boxes)
+
+    def run(self, outputs: tuple[str, ...], batch: Prepared) -> list[Array]:
+        """Any outputs of the graph on a batch of images of one size."""
+        return self._session.run(outputs, feed_of(batch, self._session.input_names))
 
     def inspect(self, image: ImageLike) -> RecordedInspection:
         """What is found in an image, with the decoder's attention where the file has an output of that name.
@@ -92,59 +92,32 @@ class OnnxDetector:
         Raises:
             ImageError: the image cannot be used.
         """
-        batch = preprocess([image], self.preprocessing)
-        names = [output.name for output in self._session.get_outputs()]
-        return inspection_of_outputs(dict(zip(names, self._session.run(names, _feed(batch)), strict=True)), batch)
+        batch, names = preprocess([image], self.preprocessing), tuple(self._facts.outputs)
+        return inspection_of_outputs(dict(zip(names, self.run(names, batch), strict=True)), batch)
+
+    def attention(self, image: ImageLike) -> NDArray[np.float32]:
+        """Where the queries of the last decoder layer look.
+
+        Returns:
+            [1, heads, Q, h, w], as `SiamDETR.attention` with its last layer alone.
+        Raises:
+            ExportError: the file was exported without.
+        """
+        if "attention" not in self._facts.outputs:
+            raise ExportError(f"{self.path}: has no attention; export it with `siamdetr export --attention`")
+        (maps,) = self.run(("attention",), preprocess([image], self.preprocessing))
+        return maps
 
 
-def _feed(batch: Prepared) -> dict[str, Any]:
-    if batch.padding is not None:
+def feed_of(batch: Prepared, input_names: tuple[str, ...]) -> dict[str, Array]:
+    """What a graph takes.
+
+    Raises:
+        ValueError: the batch is padded, and the graph has no input for that.
+    """
+    feed: dict[str, Array] = {"images": batch.images, "original_sizes": batch.original_sizes}
+    if "valid_sizes" in input_names:
+        feed["valid_sizes"] = batch.sizes
+    elif batch.padding is not None:
         raise ValueError("OnnxDetector: got a padded batch, expected images of one size; see preprocessing.batches")
-    return {"images": batch.images, "original_sizes": batch.original_sizes}
-
-
-def _wanted_providers(device: str) -> list[Any]:
-    if device == "cpu" or (device == "auto" and not _cuda_at_hand()):
-        return [_CPU]
-    if device == "auto":
-        return [_CUDA, _CPU]
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
-        raise ExportError(f"device: got '{device}', expected cpu, cuda, cuda:N or auto")
-    return [(_CUDA, {"device_id": int(number or 0)}), _CPU]
-
-
-def _open(path: Path, providers: list[Any], threads: int | None) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
-    except Exception as error:  # ONNX Runtime's exceptions share no base but this
-        reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"{path}: ONNX Runtime cannot open it ({reason}); is it whole? Export it again") from error
-
-
-def _check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool) -> None:
-    """ONNX Runtime falls back without raising; `get_available_providers` names CUDA even where there is no GPU."""
-    names = [provider if isinstance(provider, str) else provider[0] for provider in wanted]
-    if names[0] in actual:
-        return
-    text = (
-        f"asked ONNX Runtime for {names[0]}, got {', '.join(actual)}: it fell back in silence. It needs an NVIDIA GPU, "
-        "onnxruntime-gpu, and the CUDA and cuDNN versions of its release notes; or take device='cpu'"
-    )
-    if required:
-        raise ExportError(text)
-    logger.warning("%s", text)
-
-
-def _cuda_at_hand() -> bool:
-    """Whether the driver answers; asking ONNX Runtime itself would write to the terminal."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        count = ctypes.c_int(0)
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    except OSError:
-        return False
+    return feed

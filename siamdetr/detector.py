@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import supervision as sv
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from siamdetr.checkpoint import CheckpointError, ModelMetadata, find_model_file, load_model, save_model
 from siamdetr.config import Classifier, DetectorSettings, Variant
-from siamdetr.evaluation.predictor import Predictor, Progress, ScoredBoxes, predict
+from siamdetr.evaluation.described import Described
+from siamdetr.evaluation.predictor import Predictor, Progress, ScoredBoxes
 from siamdetr.evaluation.pytorch import PyTorchPredictor, evaluating, normalize_prepared
 from siamdetr.evaluation.tracing import TracedInspection, inspect
 from siamdetr.models.attention import record_attention
@@ -23,6 +24,7 @@ from siamdetr.preprocessing import ImageLike, Prepared, PreprocessingSpec, prepr
 
 ONNX_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
+Backend = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
 
 
 class Model(Predictor, Protocol):
@@ -47,7 +49,7 @@ class Model(Predictor, Protocol):
         """Detections of one image, or of each of a sequence."""
 
 
-class SiamDETR:
+class SiamDETR(Described):
     """A DETR detector that takes pictures and gives boxes.
 
     The weights are random; `siamdetr.load` opens trained ones.
@@ -99,7 +101,7 @@ class SiamDETR:
 
     def _set(self, detector: Detector, metadata: ModelMetadata, path: Path | None) -> None:
         self._predictor = PyTorchPredictor(detector, metadata.class_names, metadata.preprocessing)
-        self._metadata = metadata
+        self._metadata = self._facts = metadata
         self._path = path
 
     @classmethod
@@ -149,21 +151,6 @@ class SiamDETR:
         return self._metadata
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names in label order."""
-        return self._metadata.class_names
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """The data set's own ids in label order; empty when not known."""
-        return self._metadata.category_ids
-
-    @property
-    def preprocessing(self) -> PreprocessingSpec:
-        """How images become the detector's input."""
-        return self._metadata.preprocessing
-
-    @property
     def device(self) -> torch.device:
         """Where the detector is."""
         return self._predictor.device
@@ -183,26 +170,6 @@ class SiamDETR:
             "parameters": sum(parameter.numel() for parameter in self.detector.parameters()),
             **self._metadata.model_dump(),
         }
-
-    def predict(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        threshold: float = 0.5,
-        batch_size: int = 8,
-        *,
-        progress: Progress | None = None,
-    ) -> sv.Detections | list[sv.Detections]:
-        """Detections of one image, or a list of them for a sequence; see `siamdetr.evaluation.predictor.predict`.
-
-        Args:
-            images: one PIL image, uint8 RGB array [H, W, 3] or path; or a sequence of such.
-            threshold: least score.
-            batch_size: images at a time.
-            progress: called with (images done, images in all).
-        Returns:
-            `supervision.Detections`: xyxy in pixels of the image, confidence, class_id, data["class_name"]; best first.
-        """
-        return predict(self, images, threshold=threshold, batch_size=batch_size, progress=progress)
 
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
         """All scored boxes of a batch of prepared images, before any threshold."""
@@ -242,20 +209,40 @@ class SiamDETR:
         save_model(path, self.detector, self._metadata)
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu") -> SiamDETR | Model:
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    backend: Backend | None = None,
+    threads: int | None = None,
+) -> SiamDETR | Model:
     """Open any of our files for prediction.
 
     Args:
-        path: a run folder (its best weights, else its last), a .safetensors file, an .onnx file or a bundle folder.
+        path: a run folder (its best weights, else its last), a .safetensors file, an .onnx file, a bundle folder or its
+            model.engine.
         device: where it runs: "cpu", "cuda", "cuda:N", or "auto": the GPU where there is one.
+        backend: what runs it; None: PyTorch for our model files, ONNX Runtime for .onnx files and bundles, TensorRT for engines.
+        threads: of exported files on the CPU; None: one a core.
     Raises:
         CheckpointError: not there, not ours, or damaged.
+        ValueError: the backend cannot run such a file.
     """
     path = Path(path)
-    if path.suffix == ".onnx" or (path / MANIFEST_FILE).is_file() or (path / ONNX_FILE).is_file():
+    kind = "onnx" if path.suffix == ".onnx" or (path / MANIFEST_FILE).is_file() or (path / ONNX_FILE).is_file() else ""
+    kind = "engine" if path.suffix == ".engine" or (kind and path.is_dir() and backend == "tensorrt") else kind
+    backends = {"onnx": ("onnxruntime", "openvino"), "engine": ("tensorrt",)}.get(kind, ("pytorch",))
+    backend = backend or cast("Backend", backends[0])
+    if backend not in backends:
+        raise ValueError(f"{path}: backend '{backend}' does not run such a file; take {' or '.join(backends)}")
+    if backend == "tensorrt":
+        from siamdetr.export.engine import EngineDetector
+
+        return EngineDetector(path, device=str(device))
+    if backend in ("onnxruntime", "openvino"):
         from siamdetr.export.runtime import OnnxDetector
 
-        return OnnxDetector(path, device=str(device))
+        return OnnxDetector(path, device=str(device), backend=backend, threads=threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return SiamDETR.load(path, device=device)
@@ -271,4 +258,4 @@ def _class_names(number: int | None, names: Sequence[str] | None) -> tuple[str, 
     return tuple(names)
 
 
-__all__ = ["CheckpointError", "Model", "SiamDETR", "load"]
+__all__ = ["Backend", "CheckpointError", "Model", "SiamDETR", "load"]

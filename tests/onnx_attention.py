@@ -37,7 +37,7 @@ def write_attention_onnx(path: Path, *, attention: bool) -> NDArray[np.float32]:
         for name, value in values.items()
     ]
     spec = PreprocessingSpec.from_size(64)
-    card = ModelCard(NAMES, (), spec, detector={}, lineage=(), metrics={}, versions={})
+    card = ModelCard(NAMES, (), spec, outputs=tuple(values), detector={}, lineage=(), metrics={}, versions={})
     model = helper.make_model(
         helper.make_graph(nodes, "two boxes", inputs, outputs),
         opset_imports=[helper.make_opsetid("", 18)],

@@ -101,32 +101,46 @@ class _Resampled(torch.autograd.Function):
 
 
 def sample_gather(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
-    """The same by looking up the four cells around each point in one table; arguments as in `sample_points`."""
+    """The same by looking up the four cells around each point in one table; arguments as in `sample_points`.
+
+    All levels at once: an exported graph is then no larger for having more of them.
+    """
     batch, cells, heads, channels = values.shape
-    queries, num_points = points.shape[1], points.shape[4]
+    queries, levels, num_points = points.shape[1], points.shape[3], points.shape[4]
     table = values.flatten(0, 2)  # [B N M, d]
-    image = torch.arange(batch, device=values.device)[:, None, None, None] * cells
-    head = torch.arange(heads, device=values.device)[:, None]
+    image = torch.arange(batch, device=values.device)[:, None, None, None, None] * cells
+    head = torch.arange(heads, device=values.device)[:, None, None]
+    heights, widths, starts = _sides(shapes, values.device)
     total = points.new_zeros((batch * queries * heads, channels))
-    start = 0
-    for level, (height, width) in enumerate(shapes):
-        corners = corner_cells(points[:, :, :, level], height, width)
-        for cell, share in corners:
-            rows = ((image + start + cell) * heads + head).flatten()
-            found = table.index_select(0, rows).reshape(-1, num_points, channels)  # [BQM, P, d]
-            strength = (share * weights[:, :, :, level]).flatten(0, 2)[..., None]  # [BQM, P, 1]
-            total = total + (strength * found).sum(1)
-        start = start + height * width
+    for cell, share in corner_cells(points, heights, widths):
+        rows = ((image + starts + cell) * heads + head).flatten()
+        found = table.index_select(0, rows).reshape(-1, levels * num_points, channels)  # [BQM, LP, d]
+        strength = (share * weights).reshape(-1, levels * num_points, 1)
+        total = total + (strength * found).sum(1)
     return total.reshape(batch, queries, heads * channels).to(values.dtype)
 
 
-def corner_cells(points: Tensor, height: int, width: int) -> list[tuple[Tensor, Tensor]]:
+def _sides(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Heights and widths [L, 1] float32 of the levels, and the cell [L, 1] int64 that each starts at.
+
+    Filled on the device: nothing waits for a copy, and traced sizes stay symbolic.
+    """
+    heights = [torch.full((1,), height, device=device, dtype=torch.float32) for height, _ in shapes]
+    widths = [torch.full((1,), width, device=device, dtype=torch.float32) for _, width in shapes]
+    starts, start = [], 0
+    for height, width in shapes:
+        starts.append(torch.full((1,), start, device=device, dtype=torch.int64))
+        start = start + height * width
+    return torch.stack(heights), torch.stack(widths), torch.stack(starts)
+
+
+def corner_cells(points: Tensor, height: int | Tensor, width: int | Tensor) -> list[tuple[Tensor, Tensor]]:
     """The four cells around each point, and their shares in its value.
 
     Args:
         points: [..., 2] (x, y) fractions of a map.
-        height: of the map, in cells.
-        width: of the map, in cells.
+        height: of the map, in cells; a tensor that broadcasts to [...] where the points are of several maps.
+        width: of the map, in cells; likewise.
     Returns:
         Four pairs of cell indices [...] (row by row, within the map) and shares [...] (0 for a cell outside the map).
     """

@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
 
 from siamdetr.data.index import DetectionIndex, concatenate, require_labels
 from siamdetr.data.open import available_splits, open_dataset
@@ -68,6 +72,27 @@ def open_labelled(settings: FinetuneSettings, progress: Progress | None = None) 
     if settings.val_limit is not None:
         val = val.subset(range(min(settings.val_limit, len(val))))
     return FinetuneData(train, val)
+
+
+def validation_part(run: Path) -> DetectionIndex | None:
+    """The labelled images that a finetuning run was validated on.
+
+    None where `run` is not the folder of one, its data has no such part, or is not there any more (which is warned of).
+    """
+    config = run / "config.yaml"
+    if not config.is_file():
+        return None
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    if "pretext" in values:
+        return None
+    try:
+        data = FinetuneSettings.model_validate(values).data
+        path = (data.val_paths or data.paths)[0]
+        split = data.val_split or _first_there(path, data.format, ("val", "test"))
+        return None if split is None and not data.val_paths else _open(path, data, split, None)
+    except (DataError, ValidationError) as error:  # a run of another version, or data that has moved
+        _log.warning("The run's validation images are not to be had: %s", error)
+        return None
 
 
 def _open(path: str, data: DataSettings, split: str | None, progress: Progress | None) -> DetectionIndex:

@@ -1,0 +1,155 @@
+"""Puts a TensorRT engine into a bundle: built from its model.onnx, measured where there is a GPU, and written down in the manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from siamdetr.checkpoint import atomic_write
+from siamdetr.data.index import DetectionIndex
+from siamdetr.evaluation.predictor import Predictor
+from siamdetr.export.bundle import (
+    ENGINE_FILE,
+    MANIFEST_FILE,
+    ONNX_FILE,
+    ExportError,
+    ModelCard,
+    digest_file,
+    read_card,
+    workplace,
+)
+from siamdetr.export.engine import EngineDetector
+from siamdetr.export.gate import GateReport, run_gate
+from siamdetr.export.options import Precision
+from siamdetr.export.runtime import OnnxDetector
+from siamdetr.export.samples import Samples
+from siamdetr.export.tensorrt import BuiltEngine, EngineOptions, Profile, build_engine
+from siamdetr.preprocessing import Size
+
+_NO_GPU = (
+    "there is no GPU here to run an engine on; build it on the target with `siamdetr export BUNDLE --trt -o BUNDLE`"
+)
+
+
+def add_engine(
+    folder: Path,
+    *,
+    profiles: Sequence[Profile],
+    options: EngineOptions | None = None,
+    reference: Predictor | None = None,
+    samples: Samples | None = None,
+    truth: DetectionIndex | None = None,
+    gate: bool = True,
+) -> BuiltEngine:
+    """Build the engine of a bundle. An older engine stays until the new one has passed.
+
+    Args:
+        folder: the bundle; its ONNX file must be the one that the manifest vouches for.
+        profiles: shapes to build for.
+        options: see `EngineOptions`.
+        reference: what the engine is measured against; None: the bundle's ONNX file on the CPU, which was measured before.
+        samples: images to compare on; None: drawn patterns.
+        truth: labelled images whose AP is compared as well.
+        gate: False: do not measure it.
+    Raises:
+        ExportError: no bundle, another ONNX file than the manifest's, no TensorRT, a build that failed, or an engine that does not
+            compute what the reference does (it is then left as model.engine.rejected).
+    """
+    options = options or EngineOptions()
+    card, manifest = _read_bundle(folder)
+    built = build_engine(
+        folder / ONNX_FILE, precision=cast("Precision", card.precision), profiles=profiles, options=options
+    )
+    with workplace(folder) as work:
+        (work / ENGINE_FILE).write_bytes(built.plan)
+        manifest["engine"] = _entry(built, work / ENGINE_FILE, profiles, options)
+        _write(work / MANIFEST_FILE, manifest)
+        verdict: dict[str, Any] = {"verdict": "SKIPPED"}
+        if gate and not torch.cuda.is_available():
+            verdict["why"] = _NO_GPU
+        elif gate:
+            report = _measure(
+                work, reference or OnnxDetector(folder), card, profiles=profiles, samples=samples, truth=truth
+            )
+            verdict = report.to_json()
+            if not report.passed:
+                rejected = folder / f"{ENGINE_FILE}.rejected"
+                os.replace(work / ENGINE_FILE, rejected)
+                raise ExportError(
+                    f"{rejected}: {report.failures()[0]}; the engine is kept for a look, and must not be used"
+                )
+        manifest["engine"]["gate"] = verdict
+        os.replace(work / ENGINE_FILE, folder / ENGINE_FILE)
+        _write(folder / MANIFEST_FILE, manifest)
+    (folder / f"{ENGINE_FILE}.rejected").unlink(missing_ok=True)
+    return built
+
+
+def _read_bundle(folder: Path) -> tuple[ModelCard, dict[str, Any]]:
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        raise ExportError(
+            f"{file}: no such file; an engine goes into a bundle, which `siamdetr export MODEL -o {folder}` makes"
+        )
+    text = file.read_text(encoding="utf-8")
+    card = read_card(text, file)
+    manifest: dict[str, Any] = json.loads(text)
+    if manifest.get("sha256", {}).get(ONNX_FILE) != digest_file(folder / ONNX_FILE):
+        raise ExportError(
+            f"{folder / ONNX_FILE}: not the file that manifest.json vouches for (its SHA-256 differs); export it again"
+        )
+    return card, manifest
+
+
+def _entry(built: BuiltEngine, file: Path, profiles: Sequence[Profile], options: EngineOptions) -> dict[str, Any]:
+    gpu = torch.cuda.is_available()
+    return {
+        "file": ENGINE_FILE,
+        "sha256": digest_file(file),
+        "bytes": len(built.plan),
+        "module": built.module,
+        "version": built.version,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()) if gpu else None,
+        "seconds": round(built.seconds, 1),
+        "tf32": options.tf32,
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
+        "workspace_gib": options.workspace,
+        "profiles": [asdict(profile) for profile in profiles],
+        "precision_realised": asdict(built.realised),
+    }
+
+
+def _measure(
+    work: Path,
+    reference: Predictor,
+    card: ModelCard,
+    *,
+    profiles: Sequence[Profile],
+    samples: Samples | None,
+    truth: DetectionIndex | None,
+) -> GateReport:
+    engine, first = EngineDetector(work), profiles[0]
+    sizes: list[Size] = [(first.height[i], first.width[i]) for i in (1, 0, 2)]
+    return run_gate(
+        reference,
+        engine,
+        precision=cast("Precision", card.precision),
+        runtime=engine.runtime,
+        batch=first.batch,
+        sizes=sizes,
+        samples=samples,
+        truth=truth,
+    )
+
+
+def _write(path: Path, manifest: dict[str, Any]) -> None:
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    atomic_write(path, lambda file: file.write(text.encode()))

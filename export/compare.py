@@ -1,0 +1,101 @@
+"""How far two answers about the same images lie apart, whatever the order of their boxes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siamdetr.evaluation.predictor import ScoredBoxes
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between two answers about one image.
+
+    Attributes:
+        score: greatest difference of the scores; infinite where a box has no counterpart of its label, or of no number.
+        box: greatest difference of the boxes, as a fraction of the image.
+        matched: share of the boxes that have a counterpart within the tolerances.
+        compared: share of the boxes that could be judged at all, see `difference`.
+    """
+
+    score: float
+    box: float
+    matched: float
+    compared: float
+
+
+NO_DIFFERENCE = Difference(score=0.0, box=0.0, matched=1.0, compared=1.0)
+
+
+def worst(differences: list[Difference]) -> Difference:
+    """The worst of several in every respect."""
+    return Difference(
+        score=max(one.score for one in differences),
+        box=max(one.box for one in differences),
+        matched=min(one.matched for one in differences),
+        compared=min(one.compared for one in differences),
+    )
+
+
+def difference(
+    expected: ScoredBoxes,
+    found: ScoredBoxes,
+    row: int,
+    size: tuple[int, int],
+    *,
+    scores: float,
+    boxes: float,
+    other_row: int | None = None,
+) -> Difference:
+    """Difference of two answers about one image.
+
+    Every box is held against the box of the other answer that is most like it and of the same label, both ways. A box without a
+    counterpart is left out of the judgement if its score is so near the other's lowest that it may have fallen out of the best K
+    by chance: `compared` says how many were not left out.
+
+    Args:
+        expected: of a batch.
+        found: of a batch.
+        row: the image in `expected`.
+        size: (H, W) of the original image, pixels.
+        scores: tolerance of a score.
+        boxes: tolerance of a box, as a fraction of the image.
+        other_row: the image in `found`; None: `row`.
+    """
+    other_row = row if other_row is None else other_row
+    scale = np.array([size[1], size[0], size[1], size[0]], dtype=np.float64)
+    a = _Answer(expected.scores[row], expected.labels[row], expected.boxes[row] / scale)
+    b = _Answer(found.scores[other_row], found.labels[other_row], found.boxes[other_row] / scale)
+    return worst([_one_way(a, b, scores, boxes), _one_way(b, a, scores, boxes)])
+
+
+@dataclass(frozen=True)
+class _Answer:
+    scores: NDArray[np.float32]  # [K]
+    labels: NDArray[np.int64]  # [K]
+    boxes: NDArray[np.float64]  # [K, 4] fractions
+
+
+def _one_way(a: _Answer, b: _Answer, scores: float, boxes: float) -> Difference:
+    if len(a.scores) == 0 or len(b.scores) == 0:
+        return NO_DIFFERENCE if len(a.scores) == len(b.scores) else Difference(np.inf, np.inf, 0.0, 0.0)
+    score = np.abs(a.scores[:, None].astype(np.float64) - b.scores[None])  # [K, K]
+    box = np.abs(a.boxes[:, None] - b.boxes[None]).max(-1)
+    distance = np.maximum(score / scores, box / boxes)
+    distance = np.where(a.labels[:, None] == b.labels[None], np.nan_to_num(distance, nan=np.inf), np.inf)
+    nearest, least = distance.argmin(1), distance.min(1)
+    lonely = least > 1
+    judged = ~(lonely & (a.scores <= b.scores.min() + 2 * scores))
+    if not judged.any():
+        return Difference(np.inf, np.inf, 0.0, 0.0)
+    rows = np.flatnonzero(judged)
+    apart = ~np.isfinite(least[rows])
+    return Difference(
+        score=float(np.where(apart, np.inf, score[rows, nearest[rows]]).max()),
+        box=float(np.where(apart, np.inf, box[rows, nearest[rows]]).max()),
+        matched=float(1 - lonely[rows].mean()),
+        compared=float(judged.mean()),
+    )

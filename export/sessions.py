@@ -1,0 +1,179 @@
+"""What computes a graph: ONNX Runtime, or OpenVINO. Both take and give named NumPy arrays. Imports no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from siamdetr.export.bundle import METADATA_KEY, ExportError
+
+logger = logging.getLogger(__name__)
+
+OnnxBackend = Literal["onnxruntime", "openvino"]
+Array = NDArray[Any]
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_ERRORS_ONLY = 3  # ONNX Runtime's log levels run from 0 (verbose) to 4 (fatal)
+
+
+class Session(Protocol):
+    """A graph that is ready to compute."""
+
+    @property
+    def runtime(self) -> str:
+        """Its name and version, for people."""
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """What it runs on, best first."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Of the graph."""
+
+    def run(self, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
+        """The named outputs."""
+
+
+class OnnxRuntimeSession:
+    """ONNX Runtime on the CPU or an NVIDIA GPU.
+
+    Args:
+        path: the graph.
+        device: "cpu", "cuda", "cuda:N", or "auto": CUDA where it is at hand, else the CPU.
+        threads: of one operator on the CPU; None: one a core.
+    Raises:
+        ExportError: it cannot be opened; or CUDA was asked for and ONNX Runtime fell back to the CPU, which it does silently.
+    """
+
+    def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
+        wanted = wanted_providers(device)
+        self._session = _open(path, wanted, threads)
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        check_providers(wanted, self.providers, required=device != "auto")
+        self.runtime = f"ONNX Runtime {onnxruntime.__version__}, {self.providers[0]}"
+        self.input_names = tuple(value.name for value in self._session.get_inputs())
+        self.metadata: str | None = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+
+    def run(self, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
+        """The named outputs."""
+        found: list[Array] = self._session.run(list(outputs), dict(feed))
+        return found
+
+
+class OpenVinoSession:
+    """OpenVINO on the CPU.
+
+    It computes in float32, unless the graph is in bfloat16 and the processor knows it. Left to itself OpenVINO takes bfloat16
+    wherever the processor has it, whatever the graph says.
+
+    Raises:
+        ExportError: OpenVINO is not installed, the device is not the CPU, or the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
+        if importlib.util.find_spec("openvino") is None:
+            raise ExportError(
+                "OpenVINO is not installed: pip install 'siamdetr[openvino]', or take --backend onnxruntime"
+            )
+        if device not in ("cpu", "auto"):
+            raise ExportError(f"device: got '{device}' with OpenVINO, which runs on the CPU here; take cpu or auto")
+        import openvino
+
+        core = openvino.Core()
+        try:
+            proto = onnx.load(path)
+            half = any(weight.data_type == onnx.TensorProto.BFLOAT16 for weight in proto.graph.initializer)
+            known = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if half and known else "f32"}
+            if threads is not None:
+                hints["INFERENCE_NUM_THREADS"] = threads
+            self._model = core.compile_model(core.read_model(str(path)), "CPU", hints)
+        except Exception as error:  # protobuf's and OpenVINO's exceptions share no base but this
+            raise ExportError(
+                f"{path}: OpenVINO cannot open it ({_short(error)}); is it whole? Export it again"
+            ) from error
+        self.providers: tuple[str, ...] = ("OpenVINO CPU",)
+        precision = self._model.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self.runtime = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU, {precision}"
+        self.input_names = tuple(value.get_any_name() for value in self._model.inputs)
+        self.metadata: str | None = next((e.value for e in proto.metadata_props if e.key == METADATA_KEY), None)
+
+    def run(self, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
+        """The named outputs."""
+        found = self._model(dict(feed))
+        return [np.array(found[name]) for name in outputs]  # copied: OpenVINO writes the next answer over this one
+
+
+def wanted_providers(device: str) -> list[Any]:
+    """What to ask ONNX Runtime for.
+
+    Raises:
+        ExportError: there is no such device.
+    """
+    if device == "cpu" or (device == "auto" and not cuda_at_hand()):
+        return [_CPU]
+    if device == "auto":
+        return [_CUDA, _CPU]
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise ExportError(f"device: got '{device}', expected cpu, cuda, cuda:N or auto")
+    return [(_CUDA, {"device_id": int(number or 0)}), _CPU]
+
+
+def check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool) -> None:
+    """ONNX Runtime falls back without raising; `get_available_providers` names CUDA even where there is no GPU.
+
+    Raises:
+        ExportError: `required`, and the first of those wanted is missing; else there is a warning.
+    """
+    names = [provider if isinstance(provider, str) else provider[0] for provider in wanted]
+    if names[0] in actual:
+        return
+    text = (
+        f"asked ONNX Runtime for {names[0]}, got {', '.join(actual)}: it fell back in silence. It needs an NVIDIA GPU, "
+        "onnxruntime-gpu, and the CUDA and cuDNN versions of its release notes; or take device='cpu'"
+    )
+    if required:
+        raise ExportError(text)
+    logger.warning("%s", text)
+
+
+def cuda_at_hand() -> bool:
+    """Whether the driver answers; asking ONNX Runtime itself would write to the terminal."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except OSError:
+        return False
+
+
+def _open(path: Path, providers: list[Any], threads: int | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exceptions share no base but this
+        reason = _short(error)
+        if "NOT_IMPLEMENTED" in reason or "bfloat16" in reason:
+            remedy = "it lacks an operation there, as all of bfloat16's on the CPU; --backend openvino and TensorRT have them"
+        else:
+            remedy = "is it whole? Export it again"
+        raise ExportError(f"{path}: ONNX Runtime cannot open it ({reason}); {remedy}") from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
