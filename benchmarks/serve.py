@@ -31,8 +31,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from siamdetr.export.parity import example_images
 from siamdetr.export.runtime import OnnxDetector
+from siamdetr.export.samples import drawn_images
 from siamdetr.preprocessing import PreprocessingSpec, preprocess
 
 CLIENTS = (1, 8, 32)
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=640)
     given = parser.parse_args()
     buffer = io.BytesIO()
-    smooth = Image.fromarray(example_images(1, 480, 640)[0].transpose(1, 2, 0))
+    smooth = Image.fromarray(drawn_images(1, 480, 640)[0].transpose(1, 2, 0))
     smooth.save(buffer, "JPEG", quality=90)
     picture = buffer.getvalue()
     name = b'Content-Disposition: form-data; name="images"; filename="a.jpg"'

@@ -15,7 +15,6 @@ from siamdetr.cli.__main__ import app
 from siamdetr.export import client
 from siamdetr.export.bundle import ExportError
 from siamdetr.export.onnx import ExportResult
-from siamdetr.export.parity import ParityCheck, ParityReport
 from siamdetr.export.triton import TritonSettings, config_text, write_model_repository
 from siamdetr.preprocessing import PreprocessingSpec
 
@@ -95,8 +94,8 @@ def test_the_command_line_writes_a_repository_beside_the_bundle(
 ) -> None:
     from test_detector_face import tiny_model
 
-    report = ParityReport((ParityCheck(1, 96, 96, 0.0, 0.0, 0.0),))
-    done = ExportResult(tiny_bundle, tiny_bundle / "model.onnx", report, num_nodes=1, num_bytes=1, seconds=0.0)
+    file = tiny_bundle / "model.onnx"
+    done = ExportResult(tiny_bundle, file, gate=None, precision={}, num_nodes=1, num_bytes=1, seconds=0.0)
     monkeypatch.setattr("siamdetr.export.onnx.export_onnx", lambda *_, **__: done)
     tiny_model().save(tmp_path / "model.safetensors")
     arguments = [
