@@ -16,8 +16,8 @@ $(STAMP): pyproject.toml requirements.lock
 quickstart: $(STAMP)  ## the whole path on a synthetic data set
 	$(BIN)/siamdetr quickstart
 
-test: $(STAMP)  ## the tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the tests, a file a process; each process has one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
