@@ -168,6 +168,8 @@ def theirs(variant: str, options: argparse.Namespace, example: Example) -> Measu
         "encoder_ffn_dim": options.feedforward,
         "decoder_ffn_dim": options.feedforward,
         "dropout": DROPOUT,
+        "attention_dropout": DROPOUT,  # as in the official code, and in ours
+        "activation_dropout": DROPOUT,
         "auxiliary_loss": True,
         "num_labels": CLASSES,
     }
