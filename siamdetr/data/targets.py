@@ -208,6 +208,7 @@ def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Batc
         a padded pixel is the mean colour, not black.
     """
     images = normalize_images(batch.images, mean, std).masked_fill_(batch.padding[:, None], 0.0)
+    images = images.contiguous(memory_format=torch.channels_last)  # in which convolutions are fastest
     if isinstance(batch, ViewBatch | RegionBatch):
         return dataclasses.replace(batch, images=images, crops=normalize_images(batch.crops, mean, std))
     return dataclasses.replace(batch, images=images)
