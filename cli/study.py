@@ -235,7 +235,7 @@ def _show_plan(grid: Grid, device: str, jobs: int) -> None:
     total = sum(one.seconds or 0 for one in found.values())
     console.print(
         f"\n{len(grid.cells)} cells, {len(grid.results)} finished. The rest takes about {_time(total / jobs)} with {jobs} at a time on "
-        "this machine, if as many fit; evaluations are counted only where finished cells show them.",
+        "this machine, if as many fit.",
         soft_wrap=True,
     )
 

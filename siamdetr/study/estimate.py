@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from siamdetr.detector import SiamDETR
+from siamdetr.evaluation.coco import evaluate
 from siamdetr.report import read_metrics
 from siamdetr.study.cells import SCRATCH, Cell
 from siamdetr.study.runner import Grid
 from siamdetr.study.settings import finetune_settings, pretrain_settings, total_steps
-from siamdetr.study.work import CELLS
+from siamdetr.study.work import CELLS, scored_index
 from siamdetr.training.run import finetune, pretrain
 from siamdetr.training.sources import open_unlabelled
 
@@ -22,81 +24,99 @@ _TRIED = 4  # steps, of which the first is not counted
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a cell, and where they come from: "finished" cells like it, or steps "tried" here; None: not known."""
+    """Seconds of a cell, and where they come from: "finished cells" like it, or "steps tried here"; None: not known."""
 
     seconds: float | None
     source: str
 
 
+@dataclass(frozen=True)
+class _Rate:
+    """What a kind of cell costs: seconds to start, of a step, of an image that is scored."""
+
+    start: float
+    step: float
+    image: float
+    source: str
+
+
 def estimate(grid: Grid, *, device: str = "auto", told: Callable[[str], None]) -> dict[Cell, Estimate]:
-    """Seconds of each missing cell on this machine, one at a time. Evaluation is counted only where finished cells have shown it.
+    """Seconds of each missing cell on this machine, one at a time.
 
     Args:
         grid: of `open_grid`.
         device: of the runs.
         told: called with what is about to be tried.
     """
-    pretraining_images = 0
-    rates: dict[str, Estimate] = {}
+    num_unlabelled = 0
+    rates: dict[str, _Rate] = {}
     found: dict[Cell, Estimate] = {}
     for cell in grid.missing:
         if cell.kind in ("agnostic", "qualitative"):
             found[cell] = Estimate(None, "a scoring only")
             continue
-        if cell.kind != "finetune" and not pretraining_images:
+        if cell.kind != "finetune" and not num_unlabelled:
             settings = pretrain_settings(grid.study, cell, Path("unused"))
-            pretraining_images = len(open_unlabelled(settings.data))
-        kind = f"{cell.kind} {cell.init if cell.kind != 'finetune' else ''} {cell.freeze}"
+            num_unlabelled = len(open_unlabelled(settings.data))
+        kind = f"finetune {cell.freeze}" if cell.kind == "finetune" else f"{cell.kind} {cell.init}"
         if kind not in rates:
             rates[kind] = _finished(grid, cell) or _tried(grid, cell, device, told)
-        found[cell] = _of_steps(rates[kind], _steps(grid, cell, pretraining_images))
+        rate = rates[kind]
+        steps, scored = _work(grid, cell, num_unlabelled)
+        found[cell] = Estimate(rate.start + steps * rate.step + scored * rate.image, rate.source)
     return found
 
 
-def _steps(grid: Grid, cell: Cell, pretraining_images: int) -> int:
+def _work(grid: Grid, cell: Cell, num_unlabelled: int) -> tuple[int, int]:
+    """Steps of a cell, and images that it scores."""
     if cell.kind != "finetune":
-        return total_steps(pretrain_settings(grid.study, cell, Path("unused")), pretraining_images)
+        return total_steps(pretrain_settings(grid.study, cell, Path("unused")), num_unlabelled), 0
     settings = finetune_settings(grid.study, cell, Path("unused"), init=None, num_train=len(grid.train))
-    return total_steps(settings, len(grid.train), cell.fraction)
+    val = min(grid.num_val, settings.val_limit or grid.num_val)
+    scored = grid.study.evaluations * val + len(scored_index(grid.study)[1])
+    return total_steps(settings, len(grid.train), cell.fraction), scored
 
 
-def _of_steps(rate: Estimate, steps: int) -> Estimate:
-    return rate if rate.seconds is None else Estimate(rate.seconds * steps, rate.source)
-
-
-def _finished(grid: Grid, cell: Cell) -> Estimate | None:
-    """Seconds a step of finished cells of this kind, their evaluations included."""
+def _finished(grid: Grid, cell: Cell) -> _Rate | None:
+    """Seconds a step of finished cells of this kind, with all that belongs to them."""
     alike = [
         result.seconds / result.steps
         for other, result in grid.results.items()
         if other.kind == cell.kind and (cell.kind == "finetune" or other.init == cell.init) and result.steps
     ]
-    return Estimate(median(alike), "finished cells") if alike else None
+    return _Rate(0.0, median(alike), 0.0, "finished cells") if alike else None
 
 
-def _tried(grid: Grid, cell: Cell, device: str, told: Callable[[str], None]) -> Estimate:
+def _tried(grid: Grid, cell: Cell, device: str, told: Callable[[str], None]) -> _Rate:
+    """A few steps of a run like the cell, in a folder of its own."""
     told(f"trying {_TRIED} steps: {cell.kind} {cell.init}")
+    changes = {"steps": _TRIED, "log_every": 1, "checkpoint_every": 10_000}
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / CELLS / "tried"
         started = time.perf_counter()
-        changes = {"steps": _TRIED, "log_every": 1, "checkpoint_every": 10_000}
+        image = 0.0
         if cell.kind == "finetune":
             plain = replace(cell, init=SCRATCH)
-            settings = finetune_settings(grid.study, plain, place, init=None, num_train=len(grid.train), device=device)
-            finetune(settings.model_copy(update={**changes, "val_limit": 1, "val_every": 1e6}))
+            fine = finetune_settings(grid.study, plain, place, init=None, num_train=len(grid.train), device=device)
+            finetune(fine.model_copy(update={**changes, "val_limit": 1, "val_every": 1e6}))
+            batch = fine.batch_size * fine.grad_accum
+            image = _seconds_to_score(grid, place)
         else:
             chosen = pretrain_settings(grid.study, cell, place, device=device)
-            settings_of_few = chosen.model_copy(
-                update={**changes, "data": chosen.data.model_copy(update={"fraction": _few(grid)})}
-            )
-            pretrain(settings_of_few)
-        rows = [row for row in read_metrics(place) if "images_per_second" in row]
-        if len(rows) < 2:
-            return Estimate((time.perf_counter() - started) / _TRIED, f"{_TRIED} steps tried here")
-        batch = (settings if cell.kind == "finetune" else chosen).batch_size
-        return Estimate(median(batch / row["images_per_second"] for row in rows[1:]), f"{_TRIED} steps tried here")
+            few = chosen.data.model_copy(update={"fraction": min(1.0, 32 / max(32, len(grid.train)))})
+            pretrain(chosen.model_copy(update={**changes, "data": few}))
+            batch = chosen.batch_size * chosen.grad_accum
+        whole = time.perf_counter() - started
+        rates = [row["images_per_second"] for row in read_metrics(place) if "images_per_second" in row][1:]
+        step = median(batch / rate for rate in rates) if rates else whole / _TRIED
+        return _Rate(max(0.0, whole - _TRIED * step), step, image, f"{_TRIED} steps tried here")
 
 
-def _few(grid: Grid) -> float:
-    """A share of the images for which proposals can be computed in a moment."""
-    return min(1.0, max(32 / max(1, len(grid.train)), 1e-6))
+def _seconds_to_score(grid: Grid, run: Path) -> float:
+    """Seconds an image."""
+    index = scored_index(grid.study)[1]
+    index = index.subset(range(min(8, len(index))))
+    model = SiamDETR.load(run)
+    started = time.perf_counter()
+    evaluate(model, index, workers=0)
+    return (time.perf_counter() - started) / len(index)

@@ -60,16 +60,16 @@ def _data_efficiency(grid: Grid) -> Drawn:
         if series:
             title = f"{label} on the scored images, mean and 95 % interval"
             drawn.append(plots.lines(metric, title, series, x_label=_FRACTIONS, y_label=label, shares=True))
-    gains = {
-        f"{100 * fraction:g} %": [
-            (init, found) for init in grid.study.methods if (found := gain_of(grid, init, "ap", fraction=fraction))
-        ]
-        for fraction in fractions
-    }
-    if any(gains.values()):
-        title = "Gain over scratch, paired by split"
-        drawn.append(plots.differences("gain", title, gains, x_label="AP points over scratch, 95 % interval"))
+        gains = {f"{100 * fraction:g} %": _gains(grid, fraction, metric) for fraction in fractions}
+        if any(gains.values()):
+            title, axis = f"{label} over scratch, paired by split", f"{label} points over scratch, 95 % interval"
+            drawn.append(plots.differences(f"gain-{metric}", title, gains, x_label=axis))
     return drawn, [*_shown(drawn), _efficiency_table(grid, fractions)]
+
+
+def _gains(grid: Grid, fraction: float, metric: str) -> list[tuple[str, Interval]]:
+    found = ((init, gain_of(grid, init, metric, fraction=fraction)) for init in grid.study.methods)
+    return [(init, one) for init, one in found if one is not None]
 
 
 def _over(grid: Grid, init: str, metric: str) -> list[tuple[float, Interval]]:
@@ -116,7 +116,7 @@ def _initialization(grid: Grid) -> Drawn:
     for init in inits:
         frozen = select(grid, init, freeze="body")
         figures = [shown(mean_of(frozen, metric)) for metric in (*names, "ap", "ap50")]
-        plain = [raw[init].metrics[metric] * 100 if init in raw else None for metric in names]
+        plain = [f"{100 * raw[init].metrics[metric]:.1f}" if init in raw else None for metric in names]
         rows.append([NAMES[init], *figures, *plain])
     header = [_INITS, *names.values(), "AP", "AP50", *(f"{name}, not finetuned" for name in names.values())]
     return drawn, [
@@ -155,22 +155,27 @@ def _row(grid: Grid, variation: tuple[tuple[str, str], ...], fraction: float) ->
 
 
 def _ablation(grid: Grid) -> Drawn:
-    fraction, groups, rows = min(grid.study.fractions), {}, []
-    for group, variations in ablation_variations(grid.study).items():
-        groups[group] = [
-            (label, one)
-            for label, variation in variations.items()
-            if (one := mean_of(select(grid, "siamese", fraction=fraction, variation=variation), "ap"))
-        ]
-        rows += [[group, label, *_row(grid, variation, fraction)] for label, variation in variations.items()]
-    base = mean_of(select(grid, SCRATCH, fraction=fraction), "ap")
-    title = f"AP with {100 * fraction:g} % of the labels, one thing varied at a time"
-    drawn = (
-        [plots.labelled_dots("ablation", title, groups, x_label="AP, 95 % interval", base=base)]
-        if any(groups.values())
-        else []
-    )
-    return drawn, [*_shown(drawn), Section("All settings, in points", table(["what", "setting", *_ROW], rows))]
+    fraction, drawn = min(grid.study.fractions), []
+    for metric, label in (("ap", "AP"), ("ap50", "AP50")):
+        groups = {
+            group: [
+                (name, one)
+                for name, variation in variations.items()
+                if (one := mean_of(select(grid, "siamese", fraction=fraction, variation=variation), metric))
+            ]
+            for group, variations in ablation_variations(grid.study).items()
+        }
+        if any(groups.values()):
+            base = mean_of(select(grid, SCRATCH, fraction=fraction), metric)
+            title, axis = f"{label} with {100 * fraction:g} % of the labels", f"{label}, 95 % interval"
+            drawn.append(plots.labelled_dots(f"ablation-{metric}", title, groups, x_label=axis, base=base))
+    rows = [
+        [group, name, *_row(grid, variation, fraction)]
+        for group, variations in ablation_variations(grid.study).items()
+        for name, variation in variations.items()
+    ]
+    title = "One thing varied at a time, in points"
+    return drawn, [*_shown(drawn), Section(title, table(["what", "setting", *_ROW], rows), wide=True)]
 
 
 def _cost(grid: Grid) -> Drawn:
@@ -223,10 +228,11 @@ def _qualitative(grid: Grid) -> Drawn:
         row = _picture(grid, cells[0], f"{i}-{TRUTH}", "labels")
         for cell in cells:
             row += _picture(grid, cell, f"{i}-{BOXES}", f"{NAMES[cell.init]}: best boxes")
+        row += Markup("<div></div>")
+        for cell in cells:
             row += _picture(grid, cell, f"{i}-{ATTENTION}", f"{NAMES[cell.init]}: attention")
-        body += Markup('<div class=strip style="grid-template-columns:repeat({},minmax(0,1fr))">{}</div>').format(
-            1 + 2 * len(cells), row
-        )
+        columns = f"grid-template-columns:repeat({1 + len(cells)},minmax(0,1fr))"
+        body += Markup('<div class=strip style="{}">{}</div>').format(columns, row)
     title = "As many best boxes as there are labels; attention of their queries in the last decoder layer"
     return [], [Section(title, body, wide=True)] if cells else []
 
@@ -254,11 +260,12 @@ def _state(grid: Grid) -> list[Section]:
 def _method(grid: Grid) -> Section:
     split, index = scored_index(grid.study)
     seconds = sum(result.seconds for result in grid.results.values())
+    took = f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
     text = (
         f"Scored on {len(index):,} images (part “{split}”) with the weights that were best on the val part. Labelled images to train on: "
         f"{len(grid.train):,}. Scratch has the same detector, backbone weights, splits, seeds, order of images and length of finetuning. Each method is "
         "pretrained once, and all its finetunings start from there: the intervals (Student's t over seeds) speak of splits and finetuning, not of "
-        f"pretraining anew. Together the cells took {seconds / 3600:.1f} hours. Splits: splits.json; all figures: {CSV_FILE}."
+        f"pretraining anew. Together the cells took {took}. Splits: splits.json; all figures: {CSV_FILE}."
     )
     settings = json.dumps(to_json(grid.study), indent=1)
     body = Markup("<p>{}</p><details><summary>Settings</summary><pre>{}</pre></details>").format(text, settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from siamdetr.study.settings import GROWING, StudySettings, pretrain_settings
 from siamdetr.study.work import CELLS, CellOutcome, CellResult, CellTask, cell_folder, read_result, run_cell
 from siamdetr.training.pretrain_setup import stored_proposals
 from siamdetr.training.settings import FinetuneSettings, differences, resolve
-from siamdetr.training.sources import open_labelled, open_unlabelled
+from siamdetr.training.sources import FinetuneData, open_labelled, open_unlabelled
 
 SETTINGS_FILE = "study.json"
 SPLITS_FILE = "splits.json"
@@ -42,6 +42,8 @@ class Grid:
         cells: all, in the order of work.
         results: of the finished ones.
         notes: what a reader of the figures has to know, such as a fraction that leaves a class without a label.
+        train: the labelled images to train on.
+        num_val: images that choose the best weights.
     """
 
     study: StudySettings
@@ -50,6 +52,7 @@ class Grid:
     results: dict[Cell, CellResult]
     notes: tuple[str, ...]
     train: DetectionIndex
+    num_val: int = 0
 
     @property
     def missing(self) -> list[Cell]:
@@ -70,7 +73,8 @@ def open_grid(study: StudySettings, folder: str | Path, *, write: bool = True) -
     """
     folder = Path(folder).resolve()
     _check_settings(study, folder)
-    train = _labelled(study)
+    data = _labelled(study)
+    train = data.train
     cells = tuple(plan(study))
     results = {cell: found for cell in cells if (found := read_result(folder, cell)) is not None}
     splits, notes = _splits(study, train, cells)
@@ -78,7 +82,7 @@ def open_grid(study: StudySettings, folder: str | Path, *, write: bool = True) -
         text = json.dumps(_identity(study), indent=1)
         atomic_write(folder / SETTINGS_FILE, lambda file: file.write(text.encode()))
         atomic_write(folder / SPLITS_FILE, lambda file: file.write(json.dumps(splits, indent=1).encode()))
-    return Grid(study, folder, cells, results, notes, train)
+    return Grid(study, folder, cells, results, notes, train, 0 if data.val is None else len(data.val))
 
 
 def run_grid(
@@ -116,7 +120,7 @@ def run_grid(
 
 
 def _with(grid: Grid, results: dict[Cell, CellResult]) -> Grid:
-    return Grid(grid.study, grid.folder, grid.cells, results, grid.notes, grid.train)
+    return replace(grid, results=results)
 
 
 def _waves(missing: Sequence[Cell]) -> list[list[Cell]]:
@@ -136,15 +140,15 @@ def _proposals(grid: Grid, missing: Sequence[Cell]) -> None:
         stored_proposals(settings, place, open_unlabelled(settings.data), lambda done, total: None)
 
 
-def _labelled(study: StudySettings) -> DetectionIndex:
-    """The whole labelled train part, as finetuning opens it."""
+def _labelled(study: StudySettings) -> FinetuneData:
+    """The whole labelled train part and the val part, as finetuning opens them."""
     flags: dict[str, Any] = {
         "data.paths": list(study.data),
         "data.format": study.format,
         "data.split": study.split,
         "data.val_split": study.val_split,
     }
-    return open_labelled(resolve(FinetuneSettings, preset=study.preset, flags=flags)).train
+    return open_labelled(resolve(FinetuneSettings, preset=study.preset, flags=flags))
 
 
 def _splits(

@@ -61,8 +61,8 @@ def shown(found: Interval | None, *, signed: bool = False) -> str:
     """ "12.3 ± 1.2", "+12.3 ± 1.2", or a dash."""
     if found is None:
         return "–"
-    mean = f"{found.mean:+.1f}" if signed else f"{found.mean:.1f}"
-    return mean if found.half is None else f"{mean} ± {found.half:.1f}"
+    mean = _signed(found.mean) if signed else f"{found.mean:.1f}"
+    return mean if found.half is None else f"{mean}\u00a0±\u00a0{found.half:.1f}"
 
 
 def answer(grid: Grid) -> str:
@@ -77,9 +77,10 @@ def gain_sentence(grid: Grid, init: str, fraction: float) -> str:
     if found is None:
         return f"{start}has no finished pair with scratch yet."
     if found.low is None or found.high is None:
-        return f"{start}gives {found.mean:+.1f} AP over scratch (one seed: no interval)."
+        return f"{start}gives {_signed(found.mean)} AP over scratch (one seed: no interval)."
+    gain = _signed(found.mean)
     seen = "" if found.low > 0 or found.high < 0 else "; an interval that holds 0 shows no effect"
-    return f"{start}gives {found.mean:+.1f} AP (95 % CI {found.low:+.1f} to {found.high:+.1f}) over scratch{seen}."
+    return f"{start}gives {gain} AP (95 % CI {_signed(found.low)} to {_signed(found.high)}) over scratch{seen}."
 
 
 def _efficiency_answer(grid: Grid) -> str:
@@ -120,7 +121,8 @@ def _best_answer(grid: Grid) -> str:
     gain = gain_of(grid, "siamese", "ap", fraction=fraction, variation=cell)
     return (
         f"With {100 * fraction:g} % of the labels the best setting is {cell.what or 'the preset as it is'}: {best:.1f} AP, "
-        f"{shown(gain, signed=True)} over scratch; the worst is {other.what or 'the preset as it is'}, {worst:.1f} AP."
+        f"{shown(gain, signed=True)} over scratch; the worst is {other.what or 'the preset as it is'}, {worst:.1f} AP. "
+        "Where intervals overlap, the difference may be chance."
     )
 
 
@@ -165,6 +167,11 @@ def _qualitative_answer(grid: Grid) -> str:
     return (
         f"What {_listed(names)} find before any finetuning, and where the decoder looks." if names else "Nothing yet."
     )
+
+
+def _signed(value: float) -> str:
+    """With a sign always, and a minus that is one."""
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def _listed(parts: Sequence[str]) -> str:

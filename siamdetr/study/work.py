@@ -137,7 +137,7 @@ def scored_index(study: StudySettings) -> tuple[str, DetectionIndex]:
 
 def score(study: StudySettings, model: SiamDETR) -> dict[str, float]:
     """COCO's figures of a model on the scored part."""
-    return scores(evaluate(model, scored_index(study)[1], workers=0))
+    return scores(evaluate(model, scored_index(study)[1]))
 
 
 def _pretrain(task: CellTask, place: Path) -> CellResult:
@@ -166,18 +166,26 @@ def _cost(task: CellTask, place: Path) -> CellResult:
     rows = [row for row in read_metrics(place) if "images_per_second" in row]
     per_step = [settings.batch_size * settings.grad_accum / row["images_per_second"] for row in rows[len(rows) // 4 :]]
     on_gpu = max((row.get("memory_gib", 0.0) for row in rows), default=0.0)
-    unit = 2**10 if sys.platform == "darwin" else 1  # ru_maxrss: bytes there, KiB here
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit / 2**10
     return CellResult(
         task.cell,
         {
             "seconds_per_step": statistics.median(per_step),
-            "memory_mib": 2**10 * on_gpu if on_gpu else peak,
+            "memory_mib": 2**10 * on_gpu if on_gpu else _peak_mib(),
             "on_gpu": float(on_gpu > 0),
             "batch_size": float(settings.batch_size),
         },
         len(rows),
     )
+
+
+def _peak_mib() -> float:
+    """The process's peak of memory. Linux's ru_maxrss would be that of the process that started this one, where that was larger."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, else KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _qualitative(task: CellTask, place: Path) -> CellResult:
