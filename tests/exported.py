@@ -6,7 +6,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import supervision as sv
 import torch
 
 from siamdetr.config import DetectorSettings
@@ -74,3 +76,11 @@ def export_variant(name: str, folder: Path, options: ExportOptions | None = None
     """The bundle of a variant, through the gate."""
     options = options or ExportOptions()
     return write_bundle(model_of(name), traced(name, options), folder, options=options, samples=drawn_samples())
+
+
+def same_detections(a: sv.Detections, b: sv.Detections, *, box: float = 0.02, score: float = 1e-4) -> bool:
+    """Whether both hold the same boxes, scores and names but for rounding, in any order; and at least one."""
+    near = np.abs(a.xyxy[:, None] - b.xyxy[None]).max(-1) < box
+    near &= np.abs(np.asarray(a.confidence)[:, None] - np.asarray(b.confidence)[None]) < score
+    near &= np.asarray(a.class_id)[:, None] == np.asarray(b.class_id)[None]
+    return len(a) == len(b) > 0 and bool(near.any(0).all() and near.any(1).all())
