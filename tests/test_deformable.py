@@ -338,7 +338,7 @@ def test_layers_that_say_where_to_look_learn_slower() -> None:
         ("dn-deformable", 4),
         ("siamese-coco-dab-deformable", 4),
         ("siamese-coco-dn-deformable", 4),
-        ("small-dn-deformable", 1),
+        ("small-dn-deformable", 3),
     ],
 )
 def test_presets_build_their_form(name: str, levels: int) -> None:

@@ -38,11 +38,15 @@ def checkpoint(family: str, *, dtype: torch.dtype = torch.float32, prefix: str =
     return {f"{prefix}{name}": torch.zeros(shape, dtype=dtype) for name, shape in SHAPES[family].items()}
 
 
+# A finetuned file of these methods has the tensors of the detector that was pretrained.
+ALSO_READS = {"up-detr": ("detr",), "detreg": ("detr", "deformable-detr")}
+
+
 @pytest.mark.parametrize("family", IMPORTERS)
 def test_a_file_of_each_other_family_is_recognised(family: str) -> None:
     tensors = checkpoint(family)
     for other in IMPORTERS:
-        if other != family:
+        if other != family and family not in ALSO_READS.get(other, ()):
             text = f"expected a checkpoint of '{other}', got tensors that look like '{family}'; pass family='{family}'"
             with pytest.raises(OfficialCheckpointError, match=re.escape(text)):
                 import_official(tensors, family=other, arguments={})
