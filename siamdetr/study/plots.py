@@ -248,14 +248,14 @@ def _line(axes: Axes, line: Line) -> None:
 
 def _name_the_ends(axes: Axes, series: Sequence[Line]) -> None:
     """The names to the right of the lines' ends, pushed apart where they would overlap."""
-    ends = sorted((line.points[-1][1].mean, line) for line in series if line.points) if series else []
+    ends = [(line.points[-1][1].mean, line) for line in series if line.points]
     ends.sort(key=_height)
     low, high = axes.get_ylim()
     step = 0.085 * (high - low)
     places = [height for height, _ in ends]
     for i in range(1, len(places)):
         places[i] = max(places[i], places[i - 1] + step)
-    over = max(0.0, places[-1] - max(high, places[-1] if not places else ends[-1][0] + step)) if places else 0.0
+    over = max(0.0, places[-1] - high) if places else 0.0
     right = max(line.points[-1][0] for _, line in ends) if ends else 0
     for place, (_, line) in zip(places, ends, strict=True):
         axes.annotate(
