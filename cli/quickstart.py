@@ -43,8 +43,8 @@ FULL = Budget(
     finetune_steps=200,
     batch_size=16,
     evaluations=5,
-    pretrain_time="about 2 minutes",
-    finetune_time="about 2 minutes",
+    pretrain_time="one to two minutes",
+    finetune_time="under a minute",
 )
 FAST = Budget(
     num_unlabelled=24,
