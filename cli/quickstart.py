@@ -39,12 +39,12 @@ FULL = Budget(
     num_unlabelled=1500,
     num_labelled=80,
     num_val=150,
-    pretrain_steps=200,
-    finetune_steps=200,
+    pretrain_steps=300,
+    finetune_steps=300,
     batch_size=16,
-    evaluations=5,
-    pretrain_time="one to two minutes",
-    finetune_time="under a minute",
+    evaluations=6,
+    pretrain_time="about 2 minutes",
+    finetune_time="about a minute",
 )
 FAST = Budget(
     num_unlabelled=24,

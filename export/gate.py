@@ -55,7 +55,8 @@ TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": Tolerance(scores=1e-4, boxes=1e-4, matched=1.0, logits=1e-3, rows=1e-5, ap=0.001),
     "fp16": Tolerance(scores=0.01, boxes=0.005, matched=0.98, logits=0.1, rows=1e-3, ap=0.003),
     "bf16": Tolerance(scores=0.05, boxes=0.02, matched=0.95, logits=0.5, rows=5e-3, ap=0.01),
-    "int8": Tolerance(scores=0.15, boxes=0.05, matched=0.8, logits=2.0, rows=1e-3, ap=0.01),
+    # The logit of a query that finds nothing may move far in eight bits; scores, boxes and AP say what that costs.
+    "int8": Tolerance(scores=0.15, boxes=0.05, matched=0.8, logits=4.0, rows=1e-3, ap=0.01),
 }
 
 
