@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from siamdetr.export.benchmark import Measurement
 
+_LEAST_WIDTH = 120  # of the table, which must not lose letters in a narrow terminal or a pipe
+
 
 def benchmark(
     models: Annotated[
@@ -37,6 +39,8 @@ def benchmark(
     ] = None,
 ) -> None:
     """Time models before, in and after the network; several models and backends side by side."""
+    from rich.console import Console
+
     from siamdetr.cli.console import console
     from siamdetr.export.benchmark import write_csv, write_plot
 
@@ -46,7 +50,7 @@ def benchmark(
             text, _index(data, split, data_format), images=images, batches=batches, sizes=sizes, rounds=rounds,
             warmup=warmup, threads=threads, device=device,
         )  # fmt: skip
-    console.print(_table(found))
+    Console(highlight=False, width=max(console.width, _LEAST_WIDTH)).print(_table(found))
     if output is not None:
         write_csv(output / "benchmark.csv", found)
         write_plot(output / "benchmark.svg", found)

@@ -117,12 +117,12 @@ def study(
     given = {key: value for key, value in values.items() if value is not None}
     settings = _settings((_FAST if fast else {}) | given)
     folder = output or Path("runs") / f"study-{name}"
-    logging.getLogger("siamdetr.training").setLevel(logging.WARNING)
-    grid = open_grid(settings, folder, write=not dry_run)
-    if dry_run:
-        _show_plan(grid, device, jobs)
-        return
-    _run(grid, _engine(settings, jobs, ray, cpus, gpus), device, jobs)
+    with _warnings_only("siamdetr.training"):
+        grid = open_grid(settings, folder, write=not dry_run)
+        if dry_run:
+            _show_plan(grid, device, jobs)
+        else:
+            _run(grid, _engine(settings, jobs, ray, cpus, gpus), device, jobs)
 
 
 _METHODS = ("siamese", "updetr", "detreg")
@@ -166,6 +166,18 @@ def _engine(settings: StudySettings, jobs: int, ray: str | None, cpus: float, gp
     if settings.study == "cost":  # one after the other, each with a peak of memory of its own
         return Engine("processes", 1, fresh=True)
     return Engine("processes", jobs) if jobs > 1 else Engine("here")
+
+
+@contextmanager
+def _warnings_only(name: str) -> Iterator[None]:
+    """Within it a logger says no more than warnings: cells tell what they did in a line each."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _run(grid: Grid, engine: Engine, device: str, jobs: int) -> None:

@@ -144,6 +144,9 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
     width, height = image.size
     if spec["mode"] == "fixed":
         new_height, new_width = spec["size"]
+    elif spec["mode"] == "letterbox":
+        scale = min(spec["size"][0] / height, spec["size"][1] / width)
+        new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
     else:  # shortest-edge
         short, long, size = min(height, width), max(height, width), spec["size"]
         if spec["max_size"] is not None and long / short * size > spec["max_size"]:

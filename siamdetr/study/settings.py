@@ -21,6 +21,10 @@ _FAST_DETECTOR: dict[str, Any] = {
     "detector.variant": "conditional",
     "detector.backbone": "test_resnet.r160_in1k",
     "detector.stride": 32,
+    "detector.levels": 1,
+    "detector.refine": False,
+    "detector.two_stage": False,
+    "detector.encoder_points": 4,  # as of every detector that is not deformable
     "detector.num_queries": 20,
     "detector.dim": 32,
     "detector.heads": 2,
