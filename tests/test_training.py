@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +55,22 @@ def pretrained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretrain(pretrain_settings(data, tmp_path_factory.mktemp("runs") / "pretrained")).folder
 
 
-def forked(work: Callable[[], object]) -> int:
-    """Run `work` in a child process; returns its exit code, negative for a signal."""
-    process = os.fork()
-    if process == 0:
-        try:
-            work()
-            os._exit(0)
-        except SystemExit as error:
-            os._exit(int(error.code or 0))
-        finally:
-            os._exit(99)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def killed(settings: FinetuneSettings | PretrainSettings, step: int) -> int:
+    """Train in a process of its own that sends itself SIGKILL after `step` steps; returns its exit code, negative for a signal."""
+    stage = "finetune" if isinstance(settings, FinetuneSettings) else "pretrain"
+    code = textwrap.dedent(
+        f"""
+        import sys, torch
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        torch.set_num_threads(1)
+        from test_training import SignalAt
+        from siamdetr.training.run import {stage}
+        from siamdetr.training.settings import {type(settings).__name__} as Settings
+        {stage}(Settings.model_validate_json(sys.stdin.read()), progress=SignalAt({int(signal.SIGKILL)}, "train", {step}))
+        """
+    )
+    given = settings.model_dump_json(exclude_unset=True)
+    return subprocess.run([sys.executable, "-c", code], input=given, text=True, check=False).returncode
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -146,8 +150,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(data: Path, tmp_path: Path)
         return finetune_settings(data, tmp_path / name, steps=8, ema=0.9, schedule=schedule, log_every=2, **changes)
 
     finetune(settings("whole"))
-    code = forked(lambda: finetune(settings("killed"), progress=SignalAt(signal.SIGKILL, "train", 5)))
-    assert code == -signal.SIGKILL
+    assert killed(settings("killed"), 5) == -signal.SIGKILL
     assert read_checkpoint(tmp_path / "killed" / "last.ckpt")["step"] == 3
     finetune(settings("killed", workers=2), resume="auto")  # the number of workers changes no sample
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
@@ -159,9 +162,7 @@ def test_a_killed_pretraining_goes_on_as_if_nothing_had_been(data: Path, tmp_pat
         return pretrain_settings(data, tmp_path / name, steps=5, grad_accum=2)
 
     pretrain(settings("whole"))
-    assert (
-        forked(lambda: pretrain(settings("killed"), progress=SignalAt(signal.SIGKILL, "train", 3))) == -signal.SIGKILL
-    )
+    assert killed(settings("killed"), 3) == -signal.SIGKILL
     result = pretrain(settings("killed"), resume=str(tmp_path / "killed" / "last.ckpt"))
     assert result.steps == 5
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
