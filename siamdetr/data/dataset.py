@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -20,13 +21,15 @@ from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import DataError
 from siamdetr.data.proposal_methods import propose
 from siamdetr.data.proposal_store import ProposalStore
-from siamdetr.data.randomness import sample_random
+from siamdetr.data.randomness import Random, sample_random
 from siamdetr.data.regions import OneViewSettings, RegionSample, make_regions
 from siamdetr.data.targets import DetectionBatch, RegionBatch, Targets, ViewBatch, region_targets
 from siamdetr.data.transforms import FinetuneTransform
 from siamdetr.data.views import ViewSample, largest_side, make_views
 
 logger = logging.getLogger(__name__)
+
+Sample = TypeVar("Sample")
 
 UNREADABLE_SHARE = 0.01  # of the images; more of them stop the run
 UNREADABLE_AT_LEAST = 3  # so that one bad image does not stop a run on 50
@@ -139,23 +142,34 @@ class DetectionDataset(Dataset[DetectionItem]):
         )
 
 
-class _Unlabelled:
-    """Reads images with their proposals; an image that is not in the store (a file that has changed since) gets them here."""
+class _Unlabelled(Dataset[Sample]):
+    """Images with their proposals; an image that is not in the store (a file that has changed since) gets them here."""
 
-    def __init__(self, index: DetectionIndex, proposals: ProposalStore | None) -> None:
-        self.proposals = proposals
-        self.files = _ImageFiles(index)
+    def __init__(self, index: DetectionIndex, proposals: ProposalStore | None, *, at_least: int, seed: int) -> None:
+        self.index, self.proposals, self.seed = index, proposals, seed
+        self._at_least = at_least  # pixels that must be left of a side when a JPEG is decoded smaller
+        self._files = _ImageFiles(index)
 
-    def read(self, i: int, at_least: int) -> tuple[Image.Image, NDArray[np.float32] | None]:
-        """The image, and [n, 4] (x0, y0, x1, y1) fractions, best first; None: random regions are wanted."""
-        _, data, image = self.files.read(i, at_least)
-        if self.proposals is None:
-            return image, None
-        boxes = self.proposals.fractions(content_key(data))
-        return image, propose(image).boxes if boxes is None else boxes
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def num_unreadable(self) -> int:
+        """Images that could not be read so far, in all workers together."""
+        return int(self._files.failed.sum())
+
+    def _read(self, key: tuple[int, int]) -> tuple[Image.Image, NDArray[np.float32] | None, Random]:
+        """The image of (epoch, i); [n, 4] (x0, y0, x1, y1) fractions, best first, None: random regions are wanted; the sample's randomness."""
+        epoch, i = key
+        _, data, image = self._files.read(i, self._at_least)
+        boxes = None
+        if self.proposals is not None:
+            boxes = self.proposals.fractions(content_key(data))
+            boxes = propose(image).boxes if boxes is None else boxes
+        return image, boxes, sample_random(self.seed, epoch, i)
 
 
-class SiameseDataset(Dataset[ViewSample]):
+class SiameseDataset(_Unlabelled[ViewSample]):
     """Unlabelled images as pairs of views with common regions.
 
     Args:
@@ -168,25 +182,16 @@ class SiameseDataset(Dataset[ViewSample]):
     def __init__(
         self, index: DetectionIndex, proposals: ProposalStore | None, settings: SiameseSettings, seed: int = 0
     ) -> None:
-        self.index, self.proposals, self.settings, self.seed = index, proposals, settings, seed
-        self._at_least = 2 * largest_side(settings)  # enough pixels for a part of half its side
-        self._source = _Unlabelled(index, proposals)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def num_unreadable(self) -> int:
-        """Images that could not be read so far, in all workers together."""
-        return int(self._source.files.failed.sum())
+        # Enough pixels for a part of half its side.
+        super().__init__(index, proposals, at_least=2 * largest_side(settings), seed=seed)
+        self.settings = settings
 
     def __getitem__(self, key: tuple[int, int]) -> ViewSample:
-        epoch, i = key
-        image, boxes = self._source.read(i, self._at_least)
-        return make_views(image, boxes, self.settings, sample_random(self.seed, epoch, i))
+        image, boxes, random = self._read(key)
+        return make_views(image, boxes, self.settings, random)
 
 
-class RegionDataset(Dataset[RegionSample]):
+class RegionDataset(_Unlabelled[RegionSample]):
     """Unlabelled images with regions that are to be found in them (UP-DETR, DETReg).
 
     Args:
@@ -199,22 +204,13 @@ class RegionDataset(Dataset[RegionSample]):
     def __init__(
         self, index: DetectionIndex, proposals: ProposalStore | None, settings: OneViewSettings, seed: int = 0
     ) -> None:
-        self.index, self.proposals, self.settings, self.seed = index, proposals, settings, seed
-        self._at_least = (2 if settings.augment == "detr" else 1) * largest_side(settings)
-        self._source = _Unlabelled(index, proposals)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def num_unreadable(self) -> int:
-        """Images that could not be read so far, in all workers together."""
-        return int(self._source.files.failed.sum())
+        parts = 2 if settings.augment == "detr" else 1  # as above, where parts are cut out
+        super().__init__(index, proposals, at_least=parts * largest_side(settings), seed=seed)
+        self.settings = settings
 
     def __getitem__(self, key: tuple[int, int]) -> RegionSample:
-        epoch, i = key
-        image, boxes = self._source.read(i, self._at_least)
-        return make_regions(image, boxes, self.settings, sample_random(self.seed, epoch, i))
+        image, boxes, random = self._read(key)
+        return make_regions(image, boxes, self.settings, random)
 
 
 def collate_detection(items: Sequence[DetectionItem]) -> DetectionBatch:
