@@ -3,7 +3,8 @@
     python benchmarks/serve.py [--model BUNDLE] [--requests 60] [--seconds 10] [--threads 1] [--size 640]
 
 Without --model: a small Conditional DETR (ResNet-18) with random weights, exported for the purpose. Prints
-  1. the median of one request after the other, beside bare decoding + session.run in this process, taking turns;
+  1. the median of one request after the other, beside bare decoding + session.run in this process, taking turns of five
+     (a connection that rests between two requests would hide what back-to-back requests wait for);
   2. requests a second and latencies at 1, 8 and 32 clients, for 1 and 2 workers, micro-batching off and on, and memory;
   3. answers a second when 4 times as much is asked as the server can answer, beside the best of 2., and how fast rejects are.
 """
@@ -149,14 +150,15 @@ def overhead(bundle: Path, picture: bytes, body: bytes, *, threads: int, request
     served: list[float] = []
     with server(bundle, "--threads", threads) as (_, url):
         opened = connection(url)
-        for _ in range(requests + 5):
-            started = time.perf_counter()
-            model.predict_batch(preprocess([Image.open(io.BytesIO(picture))], model.preprocessing))
-            bare.append(time.perf_counter() - started)
-            started = time.perf_counter()
-            opened.request("POST", "/v1/detect", body, HEADERS)
-            opened.getresponse().read()
-            served.append(time.perf_counter() - started)
+        for turn in range(2 * (requests // 5 + 1)):
+            for _ in range(5):
+                started = time.perf_counter()
+                if turn % 2 == 0:
+                    model.predict_batch(preprocess([Image.open(io.BytesIO(picture))], model.preprocessing))
+                else:
+                    opened.request("POST", "/v1/detect", body, HEADERS)
+                    opened.getresponse().read()
+                (bare, served)[turn % 2].append(time.perf_counter() - started)
     bare_ms, served_ms = (statistics.median(times[5:]) * 1000 for times in (bare, served))
     print(f"bare decode + session.run {bare_ms:.1f} ms, served {served_ms:.1f} ms: {served_ms - bare_ms:+.1f} ms (p50)")
 

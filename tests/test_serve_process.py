@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -24,8 +25,8 @@ from siamdetr.cli.__main__ import app
 from siamdetr.detector import SiamDETR
 from siamdetr.export.bundle import ExportError
 from siamdetr.export.runtime import OnnxDetector
-from siamdetr.serve.process import open_model
-from siamdetr.serve.settings import ServeError
+from siamdetr.serve.process import bind, open_model
+from siamdetr.serve.settings import ServeError, ServeSettings
 
 BODY, HEADERS = form(encoded(pixels(480, 640), "JPEG"), threshold=0.2)
 
@@ -82,6 +83,29 @@ def test_twenty_of_twenty_in_flight_at_sigterm_are_answered(tiny_bundle: Path, w
         assert server.wait(20) == 0
         with pytest.raises(OSError):
             ask(url)
+
+
+def test_answers_are_sent_at_once() -> None:
+    """Without TCP_NODELAY the second packet of an answer waits 40 ms for the client to acknowledge the first."""
+
+    async def accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        class Accepted(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                option = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                found.set_result(option)
+                transport.close()
+
+        listener = bind(ServeSettings(port=0))
+        server = await asyncio.get_running_loop().create_server(Accepted, sock=listener)
+        async with server:
+            _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+            option = await found
+            writer.close()
+            return option
+
+    assert asyncio.run(accepted()) == 1
 
 
 def test_workers_answer_side_by_side_and_a_dead_one_is_replaced(tiny_bundle: Path) -> None:
