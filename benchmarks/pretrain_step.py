@@ -68,8 +68,10 @@ def main() -> None:
     for _ in range(options.rounds):
         for kind in runs:
             command = [sys.executable, __file__, *sys.argv[1:], "--only", kind]
-            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            runs[kind].append(json.loads(answer.splitlines()[-1]))
+            answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+            if answer.returncode:  # it has said why
+                sys.exit(answer.returncode)
+            runs[kind].append(json.loads(answer.stdout.splitlines()[-1]))
     report(
         options, {kind: {key: min(run[key] for run in of_kind) for key in of_kind[0]} for kind, of_kind in runs.items()}
     )
