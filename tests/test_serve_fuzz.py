@@ -31,11 +31,13 @@ def server() -> Iterator[TestClient]:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def description() -> Iterator[openapi.loaders.OpenApiSchema]:
+@pytest.fixture(
+    scope="module", params=[SPEC, PreprocessingSpec(mode="letterbox", size=(2, 3))], ids=lambda spec: spec.mode
+)
+def description(request: pytest.FixtureRequest) -> Iterator[openapi.loaders.OpenApiSchema]:
     """The OpenAPI document of a server on a socket; half of its images are good ones."""
     openapi.media_type("image/png", st.one_of(st.sampled_from(SEEDS), st.binary(max_size=100)))
-    with listening(StubModel()) as url:
+    with listening(StubModel(request.param)) as url:
         yield openapi.from_url(f"{url}/openapi.json")
 
 
