@@ -85,7 +85,7 @@ class Diagnostics(Callback):
         batch = normalize(self.collate(self.samples).to(module.device), spec.mean, spec.std)
         was_training = pretext.training
         pretext.eval()
-        outputs, _ = pretext.predict(batch)  # type: ignore[arg-type]
+        outputs, _ = pretext.predict(batch)
         pretext.train(was_training)
         targets = object_targets(batch.boxes) if isinstance(batch, ViewBatch) else batch.targets
         boxes, logits = outputs.boxes[-1:].float(), outputs.logits[-1:].float()
