@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 8  # images a task
 _CHECKED = (
-    20_000  # images whose content is compared with a given store, at most: an ImageNet would be read for nothing else
+    20_000  # images at most whose content is compared with a given store: an ImageNet would be read for that alone
 )
 
 

@@ -113,9 +113,8 @@ class SiameseDETR(Pretext):
             ValueError: the batch has another number of regions, or the global loss has a batch of one image.
             FloatingPointError: a prediction is not finite.
         """
-        wanted = (
-            self._wanted_features(batch) if self.feature_head is not None else None
-        )  # first: nothing else is alive yet
+        # The crops come first: nothing else is alive yet.
+        wanted = self._wanted_features(batch) if self.feature_head is not None else None
         outputs, pooled = self.predict(batch, generator)
         targets = object_targets(batch.boxes)
         losses, matches = self.criterion.losses_and_matches(outputs, targets, float(len(targets.labels)))
