@@ -148,7 +148,7 @@ def _numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> list
 def _settings(values: dict[str, Any]) -> StudySettings:
     from pydantic import ValidationError
 
-    from siamdetr.study.runner import StudyError
+    from siamdetr.study.folder import StudyError
     from siamdetr.study.settings import StudySettings
     from siamdetr.training.settings import explain
 

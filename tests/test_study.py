@@ -6,12 +6,10 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from study_data import invented, quiet, settings
 from training_data import write_data
 from typer.testing import CliRunner
 
@@ -19,54 +17,21 @@ from siamdetr.cli.__main__ import app
 from siamdetr.parallel import Engine
 from siamdetr.study.cells import Cell
 from siamdetr.study.estimate import estimate
+from siamdetr.study.folder import StudyError
 from siamdetr.study.grids import ablation_variations, plan, sensitivity_variations
 from siamdetr.study.report import write_study_report
-from siamdetr.study.runner import Grid, StudyError, open_grid, run_grid
-from siamdetr.study.settings import StudySettings, finetune_settings
+from siamdetr.study.runner import open_grid, run_grid
+from siamdetr.study.settings import finetune_settings
 from siamdetr.study.statistics import interval, paired_difference
 from siamdetr.study.tables import answer, gain_sentence
-from siamdetr.study.work import CellOutcome, CellResult, CellTask, cell_folder, read_result, run_cell
+from siamdetr.study.work import CellOutcome, CellTask, cell_folder, read_result, run_cell
 
 STUDIES = ("data-efficiency", "initialization", "sensitivity", "ablation", "cost", "convergence", "qualitative")
-
-
-def quiet(*arguments: Any) -> None:
-    """A progress callback that shows nothing."""
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("study") / "data", train=10, val=3)
-
-
-def settings(data: Path, study: str = "data-efficiency", **changes: Any) -> StudySettings:
-    values: dict[str, Any] = {
-        "study": study,
-        "data": [str(data)],
-        "fast": True,
-        "methods": ["siamese", "detreg"],
-        "fractions": [0.4, 1.0],
-        "seeds": [0, 1],
-        "pretrain_steps": 2,
-        "finetune_steps": 2,
-        "evaluations": 1,
-        "score_limit": 2,
-        "cost_steps": 5,
-        "shown": 1,
-    }
-    return StudySettings.model_validate(values | changes)
-
-
-def invented(grid: Grid, ap: Callable[[Cell], float]) -> Grid:
-    """A grid whose every cell is finished with the figures that `ap` gives."""
-
-    def result(cell: Cell) -> CellResult:
-        value = ap(cell)
-        names = ("ap", "ap50", "ar1", "ar10", "ar100", "seconds_per_step", "memory_mib", "batch_size")
-        curve = tuple((epoch, value * epoch / 3, value) for epoch in (1.0, 2.0, 3.0))
-        return CellResult(cell, dict.fromkeys(names, value) | {"on_gpu": 0.0}, 10, 2.0, curve)
-
-    return replace(grid, results={cell: result(cell) for cell in grid.cells})
 
 
 def test_an_interval_is_student_s() -> None:
@@ -164,10 +129,16 @@ def test_a_study_runs_from_end_to_end_keeps_what_is_finished_and_goes_on(data: P
     assert "With 100 % of the labels Siamese pretraining gives " in page
     assert "over scratch (one seed: no interval)." in page
     assert not re.search(r"(src|href)=[\"']?http|url\(http|@import", page)  # stands alone
-    rows = list(csv.DictReader((folder / "study.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((grid.place / "study.csv").read_text().splitlines()))
     assert [row["cell"] for row in rows] == [cell.key for cell in grid.cells]
     assert all(0 <= float(row["ap"]) <= 1 for row in rows[1:])
-    assert {path.name for path in (folder / "plots").iterdir()} >= {"ap.svg", "ap.png", "gain-ap.svg", "gain-ap.png"}
+    assert report == folder / "data-efficiency" / "report.html"
+    assert {path.name for path in (grid.place / "plots").iterdir()} >= {
+        "ap.svg",
+        "ap.png",
+        "gain-ap.svg",
+        "gain-ap.png",
+    }
     place = cell_folder(folder, grid.cells[1])
     assert (place / "report.html").is_file()
     assert not (place / "last.ckpt").exists()  # finished: nothing to resume
@@ -191,7 +162,7 @@ def test_other_settings_are_refused_with_the_difference(data: Path, tmp_path: Pa
     with pytest.raises(StudyError) as caught:
         open_grid(settings(data, finetune_steps=7, both=["optimizer.lr=0.01"]), tmp_path / "study")
     text = str(caught.value)
-    assert "holds a study with other settings:" in text
+    assert "holds studies with other settings:" in text
     assert "study.finetune_steps: 2 there, 7 now" in text
     assert "study.both: [] there, ['optimizer.lr=0.01'] now" in text
     assert "another folder with -o" in text
