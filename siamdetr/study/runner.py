@@ -5,7 +5,9 @@ Studies of the same settings share a folder: its cells, its splits. Each has a f
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from siamdetr.data.files import Progress
 from siamdetr.data.index import DetectionIndex
 from siamdetr.parallel import Engine
+from siamdetr.signals import Interrupted, SignalWatch
 from siamdetr.study.cells import Cell
 from siamdetr.study.folder import check_folder, splits_of, write_folder
 from siamdetr.study.grids import plan
@@ -85,6 +88,9 @@ def run_grid(
 ) -> Grid:
     """Does what is missing: first what other cells start from, then the rest. Returns the grid with the new results.
 
+    SIGINT and SIGTERM end it early: no cell begins any more, and those that run save what they have and end. A `SignalWatch` around the call
+    tells which came.
+
     Args:
         grid: of `open_grid`.
         engine: where cells run.
@@ -95,26 +101,26 @@ def run_grid(
     """
     results = dict(grid.results)
     missing = grid.missing
-    _proposals(grid, missing)
     failed: set[Cell] = set()
-    for wave in _waves(missing):
-        ready = [cell for cell in wave if cell.source not in failed]
-        failed |= set(wave) - set(ready)
-        tasks = [CellTask(cell, grid.study, grid.folder, len(grid.train), device, threads) for cell in ready]
-        progress(len(results), len(grid.cells))
-        for outcome in engine.run(run_cell, tasks):
-            told(outcome)
-            if outcome.interrupted:
-                return _with(grid, results)
-            if outcome.result is None:
-                failed.add(outcome.cell)
-            else:
-                results[outcome.cell] = outcome.result
+    with SignalWatch() as watch:
+        with suppress(Interrupted):
+            _proposals(grid, missing, watch)
+        for wave in _waves(missing):
+            if watch.received is not None:
+                break
+            ready = [cell for cell in wave if cell.source not in failed]
+            failed |= set(wave) - set(ready)
+            tasks = [CellTask(cell, grid.study, grid.folder, len(grid.train), device, threads) for cell in ready]
             progress(len(results), len(grid.cells))
-    return _with(grid, results)
-
-
-def _with(grid: Grid, results: dict[Cell, CellResult]) -> Grid:
+            for outcome in engine.run(run_cell, tasks, stopped=lambda: watch.received is not None):
+                told(outcome)
+                if outcome.result is not None:
+                    results[outcome.cell] = outcome.result
+                elif outcome.interrupted:
+                    watch.stop(signal.SIGTERM)  # one process alone got it, or this one as well
+                else:
+                    failed.add(outcome.cell)
+                progress(len(results), len(grid.cells))
     return replace(grid, results=results)
 
 
@@ -123,7 +129,7 @@ def _waves(missing: Sequence[Cell]) -> list[list[Cell]]:
     return [wave for wave in (first, [cell for cell in missing if cell.kind != "pretrain"]) if wave]
 
 
-def _proposals(grid: Grid, missing: Sequence[Cell]) -> None:
+def _proposals(grid: Grid, missing: Sequence[Cell], watch: SignalWatch) -> None:
     """Computed here, once for each kind: cells that run at the same time find them done."""
     cells = [cell for cell in missing if cell.kind in ("pretrain", "cost")]
     kinds = {}
@@ -132,7 +138,8 @@ def _proposals(grid: Grid, missing: Sequence[Cell]) -> None:
         kinds[settings.of_method.proposals] = settings
     for settings in kinds.values():
         place = grid.folder / CELLS / "any"
-        stored_proposals(settings, place, open_unlabelled(settings.data), lambda done, total: None)
+        index = open_unlabelled(settings.data)
+        stored_proposals(settings, place, index, lambda done, total: watch.raise_if_received())
 
 
 def _labelled(study: StudySettings) -> FinetuneData:

@@ -17,9 +17,9 @@ from siamdetr.checkpoint import atomic_write
 from siamdetr.evaluation.coco import DetectionMetrics
 from siamdetr.models.detector import Detector
 from siamdetr.report import EVALUATION_FILE
+from siamdetr.signals import Interrupted
 from siamdetr.training.ema import WeightAverage
 from siamdetr.training.module import StepModule, completed_step
-from siamdetr.training.signals import Interrupted
 
 _log = logging.getLogger(__name__)
 Score = Callable[[Detector], DetectionMetrics | None]  # None on all processes but the first

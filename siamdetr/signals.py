@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, write the checkpoint, leave with 130 or 143. A second signal leaves at once."""
+"""Ctrl-C and SIGTERM: finish what is in hand, save it, leave with 130 or 143. A second signal leaves at once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
-from torch import distributed
-
 _log = logging.getLogger(__name__)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit):
@@ -29,18 +26,29 @@ class Interrupted(SystemExit):
 
 
 class SignalWatch:
-    """While entered, SIGINT and SIGTERM only set a flag, which training polls between steps and evaluation between images.
+    """While entered, SIGINT and SIGTERM only set a flag, which long work polls: training between steps, evaluation between images.
 
-    Outside the main thread, where Python allows no handlers, it watches nothing.
+    A watch inside another has its flag, so that a signal between two pieces of work is not lost. A signal that was ignored before stays
+    ignored: so a shell starts what it puts in the background without job control, with SIGINT. Outside the main thread, where Python
+    allows no handlers, a watch has the flag of the one that is entered there, if any.
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self._received: int | None = None
+        self._outer: SignalWatch | None = None
         self._before: dict[int, Any] = {}
 
+    @property
+    def received(self) -> int | None:
+        """The signal that came first; None: none has."""
+        return self._received if self._outer is None else self._outer.received
+
     def __enter__(self) -> SignalWatch:
+        handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+        owners = (getattr(handler, "__self__", None) for handler in handlers.values())
+        self._outer = next((owner for owner in owners if isinstance(owner, SignalWatch)), None)
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+            self._before = {signum: handler for signum, handler in handlers.items() if handler != signal.SIG_IGN}
             self.install()
         return self
 
@@ -53,17 +61,15 @@ class SignalWatch:
 
     def install(self) -> None:
         """Take the handlers; called again after Lightning has put its own."""
-        if self._before:
-            for signum in _SIGNALS:
-                signal.signal(signum, self._handle)
+        for signum in self._before:
+            signal.signal(signum, self._handle)
 
-    def agreed(self, device: torch.device) -> int | None:
-        """The signal that any of the processes received; None: none did. All processes must ask together."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return self.received
-        flag = torch.tensor([self.received or 0], device=device)
-        distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-        return int(flag.item()) or None
+    def stop(self, signum: int) -> None:
+        """Set the flag as a first signal would; where it is set already, nothing."""
+        if self._outer is not None:
+            self._outer.stop(signum)
+        elif self._received is None:
+            self._received = signum
 
     def raise_if_received(self) -> None:
         """Stop here and now, with nothing to save.
@@ -77,5 +83,5 @@ class SignalWatch:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
             os._exit(128 + signum)
-        self.received = signum
+        self.stop(signum)
         _log.warning("%s: finishing the step and saving; once more to leave at once", signal.Signals(signum).name)
