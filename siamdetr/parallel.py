@@ -205,6 +205,7 @@ def _connected(engine: Engine) -> Any:
     except ImportError:
         raise EngineError("--ray needs Ray, which is an extra: pip install 'siamdetr[study]'") from None
     here = engine.address == "local"
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address="local" if here else engine.address,
@@ -218,4 +219,6 @@ def _connected(engine: Engine) -> Any:
             f"--ray {engine.address}: no Ray cluster answers there ({reason}); start one with `ray start --head`, "
             "or give --ray local for one on this machine"
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has put its own, which ends the program
     return ray

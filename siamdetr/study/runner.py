@@ -102,6 +102,7 @@ def run_grid(
     results = dict(grid.results)
     missing = grid.missing
     failed: set[Cell] = set()
+    progress(len(results), len(grid.cells))
     with SignalWatch() as watch:
         with suppress(Interrupted):
             _proposals(grid, missing, watch)
@@ -111,7 +112,6 @@ def run_grid(
             ready = [cell for cell in wave if cell.source not in failed]
             failed |= set(wave) - set(ready)
             tasks = [CellTask(cell, grid.study, grid.folder, len(grid.train), device, threads) for cell in ready]
-            progress(len(results), len(grid.cells))
             for outcome in engine.run(run_cell, tasks, stopped=lambda: watch.received is not None):
                 told(outcome)
                 if outcome.result is not None:
