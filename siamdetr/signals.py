@@ -35,6 +35,7 @@ class SignalWatch:
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._signalled = False
         self._outer: SignalWatch | None = None
         self._before: dict[int, Any] = {}
 
@@ -81,7 +82,11 @@ class SignalWatch:
             raise Interrupted(self.received, f"stopped by {signal.Signals(self.received).name}")
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self._outer is not None:
+            self._outer._handle(signum, frame)
+            return
+        if self._signalled:  # by a signal: after `stop`, the one that came to all processes may still be on its way
             os._exit(128 + signum)
+        self._signalled = True
         self.stop(signum)
         _log.warning("%s: finishing the step and saving; once more to leave at once", signal.Signals(signum).name)

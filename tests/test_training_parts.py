@@ -94,6 +94,10 @@ def test_a_watch_inside_another_has_its_flag() -> None:
         other.stop(signal.SIGINT)
         other.stop(signal.SIGTERM)
         assert other.received == signal.SIGINT  # the first
+        os.kill(
+            os.getpid(), signal.SIGTERM
+        )  # on its way already when `stop` was called: the second signal would be the next
+        time.sleep(0.01)
 
 
 def test_a_watch_in_a_thread_has_the_flag_of_the_one_around_it() -> None:
