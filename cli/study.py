@@ -148,7 +148,7 @@ def _numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> list
 def _settings(values: dict[str, Any]) -> StudySettings:
     from pydantic import ValidationError
 
-    from siamdetr.study.runner import StudyError
+    from siamdetr.study.folder import StudyError
     from siamdetr.study.settings import StudySettings
     from siamdetr.training.settings import explain
 
@@ -181,30 +181,34 @@ def _warnings_only(name: str) -> Iterator[None]:
 
 
 def _run(grid: Grid, engine: Engine, device: str, jobs: int) -> None:
+    """Runs what is missing and writes the report; stopped by a signal, of what is finished then."""
     from siamdetr.cli.console import console
+    from siamdetr.signals import SignalWatch
     from siamdetr.study.report import write_study_report
     from siamdetr.study.runner import run_grid
     from siamdetr.study.tables import answer
 
     failed: list[CellOutcome] = []
-    stopped: list[CellOutcome] = []
 
     def told(outcome: CellOutcome) -> None:
-        (stopped if outcome.interrupted else failed if outcome.result is None else []).append(outcome)
+        if outcome.result is None and not outcome.interrupted:
+            failed.append(outcome)
         console.print(f"  {_line(outcome)}", markup=False, soft_wrap=True)
 
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
-    console.print(f"{len(grid.cells)} cells, {len(grid.results)} finished already; {grid.folder}")
-    with _cells_bar() as progress:
-        grid = run_grid(grid, engine=engine, device=device, threads=threads, progress=progress, told=told)
-    report = write_study_report(grid)
+    console.print(f"{len(grid.cells)} cells, {len(grid.results)} finished already; {grid.folder}", soft_wrap=True)
+    with SignalWatch() as watch:
+        with _cells_bar() as progress:
+            grid = run_grid(grid, engine=engine, device=device, threads=threads, progress=progress, told=told)
+        report = write_study_report(grid)
     console.print(f"\n{answer(grid)}", markup=False, soft_wrap=True)
     console.print(
-        f"Open [bold]{report}[/]; figures in {report.parent / 'study.csv'}, plots in {report.parent / 'plots'}"
+        f"Open [bold]{report}[/]; figures in {report.parent / 'study.csv'}, plots in {report.parent / 'plots'}",
+        soft_wrap=True,
     )
-    if stopped:
+    if watch.received is not None and grid.missing:
         console.print("Stopped; the same command goes on.")
-        raise typer.Exit(130)
+        raise typer.Exit(128 + watch.received)
     if failed:
         console.print(
             f"[bold red]{len(failed)} cells failed[/]; the report says why, the same command tries them again"

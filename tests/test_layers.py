@@ -21,7 +21,7 @@ ROOMS = ["siamdetr.cli", "siamdetr.serve", "siamdetr.export", "siamdetr"]
 
 # Inside the core: a module may import the layers at or below its own.
 CORE_LAYERS = [
-    {"config", "boxes", "preprocessing", "parallel"},
+    {"config", "boxes", "preprocessing", "signals", "parallel"},
     {"data"},
     {"models"},
     {"matcher", "losses", "postprocess", "checkpoint"},

@@ -6,12 +6,11 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from study_data import invented, quiet, settings
 from training_data import write_data
 from typer.testing import CliRunner
 
@@ -19,54 +18,21 @@ from siamdetr.cli.__main__ import app
 from siamdetr.parallel import Engine
 from siamdetr.study.cells import Cell
 from siamdetr.study.estimate import estimate
+from siamdetr.study.folder import StudyError
 from siamdetr.study.grids import ablation_variations, plan, sensitivity_variations
 from siamdetr.study.report import write_study_report
-from siamdetr.study.runner import Grid, StudyError, open_grid, run_grid
-from siamdetr.study.settings import StudySettings, finetune_settings
+from siamdetr.study.runner import open_grid, run_grid
+from siamdetr.study.settings import finetune_settings
 from siamdetr.study.statistics import interval, paired_difference
 from siamdetr.study.tables import answer, gain_sentence
-from siamdetr.study.work import CellOutcome, CellResult, CellTask, cell_folder, read_result, run_cell
+from siamdetr.study.work import CellOutcome, CellTask, cell_folder, read_result, run_cell
 
 STUDIES = ("data-efficiency", "initialization", "sensitivity", "ablation", "cost", "convergence", "qualitative")
-
-
-def quiet(*arguments: Any) -> None:
-    """A progress callback that shows nothing."""
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("study") / "data", train=10, val=3)
-
-
-def settings(data: Path, study: str = "data-efficiency", **changes: Any) -> StudySettings:
-    values: dict[str, Any] = {
-        "study": study,
-        "data": [str(data)],
-        "fast": True,
-        "methods": ["siamese", "detreg"],
-        "fractions": [0.4, 1.0],
-        "seeds": [0, 1],
-        "pretrain_steps": 2,
-        "finetune_steps": 2,
-        "evaluations": 1,
-        "score_limit": 2,
-        "cost_steps": 5,
-        "shown": 1,
-    }
-    return StudySettings.model_validate(values | changes)
-
-
-def invented(grid: Grid, ap: Callable[[Cell], float]) -> Grid:
-    """A grid whose every cell is finished with the figures that `ap` gives."""
-
-    def result(cell: Cell) -> CellResult:
-        value = ap(cell)
-        names = ("ap", "ap50", "ar1", "ar10", "ar100", "seconds_per_step", "memory_mib", "batch_size")
-        curve = tuple((epoch, value * epoch / 3, value) for epoch in (1.0, 2.0, 3.0))
-        return CellResult(cell, dict.fromkeys(names, value) | {"on_gpu": 0.0}, 10, 2.0, curve)
-
-    return replace(grid, results={cell: result(cell) for cell in grid.cells})
 
 
 def test_an_interval_is_student_s() -> None:
@@ -164,10 +130,19 @@ def test_a_study_runs_from_end_to_end_keeps_what_is_finished_and_goes_on(data: P
     assert "With 100 % of the labels Siamese pretraining gives " in page
     assert "over scratch (one seed: no interval)." in page
     assert not re.search(r"(src|href)=[\"']?http|url\(http|@import", page)  # stands alone
-    rows = list(csv.DictReader((folder / "study.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((grid.place / "study.csv").read_text().splitlines()))
     assert [row["cell"] for row in rows] == [cell.key for cell in grid.cells]
     assert all(0 <= float(row["ap"]) <= 1 for row in rows[1:])
-    assert {path.name for path in (folder / "plots").iterdir()} >= {"ap.svg", "ap.png", "gain-ap.svg", "gain-ap.png"}
+    assert report == folder / "data-efficiency" / "report.html"
+    assert {path.name for path in (grid.place / "plots").iterdir()} >= {
+        "ap.svg",
+        "ap.png",
+        "gain-ap.svg",
+        "gain-ap.png",
+    }
+    assert [point[0] for point in grid.results[grid.cells[1]].curve] == [
+        2 * 2 / 10
+    ]  # 2 steps of 2 images, of 10: epochs
     place = cell_folder(folder, grid.cells[1])
     assert (place / "report.html").is_file()
     assert not (place / "last.ckpt").exists()  # finished: nothing to resume
@@ -191,7 +166,7 @@ def test_other_settings_are_refused_with_the_difference(data: Path, tmp_path: Pa
     with pytest.raises(StudyError) as caught:
         open_grid(settings(data, finetune_steps=7, both=["optimizer.lr=0.01"]), tmp_path / "study")
     text = str(caught.value)
-    assert "holds a study with other settings:" in text
+    assert "holds studies with other settings:" in text
     assert "study.finetune_steps: 2 there, 7 now" in text
     assert "study.both: [] there, ['optimizer.lr=0.01'] now" in text
     assert "another folder with -o" in text
@@ -246,11 +221,18 @@ def test_pretrained_detectors_are_measured_scored_and_drawn(data: Path, tmp_path
 @pytest.mark.parametrize(
     ("study", "text"),
     [
-        ("initialization", "With the body frozen and only the heads finetuned, AR@100 is: random 20.0"),
+        (
+            "initialization",
+            "AR@100 is 20.0\u00a0±\u00a00.0 with a random body; over it: Siamese DETR +10.0\u00a0±\u00a00.0 and DETReg +10.0\u00a0±\u00a00.0. "
+            "Not finetuned at all, on any object: random 20.0, Siamese DETR 30.0 and DETReg 30.0.",
+        ),
         ("sensitivity", "With 40 % of the labels the best setting is"),
         ("ablation", "+10.0\u00a0±\u00a00.0 over scratch"),
         ("cost", "A pretraining step of 0 takes: Siamese DETR 0.3 s and 0 MiB and DETReg 0.3 s and 0 MiB."),
-        ("convergence", "The best AP from scratch on the val part, 20.0, is reached by: Siamese DETR after 3 epochs"),
+        (
+            "convergence",
+            "Scratch reaches its best AP on the val part, 20.0, after 3 epochs; pretrained, it is reached by: ",
+        ),
         ("qualitative", "What Siamese DETR and DETReg find before any finetuning"),
     ],
 )
@@ -274,6 +256,26 @@ def test_the_first_sentence_gives_the_gain_with_its_interval(data: Path, tmp_pat
     noisy = invented(grid, lambda cell: 0.2 + gains[cell.init] * (1 if cell.seed else -1))
     assert gain_sentence(noisy, "siamese", 0.4).endswith("over scratch; an interval that holds 0 shows no effect.")
     assert gain_sentence(grid, "siamese", 0.4).endswith("has no finished pair with scratch yet.")
+
+
+def test_convergence_says_what_share_of_scratch_s_epochs_each_start_needs(data: Path, tmp_path: Path) -> None:
+    study = settings(data, "convergence", methods=["siamese", "updetr", "detreg"])
+    last = {"scratch": 0.2, "siamese": 0.7, "updetr": 0.1, "detreg": 0.25}
+    grid = invented(open_grid(study, tmp_path / "study"), lambda cell: last[cell.init])
+    assert answer(grid) == (
+        "Scratch reaches its best AP on the val part, 20.0, after 3 epochs; pretrained, it is reached by: Siamese DETR after 1 (33 % of them), "
+        "UP-DETR not within 3 and DETReg after 3 (100 % of them). Looked at 3 times; means over seeds."
+    )
+    some = replace(grid, results={cell: result for cell, result in grid.results.items() if cell.init != "detreg"})
+    assert "and DETReg is not finished yet." in answer(some)
+    assert answer(replace(grid, results={})) == "The run from scratch is not finished yet."
+
+
+def test_initialization_says_what_is_not_sure_or_not_there(data: Path, tmp_path: Path) -> None:
+    grid = open_grid(settings(data, "initialization"), tmp_path / "study")
+    assert answer(grid) == "The run with a random body is not finished yet."
+    noisy = invented(grid, lambda cell: 0.2 + 0.1 * cell.seed * (cell.init == "siamese"))
+    assert "; an interval that holds 0 shows no effect. Not finetuned at all" in answer(noisy)
 
 
 def test_cells_run_in_processes(data: Path, tmp_path: Path) -> None:

@@ -25,13 +25,13 @@ from siamdetr.data.proposal_methods import Recipe
 from siamdetr.data.proposals import compute_proposals
 from siamdetr.losses import DetectionCriterion
 from siamdetr.pretext import PRETEXTS
+from siamdetr.signals import Interrupted
 from siamdetr.training.checkpoint_io import read_checkpoint
 from siamdetr.training.describe import describe
 from siamdetr.training.module import NonFiniteLossError
 from siamdetr.training.progress import Silent
 from siamdetr.training.run import finetune, pretrain
 from siamdetr.training.settings import FinetuneSettings, PretrainSettings, SettingsError
-from siamdetr.training.signals import Interrupted
 
 
 class SignalAt(Silent):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 
 from siamdetr.checkpoint import CheckpointError, atomic_write, digest, sweep_temporaries
 from siamdetr.report import read_metrics
+from siamdetr.signals import Interrupted, SignalWatch
 from siamdetr.training.checkpoint_io import AtomicCheckpointIO, newest_valid, read_checkpoint
 from siamdetr.training.metrics_log import MetricsCsv
 from siamdetr.training.optim import rate_factor
+from siamdetr.training.saver import agreed
 from siamdetr.training.settings import ScheduleSettings
-from siamdetr.training.signals import Interrupted, SignalWatch
 
 STATE: dict[str, Any] = {"siamdetr": {"format_version": 1}, "weights": {"a": torch.arange(6.0).view(2, 3)}, "step": 3}
 
@@ -61,7 +63,7 @@ def test_signals_set_a_flag_and_give_the_exit_code() -> None:
         watch.raise_if_received()
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
-        assert watch.agreed(torch.device("cpu")) == signal.SIGTERM
+        assert agreed(watch, torch.device("cpu")) == signal.SIGTERM
         with pytest.raises(Interrupted, match="stopped by SIGTERM") as caught:
             watch.raise_if_received()
         assert caught.value.code == 143
@@ -77,6 +79,57 @@ def test_a_second_signal_leaves_at_once() -> None:
             time.sleep(9)
 
     assert os.waitstatus_to_exitcode(os.waitpid(forked(twice), 0)[1]) == 130
+
+
+def test_a_watch_inside_another_has_its_flag() -> None:
+    with SignalWatch() as outer:
+        with SignalWatch() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            assert inner.received == outer.received == signal.SIGTERM
+        with SignalWatch() as later, pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            later.raise_if_received()  # what came is not forgotten between two pieces of work
+    with SignalWatch() as other:
+        assert other.received is None
+        other.stop(signal.SIGINT)
+        other.stop(signal.SIGTERM)
+        assert other.received == signal.SIGINT  # the first
+        os.kill(
+            os.getpid(), signal.SIGTERM
+        )  # on its way already when `stop` was called: the second signal would be the next
+        time.sleep(0.01)
+
+
+def test_a_watch_in_a_thread_has_the_flag_of_the_one_around_it() -> None:
+    found: list[int | None] = []
+
+    def look() -> None:
+        with SignalWatch() as watch:
+            found.append(watch.received)
+
+    with SignalWatch() as outer:
+        for _ in range(2):
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+            outer.stop(signal.SIGTERM)
+    assert found == [None, signal.SIGTERM]
+
+
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with SignalWatch() as watch:
+            watch.install()
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            assert watch.received is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            assert watch.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_checkpoint_comes_back_and_the_one_before_it_is_kept(tmp_path: Path) -> None:

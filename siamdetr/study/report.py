@@ -1,4 +1,4 @@
-"""A study's report.html, study.csv and plots: rewritten from whatever is finished."""
+"""A study's report.html, study.csv and plots, in the folder of its name: rewritten from whatever is finished."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from siamdetr.checkpoint import atomic_write, to_json
 from siamdetr.report import REPORT_FILE, Section, page, picture, table
 from siamdetr.study import plots
 from siamdetr.study.cells import SCRATCH, Cell
+from siamdetr.study.folder import SPLITS_FILE
 from siamdetr.study.grids import ablation_variations, sensitivity_variations
 from siamdetr.study.pictures import ATTENTION, BOXES, TRUTH
 from siamdetr.study.plots import Line, Plot, save_plots
 from siamdetr.study.runner import Grid
 from siamdetr.study.statistics import Interval, interval
 from siamdetr.study.tables import CSV_FILE, NAMES, answer, gain_of, mean_of, select, shown, study_csv
-from siamdetr.study.work import ERROR_FILE, cell_folder, scored_index
+from siamdetr.study.work import CELLS, ERROR_FILE, cell_folder, scored_index
 
 TITLES = {
     "data-efficiency": "How much do labels count?",
@@ -33,13 +34,13 @@ _FRACTIONS, _INITS = "Share of the labels", "initialisation"
 
 
 def write_study_report(grid: Grid) -> Path:
-    """Writes report.html, study.csv and plots/ into the study's folder; returns the report's path."""
+    """Writes report.html, study.csv and plots/ into the study's place; returns the report's path."""
     drawn, sections = _SECTIONS[grid.study.study](grid)
-    save_plots(grid.folder, drawn)
+    save_plots(grid.place, drawn)
     text = study_csv(grid)
-    atomic_write(grid.folder / CSV_FILE, lambda file: file.write(text.encode()))
+    atomic_write(grid.place / CSV_FILE, lambda file: file.write(text.encode()))
     html = page(TITLES[grid.study.study], answer(grid), [*sections, *_state(grid), _method(grid)])
-    path = grid.folder / REPORT_FILE
+    path = grid.place / REPORT_FILE
     atomic_write(path, lambda file: file.write(html.encode()))
     return path
 
@@ -265,7 +266,7 @@ def _method(grid: Grid) -> Section:
         f"Scored on {len(index):,} images (part “{split}”) with the weights that were best on the val part. Labelled images to train on: "
         f"{len(grid.train):,}. Scratch has the same detector, backbone weights, splits, seeds, order of images and length of finetuning. Each method is "
         "pretrained once, and all its finetunings start from there: the intervals (Student's t over seeds) speak of splits and finetuning, not of "
-        f"pretraining anew. Together the cells took {took}. Splits: splits.json; all figures: {CSV_FILE}."
+        f"pretraining anew. Together these cells took {took}. All figures: {CSV_FILE}; in the folder above, which studies with these settings share: {SPLITS_FILE} and {CELLS}."
     )
     settings = json.dumps(to_json(grid.study), indent=1)
     body = Markup("<p>{}</p><details><summary>Settings</summary><pre>{}</pre></details>").format(text, settings)

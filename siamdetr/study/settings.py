@@ -86,7 +86,7 @@ class StudySettings(Settings):
         return self
 
 
-# What may change between two calls of one study: what is there already stays true.
+# What may differ between two calls on one folder: it chooses cells, and changes none that is there.
 GROWING = ("methods", "fractions", "seeds", "weights", "view_ious", "shown")
 
 

@@ -27,6 +27,11 @@ class Interval:
         """Upper end."""
         return None if self.half is None else self.mean + self.half
 
+    @property
+    def holds_zero(self) -> bool:
+        """Whether 0 is within: no effect is shown. Without an interval, False."""
+        return self.half is not None and abs(self.mean) <= self.half
+
 
 def interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % interval of the mean, of values that are independent and about normal.

@@ -79,7 +79,7 @@ def gain_sentence(grid: Grid, init: str, fraction: float) -> str:
     if found.low is None or found.high is None:
         return f"{start}gives {_signed(found.mean)} AP over scratch (one seed: no interval)."
     gain = _signed(found.mean)
-    seen = "" if found.low > 0 or found.high < 0 else "; an interval that holds 0 shows no effect"
+    seen = "; an interval that holds 0 shows no effect" if found.holds_zero else ""
     return f"{start}gives {gain} AP (95 % CI {_signed(found.low)} to {_signed(found.high)}) over scratch{seen}."
 
 
@@ -100,11 +100,21 @@ def _efficiency_answer(grid: Grid) -> str:
 
 
 def _initialization_answer(grid: Grid) -> str:
-    parts = []
-    for init in (SCRATCH, *grid.study.methods):
-        found = mean_of(select(grid, init, freeze="body"), "ar100")
-        parts.append(f"{'random' if init == SCRATCH else NAMES[init]} {shown(found)}")
-    return f"With the body frozen and only the heads finetuned, AR@100 is: {_listed(parts)}."
+    random = mean_of(select(grid, SCRATCH, freeze="body"), "ar100")
+    if random is None:
+        return "The run with a random body is not finished yet."
+    gains = {init: gain_of(grid, init, "ar100", fraction=max(grid.study.fractions)) for init in grid.study.methods}
+    parts = [f"{NAMES[init]} {shown(gain, signed=True)}" for init, gain in gains.items()]
+    unsure = any(gain is not None and gain.holds_zero for gain in gains.values())
+    note = "; an interval that holds 0 shows no effect" if unsure else ""
+    raw = {cell.init: result for cell, result in grid.results.items() if cell.kind == "agnostic"}
+    as_is = [
+        f"{'random' if init == SCRATCH else NAMES[init]} {100 * one.metrics['ar100']:.1f}" for init, one in raw.items()
+    ]
+    return (
+        f"With the body frozen and only the heads finetuned, AR@100 is {shown(random)} with a random body; over it: {_listed(parts)}{note}."
+        + (f" Not finetuned at all, on any object: {_listed(as_is)}." if as_is else "")
+    )
 
 
 def _best_answer(grid: Grid) -> str:
@@ -137,14 +147,23 @@ def _cost_answer(grid: Grid) -> str:
 
 
 def _convergence_answer(grid: Grid) -> str:
-    goal = mean_of(select(grid, SCRATCH), "ap")
-    if goal is None:
+    scratch = mean_curve(select(grid, SCRATCH).values())
+    if not scratch:
         return "The run from scratch is not finished yet."
+    best = max(ap for _, ap, _ in scratch)
+    took = next(epoch for epoch, ap, _ in scratch if ap == best)
     parts = []
     for init in grid.study.methods:
-        reached = [epoch for epoch, ap, _ in mean_curve(select(grid, init).values()) if 100 * ap >= _last_ap(grid)]
-        parts.append(f"{NAMES[init]} {f'after {reached[0]:.3g} epochs' if reached else 'does not'}")
-    return f"The best AP from scratch on the val part, {_last_ap(grid):.1f}, is reached by: {_listed(parts)}."
+        curve = mean_curve(select(grid, init).values())
+        reached = next((epoch for epoch, ap, _ in curve if ap >= best), None)
+        if reached is not None:
+            parts.append(f"{NAMES[init]} after {reached:.3g} ({100 * reached / took:.0f} % of them)")
+        else:
+            parts.append(f"{NAMES[init]} {f'not within {curve[-1][0]:.3g}' if curve else 'is not finished yet'}")
+    return (
+        f"Scratch reaches its best AP on the val part, {100 * best:.1f}, after {took:.3g} epochs; pretrained, it is reached by: "
+        f"{_listed(parts)}. Looked at {len(scratch)} times; means over seeds."
+    )
 
 
 def mean_curve(results: Iterable[CellResult]) -> list[tuple[float, float, float]]:
@@ -156,10 +175,6 @@ def mean_curve(results: Iterable[CellResult]) -> list[tuple[float, float, float]
         (points[0][0], sum(p[1] for p in points) / len(points), sum(p[2] for p in points) / len(points))
         for points in zip(*curves, strict=False)
     ]
-
-
-def _last_ap(grid: Grid) -> float:
-    return 100 * max((ap for _, ap, _ in mean_curve(select(grid, SCRATCH).values())), default=0.0)
 
 
 def _qualitative_answer(grid: Grid) -> str:

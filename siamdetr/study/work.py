@@ -24,6 +24,7 @@ from siamdetr.evaluation.coco import evaluate
 from siamdetr.models.detector import Detector
 from siamdetr.preprocessing import PreprocessingSpec
 from siamdetr.report import read_metrics
+from siamdetr.signals import Interrupted, SignalWatch
 from siamdetr.study.cells import SCRATCH, Cell
 from siamdetr.study.pictures import save_qualitative
 from siamdetr.study.settings import StudySettings, finetune_settings, images_of, pretrain_settings
@@ -33,7 +34,6 @@ from siamdetr.training.pretrain_module import class_agnostic
 from siamdetr.training.pretrain_setup import pretraining_detector
 from siamdetr.training.run import finetune, pretrain
 from siamdetr.training.settings import FinetuneSettings, PretrainSettings
-from siamdetr.training.signals import Interrupted
 
 RESULT_FILE = "result.json"
 ERROR_FILE = "error.txt"
@@ -105,21 +105,24 @@ def read_result(folder: Path, cell: Cell) -> CellResult | None:
 
 
 def run_cell(task: CellTask) -> CellOutcome:
-    """Do the work of a cell. Errors are kept for the report: one cell that fails does not stop a study."""
+    """Do the work of a cell. Errors are kept for the report: one cell that fails does not stop a study. SIGINT and SIGTERM do; what is trained is saved."""
     started = time.perf_counter()
     if task.threads is not None:
         torch.set_num_threads(task.threads)
     place = cell_folder(task.folder, task.cell)
     place.mkdir(parents=True, exist_ok=True)
-    try:
-        result = _WORK[task.cell.kind](task, place)
-    except Interrupted as stop:
-        return CellOutcome(task.cell, error=str(stop), interrupted=True)
-    except Exception as error:  # whatever it is, the other cells go on
-        text = f"{type(error).__name__}: {error}"
-        _log.exception("%s failed", task.cell.key)
-        atomic_write(place / ERROR_FILE, lambda file: file.write(text.encode()))
-        return CellOutcome(task.cell, error=text)
+    with SignalWatch() as watch:
+        try:
+            result = _WORK[task.cell.kind](task, place, watch)
+        except Interrupted as stop:
+            return CellOutcome(task.cell, error=str(stop), interrupted=True)
+        except Exception as error:  # whatever it is, the other cells go on
+            text = f"{type(error).__name__}: {error}"
+            if watch.received is not None:  # a signal to all processes ends the workers that read images, too
+                return CellOutcome(task.cell, error=text, interrupted=True)
+            _log.exception("%s failed", task.cell.key)
+            atomic_write(place / ERROR_FILE, lambda file: file.write(text.encode()))
+            return CellOutcome(task.cell, error=text)
     result = dataclasses.replace(result, seconds=time.perf_counter() - started)
     _save(place, result)
     return CellOutcome(task.cell, result)
@@ -135,32 +138,36 @@ def scored_index(study: StudySettings) -> tuple[str, DetectionIndex]:
     return split or "all", index
 
 
-def score(study: StudySettings, model: SiamDETR) -> dict[str, float]:
-    """COCO's figures of a model on the scored part."""
-    return scores(evaluate(model, scored_index(study)[1]))
+def score(study: StudySettings, model: SiamDETR, watch: SignalWatch) -> dict[str, float]:
+    """COCO's figures of a model on the scored part.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    return scores(evaluate(model, scored_index(study)[1], progress=lambda done, total: watch.raise_if_received()))
 
 
-def _pretrain(task: CellTask, place: Path) -> CellResult:
+def _pretrain(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
     result = pretrain(_pretrain_settings(task, place), resume="auto")
     rows = [row for row in read_metrics(place) if "loss" in row]
     return CellResult(task.cell, {"loss": rows[-1]["loss"]} if rows else {}, result.steps)
 
 
-def _finetune(task: CellTask, place: Path) -> CellResult:
+def _finetune(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
     source = task.cell.source
     init = None if source is None else cell_folder(task.folder, source)
     settings = finetune_settings(task.study, task.cell, place, init=init, num_train=task.num_train, device=task.device)
     result = finetune(settings, resume="auto")
-    metrics = score(task.study, SiamDETR.load(result.model, device=_device(task)))
+    metrics = score(task.study, SiamDETR.load(result.model, device=_device(task)), watch)
     return CellResult(task.cell, metrics, result.steps, curve=_curve(task, place, settings))
 
 
-def _agnostic(task: CellTask, place: Path) -> CellResult:
+def _agnostic(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
     model = _untrained(task, place) if task.cell.init == SCRATCH else _pretrained(task)
-    return CellResult(task.cell, score(task.study, model))
+    return CellResult(task.cell, score(task.study, model, watch))
 
 
-def _cost(task: CellTask, place: Path) -> CellResult:
+def _cost(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
     settings = _pretrain_settings(task, place)
     pretrain(settings, resume="auto")
     rows = [row for row in read_metrics(place) if "images_per_second" in row]
@@ -188,7 +195,7 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _qualitative(task: CellTask, place: Path) -> CellResult:
+def _qualitative(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
     _, index = scored_index(task.study)
     shown = [i for i in range(len(index)) if index.box_counts()[i] > 0][: task.study.shown]
     save_qualitative(_pretrained(task), index.subset(shown), place)

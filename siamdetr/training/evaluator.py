@@ -16,10 +16,10 @@ from torch import distributed
 from siamdetr.checkpoint import atomic_write
 from siamdetr.evaluation.coco import DetectionMetrics
 from siamdetr.models.detector import Detector
+from siamdetr.signals import Interrupted
 from siamdetr.training.ema import WeightAverage
 from siamdetr.training.module import StepModule, completed_step
 from siamdetr.training.run_report import EVALUATION_FILE
-from siamdetr.training.signals import Interrupted
 
 _log = logging.getLogger(__name__)
 Score = Callable[[Detector], DetectionMetrics | None]  # None on all processes but the first

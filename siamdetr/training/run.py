@@ -15,6 +15,7 @@ from siamdetr.evaluation.classes import OBJECT
 from siamdetr.evaluation.coco import DetectionMetrics, evaluate
 from siamdetr.models.detector import Detector
 from siamdetr.preprocessing import PreprocessingSpec
+from siamdetr.signals import SignalWatch
 from siamdetr.training.diagnostics import Diagnostics
 from siamdetr.training.ema import WeightAverage
 from siamdetr.training.evaluator import Evaluator, scores
@@ -38,7 +39,6 @@ from siamdetr.training.session import (
     train,
 )
 from siamdetr.training.settings import FinetuneSettings, PretrainSettings
-from siamdetr.training.signals import SignalWatch
 from siamdetr.training.sources import open_labelled, open_unlabelled
 from siamdetr.training.start import Start
 

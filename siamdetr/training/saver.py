@@ -11,16 +11,26 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import distributed
 
 from siamdetr.checkpoint import to_json
+from siamdetr.signals import Interrupted, SignalWatch
 from siamdetr.training.checkpoint_io import FORMAT_VERSION, LAST, STATE
 from siamdetr.training.module import NonFiniteLossError, StepModule, completed_step
 from siamdetr.training.settings import stage_of
-from siamdetr.training.signals import Interrupted, SignalWatch
 from siamdetr.training.step_log import StepLog
 
 _log = logging.getLogger(__name__)
 _POLL_EVERY = 10  # steps between two questions among several processes: each costs a small all-reduce
+
+
+def agreed(watch: SignalWatch, device: torch.device) -> int | None:
+    """The signal that any of the training's processes received; None: none did. All processes must ask together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return watch.received
+    flag = torch.tensor([watch.received or 0], device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    return int(flag.item()) or None
 
 
 class Saver(Callback):
@@ -56,7 +66,7 @@ class Saver(Callback):
         step = pl_module.step
         asked = None
         if trainer.world_size == 1 or step % _POLL_EVERY == 0:
-            asked = self.watch.agreed(pl_module.device)
+            asked = agreed(self.watch, pl_module.device)
         if asked is not None or step % self.every == 0 or step == pl_module.total_steps:
             self.save(trainer, pl_module)
         if asked is not None:

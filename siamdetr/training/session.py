@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from siamdetr.checkpoint import ModelMetadata, atomic_write, save_model, sweep_temporaries, to_json
 from siamdetr.data.sampler import SampleOrder
 from siamdetr.models.detector import Detector
+from siamdetr.signals import SignalWatch
 from siamdetr.training.describe import CONFIG_FILE
 from siamdetr.training.ema import WeightAverage
 from siamdetr.training.folders import RunFolder, check_same_run, process_rank
@@ -28,7 +29,6 @@ from siamdetr.training.module import StepModule
 from siamdetr.training.progress import ProgressSink
 from siamdetr.training.saver import Saver
 from siamdetr.training.settings import RunSettings
-from siamdetr.training.signals import SignalWatch
 from siamdetr.training.step_log import StepLog
 from siamdetr.training.stream import BatchStream
 from siamdetr.training.trainer import build_trainer, run_device, world_size
