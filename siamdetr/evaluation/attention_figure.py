@@ -155,7 +155,7 @@ def _show(axis: Axes, image: Image.Image, title: str) -> None:
         extent=(0, image.width, image.height, 0),
         interpolation="bicubic" if min(image.size) < _HEAT_SIDE / 2 else "antialiased",
     )
-    axis.set_title(title, fontsize=7, color=_INK, pad=3)
+    axis.set_title(title, fontsize=7, color=_INK, pad=3, parse_math=False)  # a class may be called "5$ or 10$"
 
 
 def _caption(seen: Inspection, box: int, class_names: Sequence[str]) -> str:
