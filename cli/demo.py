@@ -39,7 +39,9 @@ def demo(
 
     named = [NamedModel(name, load(path, device=device)) for name, path in zip(_names(models), models, strict=True)]
     served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port)
-    console.print(f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)", markup=False)
+    console.print(
+        f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)", markup=False, soft_wrap=True
+    )
     served.wait()
 
 
