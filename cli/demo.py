@@ -10,6 +10,8 @@ import typer
 
 from siamdetr.cli import options
 
+_SUFFIXES = (".safetensors", ".onnx", ".engine")
+
 
 def demo(
     models: Annotated[
@@ -37,13 +39,17 @@ def demo(
 
     named = [NamedModel(name, load(path, device=device)) for name, path in zip(_names(models), models, strict=True)]
     served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port)
-    console.print(f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)", markup=False)
+    console.print(
+        f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)", markup=False, soft_wrap=True
+    )
     served.wait()
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
-    parts = [path.resolve().with_suffix("").parts[1:] for path in paths]
+    """The shortest ends of the paths that tell them apart, without the endings of files where those do not."""
+    whole = [path.resolve() for path in paths]
+    short = [path.with_suffix("") if path.suffix in _SUFFIXES else path for path in whole]
+    parts = [path.parts[1:] for path in (short if len({*short}) == len({*whole}) else whole)]
     depth = 1
     while len({part[-depth:] for part in parts}) < len({*parts}):
         depth += 1

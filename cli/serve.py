@@ -47,7 +47,9 @@ def serve(
 
     def announce(url: str) -> None:
         console.print(
-            f"Serving {model} at {url}; SIGTERM or Ctrl-C ends it after the requests under way.", markup=False
+            f"Serving {model} at {url}; SIGTERM or Ctrl-C ends it after the requests under way.",
+            markup=False,
+            soft_wrap=True,
         )
 
     run(model, settings, device=device, threads=threads, listening=announce)

@@ -47,9 +47,14 @@ class Batcher:
     async def run(self, unit: Prepared) -> ScoredBoxes:
         """The model's answer to a unit."""
         answer: asyncio.Future[ScoredBoxes] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(unit, answer, perf_counter()))
+        waiting = _Waiting(unit, answer, perf_counter())
+        self._waiting.append(waiting)
         self._arrived.set()
-        return await answer
+        try:
+            return await answer
+        finally:  # who gives up takes his images along: a long model call must not leave them in memory
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(waiting)
 
     async def stop(self) -> None:
         """End the runners; nothing must be under way."""

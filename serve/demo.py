@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,8 @@ def serve_demo(blocks: gr.Blocks, *, port: int | None = None) -> Served:
     Raises:
         OSError: the port is taken.
     """
+    if port is not None:
+        _check_free(port)
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # no file of this machine is served, whatever the shell says
     _, url, _ = blocks.launch(
         server_name=HOST,
@@ -128,6 +131,16 @@ def serve_demo(blocks: gr.Blocks, *, port: int | None = None) -> Served:
         css=(_PAGE / "viewer.css").read_text(encoding="utf-8"),
     )
     return Served(url, blocks)
+
+
+def _check_free(port: int) -> None:
+    """Gradio's own message speaks of its variables and parameters."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise OSError(f"--port {port}: {error.strerror}; choose another, or leave it out") from None
 
 
 def _thumbnail(example: Example) -> str:

@@ -38,10 +38,10 @@ def prepare(data: bytes, spec: PreprocessingSpec, limits: Limits, *, name: str) 
         raise Refused(413, f"{name}: {len(data)} bytes, at most {limits.max_image_bytes} are taken")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files that Pillow then reads well enough
-        image = _guarded(lambda: Image.open(io.BytesIO(data), formats=FORMATS), name)
+        image = _guarded(lambda: Image.open(io.BytesIO(data), formats=FORMATS), name, limits.max_pixels)
         with image:
             _check_size(image.width, image.height, spec, limits, name)
-            upright = _guarded(lambda: load_image(image), name)
+            upright = _guarded(lambda: load_image(image), name, limits.max_pixels)
     return resize(upright, spec), (upright.height, upright.width)
 
 
@@ -60,10 +60,12 @@ def _check_size(width: int, height: int, spec: PreprocessingSpec, limits: Limits
         )
 
 
-def _guarded(read: Callable[[], Image.Image], name: str) -> Image.Image:
+def _guarded(read: Callable[[], Image.Image], name: str, max_pixels: int) -> Image.Image:
     """Pillow's readers raise what they like on damaged files: OSError, SyntaxError, struct.error, ZeroDivisionError, …"""
     try:
         return read()
+    except Image.DecompressionBombError:  # Pillow's own bound, from the header, before ours is asked
+        raise Refused(413, f"{name}: far more pixels than the {max_pixels} that are taken") from None
     except UnidentifiedImageError:
         raise Refused(415, f"{name}: none of the formats {', '.join(FORMATS)}") from None
     except ImageError as error:

@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 _TEXTS = {404: "no such address; GET /openapi.json lists them", 405: "this address does not take that method"}
 
@@ -41,7 +41,8 @@ class Refused(HTTPException):
 def refusal(error: HTTPException) -> Response:
     """The response of a refusal."""
     detail = error.detail if isinstance(error, Refused) else _TEXTS.get(error.status_code, error.detail)
-    return JSONResponse({"error": str(detail)}, error.status_code, dict(error.headers or {}))
+    content = plain_json({"error": str(detail)})
+    return Response(content, error.status_code, dict(error.headers or {}), media_type="application/json")
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -58,7 +59,7 @@ async def on_invalid(request: Request, error: Exception) -> Response:
 
 def explained(problems: Sequence[Any]) -> str:
     """What pydantic has to say, in one line."""
-    lines = [f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}" for problem in problems]
+    lines = [f"{'.'.join(str(part)[:80] for part in problem['loc'])}: {problem['msg']}" for problem in problems]
     return "; ".join(lines[:5])
 
 
@@ -82,5 +83,9 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def plain_json(value: Any) -> bytes:
-    """Compact JSON; NaN and infinity, which JSON does not know, are an error here."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
+    """Compact JSON; NaN and infinity, which JSON does not know, are an error here.
+
+    A client's text may hold half a surrogate pair, which UTF-8 cannot say; it goes back as it came, as an escape such as \\ud800.
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    return text.encode(errors="backslashreplace")

@@ -38,6 +38,7 @@ def create_app(model: Predictor, settings: ServeSettings) -> FastAPI:
 
     app = FastAPI(
         title="siamdetr", version=siamdetr.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        redirect_slashes=False,
         description="Object detection. Errors are {\"error\": text}.",
     )  # fmt: skip
     app.add_middleware(Guard, engine=engine, metrics=metrics)

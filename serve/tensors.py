@@ -48,7 +48,7 @@ def read_request(
     for entry in _dicts(head.get("inputs"), "inputs"):
         name = entry.get("name")
         if not isinstance(name, str) or name not in inputs or name in tensors:
-            raise Refused(400, f"inputs: got {name!r}, expected each of {', '.join(inputs)} once")
+            raise Refused(400, f"inputs: got {str(name)[:40]!r}, expected each of {', '.join(inputs)} once")
         tensors[name], raw = _tensor(entry, raw, name, inputs[name])
     missing = inputs.keys() - tensors.keys()
     if missing:
@@ -85,7 +85,8 @@ def write_answer(request: InferRequest, model: str, tensors: dict[str, NDArray[A
 def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
     length = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdigit() and int(header_length[:19]) <= len(body)):
+        plain = header_length.isascii() and header_length.isdigit() and len(header_length) < 20
+        if not (plain and int(header_length) <= len(body)):
             raise Refused(400, f"{HEADER_LENGTH}: got {header_length[:40]!r}, expected the bytes of JSON in the body")
         length = int(header_length)
     try:
@@ -108,8 +109,12 @@ def _tensor(entry: dict[str, Any], raw: memoryview, name: str, datatype: str) ->
     shape = entry.get("shape")
     if entry.get("datatype") != datatype:
         raise Refused(400, f"{name}: datatype got {str(entry.get('datatype'))[:40]!r}, expected {datatype}")
-    if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**31 for n in shape) or len(shape) > 8:
-        raise Refused(400, f"{name}: shape got {str(shape)[:80]}, expected a list of positive whole numbers")
+    if (
+        not isinstance(shape, list)
+        or not all(type(n) is int and 0 < n < 2**31 for n in shape)
+        or not 0 < len(shape) <= 8
+    ):
+        raise Refused(400, f"{name}: shape got {str(shape)[:80]}, expected a list of 1 to 8 positive whole numbers")
     count = int(np.prod(shape, dtype=object))
     size = _parameters(entry, name).get("binary_data_size")
     if size is not None:

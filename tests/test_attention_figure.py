@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,15 @@ def test_the_figure_of_an_onnx_file_s_arrays() -> None:
     assert titles == ["boxes", "cat  0.90", "cell  0.40"]
     with pytest.raises(ValueError, match="keeps no attention of its encoder"):
         attention_figure(image, seen, NAMES, Wanted(point=(0.5, 0.5)))
+
+
+def test_a_photo_is_drawn_no_larger_than_print_shows_and_measured_in_its_own_pixels() -> None:
+    boxes = np.array([[[500, 500, 3000, 3000]]], dtype=np.float32)
+    scored = ScoredBoxes(np.array([[0.9]], np.float32), np.array([[0]]), boxes)
+    seen = RecordedInspection(scored, (3000, 4000), np.ones((1, 1, 1, 3, 4), np.float32) / 12)
+    figure = attention_figure(Image.new("RGB", (4000, 3000)), seen, ("5$ or 10$",), Wanted(boxes=1))
+    for axis in figure.axes:
+        assert (axis.get_xlim(), axis.get_ylim()) == ((0, 4000), (3000, 0))
+        for drawn in axis.images:
+            assert np.asarray(drawn.get_array()).shape[:2] == (1350, 1800)
+    figure.savefig(BytesIO(), format="svg")  # dollars in a name are no mathematics

@@ -216,6 +216,8 @@ def test_models_are_named_by_what_tells_them_apart() -> None:
     assert _names([Path("runs/a"), Path("runs/b.safetensors")]) == ["a", "b"]
     assert _names([Path("x/run/best.safetensors"), Path("y/run/best.safetensors")]) == ["x/run/best", "y/run/best"]
     assert _names([Path("runs/a"), Path("runs/a")]) == ["a", "a"]
+    assert _names([Path("runs/lr-0.1"), Path("runs/lr-0.2")]) == ["lr-0.1", "lr-0.2"]
+    assert _names([Path("run/best.safetensors"), Path("run/best.onnx")]) == ["best.safetensors", "best.onnx"]
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

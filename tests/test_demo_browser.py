@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,6 +206,28 @@ def test_a_narrow_page_fits_and_follows_the_colour_scheme(browser: Browser, serv
     context.close()
 
 
+def test_three_models_side_by_side_keep_their_names(browser: Browser, tmp_path: Path) -> None:
+    model = tiny_model("conditional")
+    model.detector.eval()
+    names = ["siamese-100-percent", "detreg-100-percent", "scratch-100-percent"]
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as free:  # Gradio, left to search, leaves a socket open at a port that is taken
+        port = free.getsockname()[1]
+    demo = build_demo([NamedModel(name, model) for name in names], find_examples(None, tmp_path)[:1])
+    served = serve_demo(demo, port=port)
+    try:
+        context = browser.new_context(viewport={"width": 1280, "height": 860})
+        visit = Visit(context.new_page(), served.url)
+        titles = visit.page.locator(".sd-stage h2")
+        assert titles.all_inner_texts() == names
+        assert titles.evaluate_all("all => all.filter(one => one.scrollWidth > one.clientWidth).length") == 0
+        assert visit.problems == []
+        context.close()
+    finally:
+        served.stop()
+
+
 def test_the_view_is_saved_as_a_png(visit: Visit, tmp_path: Path) -> None:
     visit.page.locator("tbody tr").first.click()
     visit.wait_for_attention()
@@ -215,6 +238,12 @@ def test_the_view_is_saved_as_a_png(visit: Visit, tmp_path: Path) -> None:
     with Image.open(tmp_path / "view.png") as saved:
         assert saved.width == 2 * 1200 + 24
         assert np.asarray(saved.convert("RGB")).std() > 10
+
+
+def test_a_port_that_is_taken_is_named(served: Served) -> None:
+    port = int(served.url.rstrip("/").rpartition(":")[2])
+    with pytest.raises(OSError, match=f"--port {port}: Address already in use; choose another, or leave it out"):
+        serve_demo(served.blocks, port=port)
 
 
 def test_the_server_is_closed_off(served: Served) -> None:

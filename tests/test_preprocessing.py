@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,19 @@ def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path) -> None:
     palette = Image.fromarray(picture(8, 9)).convert("P")
     palette.info["transparency"] = b"\x00\x80"
     assert load_image(palette).mode == "RGB"
+
+
+def test_sixteen_bits_are_cut_without_a_wider_copy() -> None:
+    """A PNG of 80 KB may hold 40 megapixels of them."""
+    image = Image.fromarray(np.full((1000, 1000), 513, np.uint16))
+    tracemalloc.start()
+    try:
+        assert load_image(image).getpixel((0, 0)) == (2, 2, 2)
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000  # bytes: of one 64-bit copy
+    finally:
+        tracemalloc.stop()
+    wide = Image.fromarray(np.array([[-5, 513, 70_000]], np.int32))
+    assert np.asarray(load_image(wide))[0, :, 0].tolist() == [0, 2, 255]
 
 
 def test_a_caller_s_image_is_not_changed() -> None:

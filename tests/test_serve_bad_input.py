@@ -16,6 +16,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from serving import SETTINGS, StubModel, client, encoded, form, listening, pixels
+from test_demo import bomb as header_alone
 
 from siamdetr.preprocessing import PreprocessingSpec
 from siamdetr.serve.settings import Limits, ServeError, ServeSettings, is_loopback
@@ -65,6 +66,7 @@ def bomb() -> bytes:
         (encoded(pixels(200, 300), "JPEG")[:-2000], 422, "truncated or damaged (image file is truncated"),
         (GOOD[:-300], 422, "truncated or damaged"),
         (bomb(), 413, "13000 × 13000 pixels, at most 40000000 and 16384 a side are taken"),
+        (header_alone(60_000, 60_000), 413, "far more pixels than the 40000000 that are taken"),
         (encoded(Image.new("1", (20_000, 1))), 413, "20000 × 1 pixels"),
         (b"", 422, "empty, 0 bytes"),
         (b"<!DOCTYPE html><html><body>404</body></html>", 415, "none of the formats JPEG, PNG, WEBP, BMP"),
@@ -74,7 +76,7 @@ def bomb() -> bytes:
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 1000, 415, "none of the formats"),
         (GOOD + b"\0" * (10 * 2**20 - len(GOOD) + 1), 413, "10485761 bytes, at most 10485760 are taken"),
     ],
-    ids=["jpeg", "png", "bomb", "long", "empty", "html", "gif", "tiff", "jpeg-head", "png-head", "big"],
+    ids=["jpeg", "png", "bomb", "large-bomb", "long", "empty", "html", "gif", "tiff", "jpeg-head", "png-head", "big"],
 )  # fmt: skip
 def test_an_image_that_cannot_be_used_is_explained(server: TestClient, image: bytes, status: int, text: str) -> None:
     got, answer = detect(server, GOOD, image)
@@ -141,6 +143,7 @@ def test_an_image_that_resizing_would_blow_up_is_refused() -> None:
         ({"max_detections": "0"}, "max_detections: Input should be greater than or equal to 1"),
         ({"max_detections": "9" * 5000}, "max_detections: "),
         ({"treshold": "0.5"}, "treshold: Extra inputs are not permitted"),
+        ({"t" * 1000: "0.5"}, "t" * 80 + ": Extra inputs are not permitted"),
         ({"url": "http://169.254.169.254/"}, "url: Extra inputs are not permitted"),
     ],
 )
@@ -203,8 +206,8 @@ def test_requests_that_are_no_form_are_explained(server: TestClient) -> None:
 def test_addresses_that_do_not_exist_are_explained(server: TestClient) -> None:
     assert server.get("/v1/detect").status_code == 405
     assert server.get("/v1/detect").json() == {"error": "this address does not take that method"}
-    for path in ("/", "/docs", "/../etc/passwd", "/v2/models/..%2f..%2fetc"):
-        answer = server.get(path)
+    for path in ("/", "/docs", "/../etc/passwd", "/v2/models/..%2f..%2fetc", "/v1/detect/", "/v2/health/live/"):
+        answer = server.get(path, follow_redirects=False)
         assert (answer.status_code, answer.json().keys()) == (404, {"error"})
 
 

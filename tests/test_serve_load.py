@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import time
@@ -18,8 +19,9 @@ from fastapi.testclient import TestClient
 from serving import SETTINGS, StubModel, client, encoded, form, listening, pixels
 
 from siamdetr.evaluation.predictor import ScoredBoxes
-from siamdetr.preprocessing import Prepared
-from siamdetr.serve.batcher import join
+from siamdetr.preprocessing import Prepared, preprocess
+from siamdetr.serve.batcher import Batcher, join
+from siamdetr.serve.metrics import Metrics
 from siamdetr.serve.server import create_app
 
 GOOD = encoded(pixels())
@@ -217,3 +219,22 @@ def test_a_model_that_cannot_run_is_never_ready_and_the_log_says_so(caplog: pyte
         assert "Never ready: the model cannot run." in caplog.text
         assert server.get("/v2/health/ready").status_code == 503
         assert server.get("/v2/health/live").status_code == 200
+
+
+def test_who_gives_up_leaves_no_image_behind_a_long_model_call() -> None:
+    async def waiting_units() -> int:
+        model = StubModel()
+        batcher = Batcher(model, Metrics(), runners=1, max_batch=1, max_delay=0)
+        model.gate.clear()
+        unit = preprocess([pixels()], model.preprocessing)
+        callers = [asyncio.create_task(batcher.run(unit)) for _ in range(6)]
+        await asyncio.sleep(0.1)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        left = len(batcher._waiting)
+        model.gate.set()
+        await batcher.stop()
+        return left
+
+    assert asyncio.run(waiting_units()) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
 import re
 import signal
 import socket
@@ -17,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from serving import encoded, form, pixels, wait_until_ready
 from typer.testing import CliRunner
@@ -131,6 +134,33 @@ def test_workers_answer_side_by_side_and_a_dead_one_is_replaced(tiny_bundle: Pat
             time.sleep(0.05)
 
 
+def test_workers_that_cannot_start_end_the_server_with_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_bundle / "model.onnx")
+    boxes = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["boxes before" if name == boxes else name for name in node.output]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([7, 7, 7]), "no such shape"))
+    model.graph.node.append(onnx.helper.make_node("Reshape", ["boxes before", "no such shape"], [boxes]))
+    onnx.save(model, tmp_path / "broken.onnx")
+    command = [
+        sys.executable,
+        "-m",
+        "siamdetr.cli",
+        "serve",
+        str(tmp_path / "broken.onnx"),
+        "--port",
+        "0",
+        "--workers",
+        "2",
+    ]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=50
+    )  # not after 60 s of silence
+    assert answer.returncode == 1
+    assert "Never ready: the model cannot run." in answer.stderr
+    assert "broken.onnx: a process of the server could not start; what it said above tells why" in answer.stdout
+
+
 def children(parent: int) -> list[int]:
     """The server's worker processes; multiprocessing's resource tracker is not one."""
     found = []
@@ -151,6 +181,22 @@ def test_a_server_without_pytorch_does_not_load_it(tiny_bundle: Path) -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other habits")
+def test_the_memory_of_large_pictures_goes_back_to_the_system(tiny_bundle: Path) -> None:
+    code = (
+        "import io, sys; from concurrent.futures import ThreadPoolExecutor; from pathlib import Path; from PIL import Image; "
+        "from siamdetr.preprocessing import PreprocessingSpec; from siamdetr.serve.image_gate import prepare; "
+        "from siamdetr.serve.process import open_model; from siamdetr.serve.settings import Limits; "
+        f"open_model({str(tiny_bundle)!r}, 'cpu', 1); file = io.BytesIO(); exif = Image.Exif(); exif[274] = 6; "
+        "Image.new('RGB', (4000, 5000)).save(file, 'JPEG', exif=exif); "
+        "work = lambda _: prepare(file.getvalue(), PreprocessingSpec.from_size(32), Limits(), name='image'); "
+        "held = lambda: int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 2**20; before = held(); "
+        "[*ThreadPoolExecutor(2).map(work, range(6))]; print(held() - before)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(answer.stdout) < 60  # MiB; a picture takes 160 while it is decoded and turned
 
 
 def test_checkpoints_and_exported_models_are_served_alike(tiny_bundle: Path, tmp_path: Path) -> None:

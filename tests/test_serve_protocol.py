@@ -115,7 +115,8 @@ def test_the_server_and_its_model_say_what_they_are(server: TestClient) -> None:
         ({"inputs": []}, 400, "inputs: images, original_sizes missing"),
         ({"inputs": [{"name": "x"}]}, 400, "got 'x', expected each of images, original_sizes once"),
         (request(datatype="FP32"), 400, "images: datatype got 'FP32', expected UINT8"),
-        (request(shape=[2, 3, -2, 2]), 400, "expected a list of positive whole numbers"),
+        (request(shape=[2, 3, -2, 2]), 400, "expected a list of 1 to 8 positive whole numbers"),
+        (request(shape=[], data=[0]), 400, "images: shape got [], expected a list of 1 to 8"),
         (request(shape=[2, 3, 3, 2]), 400, "data got 24 values, expected 36 whole numbers"),
         (request(shape=[2**30] * 8), 400, "data got 24 values"),
         (request(data=[256] * 24), 400, "data reaches from 256 to 256, expected 0 to 255"),
@@ -147,11 +148,27 @@ def test_bodies_that_are_no_requests_are_explained(server: TestClient) -> None:
         (b'{"inputs": NaN}', {}, 400, "got float"),
         (b"{}", {LENGTH: "99"}, 400, f"{LENGTH}: got '99'"),
         (b"{}", {LENGTH: "-1"}, 400, f"{LENGTH}: got '-1'"),
+        (b"{}", {LENGTH: "0" * 5000}, 400, f"{LENGTH}: got '{'0' * 40}'"),
         (json.dumps(request()).encode() + b"more", {LENGTH: str(len(json.dumps(request())))}, 400, "4 bytes more"),
         (b"{}", {"Content-Type": "text/html"}, 415, "content-type: got 'text/html'"),
     ]:
         answer = server.post(INFER, content=body, headers=headers)
         assert (answer.status_code, text in answer.json()["error"]) == (status, True), answer.text
+
+
+def test_text_that_utf_8_cannot_say_goes_back_as_it_came(server: TestClient) -> None:
+    """JSON may escape half of a surrogate pair."""
+    half = "\ud800 猫"
+    answer = server.post(INFER, content=json.dumps({**request(), "id": half}).encode())
+    assert (answer.status_code, answer.json()["id"]) == (200, half)
+    refused = server.post(INFER, content=json.dumps(request(parameters={"binary_data_size": half})).encode())
+    assert refused.status_code == 400
+    assert refused.json() == {"error": f"images: binary_data_size got {half}, expected 24 bytes behind the JSON"}
+
+
+def test_refusals_are_short_whatever_they_repeat(server: TestClient) -> None:
+    answer = server.post(INFER, json={"inputs": [{"name": "z" * 100_000}]})
+    assert (answer.status_code, len(answer.content) < 200) == (400, True)
 
 
 def test_rows_are_bounded() -> None:

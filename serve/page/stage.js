@@ -46,7 +46,7 @@ class Stage {
 
   open(picture, model, state) {
     Object.assign(this, { picture, model, state, look: null, selected: null });
-    this.title.textContent = model.name;
+    this.title.textContent = this.title.title = model.name;
     this.image.src = picture.url;
     this.image.alt = `${picture.name}, as seen by ${model.name}`;
     this.frame.style.aspectRatio = `${picture.width} / ${picture.height}`;

@@ -24,7 +24,9 @@ from siamdetr.evaluation.inspection import Floats, Inspection, Look
 _INK = "#1f2937"
 _DIM = 0.45  # how bright the image stays under a heat map
 _HEAT_SIDE = 900  # pixels, the longer side of a heat map at least, or half of it
+_SHOWN_SIDE = 1800  # pixels, the longer side of what is drawn at most: print shows no more, a photo of 12 megapixels would take minutes
 _LEAST_PEAK = 3.0  # times 1 / cells
+Size = tuple[int, int]  # (width, height), pixels
 _OUTLINE = [patheffects.withStroke(linewidth=1.6, foreground="black")]
 
 
@@ -71,13 +73,17 @@ def attention_figure(image: Image.Image, seen: Inspection, class_names: Sequence
     axes = figure.subplots(len(rows), 1 + len(looks), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    _show(axes[0, 0], image, "boxes" if wanted.point is None else "point")
-    dim = Image.fromarray((np.asarray(image) * _DIM).astype(np.uint8))
+    shown = image.copy()
+    shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+    _show(axes[0, 0], shown, image.size, "boxes" if wanted.point is None else "point")
+    dim = Image.fromarray((np.asarray(shown) * _DIM).astype(np.uint8))
     for column, look in enumerate(looks):
         for row, head in enumerate(rows):
             title = "" if wanted.point is not None or row else _caption(seen, boxes[column], class_names)
             title += f"  head {head + 1}" if head is not None else ""
-            _panel(axes[row, column + 1], dim, look, title.strip(), layer=wanted.layer, head=head)
+            axis = axes[row, column + 1]
+            _show(axis, dim, image.size, title.strip())
+            _attention(axis, dim.size, image.size, look, layer=wanted.layer, head=head)
     if wanted.point is None:
         for column, box in enumerate(boxes):
             targets = [axes[0, 0], *axes[:, column + 1]]
@@ -129,33 +135,33 @@ def heat(values: Floats, size: tuple[int, int]) -> Floats:
     return np.asarray(large).clip(0, 1)
 
 
-def _panel(axis: Axes, dim: Image.Image, look: Look, title: str, *, layer: int | None, head: int | None) -> None:
-    scale = max(1, round(_HEAT_SIDE / max(dim.size)))
-    values = heat(chosen_map(look, layer=layer, head=head), (dim.width * scale, dim.height * scale))
-    _show(axis, dim, title)
+def _attention(axis: Axes, shown: Size, size: Size, look: Look, *, layer: int | None, head: int | None) -> None:
+    """Heat, points and reference over the picture; `shown`: its size as drawn, `size`: the image's own."""
+    scale = max(1, round(_HEAT_SIDE / max(shown)))
+    values = heat(chosen_map(look, layer=layer, head=head), (shown[0] * scale, shown[1] * scale))
     colours = colormaps["inferno"](values)
     colours[..., 3] = np.sqrt(values) * 0.85
-    axis.imshow(colours, extent=(0, dim.width, dim.height, 0), interpolation="none")
+    axis.imshow(colours, extent=(0, size[0], size[1], 0), interpolation="none")
     if look.points is not None and look.weights is not None:
         layers = slice(None) if layer is None else slice(layer - 1, layer)
         heads = slice(None) if head is None else slice(head, head + 1)
-        points = _pixels(look.points[layers, heads].reshape(-1, 2), dim.size)
+        points = _pixels(look.points[layers, heads].reshape(-1, 2), size)
         weights = look.weights[layers, heads].reshape(-1)
         axis.scatter(points[:, 0], points[:, 1], s=5 * weights / weights.max(), c="white", alpha=0.75, linewidths=0)
     if look.references is not None:
         reference = look.references[-1 if layer is None else layer - 1, :2]
-        axis.plot(*_pixels(reference, dim.size), "+", color="#7dd3fc", ms=6, mew=1.2, path_effects=_OUTLINE)
-    axis.set_xlim(0, dim.width)
-    axis.set_ylim(dim.height, 0)
+        axis.plot(*_pixels(reference, size), "+", color="#7dd3fc", ms=6, mew=1.2, path_effects=_OUTLINE)
+    axis.set_xlim(0, size[0])
+    axis.set_ylim(size[1], 0)
 
 
-def _show(axis: Axes, image: Image.Image, title: str) -> None:
+def _show(axis: Axes, image: Image.Image, size: Size, title: str) -> None:
     axis.imshow(
         np.asarray(image),
-        extent=(0, image.width, image.height, 0),
+        extent=(0, size[0], size[1], 0),
         interpolation="bicubic" if min(image.size) < _HEAT_SIDE / 2 else "antialiased",
     )
-    axis.set_title(title, fontsize=7, color=_INK, pad=3)
+    axis.set_title(title, fontsize=7, color=_INK, pad=3, parse_math=False)  # a class may be called "5$ or 10$"
 
 
 def _caption(seen: Inspection, box: int, class_names: Sequence[str]) -> str:
