@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from typing import Any, Literal, TypeVar
 
 Task = TypeVar("Task")
@@ -26,7 +27,7 @@ class Engine:
 
     Attributes:
         kind: "here", one after the other; "threads" of this process (for functions that leave Python's lock); "processes", started
-            afresh (spawn); or "ray".
+            afresh (spawn), which end with this one however it ends; or "ray".
         workers: threads or processes; None: one a core. Ray counts for itself.
         address: of the Ray cluster: "auto", "ray://host:port", or "local" to start one on this machine.
         cpus, gpus: what a task occupies on the Ray cluster.
@@ -59,8 +60,23 @@ class Engine:
         pool: Executor = ThreadPoolExecutor(count)
         if self.kind == "processes":
             once = 1 if self.fresh else None
-            pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), max_tasks_per_child=once)
+            spawn = get_context("spawn")
+            pool = ProcessPoolExecutor(
+                count, mp_context=spawn, max_tasks_per_child=once, initializer=_end_with_the_parent
+            )
         return _run_in_pool(pool, function, tasks, window=count * (1 + _WAITING))
+
+
+def _end_with_the_parent() -> None:
+    """In a worker: leave when the process that started it is killed, for nobody else would say that there is no more work."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_in_pool(
