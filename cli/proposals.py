@@ -67,7 +67,8 @@ def proposals(
 
 
 def _recipe(method: str, keep: int, edge_model: Path | None, boxes: Path | None) -> Recipe:
-    from siamdetr.data.proposal_methods import METHODS, Recipe, check_edge_model
+    from siamdetr.data.edge_map import check_edge_model
+    from siamdetr.data.proposal_methods import METHODS, Recipe
 
     known = next((name for name in METHODS if name == method), None)
     if known is None:

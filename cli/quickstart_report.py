@@ -33,7 +33,8 @@ def write_quickstart_report(
         exported: the ONNX export of "finetuned".
     """
     from siamdetr.checkpoint import atomic_write
-    from siamdetr.report import Section, curve, curves_svg, page, picture_sections, read_metrics
+    from siamdetr.report import REPORT_FILE, Section, curve, curves_svg, page, read_metrics
+    from siamdetr.training.run_report import picture_sections
 
     rows = {name: read_metrics(run) for name, run in runs.items()}
     before = read_metrics(pretrained)
@@ -47,7 +48,7 @@ def write_quickstart_report(
         *picture_sections(runs["finetuned"]),
     ]
     text = page("siamdetr quickstart", _lead(scores), sections)
-    path = folder / "report.html"
+    path = folder / REPORT_FILE
     atomic_write(path, lambda file: file.write(text.encode()))
     return path
 

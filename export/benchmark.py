@@ -46,9 +46,7 @@ class Measurement:
     total_p50: float
     total_p95: float
     images_per_second: float  # of the median total
-    memory_mib: (
-        float | None
-    )  # by which the process grew, from before the model was opened; None: not known on this system
+    memory_mib: float | None  # by which the process grew since before the model was opened; None: not known here
     ap: float | None = None  # 0..1, of the same artefact
 
 

@@ -197,9 +197,8 @@ def _timing_cache(config: Any, path: Path | None) -> Any:
     if path is None:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # TensorRT-RTX calls its timing cache deprecated: it measures nothing while building
+        # TensorRT-RTX calls its timing cache deprecated: it measures nothing while building.
+        warnings.simplefilter("ignore")
         cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
         if cache is not None:
             config.set_timing_cache(cache, ignore_mismatch=False)

@@ -59,9 +59,7 @@ class Importer:
     build: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Module]
     rules: Callable[[Module], Sequence[Rule | Aside]]
     options: frozenset[str]
-    may_miss: Callable[
-        [Mapping[str, Tensor], str], str | None
-    ]  # why a file of this form cannot have our tensor, or None
+    may_miss: Callable[[Mapping[str, Tensor], str], str | None]  # why a file of this form cannot have our tensor
     also_reads: frozenset[str] = frozenset()  # families whose files have the form of its finetuned detectors
 
 

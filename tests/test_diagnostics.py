@@ -15,9 +15,9 @@ from siamdetr.evaluation.drawing import PALETTE
 from siamdetr.evaluation.pretext_drawing import draw_joined_views, draw_matches, draw_regions
 from siamdetr.pretext import collapse
 from siamdetr.pretext.collapse import Limit, collapsed
-from siamdetr.report import write_report
 from siamdetr.training import diagnostics
 from siamdetr.training.run import pretrain
+from siamdetr.training.run_report import write_report
 
 GREY = np.full((240, 300, 3), 128, dtype=np.uint8)
 BOXES = np.asarray([[0.3, 0.5, 0.2, 0.4], [0.7, 0.3, 0.4, 0.2]], dtype=np.float32)

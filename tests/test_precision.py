@@ -62,9 +62,8 @@ def test_islands_are_the_scores_of_attention_and_projections_to_coordinates(name
     weights = {weight.name: list(weight.dims) for weight in graph.graph.initializer}
     found = [node for node in graph.graph.node if node.name in islands(graph)]
     scores = [node for node in found if node.input[1] not in weights]
-    softmaxes = sum(node.op_type == "Softmax" for node in graph.graph.node) - (
-        name == "vanilla"
-    )  # one is of the classes
+    softmaxes = sum(node.op_type == "Softmax" for node in graph.graph.node)
+    softmaxes -= name == "vanilla"  # one is of the classes
     assert len(scores) == softmaxes == 5  # an encoder layer, and two looks of each of two decoder layers
     coordinates = [weights[node.input[1]][-1] for node in found if node.input[1] in weights]
     assert set(coordinates) <= {2, 4}

@@ -16,9 +16,9 @@ from siamdetr.config import DetectorSettings
 from siamdetr.models.detector import BUILDERS, Detector
 from siamdetr.preprocessing import PreprocessingSpec
 from siamdetr.pretext.common import pretext_settings
-from siamdetr.report import PROPOSALS_FILE
 from siamdetr.training.pretrain_module import class_agnostic
 from siamdetr.training.run import pretrain
+from siamdetr.training.run_report import PROPOSALS_FILE
 from siamdetr.training.start import load_start
 
 

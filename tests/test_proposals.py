@@ -15,7 +15,8 @@ import pytest
 from data_sets import write_coco, write_image
 from PIL import Image
 
-from siamdetr.data import proposal_methods, proposal_store, proposals
+from siamdetr.data import proposal_writing, proposals
+from siamdetr.data.edge_map import MOST_EDGES, check_edge_model, gradient_edges
 from siamdetr.data.images import content_key, read_bytes
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.open import open_dataset
@@ -26,13 +27,12 @@ from siamdetr.data.proposal_methods import (
     Method,
     Proposed,
     Recipe,
-    check_edge_model,
-    gradient_edges,
     merge_proposals,
     pairwise_overlap,
     propose,
 )
-from siamdetr.data.proposal_store import Rows
+from siamdetr.data.proposal_rows import Rows, StoredImage
+from siamdetr.data.proposal_writing import write_store
 from siamdetr.data.proposals import ProposalStore, compute_proposals, open_proposals
 from siamdetr.data.shards import Shard, find_shard
 from siamdetr.evaluation.proposal_recall import proposal_recall
@@ -87,7 +87,7 @@ def test_edges_are_thin_lines_with_the_direction_of_their_gradient() -> None:
 
 def test_grainy_images_have_few_edges() -> None:
     strength, _ = gradient_edges(np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8))
-    assert (strength > 0).mean() <= proposal_methods.MOST_EDGES + 0.01
+    assert (strength > 0).mean() <= MOST_EDGES + 0.01
 
 
 def test_stored_boxes_are_those_computed(index: DetectionIndex, tmp_path: Path) -> None:
@@ -199,8 +199,8 @@ def test_an_empty_store_answers_none(index: DetectionIndex, tmp_path: Path) -> N
 def test_keys_that_end_in_zeros_are_found(tmp_path: Path) -> None:
     box = np.asarray([[0.1, 0.2, 0.5, 0.6]], np.float32)
     keys = [bytes([1] * 14 + [0, 0]), bytes([1] * 16), bytes(16), bytes([255] * 16)]
-    rows = [proposal_store.StoredImage.of(key, key, (10, 20), box * (i + 1) / 4) for i, key in enumerate(keys)]
-    proposal_store.write_store(tmp_path / "p.arrow", "recipe", Rows.of(rows))
+    rows = [StoredImage.of(key, key, (10, 20), box * (i + 1) / 4) for i, key in enumerate(keys)]
+    write_store(tmp_path / "p.arrow", "recipe", Rows.of(rows))
     store = ProposalStore.open(tmp_path / "p.arrow")
     for i, key in enumerate(keys):
         assert store.fractions(key) == pytest.approx(box * (i + 1) / 4, abs=1e-5)
@@ -229,8 +229,8 @@ def test_a_store_finds_every_key_among_many_and_no_other(tmp_path: Path) -> None
     rng = np.random.default_rng(0)
     keys = [rng.bytes(16) for _ in range(3000)]
     boxes = rng.random((3000, 1, 4), dtype=np.float32)
-    rows = [proposal_store.StoredImage.of(key, key, (10, 20), box) for key, box in zip(keys, boxes, strict=True)]
-    proposal_store.write_store(tmp_path / "p.arrow", "recipe", Rows.of(rows))
+    rows = [StoredImage.of(key, key, (10, 20), box) for key, box in zip(keys, boxes, strict=True)]
+    write_store(tmp_path / "p.arrow", "recipe", Rows.of(rows))
     store = ProposalStore.open(tmp_path / "p.arrow")
     for key, box in zip(keys, boxes, strict=True):
         assert store.fractions(key) == pytest.approx(box, abs=1e-5)
@@ -243,7 +243,7 @@ def test_a_look_up_reads_few_rows_however_many_there_are(tmp_path: Path) -> None
     nothing = np.zeros(20_000, np.uint8)
     offsets, sizes = np.zeros(20_001, np.int64), np.ones((20_000, 2), np.int32)
     rows = Rows(keys, keys, sizes, nothing, offsets, np.zeros((0, 4), np.uint16))
-    fanout = proposal_store._fanout(rows.sorted().keys)
+    fanout = proposal_writing._fanout(rows.sorted().keys)
     steps = np.diff([*fanout, 20_000])  # rows that share an entry
     assert steps.max() <= 12
     assert (steps**2).mean() < 3  # what a look-up passes over on average
@@ -347,10 +347,8 @@ def test_recall_counts_objects_by_the_best_of_the_first_proposals(tmp_path: Path
     write_coco(tmp_path / "data")
     index = open_dataset(tmp_path / "data")  # boxes (20, 10, 35, 22) and (25, 10, 40, 22) in each of three images
     boxes = np.asarray([[20, 10, 35, 22], [0, 0, 5, 5], [25, 10, 40, 20]], np.float32) / [60, 40, 60, 40]
-    rows = [
-        proposal_store.StoredImage.of(bytes(16), key_of(index, i), (40, 60), boxes.astype(np.float32)) for i in range(2)
-    ]
-    proposal_store.write_store(tmp_path / "p.arrow", "given", Rows.of(rows))
+    rows = [StoredImage.of(bytes(16), key_of(index, i), (40, 60), boxes.astype(np.float32)) for i in range(2)]
+    write_store(tmp_path / "p.arrow", "given", Rows.of(rows))
     recall = proposal_recall(index, ProposalStore.open(tmp_path / "p.arrow"), counts=(1, 3))
     assert recall.num_boxes == 6
     assert recall.missing == 1

@@ -13,14 +13,15 @@ import pyarrow as pa
 import pytest
 from data_sets import write_image
 
-from siamdetr.data import proposal_store, proposals
+from siamdetr.data import proposal_writing, proposals
 from siamdetr.data.file_lock import only_writer
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.open import open_dataset
 from siamdetr.data.problems import DataError
 from siamdetr.data.proposal_methods import Recipe
-from siamdetr.data.proposal_store import write_part
-from siamdetr.data.proposals import ProposalStore, compute_proposals
+from siamdetr.data.proposal_store import ProposalStore
+from siamdetr.data.proposal_writing import write_part
+from siamdetr.data.proposals import compute_proposals
 from siamdetr.data.shards import find_shard
 from siamdetr.parallel import Engine
 
@@ -133,7 +134,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.
     def full(file: object, schema: pa.Schema) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(proposal_store.pa.ipc, "new_file", full)
+    monkeypatch.setattr(proposal_writing.pa.ipc, "new_file", full)
     with pytest.raises(
         DataError, match=r"cannot be written \(No space left on device\); what was written before is kept"
     ):

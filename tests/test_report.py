@@ -10,7 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from siamdetr.report import Curve, Section, curve, curves_svg, page, picture, table, write_report
+from siamdetr.report import Curve, Section, curve, curves_svg, page, picture, table
+from siamdetr.training.run_report import write_report
 
 
 def test_report_of_a_run_folder(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 EdgeBoxes (Zitnick and Dollár 2014) and Selective Search (Uijlings et al. 2013, "fast") are OpenCV's. As the official Siamese DETR: an image
 without boxes is sharpened and enlarged, and then gets the centred box of half its sides. Ours:
-- without a model of structured forests the edge map is a thinned gradient in Lab, cut at a fifth of its strong edges;
+- without a model of structured forests EdgeBoxes looks at a thinned gradient (`edge_map.py`);
 - EdgeBoxes works at 256 pixels with a coarser step and a looser suppression (alpha .55, beta .5) than OpenCV's .65 and .75. On the train part of a small COCO
   subset this finds more among the first ten and the first hundred boxes, three times as fast; docs/results.md has the figures of the val part;
 - Selective Search's random ranks (position in the hierarchy times a random number) are drawn again from a fixed seed, since OpenCV draws them from a
@@ -12,8 +12,6 @@ without boxes is sharpened and enlarged, and then gets the centred box of half i
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from siamdetr.data.edge_map import GRADIENT, forest_edges, gradient_edges
 from siamdetr.data.images import content_key
-from siamdetr.data.problems import DataError
 from siamdetr.data.views import random_boxes
 
 Method = Literal["edgeboxes", "selective-search", "merged", "random", "objectness-file"]
@@ -32,25 +30,19 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Fallback = Literal[0, 1, 2]  # none; found after sharpening and enlarging; the centred box
 
 Boxes = NDArray[np.float32]  # [n, 4]
-EdgeMap = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 KEPT_BOXES = 100  # a sample uses 9 of those that lie in both views
 WORKING_SIDE = 256  # pixels, longer side: EdgeBoxes
 MAX_BOXES = 512  # asked of EdgeBoxes
 ALPHA, BETA = 0.55, 0.5  # step of its search, and overlap above which a box is suppressed
 MIN_BOX_AREA = 1000.0  # its default, pixels; on small images 1 % of the image
-BLUR_SIGMA = 2.0  # pixels at the working size
-STRONG_EDGE = 99.0  # percentile of the thinned gradient that becomes edge strength 1
-WEAK_EDGE = 0.2  # weaker edges are cut
-MOST_EDGES = 0.15  # of the pixels may be edges: grainy images would otherwise take seconds
 ENLARGED = 2.0
-SEARCH_SIDE, MERGED_SEARCH_SIDE = (
-    128,
-    96,
-)  # pixels: Selective Search works on a square, as the official DETReg; merged on a smaller one
+SEARCH_SIDE = 128  # pixels: Selective Search works on a square, as the official DETReg
 SEARCH_OVERLAP = 0.8  # above which the later of two of its boxes is suppressed
+MERGED_SEARCH_SIDE = 96  # pixels: the square of "merged" is smaller
 MERGED_DEPTH = 200  # boxes of each method that are merged
-MERGED_RANK, MERGED_OVERLAP = 100.0, 0.7  # of the reciprocal ranks; suppression
+MERGED_RANK = 100.0  # added to a rank before its reciprocal is taken
+MERGED_OVERLAP = 0.7  # above which the worse of two boxes is suppressed
 CENTRED = (0.25, 0.25, 0.75, 0.75)
 
 
@@ -77,11 +69,7 @@ class Recipe:
             return f"random draws=100 kept={self.keep}"
         if self.method == "objectness-file":
             return f"objectness-file {_file_name(self.boxes_file)} kept={self.keep}"
-        edges = (
-            f"gradient lab sigma={BLUR_SIGMA} strong={STRONG_EDGE} weak={WEAK_EDGE} share={MOST_EDGES}"
-            if self.edge_model is None
-            else f"forests {_file_name(self.edge_model)}"
-        )
+        edges = GRADIENT if self.edge_model is None else f"forests {_file_name(self.edge_model)}"
         boxes = f"edgeboxes {edges} side={WORKING_SIDE} alpha={ALPHA} beta={BETA} boxes={MAX_BOXES}"
         search = (
             f"selective-search fast side={SEARCH_SIDE} overlap={SEARCH_OVERLAP}"
@@ -150,7 +138,7 @@ def edge_boxes(pixels: NDArray[np.uint8], edge_model: Path | None = None) -> Box
     height, width = pixels.shape[:2]
     if min(height, width) < 8:
         return np.zeros((0, 4), dtype=np.float32)
-    strength, direction = gradient_edges(pixels) if edge_model is None else _forest_edges(pixels, edge_model)
+    strength, direction = gradient_edges(pixels) if edge_model is None else forest_edges(pixels, edge_model)
     if not strength.any():
         return np.zeros((0, 4), dtype=np.float32)
     finder = cv2.ximgproc.createEdgeBoxes()
@@ -160,37 +148,6 @@ def edge_boxes(pixels: NDArray[np.uint8], edge_model: Path | None = None) -> Box
     finder.setMinBoxArea(min(MIN_BOX_AREA, 0.01 * height * width))
     found, _ = finder.getBoundingBoxes(strength, direction)
     return _as_fractions(found, (height, width))
-
-
-def gradient_edges(pixels: NDArray[np.uint8]) -> EdgeMap:
-    """Edge strength and orientation of an image, in place of a trained edge detector.
-
-    The gradient of the blurred image in Lab, of each pixel's strongest channel; only ridges across the edge are kept (Canny's thinning).
-
-    Args:
-        pixels: [H, W, 3] uint8 RGB.
-    Returns:
-        strength [H, W] float32 in 0..1, and direction of the gradient [H, W] float32 in 0..pi: across the edge, which is what
-        OpenCV's EdgeBoxes expects (a turn by 90° costs recall).
-    """
-    lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)
-    smooth = cv2.GaussianBlur(lab, (0, 0), BLUR_SIGMA).astype(np.float32)
-    dx, dy = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
-    strongest = (dx * dx + dy * dy).argmax(axis=2)[..., None]
-    dx, dy = (np.take_along_axis(part, strongest, axis=2)[..., 0] for part in (dx, dy))
-    strength = np.hypot(dx, dy)
-    height, width = strength.shape
-    columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    step_x, step_y = dx / (strength + 1e-6), dy / (strength + 1e-6)
-    ahead = cv2.remap(strength, columns + step_x, rows + step_y, cv2.INTER_LINEAR)
-    behind = cv2.remap(strength, columns - step_x, rows - step_y, cv2.INTER_LINEAR)
-    thin = np.where((strength >= ahead) & (strength >= behind), strength, 0)
-    thin = np.where(thin > np.quantile(thin, 1 - MOST_EDGES), thin, 0)
-    edges = thin[thin > 0]
-    strong = float(np.percentile(edges, STRONG_EDGE)) if edges.size else 1.0
-    strength = np.clip(thin / strong, 0, 1).astype(np.float32)
-    strength[strength < WEAK_EDGE] = 0
-    return strength, np.mod(np.arctan2(dy, dx), math.pi).astype(np.float32)
 
 
 def selective_search(image: Image.Image, side: int) -> Boxes:
@@ -244,32 +201,6 @@ def pairwise_overlap(a: Boxes, b: Boxes) -> NDArray[np.float32]:
     union = area_a[:, None] + area_b[None] - common
     overlap: NDArray[np.float32] = common / np.maximum(union, np.finfo(np.float32).tiny)
     return overlap
-
-
-def check_edge_model(path: Path) -> None:
-    """Raises DataError when the edge model is not one that OpenCV reads."""
-    _forest(path)
-
-
-@functools.lru_cache(maxsize=1)
-def _forest(path: Path) -> object:
-    """The model, read once a process: it takes a second."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such edge model; expected OpenCV's structured forests (model.yml.gz)")
-    try:
-        return cv2.ximgproc.createStructuredEdgeDetection(str(path))
-    except cv2.error as error:
-        reason = " ".join(str(error).split())[:160]
-        raise DataError(
-            f"{path}: not a model of structured forests that OpenCV reads ({reason}); leave --edge-model out to use the gradient"
-        ) from None
-
-
-def _forest_edges(pixels: NDArray[np.uint8], path: Path) -> EdgeMap:
-    forest: cv2.ximgproc.StructuredEdgeDetection = _forest(path)  # type: ignore[assignment]
-    strength = forest.detectEdges(pixels.astype(np.float32) / 255)
-    direction = forest.computeOrientation(strength)
-    return np.asarray(forest.edgesNms(strength, direction), np.float32), np.asarray(direction, np.float32)
 
 
 def _suppressed(boxes: Boxes, scores: NDArray[np.float32], most: float) -> Boxes:

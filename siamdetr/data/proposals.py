@@ -1,6 +1,6 @@
 """Region proposals of a whole data set: computed once, on all cores or a cluster, resumable, and kept in one file.
 
-How they are found in an image is in `proposal_methods.py`, how they are kept in `proposal_store.py`.
+How they are found in an image is in `proposal_methods.py`, how they are kept in `proposal_store.py` and `proposal_writing.py`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,10 @@ from siamdetr.data.files import Progress
 from siamdetr.data.images import UnreadableImageError, content_key, decode_image, read_bytes
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import DataError
-from siamdetr.data.proposal_methods import Boxes, Recipe, propose
-from siamdetr.data.proposal_store import (
-    ProposalStore,
-    Rows,
-    StoredImage,
-    concatenate_rows,
-    file_stamp,
-    read_known,
-    write_part,
-    write_store,
-)
+from siamdetr.data.proposal_methods import CENTRED, Boxes, Recipe, propose
+from siamdetr.data.proposal_rows import Rows, StoredImage, concatenate_rows
+from siamdetr.data.proposal_store import ProposalStore
+from siamdetr.data.proposal_writing import file_stamp, read_known, write_part, write_store
 from siamdetr.parallel import Engine
 
 __all__ = ["ProposalStore", "compute_proposals", "open_proposals", "propose"]
@@ -38,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 8  # images a task
 _CHECKED = (
-    20_000  # images whose content is compared with a given store, at most: an ImageNet would be read for nothing else
+    20_000  # images at most whose content is compared with a given store: an ImageNet would be read for that alone
 )
 
 
@@ -209,7 +202,7 @@ def _compute_one(path: Path, stamp: bytes, chunk: _Chunk, given: Boxes | None) -
         boxes = np.asarray(given[: chunk.recipe.keep] / np.asarray([image.width, image.height] * 2), dtype=np.float32)
         if len(boxes):
             return StoredImage.of(stamp, key, size, boxes)
-        return StoredImage.of(stamp, key, size, np.asarray([[0.25, 0.25, 0.75, 0.75]], dtype=np.float32), 2)
+        return StoredImage.of(stamp, key, size, np.asarray([CENTRED], dtype=np.float32), 2)
     found = propose(image, chunk.recipe, seed=int.from_bytes(key[:8], "big"))
     return StoredImage.of(stamp, key, size, found.boxes, found.fallback)
 

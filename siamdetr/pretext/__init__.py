@@ -7,13 +7,12 @@ from typing import Any
 
 from siamdetr.config import Method
 from siamdetr.models.detector import Detector
+from siamdetr.pretext.common import Pretext
 from siamdetr.pretext.detreg import DETReg
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.updetr import UPDETR
 
 __all__ = ["PRETEXTS", "UPDETR", "DETReg", "Pretext", "SiameseDETR"]
-
-Pretext = SiameseDETR | UPDETR | DETReg
 
 # (detector, the method's own settings) -> the module that holds the detector.
 PRETEXTS: dict[Method, Callable[[Detector, Any], Pretext]] = {

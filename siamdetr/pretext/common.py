@@ -1,12 +1,14 @@
-"""What pretext methods share: a frozen teacher, features of regions and crops, queries that know a region, matched losses.
+"""What pretext methods share: their shape, a frozen teacher, features of regions and crops, queries that know a region, matched losses.
 
 Letters in shapes: B images, P regions, Q queries, D width, F feature channels, h and w cells of the feature map.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +39,7 @@ class FrozenTeacher:
     """
 
     def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone.requires_grad_(False)
+        self.backbone = backbone.eval().requires_grad_(False)
         self.folded: Backbone | None = None
         self.folded_from: tuple[object, ...] = ()
 
@@ -69,6 +71,45 @@ class FrozenTeacher:
             self.folded = fold_batchnorm(self.backbone).to(dtype).eval().requires_grad_(False)
             self.folded_from = state
         return self.folded
+
+
+class Pretext(nn.Module, abc.ABC):
+    """What a method is: a module that holds the detector it pretrains. The backbone is the frozen teacher and stays as it is.
+
+    A method gives `forward(batch)`, its losses by name; `predict(batch)`; and adds the weights of its own losses to `loss_weights`.
+
+    Args:
+        detector: with the class head of pretraining (`pretext_settings`).
+        losses: of the matched classes and boxes.
+    """
+
+    def __init__(self, detector: Detector, losses: LossSettings) -> None:
+        super().__init__()
+        shape = detector.settings
+        self.detector = detector.train()
+        self.criterion = DetectionCriterion(
+            losses,
+            shape.classifier,
+            shape.num_classes,
+            num_layers=shape.decoder_layers,
+            proposals=shape.two_stage,
+        )
+        self.teacher = FrozenTeacher(detector.backbone)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss that `forward` returns; whatever else it returns is a monitor."""
+        return self.criterion.weights
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module, but the backbone is always in eval mode."""
+        super().train(mode)
+        self.detector.backbone.eval()
+        return self
+
+    @abc.abstractmethod
+    def predict(self, batch: Any) -> tuple[Outputs, Any]:
+        """The decoder's outputs, and what else the losses need."""
 
 
 def pretext_settings(settings: DetectorSettings, classifier: Classifier = "softmax") -> DetectorSettings:
@@ -196,18 +237,6 @@ def group_mask(num_queries: int, num_groups: int, device: torch.device) -> Tenso
     """
     group = torch.arange(num_queries, device=device) // (num_queries // num_groups)
     return group[:, None] != group
-
-
-def pretext_criterion(detector: Detector, losses: LossSettings) -> DetectionCriterion:
-    """The matched class and box losses of a detector with the class head of pretraining."""
-    settings = detector.settings
-    return DetectionCriterion(
-        losses,
-        settings.classifier,
-        settings.num_classes,
-        num_layers=settings.decoder_layers,
-        proposals=settings.two_stage,
-    )
 
 
 def matched_feature_loss(head: nn.Module, wanted: Tensor, outputs: Outputs, matches: Matches) -> Tensor:

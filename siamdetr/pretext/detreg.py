@@ -24,19 +24,18 @@ from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.models.weight_files import WeightFileError, read_weight_file, unwrap_state_dict
 from siamdetr.pretext.common import (
-    FrozenTeacher,
+    Pretext,
     crop_features,
     crops_at_once,
     match_monitors,
-    pretext_criterion,
 )
 
 PROJECTED = 128  # numbers in SwAV's projection
 _SWAV = "projection_head."
 
 
-class DETReg(nn.Module):
-    """The pretext holds the detector that it pretrains; the backbone is the frozen teacher and stays as it is.
+class DETReg(Pretext):
+    """The pretext; the backbone gives the embeddings of the crops and stays as it is.
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
@@ -49,29 +48,25 @@ class DETReg(nn.Module):
     """
 
     def __init__(self, detector: Detector, settings: DETRegSettings) -> None:
-        super().__init__()
         _check_detector(detector, settings)
-        self.detector, self.settings = detector, settings
+        super().__init__(detector, settings.losses)
+        self.settings = settings
         dim, width = detector.settings.dim, embedding_width(detector, settings)
         self.embedding_head = MLP(dim, dim, width, num_layers=2) if settings.weight_embedding else None
         projects = settings.weight_embedding and settings.embedding == "projection"
         self.projection = _projection(detector.backbone.num_channels) if projects else None
-        self.criterion = pretext_criterion(detector, settings.losses)
-        self.teacher = FrozenTeacher(detector.backbone)
-        self.train(self.training)
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weight of each loss that `forward` returns; whatever else it returns is a monitor."""
-        weights = self.criterion.weights
+        """See `Pretext`."""
+        weights = super().loss_weights
         if self.embedding_head is not None:
             weights["loss_embedding"] = self.settings.weight_embedding
         return weights
 
     def train(self, mode: bool = True) -> Self:
-        """As any module, but the backbone and the projection are always in eval mode."""
+        """As any pretext; the projection too is always in eval mode."""
         super().train(mode)
-        self.detector.backbone.eval()
         if self.projection is not None:
             self.projection.eval()
         return self
@@ -160,9 +155,10 @@ def load_projection(pretext: DETReg, path: str | Path) -> None:
 
 def _projection(channels: int) -> nn.Sequential:
     """SwAV's projection head (arXiv:2006.09882), frozen."""
-    return nn.Sequential(
+    head = nn.Sequential(
         nn.Linear(channels, channels), nn.BatchNorm1d(channels), nn.ReLU(), nn.Linear(channels, PROJECTED)
-    ).requires_grad_(False)
+    )
+    return head.eval().requires_grad_(False)
 
 
 def _check_detector(detector: Detector, settings: DETRegSettings) -> None:

@@ -8,8 +8,6 @@ the whole batch the first image's); box jitter is clamped to the view.
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
@@ -21,7 +19,7 @@ from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.pretext.common import (
     POOLED_LEVELS,
-    FrozenTeacher,
+    Pretext,
     check_detector,
     condition_queries,
     cosine_distance,
@@ -32,7 +30,6 @@ from siamdetr.pretext.common import (
     matched_feature_loss,
     object_targets,
     pool_memory,
-    pretext_criterion,
     region_features,
 )
 
@@ -67,8 +64,8 @@ class GlobalHead(nn.Module):
         return (there.mean() + back.mean()) / 2
 
 
-class SiameseDETR(nn.Module):
-    """The pretext holds the detector that it pretrains; the backbone is the frozen teacher and stays as it is.
+class SiameseDETR(Pretext):
+    """The pretext; the backbone gives its features of regions and crops and stays as it is.
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
@@ -81,35 +78,25 @@ class SiameseDETR(nn.Module):
     """
 
     def __init__(self, detector: Detector, settings: SiameseSettings) -> None:
-        super().__init__()
         check_detector(detector.settings, settings.num_regions, where="SiameseDETR")
-        self.detector, self.settings = detector, settings
-        self.box_jitter = settings.box_jitter
+        super().__init__(detector, settings.losses)
+        self.settings, self.box_jitter = settings, settings.box_jitter
         dim, channels = detector.settings.dim, sum(detector.backbone.channels)
         self.region_projection = nn.Linear(channels, detector.region_width)
         self.feature_head = MLP(dim, dim, channels, num_layers=2) if settings.weight_region else None
         self.global_head = (
             GlobalHead(min(detector.settings.levels, POOLED_LEVELS) * dim, dim) if settings.weight_global else None
         )
-        self.criterion = pretext_criterion(detector, settings.losses)
-        self.teacher = FrozenTeacher(detector.backbone)
-        self.train(self.training)
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weight of each loss that `forward` returns; whatever else it returns is a monitor."""
-        weights = self.criterion.weights
+        """See `Pretext`."""
+        weights = super().loss_weights
         if self.feature_head is not None:
             weights |= layer_weights({"loss_region": self.settings.weight_region}, self.criterion.num_layers)
         if self.global_head is not None:
             weights["loss_global"] = self.settings.weight_global
         return weights
-
-    def train(self, mode: bool = True) -> Self:
-        """As any module, but the backbone is always in eval mode."""
-        super().train(mode)
-        self.detector.backbone.eval()
-        return self
 
     def forward(self, batch: ViewBatch, generator: Generator | None = None) -> dict[str, Tensor]:
         """Losses of both directions together.
@@ -126,9 +113,8 @@ class SiameseDETR(nn.Module):
             ValueError: the batch has another number of regions, or the global loss has a batch of one image.
             FloatingPointError: a prediction is not finite.
         """
-        wanted = (
-            self._wanted_features(batch) if self.feature_head is not None else None
-        )  # first: nothing else is alive yet
+        # The crops come first: nothing else is alive yet.
+        wanted = self._wanted_features(batch) if self.feature_head is not None else None
         outputs, pooled = self.predict(batch, generator)
         targets = object_targets(batch.boxes)
         losses, matches = self.criterion.losses_and_matches(outputs, targets, float(len(targets.labels)))

@@ -11,7 +11,6 @@ than queries per patch); with several feature levels the patch's features of all
 from __future__ import annotations
 
 import dataclasses
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from siamdetr.losses import layer_weights, name_layers
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.pretext.common import (
-    FrozenTeacher,
+    Pretext,
     check_detector,
     condition_queries,
     crop_features,
@@ -30,12 +29,11 @@ from siamdetr.pretext.common import (
     group_mask,
     match_monitors,
     matched_feature_loss,
-    pretext_criterion,
 )
 
 
-class UPDETR(nn.Module):
-    """The pretext holds the detector that it pretrains; the backbone is the frozen teacher and stays as it is.
+class UPDETR(Pretext):
+    """The pretext; the backbone gives the features of the patches and stays as it is.
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
@@ -47,29 +45,20 @@ class UPDETR(nn.Module):
     """
 
     def __init__(self, detector: Detector, settings: UPDETRSettings) -> None:
-        super().__init__()
         check_detector(detector.settings, settings.num_regions, where="UPDETR")
-        self.detector, self.settings = detector, settings
+        super().__init__(detector, settings.losses)
+        self.settings = settings
         dim, channels = detector.settings.dim, sum(detector.backbone.channels)
         self.region_projection = nn.Linear(channels, detector.region_width)
         self.feature_head = MLP(dim, dim, channels, num_layers=2) if settings.weight_feature else None
-        self.criterion = pretext_criterion(detector, settings.losses)
-        self.teacher = FrozenTeacher(detector.backbone)
-        self.train(self.training)
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weight of each loss that `forward` returns; whatever else it returns is a monitor."""
-        weights = self.criterion.weights
+        """See `Pretext`."""
+        weights = super().loss_weights
         if self.feature_head is not None:
             weights |= layer_weights({"loss_feature": self.settings.weight_feature}, self.criterion.num_layers)
         return weights
-
-    def train(self, mode: bool = True) -> Self:
-        """As any module, but the backbone is always in eval mode."""
-        super().train(mode)
-        self.detector.backbone.eval()
-        return self
 
     def forward(self, batch: RegionBatch, keep: Tensor | None = None) -> dict[str, Tensor]:
         """Losses of a batch.

@@ -22,9 +22,9 @@ from siamdetr.data.views import ViewSample
 from siamdetr.evaluation.pretext_drawing import draw_joined_views, draw_matches, draw_regions
 from siamdetr.matcher import match
 from siamdetr.pretext.common import object_targets
-from siamdetr.report import DIAGNOSTICS
 from siamdetr.training.module import completed_step
 from siamdetr.training.pretrain_module import PretextBatch, PretrainModule
+from siamdetr.training.run_report import DIAGNOSTICS
 
 NUM_SAMPLES = 3
 NUM_DRAWN = 5  # regions of an image whose predictions are drawn: more would hide each other
@@ -85,7 +85,7 @@ class Diagnostics(Callback):
         batch = normalize(self.collate(self.samples).to(module.device), spec.mean, spec.std)
         was_training = pretext.training
         pretext.eval()
-        outputs, _ = pretext.predict(batch)  # type: ignore[arg-type]
+        outputs, _ = pretext.predict(batch)
         pretext.train(was_training)
         targets = object_targets(batch.boxes) if isinstance(batch, ViewBatch) else batch.targets
         boxes, logits = outputs.boxes[-1:].float(), outputs.logits[-1:].float()
@@ -93,9 +93,8 @@ class Diagnostics(Callback):
         matches = match(logits, boxes, targets, criterion.settings, criterion.classifier)
         for i, sample in enumerate(self.samples):  # of a pair of views the first
             here = torch.nonzero(matches.image == i)[:, 0]
-            here = here[
-                matches.target[here].argsort()
-            ]  # a region keeps its place, and so its colour, from step to step
+            # In the order of the regions: each keeps its place, and so its colour, from step to step.
+            here = here[matches.target[here].argsort()]
             found, wanted = boxes[0, i, matches.query[here]], targets.boxes[matches.target[here]].float()
             pixels = sample.images[0] if isinstance(sample, ViewSample) else sample.image
             name = f"matched-{i}-{module.step:07d}"

@@ -16,9 +16,9 @@ from torch import distributed
 from siamdetr.checkpoint import atomic_write
 from siamdetr.evaluation.coco import DetectionMetrics
 from siamdetr.models.detector import Detector
-from siamdetr.report import EVALUATION_FILE
 from siamdetr.training.ema import WeightAverage
 from siamdetr.training.module import StepModule, completed_step
+from siamdetr.training.run_report import EVALUATION_FILE
 from siamdetr.training.signals import Interrupted
 
 _log = logging.getLogger(__name__)

@@ -66,9 +66,8 @@ class StepModule(LightningModule):
         self.step = 0
         self.rate = 0.0
         self.records: deque[StepRecord] = deque()
-        self.image_ids_of: Callable[[int], tuple[int, ...]] = (
-            lambda batch: ()
-        )  # of a batch counted from the run's start
+        # Of a batch counted from the run's start.
+        self.image_ids_of: Callable[[int], tuple[int, ...]] = lambda batch: ()
 
     def seed_step(self, batch_idx: int) -> None:
         """Seed torch's generators for this batch."""

@@ -15,7 +15,7 @@ from siamdetr.evaluation.predictor import predict
 from siamdetr.evaluation.pytorch import PyTorchPredictor
 from siamdetr.evaluation.tracing import inspect
 from siamdetr.preprocessing import load_image
-from siamdetr.report import ATTENTION, PICTURES
+from siamdetr.training.run_report import ATTENTION, PICTURES
 
 _WIDTH = 900  # pixels of a pair: the report carries the pictures inside
 _DPI = 160

@@ -14,7 +14,7 @@ from siamdetr.data.images import UnreadableImageError, content_key, read_bytes
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.proposal_store import ProposalStore
 from siamdetr.evaluation.proposal_recall import ProposalRecall, proposal_recall
-from siamdetr.report import PROPOSALS_FILE
+from siamdetr.training.run_report import PROPOSALS_FILE
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from siamdetr.evaluation.classes import OBJECT
 from siamdetr.evaluation.coco import DetectionMetrics, evaluate
 from siamdetr.models.detector import Detector
 from siamdetr.preprocessing import PreprocessingSpec
-from siamdetr.report import write_report
 from siamdetr.training.diagnostics import Diagnostics
 from siamdetr.training.ema import WeightAverage
 from siamdetr.training.evaluator import Evaluator, scores
@@ -29,6 +28,7 @@ from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
 from siamdetr.training.pretrain_setup import fill_pretext, pretraining_data, pretraining_detector, stored_proposals
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
 from siamdetr.training.proposal_figures import measure_proposals, save_proposal_figures
+from siamdetr.training.run_report import write_report
 from siamdetr.training.session import (
     Session,
     begin,

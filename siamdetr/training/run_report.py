@@ -1,0 +1,170 @@
+"""The report of a run: its curves, figures, pictures and settings, from what lies in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from markupsafe import Markup
+
+from siamdetr.checkpoint import atomic_write
+from siamdetr.pretext.collapse import COLLAPSE_REMEDY, collapsed
+from siamdetr.report import REPORT_FILE, Section, curve, curves_svg, page, picture, read_metrics, table
+
+EVALUATION_FILE = "evaluation.json"  # of the best weights: {"step", "metrics": {name: value}, "per_class": [row, …]}
+PROPOSALS_FILE = "proposals.json"  # of pretraining: {"recipe", "rows": [[what, figure], …]}
+PICTURES = "pictures"  # folder of jpg files, truth beside prediction, named by what they show
+ATTENTION = "attention"  # folder of jpg files, the best boxes and where the decoder looked for them
+DIAGNOSTICS = "diagnostics"  # of pretraining: sample-I.jpg, and matched-I-STEP-IOU.jpg of the same images over time
+METHODS = {"siamese": "Siamese DETR", "updetr": "UP-DETR", "detreg": "DETReg"}
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Write report.html from what lies in a run folder; returns its path.
+
+    Raises:
+        FileNotFoundError: the folder has no config.yaml, so it is not a run.
+    """
+    folder = Path(run_folder)
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(f"{folder}: no config.yaml here; is it a run folder?")
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    rows = read_metrics(folder)
+    found = folder / EVALUATION_FILE
+    evaluation = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else None
+    pictures = [
+        *picture_sections(folder),
+        *_sample_sections(folder, settings.get("method")),
+        *_matched_sections(folder),
+    ]
+    warnings = _collapse_sections(rows)
+    figures = [*_evaluation_sections(evaluation), *_curve_sections(rows), *_proposal_sections(folder)]
+    sections = [*warnings, *figures, *pictures]
+    config_text = Markup("<details><summary>config.yaml</summary><pre>{}</pre></details>")
+    sections.append(Section("Settings", config_text.format(config.read_text(encoding="utf-8")), wide=True))
+    text = page(f"siamdetr · {folder.name}", _lead(settings, rows, evaluation), sections)
+    atomic_write(folder / REPORT_FILE, lambda file: file.write(text.encode()))
+    return folder / REPORT_FILE
+
+
+def _lead(
+    settings: Mapping[str, Any], rows: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any] | None
+) -> str:
+    detector = settings["detector"]
+    what = f"Pretraining without labels ({METHODS[settings['method']]})" if "method" in settings else "Finetuning"
+    model = f"{detector['variant']} DETR on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
+    steps = f"{max((row['step'] for row in rows), default=0):.0f} steps of {settings['batch_size']}"
+    text = f"{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
+    losses = [row["loss"] for row in rows if "loss" in row]
+    if losses:
+        text += f" The loss went from {losses[0]:.3g} to {losses[-1]:.3g}."
+    overlaps = [row["monitor_matched_iou"] for row in rows if "monitor_matched_iou" in row]
+    if overlaps:
+        text += f" Predictions overlap the regions they are matched to by {overlaps[-1]:.2f} on average (IoU), {overlaps[0]:.2f} at first."
+    if evaluation is not None:
+        scores = evaluation["metrics"]
+        text += f" Best AP {scores['ap']:.3f}, AP50 {scores['ap50']:.3f}, at step {evaluation['step']}."
+    return text
+
+
+def _curve_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    parts = [key for key in keys if key.startswith("loss_")]
+    monitors = [key for key in keys if key.startswith("monitor_")]
+    groups: list[tuple[str, str, list[str]]] = [
+        ("Average precision", "AP", [key for key in ("val_ap", "val_ap50", "val_ap75") if key in keys]),
+        ("Loss", "loss", ["loss"] if "loss" in keys else []),
+        ("Its parts, unweighted", "loss", parts),
+        ("Collapse monitors", "value", monitors),
+        ("Learning rate", "rate", ["lr"] if "lr" in keys else []),
+        ("Throughput", "images a second", ["images_per_second"] if "images_per_second" in keys else []),
+    ]
+    return [
+        Section(title, curves_svg([curve(rows, key, _plain(key)) for key in chosen], y_label=label))
+        for title, label, chosen in groups
+        if chosen
+    ]
+
+
+def _plain(key: str) -> str:
+    name = (
+        key.removeprefix("loss_").removeprefix("monitor_").removeprefix("val_").removeprefix("num_").replace("_", " ")
+    )
+    return name.replace("ap", "AP", 1) if name.startswith("ap") else name.replace("ar1", "AR@1", 1)
+
+
+def _evaluation_sections(evaluation: Mapping[str, Any] | None) -> list[Section]:
+    if evaluation is None:
+        return []
+    scores = Section(
+        "COCO metrics of the best weights",
+        table(["metric", "value"], [(_plain(key), value) for key, value in evaluation["metrics"].items()]),
+    )
+    rows = evaluation["per_class"]
+    if not rows:
+        return [scores]
+    header = list(rows[0])
+    body = [[row[key] for key in header] for row in rows]
+    return [scores, Section("Per class", table([_plain(key) for key in header], body))]
+
+
+def _proposal_sections(folder: Path) -> list[Section]:
+    """What the proposals of a pretraining run cover."""
+    path = folder / PROPOSALS_FILE
+    if not path.is_file():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    recipe = Markup("<p>{}</p>").format(content["recipe"])
+    return [Section("Proposals", table(["", "figure"], content["rows"]) + recipe)]
+
+
+def picture_sections(folder: Path) -> list[Section]:
+    """What the best weights of a finetuning run found in a few images, and where the decoder looked."""
+    titles = {
+        PICTURES: "Truth (left) and prediction (right)",
+        ATTENTION: "Where the decoder looked for its best boxes, mean over layers and heads",
+    }
+    sections = []
+    for name, title in titles.items():
+        files = sorted((folder / name).glob("*.jpg"))
+        body = Markup("").join(picture(file.read_bytes(), file.stem) for file in files)
+        if files:
+            sections.append(Section(title, Markup("<div class=pictures>{}</div>").format(body), wide=True))
+    return sections
+
+
+def _sample_sections(folder: Path, method: str | None) -> list[Section]:
+    """What a pretraining method was shown."""
+    files = sorted((folder / DIAGNOSTICS).glob("sample-*.jpg"))
+    body = Markup("").join(picture(file.read_bytes(), f"image {i + 1}") for i, file in enumerate(files))
+    what = (
+        "two views of an image, the same regions joined"
+        if method == "siamese"
+        else "regions to be found in their image"
+    )
+    body = Markup("<div class=samples>{}</div>").format(body)
+    return [Section(f"What the method is shown: {what}", body, wide=True)] if files else []
+
+
+def _matched_sections(folder: Path) -> list[Section]:
+    """One row an image, one column a step."""
+    rows: dict[str, Markup] = {}
+    for file in sorted((folder / DIAGNOSTICS).glob("matched-*.jpg")):
+        _, image, step, iou = file.stem.split("-")
+        shown = picture(file.read_bytes(), f"step {int(step)}, mean IoU {float(iou):.2f}")
+        rows[image] = rows.get(image, Markup("")) + shown
+    body = Markup("").join(Markup("<div class=strip>{}</div>").format(row) for row in rows.values())
+    title = "Matched predictions over time: targets tinted and dashed, predictions solid in the same colour (the first five regions)"
+    return [Section(title, body, wide=True)] if rows else []
+
+
+def _collapse_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
+    """A warning where the last figures speak of a collapse."""
+    last = next((row for row in reversed(rows) if "loss" in row), {})
+    texts = collapsed(last).values()
+    items = Markup("").join(Markup("<p class=warning>{}</p>").format(f"Collapse: {text}.") for text in texts)
+    return [Section("Warning", items + Markup("<p>{}.</p>").format(COLLAPSE_REMEDY), wide=True)] if texts else []
