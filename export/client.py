@@ -50,12 +50,13 @@ class Client:
         """Detections of one picture (path, PIL image or uint8 RGB array), best first, cut at the picture's edges."""
         image = load_image(picture)
         pixels = resize(image, self.preprocessing)
-        tensors = self.infer(
-            {
-                "images": np.ascontiguousarray(pixels.transpose(2, 0, 1))[None],
-                "original_sizes": np.array([[image.height, image.width]], dtype=np.int64),
-            }
-        )
+        inputs = {
+            "images": np.ascontiguousarray(pad(pixels, self.preprocessing).transpose(2, 0, 1))[None],
+            "original_sizes": np.array([[image.height, image.width]], dtype=np.int64),
+        }
+        if self.preprocessing["mode"] == "letterbox":
+            inputs["valid_sizes"] = np.array([pixels.shape[:2]], dtype=np.int64)
+        tensors = self.infer(inputs)
         boxes, scores, labels = (tensors[name][0] for name in ("boxes", "scores", "labels"))
         boxes = boxes.clip(0, np.array([image.width, image.height] * 2, dtype=np.float32))
         order = [int(i) for i in np.argsort(-scores, kind="stable") if scores[i] >= threshold]
@@ -71,7 +72,7 @@ class Client:
 
     def infer(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The model's outputs by name: boxes [N, K, 4] in pixels, scores [N, K], labels [N, K]."""
-        types = {"images": "UINT8", "original_sizes": "INT64"}
+        types = {"images": "UINT8", "original_sizes": "INT64", "valid_sizes": "INT64"}
         raw = {name: tensor.astype(DTYPES[types[name]]).tobytes() for name, tensor in inputs.items()}
         head = {
             "inputs": [
@@ -116,7 +117,7 @@ class Client:
             raise RuntimeError(f"{self.url}: {error.code} {error.reason}: {text}") from None
 
 
-# The two functions below are those of `infer.py` in every bundle, here once more so that this file stands alone.
+# The three functions below are those of `infer.py` in every bundle, here once more so that this file stands alone.
 def load_image(picture: Any) -> Image.Image:
     """An upright 8-bit RGB image; transparency is dropped, 16-bit grey keeps its upper 8 bits."""
     if isinstance(picture, np.ndarray):
@@ -156,6 +157,15 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
     if (new_height, new_width) != (height, width):
         image = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
+    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size; without a letterbox as it is."""
+    if spec["mode"] != "letterbox":
+        return pixels
+    padded = np.zeros((*spec["size"], 3), dtype=np.uint8)
+    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return padded
 
 
 def main() -> None:

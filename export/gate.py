@@ -25,7 +25,6 @@ from siamdetr.export.options import Precision, Triple
 from siamdetr.export.samples import Samples, drawn_samples
 from siamdetr.preprocessing import Prepared, PreprocessingSpec, Size, preprocess, resized_size
 
-Verdict = Literal["PASS", "FAIL", "SKIPPED"]
 Raw = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits [N, Q, C], box fractions [N, Q, 4]
 _LEAST_COMPARED = 0.5  # share of the boxes that must be open to judgement
 

@@ -104,7 +104,7 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
 
 
 def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
-    """[H, W, 3]: zeros at the right and below, where the model was trained with a letterbox."""
+    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size; without a letterbox as it is."""
     if spec["mode"] != "letterbox":
         return pixels
     padded = np.zeros((*spec["size"], 3), dtype=np.uint8)

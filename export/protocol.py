@@ -23,8 +23,19 @@ class Tensor:
     dims: tuple[int, ...]
 
 
-INPUTS = (Tensor("images", "UINT8", (3, -1, -1)), Tensor("original_sizes", "INT64", (2,)))
 OUTPUTS = (Tensor("boxes", "FP32", (-1, 4)), Tensor("scores", "FP32", (-1,)), Tensor("labels", "INT64", (-1,)))
+
+
+def input_tensors(preprocessing: PreprocessingSpec) -> tuple[Tensor, ...]:
+    """What a model with this preprocessing takes.
+
+    `images` as preprocessed and `original_sizes` (height, width) before that. A letterbox has one size; there `valid_sizes` says
+    (height, width) of the part of each image that is picture; right of and below it is padding.
+    """
+    original_sizes = Tensor("original_sizes", "INT64", (2,))
+    if preprocessing.mode == "letterbox" and isinstance(preprocessing.size, tuple):
+        return Tensor("images", "UINT8", (3, *preprocessing.size)), original_sizes, Tensor("valid_sizes", "INT64", (2,))
+    return Tensor("images", "UINT8", (3, -1, -1)), original_sizes
 
 
 def client_card(class_names: Sequence[str], preprocessing: PreprocessingSpec) -> str:

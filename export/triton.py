@@ -3,6 +3,7 @@
 NAME/config.pbtxt    inputs, outputs, batching with a bounded queue, warm-up; classes and preprocessing as a parameter
 NAME/labels.txt      a class name a line, in label order
 NAME/1/model.onnx    or model.plan, for TensorRT
+NAME/warmup/         if the model pads its images: which part of those of the warm-up is picture
 client.py            pictures in, boxes out, with numpy and Pillow only
 """
 
@@ -10,21 +11,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from siamdetr.checkpoint import atomic_write, sync_folder
 from siamdetr.export import client
 from siamdetr.export.bundle import LABELS_FILE, ONNX_FILE, ExportError, find_onnx
-from siamdetr.export.protocol import INPUTS, OUTPUTS, PARAMETER, Tensor, client_card
+from siamdetr.export.protocol import OUTPUTS, PARAMETER, Tensor, client_card, input_tensors
 from siamdetr.export.runtime import OnnxDetector
-from siamdetr.preprocessing import PreprocessingSpec, resized_size
+from siamdetr.preprocessing import PreprocessingSpec, Size, resized_size
 
 CLIENT_FILE = "client.py"
 CONFIG_FILE = "config.pbtxt"
 ENGINE_FILE = "model.engine"  # in a bundle
+_WARM_UP_PICTURE = (480, 640)  # (height, width)
 _BACKENDS = {"model.onnx": "onnxruntime", "model.plan": "tensorrt"}
 
 
@@ -73,13 +76,14 @@ def write_model_repository(
     files = {settings.name: (model, ONNX_FILE)}
     if engine.is_file():
         files[f"{settings.name}_tensorrt"] = (engine, "model.plan")
-    folder = Path(folder)
+    folder, spec = Path(folder), opened.preprocessing
+    beside = {LABELS_FILE: "".join(f"{one}\n" for one in opened.class_names).encode(), **_warm_up_files(spec)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, (source, file) in files.items():
-            config = config_text(name, _BACKENDS[file], opened.class_names, opened.preprocessing, settings)
-            _write_model(folder, name, source, file, config=config, class_names=opened.class_names)
-        _write(folder / CLIENT_FILE, Path(client.__file__).read_text(encoding="utf-8"))
+            config = config_text(name, _BACKENDS[file], opened.class_names, spec, settings)
+            _write_model(folder / name, source, file, {CONFIG_FILE: config.encode(), **beside})
+        _write(folder / CLIENT_FILE, Path(client.__file__).read_bytes())
     except OSError as error:
         raise ExportError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     return list(files)
@@ -89,13 +93,14 @@ def config_text(
     name: str, backend: str, class_names: Sequence[str], preprocessing: PreprocessingSpec, settings: TritonSettings
 ) -> str:
     """`config.pbtxt`: a ModelConfig of Triton in protobuf's text format."""
-    height, width = resized_size((480, 640), preprocessing)
-    warm_ups = ",\n".join(_warm_up(rows, height, width) for rows in sorted({1, settings.max_batch}))
+    inputs = input_tensors(preprocessing)
+    free = resized_size(_WARM_UP_PICTURE, preprocessing)
+    warm_ups = ",\n".join(_warm_up(rows, inputs, free) for rows in sorted({1, settings.max_batch}))
     return f"""\
 name: {_quoted(name)}
 backend: {_quoted(backend)}
 max_batch_size: {settings.max_batch}
-{_tensors("input", INPUTS)}
+{_tensors("input", inputs)}
 {_tensors("output", OUTPUTS)}
 dynamic_batching {{
   max_queue_delay_microseconds: {settings.max_delay}
@@ -123,14 +128,24 @@ def _tensors(kind: str, tensors: Sequence[Tensor]) -> str:
     return f"{kind} [\n{rows}\n]"
 
 
-def _warm_up(rows: int, height: int, width: int) -> str:
-    dims = {"images": [3, height, width], "original_sizes": [2]}
-    inputs = "\n".join(
+def _warm_up(rows: int, inputs: Sequence[Tensor], free: Size) -> str:
+    """A batch of equal rows, zeros but for what a file gives; `free` is (height, width) where the model leaves them free."""
+    dims = {one.name: [3, *free] if -1 in one.dims else list(one.dims) for one in inputs}
+    files = {"valid_sizes": 'input_data_file: "valid_sizes"'}  # zeros would be an image that is nothing but padding
+    values = "\n".join(
         f"    inputs {{ key: {_quoted(one.name)}, value {{ data_type: TYPE_{one.datatype}, dims: {dims[one.name]}, "
-        "zero_data: true } }"
-        for one in INPUTS
+        f"{files.get(one.name, 'zero_data: true')} }} }}"
+        for one in inputs
     )
-    return f'  {{\n    name: "{rows} of {height} x {width}"\n    batch_size: {rows}\n{inputs}\n  }}'
+    height, width = dims["images"][1:]
+    return f'  {{\n    name: "{rows} of {height} x {width}"\n    batch_size: {rows}\n{values}\n  }}'
+
+
+def _warm_up_files(preprocessing: PreprocessingSpec) -> dict[str, bytes]:
+    """What the warm-up reads, by path in the model's folder: one row, which Triton repeats for a batch."""
+    if all(one.name != "valid_sizes" for one in input_tensors(preprocessing)):
+        return {}
+    return {"warmup/valid_sizes": struct.pack("<2q", *resized_size(_WARM_UP_PICTURE, preprocessing))}
 
 
 def _quoted(text: str) -> str:
@@ -139,22 +154,22 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _write_model(folder: Path, name: str, source: Path, file: str, *, config: str, class_names: Sequence[str]) -> None:
+def _write_model(folder: Path, source: Path, file: str, beside: Mapping[str, bytes]) -> None:
     """One model's folder, moved into place when it is whole: a Triton that polls the repository sees nothing half-written."""
-    work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         new = work / "new"
         with source.open("rb") as model:
             atomic_write(new / "1" / file, lambda target: shutil.copyfileobj(model, target))
-        _write(new / LABELS_FILE, "".join(f"{one}\n" for one in class_names))
-        _write(new / CONFIG_FILE, config)
-        if (folder / name).exists():
-            os.replace(folder / name, work / "old")
-        os.replace(new, folder / name)
-        sync_folder(folder)
+        for name, content in beside.items():
+            _write(new / name, content)
+        if folder.exists():
+            os.replace(folder, work / "old")
+        os.replace(new, folder)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write(path: Path, text: str) -> None:
-    atomic_write(path, lambda file: file.write(text.encode()))
+def _write(path: Path, content: bytes) -> None:
+    atomic_write(path, lambda file: file.write(content))

@@ -1,11 +1,13 @@
 """The Open Inference Protocol v2, so that clients of Triton and KServe move here and back unchanged.
 
-`images` and `original_sizes` in, `boxes`, `scores` and `labels` out, as in the exported graph: pre- and post-processing are
-the client's, which finds what it needs in the model's `config` (Triton's model configuration extension).
+`images` and `original_sizes` in (`valid_sizes` too, if the model pads its images), `boxes`, `scores` and `labels` out, as in the
+exported graph: pre- and post-processing are the client's, which finds what it needs in the model's `config` (Triton's model
+configuration extension).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 import siamdetr
-from siamdetr.export.protocol import INPUTS, OUTPUTS, PARAMETER, Tensor, client_card
-from siamdetr.preprocessing import Prepared, PreprocessingSpec
+from siamdetr.export.protocol import OUTPUTS, PARAMETER, Tensor, client_card, input_tensors
+from siamdetr.preprocessing import Prepared, PreprocessingSpec, padding_of, resized_size
 from siamdetr.serve.engine import RETRY_AFTER, Engine
 from siamdetr.serve.refusals import Refused, documented
-from siamdetr.serve.tensors import HEADER_LENGTH, read_request, write_answer
+from siamdetr.serve.tensors import HEADER_LENGTH, InferRequest, read_request, write_answer
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration"]
 _REFUSALS = (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
@@ -67,59 +69,13 @@ class InferAnswer(BaseModel):
     outputs: list[TensorData]
 
 
-_INFER_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": f"JSON; raw tensors may follow it, its length then goes into {HEADER_LENGTH}.",
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "properties": {
-                        "id": {"type": "string"},
-                        "parameters": {"type": "object"},
-                        "inputs": {
-                            "type": "array",
-                            "items": {
-                                "type": "object",
-                                "required": ["name", "datatype", "shape"],
-                                "properties": {
-                                    "name": {"enum": [one.name for one in INPUTS]},
-                                    "datatype": {"enum": [one.datatype for one in INPUTS]},
-                                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
-                                    "data": {"type": "array"},
-                                    "parameters": {"type": "object"},
-                                },
-                            },
-                        },
-                        "outputs": {
-                            "type": "array",
-                            "items": {
-                                "type": "object",
-                                "required": ["name"],
-                                "properties": {"name": {"enum": [one.name for one in OUTPUTS]}},
-                            },
-                        },
-                    },
-                },
-                "example": {
-                    "inputs": [
-                        {"name": "images", "datatype": "UINT8", "shape": [1, 3, 1, 2], "data": [0, 9, 0, 9, 0, 9]},
-                        {"name": "original_sizes", "datatype": "INT64", "shape": [1, 2], "data": [480, 640]},
-                    ]
-                },
-            }
-        },
-    }
-}
-
-
 def open_inference_router(engine: Engine) -> APIRouter:
     """The routes, over an engine."""
     router = APIRouter(prefix="/v2")
     served = engine.settings.model_name
     spec = engine.model.preprocessing
+    inputs, outputs = input_tensors(spec), tuple(one.name for one in OUTPUTS)
+    types = {one.name: one.datatype for one in inputs}
 
     @router.get("", summary="What the server is", response_model=ServerDescription, responses=documented(401))
     async def server() -> ServerDescription:
@@ -133,8 +89,8 @@ def open_inference_router(engine: Engine) -> APIRouter:
     )
     async def model(name: str) -> ModelDescription:
         _check_name(name, served)
-        inputs, outputs = _descriptions(INPUTS), _descriptions(OUTPUTS)
-        return ModelDescription(name=served, versions=["1"], platform="siamdetr", inputs=inputs, outputs=outputs)
+        takes, gives = _descriptions(inputs), _descriptions(OUTPUTS)
+        return ModelDescription(name=served, versions=["1"], platform="siamdetr", inputs=takes, outputs=gives)
 
     @router.get(
         "/models/{name}/config",
@@ -168,16 +124,18 @@ def open_inference_router(engine: Engine) -> APIRouter:
         summary="Boxes of prepared images",
         response_class=Response,
         responses={200: {"model": InferAnswer}, **documented(*_REFUSALS, 422)},
-        openapi_extra=_INFER_BODY,
+        openapi_extra=_infer_body(spec),
     )
     async def infer(name: str, request: Request) -> Response:
         _check_name(name, served)
         _check_media_type(request.headers.get("content-type", _MEDIA_TYPES[0]))
         body, header_length = await request.body(), request.headers.get(HEADER_LENGTH)
-        outputs = tuple(one.name for one in OUTPUTS)
-        types = {one.name: one.datatype for one in INPUTS}
-        asked = await engine.in_thread(lambda: read_request(body, header_length, inputs=types, outputs=outputs))
-        batch = _batch(asked.inputs["images"], asked.inputs["original_sizes"], spec, engine.settings.limits.max_images)
+
+        def read() -> tuple[InferRequest, Prepared]:
+            asked = read_request(body, header_length, inputs=types, outputs=outputs)
+            return asked, _batch(asked.inputs, spec, engine.settings.limits.max_images)
+
+        asked, batch = await engine.in_thread(read)
         scored = await engine.infer(batch)
         tensors: dict[str, NDArray[Any]] = {
             "boxes": scored.boxes,
@@ -190,6 +148,65 @@ def open_inference_router(engine: Engine) -> APIRouter:
         return Response(answer, media_type=_MEDIA_TYPES[1], headers={HEADER_LENGTH: str(head)})
 
     return router
+
+
+def _infer_body(spec: PreprocessingSpec) -> dict[str, Any]:
+    """The request of `infer`, for the OpenAPI document."""
+    inputs = input_tensors(spec)
+    return {
+        "requestBody": {
+            "required": True,
+            "description": f"JSON; raw tensors may follow it, its length then goes into {HEADER_LENGTH}.",
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["inputs"],
+                        "properties": {
+                            "id": {"type": "string"},
+                            "parameters": {"type": "object"},
+                            "inputs": {
+                                "type": "array",
+                                "items": {
+                                    "type": "object",
+                                    "required": ["name", "datatype", "shape"],
+                                    "properties": {
+                                        "name": {"enum": [one.name for one in inputs]},
+                                        "datatype": {"enum": sorted({one.datatype for one in inputs})},
+                                        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+                                        "data": {"type": "array"},
+                                        "parameters": {"type": "object"},
+                                    },
+                                },
+                            },
+                            "outputs": {
+                                "type": "array",
+                                "items": {
+                                    "type": "object",
+                                    "required": ["name"],
+                                    "properties": {"name": {"enum": [one.name for one in OUTPUTS]}},
+                                },
+                            },
+                        },
+                    },
+                    "example": {"inputs": [_example(one, spec) for one in inputs]},
+                }
+            },
+        }
+    }
+
+
+def _example(tensor: Tensor, spec: PreprocessingSpec) -> dict[str, Any]:
+    """An input as a request has it; images whose size is not free are too many numbers for a page: they follow as raw bytes."""
+    picture = (480, 640)
+    values: dict[str, Any] = {
+        "original_sizes": {"shape": [1, 2], "data": list(picture)},
+        "valid_sizes": {"shape": [1, 2], "data": list(resized_size(picture, spec))},
+        "images": {"shape": [1, 3, 1, 2], "data": [0, 9, 0, 9, 0, 9]}
+        if -1 in tensor.dims
+        else {"shape": [1, *tensor.dims], "parameters": {"binary_data_size": math.prod(tensor.dims)}},
+    }
+    return {"name": tensor.name, "datatype": tensor.datatype, **values[tensor.name]}
 
 
 def _descriptions(tensors: tuple[Tensor, ...]) -> list[TensorDescription]:
@@ -207,25 +224,45 @@ def _check_media_type(text: str) -> None:
         raise Refused(415, f"content-type: got '{media_type[:80]}', expected {' or '.join(_MEDIA_TYPES)}")
 
 
-def _batch(images: NDArray[Any], sizes: NDArray[Any], spec: PreprocessingSpec, max_rows: int) -> Prepared:
+def _batch(tensors: dict[str, NDArray[Any]], spec: PreprocessingSpec, max_rows: int) -> Prepared:
     """The tensors as a batch, no larger than our own preprocessing would make it: attention grows with the square."""
-    rows = len(images)
-    if spec.mode == "letterbox":
-        raise Refused(400, "this model pads its images, which the protocol's tensors cannot say; use POST /v1/detect")
-    if images.ndim != 4 or images.shape[1] != 3 or sizes.shape != (rows, 2):
-        raise Refused(
-            400,
-            f"shapes: got images {list(images.shape)} and original_sizes {list(sizes.shape)}, expected [N, 3, H, W] and [N, 2]",
-        )
+    _check_shapes(tensors, input_tensors(spec))
+    images, original_sizes = tensors["images"], tensors["original_sizes"]
+    rows, _, height, width = images.shape
     if rows > max_rows:
         raise Refused(413, f"images: got {rows} rows, at most {max_rows} are taken")
     longest = spec.size if isinstance(spec.size, tuple) else (spec.size, spec.max_size or 2 * spec.size)
-    if sorted(images.shape[2:])[0] > min(longest) or max(images.shape[2:]) > max(longest):
+    if min(height, width) > min(longest) or max(height, width) > max(longest):
         raise Refused(
             413,
-            f"images: got {images.shape[2]} × {images.shape[3]}, expected as preprocessed, at most {longest[0]} × {longest[1]}",
+            f"images: got {height} × {width}, expected as preprocessed, at most {longest[0]} × {longest[1]}",
         )
-    if sizes.min() < 1 or sizes.max() > 2**24:
-        raise Refused(400, f"original_sizes: got {sizes.min()} to {sizes.max()}, expected (height, width) in pixels")
-    shape = np.tile(np.array(images.shape[2:], dtype=np.int64), (rows, 1))
-    return Prepared(images=images, padding=None, original_sizes=sizes, sizes=shape)
+    if original_sizes.min() < 1 or original_sizes.max() > 2**24:
+        raise Refused(
+            400,
+            f"original_sizes: got {original_sizes.min()} to {original_sizes.max()}, expected (height, width) in pixels",
+        )
+    sizes = tensors.get("valid_sizes", np.tile(np.array([[height, width]], dtype=np.int64), (rows, 1)))
+    outside = ((sizes < 1) | (sizes > (height, width))).any(axis=1)
+    if outside.any():
+        row = int(outside.argmax())
+        raise Refused(
+            400,
+            f"valid_sizes: row {row} got {sizes[row, 0]} × {sizes[row, 1]}, expected height × width of the part of the image "
+            f"that is picture, 1 × 1 to {height} × {width}",
+        )
+    return Prepared(images, padding_of(sizes, height, width), original_sizes, sizes)
+
+
+def _check_shapes(tensors: dict[str, NDArray[Any]], expected: tuple[Tensor, ...]) -> None:
+    rows = tensors["images"].shape[:1]
+    if all(_fits(tensors[one.name].shape, (*rows, *one.dims)) for one in expected):
+        return
+    got = ", ".join(f"{one.name} {list(tensors[one.name].shape)}" for one in expected)
+    wanted = ", ".join(f"{one.name} [N, {', '.join(map(str, one.dims))}]" for one in expected).replace("-1", "any")
+    padded = "; smaller pictures are padded at the right and below" if "valid_sizes" in tensors else ""
+    raise Refused(400, f"shapes: got {got}, expected {wanted}{padded}")
+
+
+def _fits(shape: tuple[int, ...], dims: tuple[int, ...]) -> bool:
+    return len(shape) == len(dims) and all(dim in (-1, n) for dim, n in zip(dims, shape, strict=True))

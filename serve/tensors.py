@@ -118,7 +118,8 @@ def _tensor(entry: dict[str, Any], raw: memoryview, name: str, datatype: str) ->
             raise Refused(
                 400, f"{name}: binary_data_size got {str(size)[:40]}, expected {expected} bytes behind the JSON"
             )
-        return np.frombuffer(raw[:size], DATATYPES[datatype]).reshape(shape), raw[size:]
+        values = np.frombuffer(raw[:size], DATATYPES[datatype]).copy()  # PyTorch takes no memory that cannot be written
+        return values.reshape(shape), raw[size:]
     return _listed(entry.get("data"), name, datatype, count).reshape(shape), raw
 
 

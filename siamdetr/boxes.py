@@ -39,24 +39,6 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat([(low + high) * 0.5, high - low], dim=-1)
 
 
-def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every box in `a` with every box in `b`.
-
-    Args:
-        a: [..., N, 4] boxes (x0, y0, x1, y1), x0 <= x1 and y0 <= y1, in any one unit (pixels or fractions).
-        b: [..., M, 4] boxes in the same unit; leading axes broadcast with those of `a`.
-    Returns:
-        [..., N, M] values in [0, 1]. N and M may be 0.
-    Raises:
-        ValueError: `a` or `b` is not [..., 4].
-
-    Ours: two boxes without area give 0, not NaN. Half precision and integers are computed in float32.
-    """
-    a, b = _pairs(a, b, "pairwise_iou")
-    iou, _ = _iou_and_union(a, b)
-    return iou
-
-
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalized IoU of every box in `a` with every box in `b`.
 
@@ -72,8 +54,7 @@ def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     Source: Rezatofighi et al. 2019, arXiv:1902.09630, eq. 3. Ours: two zero-area boxes at one point give 0.
     Half precision and integers are computed in float32.
     """
-    a, b = _pairs(a, b, "pairwise_giou")
-    return _giou(a, b)
+    return _giou(_floating(a, "pairwise_giou").unsqueeze(-2), _floating(b, "pairwise_giou").unsqueeze(-3))
 
 
 def elementwise_giou(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
@@ -145,10 +126,6 @@ def _area(boxes: Tensor) -> Tensor:
 def _least_area(areas: Tensor) -> float:
     """The divisor that stands for a zero area: small beside any real box, large enough for a finite gradient."""
     return float(torch.finfo(areas.dtype).tiny ** 0.5)
-
-
-def _pairs(a: Tensor, b: Tensor, where: str) -> tuple[Tensor, Tensor]:
-    return _floating(a, where).unsqueeze(-2), _floating(b, where).unsqueeze(-3)
 
 
 def _floating(boxes: Tensor, where: str) -> Tensor:

@@ -158,12 +158,17 @@ def stack(samples: Sequence[Sample], spec: PreprocessingSpec) -> Prepared:
     images = np.zeros((len(samples), 3, height, width), dtype=np.uint8)
     for image, (pixels, _) in zip(images, samples, strict=True):
         image[:, : pixels.shape[0], : pixels.shape[1]] = pixels.transpose(2, 0, 1)
-    padding = None
-    if (sizes != (height, width)).any():
-        rows = np.arange(height)[None, :, None] >= sizes[:, 0, None, None]
-        columns = np.arange(width)[None, None, :] >= sizes[:, 1, None, None]
-        padding = rows | columns  # [B, H, W]
-    return Prepared(images, padding, np.array([size for _, size in samples], dtype=np.int64), sizes)
+    originals = np.array([size for _, size in samples], dtype=np.int64)
+    return Prepared(images, padding_of(sizes, height, width), originals, sizes)
+
+
+def padding_of(sizes: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_] | None:
+    """[B, height, width], True = padded, of a batch whose images without padding are [B, 2] (H, W); None: nothing is padded."""
+    if (sizes == (height, width)).all():
+        return None
+    rows = np.arange(height)[None, :, None] >= sizes[:, 0, None, None]
+    columns = np.arange(width)[None, None, :] >= sizes[:, 1, None, None]
+    return rows | columns
 
 
 def resize(image: Image.Image, spec: PreprocessingSpec) -> Pixels:

@@ -38,3 +38,15 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from siamdetr.export.onnx import export_onnx
 
     return export_onnx(tiny_model(), tmp_path_factory.mktemp("tiny") / "bundle").folder
+
+
+@pytest.fixture(scope="session")
+def letterbox_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same detector, exported with `--resize letterbox`: a graph that takes `valid_sizes`."""
+    from test_detector_face import tiny_model
+
+    from siamdetr.export.onnx import export_onnx
+    from siamdetr.export.options import ExportOptions
+
+    options = ExportOptions(resize="letterbox", size=(64, 96))
+    return export_onnx(tiny_model(), tmp_path_factory.mktemp("letterbox") / "bundle", options=options).folder

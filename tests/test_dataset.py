@@ -28,7 +28,7 @@ from siamdetr.data.open import open_dataset
 from siamdetr.data.problems import DataError
 from siamdetr.data.proposal_methods import Recipe
 from siamdetr.data.proposals import compute_proposals
-from siamdetr.data.sampler import EpochSampler
+from siamdetr.data.sampler import Sample, SampleOrder
 from siamdetr.data.transforms import FinetuneTransform
 from siamdetr.preprocessing import PreprocessingSpec
 
@@ -49,9 +49,13 @@ def labelled(root: Path, count: int = 6) -> DetectionIndex:
 
 
 def batches(dataset: Any, collate: Any, workers: int, epoch: int = 0) -> list[Any]:
-    sampler = EpochSampler(len(dataset), seed=1, batch_size=2)
-    sampler.set_epoch(epoch)
-    return list(DataLoader(dataset, batch_size=2, sampler=sampler, num_workers=workers, collate_fn=collate))
+    numbers = epoch_of(SampleOrder(len(dataset), seed=1, batch_size=2), epoch)
+    return list(DataLoader(dataset, batch_sampler=numbers, num_workers=workers, collate_fn=collate))
+
+
+def epoch_of(order: SampleOrder, epoch: int) -> list[list[Sample]]:
+    """Its batches."""
+    return [order.batch(epoch * order.num_batches + step) for step in range(order.num_batches)]
 
 
 def test_a_labelled_item_has_boxes_as_fractions_and_no_crowds(tmp_path: Path) -> None:
@@ -209,52 +213,34 @@ def test_no_readable_image_at_all_is_said(tmp_path: Path) -> None:
 
 
 def test_an_epoch_is_a_permutation_and_a_function_of_seed_and_epoch() -> None:
-    sampler = EpochSampler(10, seed=0, batch_size=5)
-    epochs = []
-    for epoch in (0, 1, 0):
-        sampler.set_epoch(epoch)
-        epochs.append(list(sampler))
+    order = SampleOrder(10, seed=0, batch_size=5)
+    epochs = [[sample for batch in epoch_of(order, epoch) for sample in batch] for epoch in (0, 1, 0)]
     assert epochs[0] == epochs[2] != epochs[1]
     assert sorted(epochs[0]) == [(0, i) for i in range(10)]
-    assert {epoch for epoch, _ in epochs[1]} == {1}
-    assert list(EpochSampler(4, seed=0, batch_size=2, shuffle=False)) == [(0, i) for i in range(4)]
+    assert sorted(epochs[1]) == [(1, i) for i in range(10)]
 
 
 @pytest.mark.parametrize("length", [7, 12, 3])
 def test_processes_share_each_step_of_one_process(length: int) -> None:
-    whole = list(EpochSampler(length, seed=5, batch_size=4))
-    parts = [list(EpochSampler(length, seed=5, batch_size=2, rank=rank, world_size=2)) for rank in range(2)]
-    assert len(parts[0]) == len(parts[1])
-    for step in range(len(whole) // 4):
-        together = [item for part in parts for item in part[2 * step : 2 * step + 2]]
-        assert together == whole[4 * step : 4 * step + 4]
-    assert {i for _, i in whole} == set(range(length))
-    assert len(EpochSampler(length, seed=5, batch_size=4)) == len(whole)
+    whole = epoch_of(SampleOrder(length, seed=5, batch_size=4), 2)
+    parts = [epoch_of(SampleOrder(length, seed=5, batch_size=2, rank=rank, world_size=2), 2) for rank in range(2)]
+    assert [[*first, *second] for first, second in zip(*parts, strict=True)] == whole
+    assert {i for batch in whole for _, i in batch} == set(range(length))
+    assert all(len(batch) == 4 for batch in whole)
 
 
-def test_drop_last_leaves_the_incomplete_step_out() -> None:
-    items = list(EpochSampler(10, seed=0, batch_size=4, drop_last=True))
-    assert len(items) == len(set(items)) == 8
-    assert len(list(EpochSampler(3, seed=0, batch_size=4, drop_last=True))) == 4
-
-
-def test_resuming_continues_where_it_stopped_and_later_epochs_are_whole() -> None:
-    sampler = EpochSampler(10, seed=0, batch_size=2)
-    sampler.set_epoch(3)
-    whole = list(sampler)
-    sampler.resume_at(3, 2)
-    sampler.set_epoch(3)
-    assert list(sampler) == whole[4:]
-    sampler.set_epoch(4)
-    assert len(list(sampler)) == 10
+def test_a_batch_is_a_function_of_its_number_wherever_training_goes_on() -> None:
+    order = SampleOrder(10, seed=0, batch_size=2)
+    whole = [order.batch(number) for number in range(20)]
+    again = SampleOrder(10, seed=0, batch_size=2)
+    assert [again.batch(number) for number in range(13, 20)] == whole[13:]
+    assert again.batch(4) == whole[4]
 
 
 def test_wrong_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="got a data set of 0 images, expected at least one"):
-        EpochSampler(0, seed=0, batch_size=1)
+        SampleOrder(0, seed=0, batch_size=1)
     with pytest.raises(ValueError, match="got batch_size 0, expected at least 1"):
-        EpochSampler(1, seed=0, batch_size=0)
+        SampleOrder(1, seed=0, batch_size=0)
     with pytest.raises(ValueError, match=r"got rank 2 of 2 processes, expected 0\.\.1"):
-        EpochSampler(1, seed=0, batch_size=1, rank=2, world_size=2)
-    with pytest.raises(ValueError, match="cannot resume at batch 9, an epoch has 5"):
-        EpochSampler(10, seed=0, batch_size=2).resume_at(0, 9)
+        SampleOrder(1, seed=0, batch_size=1, rank=2, world_size=2)

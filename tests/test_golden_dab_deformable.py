@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_golden_dab import batch_of, denoising_of, detector_of, near, official_loss, read
+from test_golden_dab import batch_of, denoising_of, detector_of, near, read, train_like_the_official_one
 from test_golden_deformable import other_checkpoint
 from torch import Tensor
 
@@ -15,8 +15,7 @@ from siamdetr.config import DenoisingSettings
 from siamdetr.data.targets import Targets
 from siamdetr.losses import weighted_sum
 from siamdetr.models.detector import Detector
-from siamdetr.official import IMPORTERS, OfficialCheckpointError, import_official, load_criterion
-from siamdetr.official_keys import UNUSED_ROW, translate
+from siamdetr.official import OfficialCheckpointError, import_official, load_criterion
 
 FAMILIES = {"dab_deformable": "dab-deformable-detr", "dn_deformable": "dn-deformable-detr"}
 
@@ -34,11 +33,9 @@ def test_forward_equals_the_official_one(kind: str) -> None:
     assert outputs.denoised is None
 
 
-def test_denoising_training_step_equals_the_official_one() -> None:
+def test_denoising_queries_equal_the_official_ones() -> None:
     meta, stored = read("C_dn_deformable")
-    detector = detector_of(meta, "dn-deformable-detr").train()
-    targets, settings, draws = denoising_of(meta, stored)
-    queries = detector.training_queries(targets, settings, draws)
+    queries = detector_of(meta, "dn-deformable-detr").training_queries(*denoising_of(meta, stored))
     assert queries.anchors is not None
     assert queries.attention_mask is not None
     near(queries.content, stored["dn/label_query"], 1e-6)
@@ -46,33 +43,9 @@ def test_denoising_training_step_equals_the_official_one() -> None:
     assert queries.attention_mask.tolist() == stored["dn/attn_mask"].tolist()
     assert queries.num_denoising == stored["dn/pad_size"]
 
-    outputs = detector(*batch_of(meta), queries)
-    near(outputs.logits, torch.cat([stored["aux_logits"], stored["pred_logits"][None]]), 1e-3)
-    near(outputs.boxes, torch.cat([stored["aux_boxes"], stored["pred_boxes"][None]]), 2e-4)
-    near(outputs.denoised.logits, stored["dn/out_logits"], 1e-3)
-    near(outputs.denoised.boxes, stored["dn/out_boxes"], 2e-4)
 
-    criterion = load_criterion("dn-deformable-detr", meta["spec"]["criterion"])
-    losses = criterion(outputs, targets)
-    assert {official_loss(key): weight for key, weight in criterion.weights.items()} == meta["weight_dict"]
-    ours = {official_loss(key): value for key, value in losses.items()}
-    assert {f"loss/{key}" for key in ours} == {key for key in stored if key.startswith("loss/")}
-    for key, value in ours.items():
-        torch.testing.assert_close(value.detach(), stored[f"loss/{key}"], rtol=1e-4, atol=1e-6, msg=key)
-    total = weighted_sum(losses, criterion.weights)
-    torch.testing.assert_close(total.detach(), stored["total"], rtol=1e-4, atol=0)
-
-    total.backward()
-    parameters, rules = dict(detector.named_parameters()), IMPORTERS["dn-deformable-detr"].rules(detector)
-    largest, compared = float(stored["grad_norms"].max()), 0
-    for official, norm in zip(meta["grad_names"], stored["grad_norms"].tolist(), strict=True):
-        places = translate(official.replace("transformer.decoder.bbox_embed", "bbox_embed"), rules)
-        assert isinstance(places, tuple), official
-        found = torch.stack([parameters[place].grad.norm() for place in places if place != UNUSED_ROW]).norm()  # type: ignore[union-attr]
-        if norm >= 1e-3 * largest:
-            assert float(found) == pytest.approx(norm, rel=1e-2), official
-            compared += 1
-    assert compared > 100
+def test_denoising_training_step_equals_the_official_one() -> None:
+    train_like_the_official_one(read("C_dn_deformable"), "dn-deformable-detr")
 
 
 def other(kind: str) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from golden.golden_io import load
 
 from siamdetr.data.targets import Targets
-from siamdetr.losses import weighted_sum
+from siamdetr.losses import DetectionCriterion, weighted_sum
 from siamdetr.matcher import match
 from siamdetr.models.detector import Outputs
 from siamdetr.official import load_criterion
@@ -48,14 +48,10 @@ def official_name(name: str) -> str:
     return name
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("name", ["s0", "s1", "s2"])
-def test_losses_total_and_gradients_equal_the_official_ones(kind: str, name: str) -> None:
-    meta, arrays = load(GOLDEN / f"B_{kind}.npz")
-    criterion = load_criterion(FAMILIES[kind], meta["spec"]["criterion"])
-    logits, boxes, targets = scenario(arrays, name)
-    losses = criterion(Outputs(logits, boxes, hidden=torch.zeros(*logits.shape[:3], 1)), targets)
-
+def total_like_the_official_one(
+    losses: dict[str, torch.Tensor], criterion: DetectionCriterion, arrays: dict[str, Any], *, name: str
+) -> torch.Tensor:
+    """Each loss and their weighted sum are those of the scenario; returns the sum."""
     stored = {
         key.removeprefix(f"{name}/loss/"): value for key, value in arrays.items() if key.startswith(f"{name}/loss/")
     }
@@ -63,11 +59,20 @@ def test_losses_total_and_gradients_equal_the_official_ones(kind: str, name: str
     assert sorted(ours) == sorted(stored)
     for key, value in stored.items():
         torch.testing.assert_close(ours[key].detach(), torch.tensor(value), rtol=1e-6, atol=1e-6, msg=key)
-    assert {official_name(key): value for key, value in criterion.weights.items()} == meta["weight_dict"]
-
     total = weighted_sum(losses, criterion.weights)
     torch.testing.assert_close(total.detach(), torch.tensor(arrays[f"{name}/total"]), rtol=1e-6, atol=1e-6)
-    total.backward()
+    return total
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("name", ["s0", "s1", "s2"])
+def test_losses_total_and_gradients_equal_the_official_ones(kind: str, name: str) -> None:
+    meta, arrays = load(GOLDEN / f"B_{kind}.npz")
+    criterion = load_criterion(FAMILIES[kind], meta["spec"]["criterion"])
+    logits, boxes, targets = scenario(arrays, name)
+    losses = criterion(Outputs(logits, boxes, hidden=torch.zeros(*logits.shape[:3], 1)), targets)
+    assert {official_name(key): value for key, value in criterion.weights.items()} == meta["weight_dict"]
+    total_like_the_official_one(losses, criterion, arrays, name=name).backward()
     layers = [*(f"aux{i}" for i in range(len(logits) - 1)), "last"]
     for index, layer in enumerate(layers):
         for tensor, key in ((logits, "pred_logits"), (boxes, "pred_boxes")):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_dab import VARIANTS as DENSE
 from test_dab import close, detector
+from test_deformable import chosen
 
 from siamdetr.boxes import xyxy_to_cxcywh
 from siamdetr.config import SiameseSettings
@@ -34,11 +35,6 @@ def views(count: int) -> ViewBatch:
         sizes=torch.tensor([[64, 96]]).expand(2 * count, 2),
         crops=torch.randn(2 * count, REGIONS, 3, 16, 16, generator=make),
     )
-
-
-def chosen(batch: ViewBatch, samples: list[int]) -> ViewBatch:
-    pairs = torch.tensor([*samples, *(sample + len(batch.images) // 2 for sample in samples)])
-    return ViewBatch(*(getattr(batch, name)[pairs] for name in ("images", "padding", "boxes", "sizes", "crops")))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

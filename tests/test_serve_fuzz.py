@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import schemathesis
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from schemathesis import openapi
 from schemathesis.specs.openapi.checks import positive_data_acceptance
@@ -31,12 +31,21 @@ def server() -> Iterator[TestClient]:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def description() -> Iterator[openapi.loaders.OpenApiSchema]:
+@pytest.fixture(
+    scope="module", params=[SPEC, PreprocessingSpec(mode="letterbox", size=(2, 3))], ids=lambda spec: spec.mode
+)
+def description(request: pytest.FixtureRequest) -> Iterator[openapi.loaders.OpenApiSchema]:
     """The OpenAPI document of a server on a socket; half of its images are good ones."""
     openapi.media_type("image/png", st.one_of(st.sampled_from(SEEDS), st.binary(max_size=100)))
-    with listening(StubModel()) as url:
+    with listening(StubModel(request.param)) as url:
         yield openapi.from_url(f"{url}/openapi.json")
+
+
+def sayable(case: schemathesis.Case) -> bool:
+    """Whether what the case means to be wrong is so on the wire: of a list, a form shows none as no field and one as a field."""
+    if case.media_type != "multipart/form-data" or not isinstance(case.body, dict):
+        return True
+    return not any(isinstance(value, list) and len(value) < 2 for name, value in case.body.items() if name != "images")
 
 
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
@@ -51,6 +60,7 @@ def test_every_operation_keeps_to_its_description(
         @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(operation.as_strategy(generation_mode=mode))
         def check(case: schemathesis.Case) -> None:
+            assume(sayable(case))
             case.call_and_validate(excluded_checks=[positive_data_acceptance])  # half of the images are no images
 
         check()

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
-from serving import SETTINGS, StubModel, client, encoded, listening, pixels
+from serving import SETTINGS, StubModel, client, listening, pixels
 
 from siamdetr.export import client as client_file
 from siamdetr.export import infer
 from siamdetr.export.runtime import OnnxDetector
-from siamdetr.preprocessing import PreprocessingSpec, preprocess
+from siamdetr.preprocessing import preprocess
 
 INFER = "/v2/models/siamdetr/infer"
 LENGTH = "Inference-Header-Content-Length"
@@ -65,7 +65,7 @@ def test_the_client_finds_what_the_model_finds_bit_for_bit(tiny_bundle: Path, tm
 
 
 def test_the_client_prepares_pictures_with_the_code_of_infer_py() -> None:
-    for name in ("load_image", "resize"):
+    for name in ("load_image", "resize", "pad"):
         assert inspect.getsource(getattr(client_file, name)) == inspect.getsource(getattr(infer, name))
 
 
@@ -122,8 +122,9 @@ def test_the_server_and_its_model_say_what_they_are(server: TestClient) -> None:
         (request(data=[0.5] * 24), 400, "expected 24 whole numbers"),
         (request(data=[[1], 2]), 400, "expected 24 whole numbers"),
         (request(data=[10**30] * 24), 400, "expected 24 whole numbers"),
-        (request(shape=[24]), 400, r"shapes: got images [24] and original_sizes [2, 2]"),
+        (request(shape=[24]), 400, "shapes: got images [24], original_sizes [2, 2], expected images [N, 3, any, any], original_sizes [N, 2]"),
         (request(shape=[1, 3, 4, 2]), 400, "shapes: got images [1, 3, 4, 2]"),
+        (request(shape=[], data=[7]), 400, "shapes: got images []"),
         (request(shape=[2, 3, 1, 1000], data=[0] * 6000), 413, "expected as preprocessed, at most 32 × 53"),
         (request(parameters=4), 400, "images: parameters got int"),
         (request(parameters={"binary_data_size": 24}), 400, "expected 24 bytes behind the JSON"),
@@ -153,10 +154,7 @@ def test_bodies_that_are_no_requests_are_explained(server: TestClient) -> None:
         assert (answer.status_code, text in answer.json()["error"]) == (status, True), answer.text
 
 
-def test_rows_are_bounded_and_padded_models_refused() -> None:
+def test_rows_are_bounded() -> None:
     limits = dataclasses.replace(SETTINGS.limits, max_images=1)
     with client(StubModel(), dataclasses.replace(SETTINGS, limits=limits)) as server:
         assert server.post(INFER, json=request()).json() == {"error": "images: got 2 rows, at most 1 are taken"}
-    with client(StubModel(PreprocessingSpec(mode="letterbox", size=(32, 32)))) as server:
-        assert "this model pads its images" in server.post(INFER, json=request()).json()["error"]
-        assert server.post("/v1/detect", files={"images": encoded(pixels())}).status_code == 200

@@ -399,6 +399,12 @@ def test_one_batch_can_be_overfitted(data: Path, tmp_path: Path) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+def run_in_two_processes(script: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert found.returncode == 0, found.stderr[-3000:]
+
+
 def test_two_processes_train_what_one_with_twice_the_batch_trains(tmp_path: Path) -> None:
     """Losses to 1e-5 (dropout 0), where the order of some batches leaves one process without an object."""
     data = write_data(tmp_path / "data", train=8, empty=(1, 2, 3, 5, 8))
@@ -431,9 +437,7 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(tmp_path: Path
             """
         )
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert found.returncode == 0, found.stderr[-3000:]
+    run_in_two_processes(script)
     counts = [(tmp_path / f"counts{rank}").read_text().split() for rank in range(2)]
     pairs = list(zip(*counts, strict=True))
     assert any((a == "0") != (b == "0") for a, b in pairs)
@@ -475,9 +479,7 @@ def test_two_processes_pretrain_what_one_with_twice_the_batch_pretrains(data: Pa
             """
         )
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert found.returncode == 0, found.stderr[-3000:]
+    run_in_two_processes(script)
     for method in PRETEXTS:
         one, two = (rows(tmp_path / f"{method}{count}") for count in (1, 2))
         assert len(one) == len(two) == 3

@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 from typer.testing import CliRunner
 
@@ -15,8 +17,9 @@ from siamdetr.cli.__main__ import app
 from siamdetr.export import client
 from siamdetr.export.bundle import ExportError
 from siamdetr.export.onnx import ExportResult
+from siamdetr.export.runtime import OnnxDetector
 from siamdetr.export.triton import TritonSettings, config_text, write_model_repository
-from siamdetr.preprocessing import PreprocessingSpec
+from siamdetr.preprocessing import PreprocessingSpec, resized_size
 
 TRITON_PYTHON = Path(__file__).parents[1] / "build" / "triton-venv" / "bin" / "python"
 READER = """
@@ -26,6 +29,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 print(json_format.MessageToJson(text_format.Parse(sys.stdin.read(), ModelConfig()), preserving_proto_field_name=True))
 """
 DEFAULT = TritonSettings()
+SPEC = PreprocessingSpec.from_size((96, 128))
 NAMES = ("cat", 'a "dog"\\', "Zelle ä細胞")
 
 
@@ -40,8 +44,8 @@ def read(config: str) -> dict[str, Any]:
     return values
 
 
-def text(settings: TritonSettings = DEFAULT) -> str:
-    return config_text("siamdetr", "onnxruntime", NAMES, PreprocessingSpec.from_size((96, 128)), settings)
+def text(settings: TritonSettings = DEFAULT, spec: PreprocessingSpec = SPEC) -> str:
+    return config_text("siamdetr", "onnxruntime", NAMES, spec, settings)
 
 
 def test_triton_reads_the_configuration_as_it_is_meant() -> None:
@@ -58,6 +62,45 @@ def test_triton_reads_the_configuration_as_it_is_meant() -> None:
     card = json.loads(config["parameters"]["siamdetr"]["string_value"])
     assert card["class_names"] == list(NAMES)
     assert PreprocessingSpec.model_validate(card["preprocessing"]).size == (96, 128)
+
+
+def test_a_model_that_pads_is_told_what_is_picture_also_when_it_warms_up() -> None:
+    config = read(text(spec=PreprocessingSpec(mode="letterbox", size=(96, 160))))
+    assert [(one["name"], one["data_type"], one["dims"]) for one in config["input"]] == [
+        ("images", "TYPE_UINT8", ["3", "96", "160"]),
+        ("original_sizes", "TYPE_INT64", ["2"]),
+        ("valid_sizes", "TYPE_INT64", ["2"]),
+    ]
+    for warm_up in config["model_warmup"]:
+        assert warm_up["inputs"].keys() == {"images", "original_sizes", "valid_sizes"}
+        assert warm_up["inputs"]["images"]["dims"] == ["3", "96", "160"]
+        assert warm_up["inputs"]["valid_sizes"] == {
+            "data_type": "TYPE_INT64",
+            "dims": ["2"],
+            "input_data_file": "valid_sizes",
+        }
+
+
+@pytest.mark.parametrize("bundle", ["tiny_bundle", "letterbox_bundle"])
+def test_the_model_takes_what_its_warm_up_gives(bundle: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """As Triton builds it: zeros, or a file of one row, which is repeated for every row of the batch."""
+    write_model_repository(request.getfixturevalue(bundle), tmp_path)
+    folder = tmp_path / "siamdetr"
+    config = read((folder / "config.pbtxt").read_text())
+    session = onnxruntime.InferenceSession(folder / "1" / "model.onnx")
+    assert [one.name for one in session.get_inputs()] == [one["name"] for one in config["input"]]
+    for warm_up in config["model_warmup"]:
+        feed = {}
+        for name, value in warm_up["inputs"].items():
+            dims, dtype = list(map(int, value["dims"])), np.dtype(value["data_type"].removeprefix("TYPE_").lower())
+            file = value.get("input_data_file")
+            content = (
+                bytes(int(np.prod(dims)) * dtype.itemsize) if file is None else (folder / "warmup" / file).read_bytes()
+            )
+            feed[name] = np.repeat(np.frombuffer(content, dtype).reshape(1, *dims), warm_up["batch_size"], axis=0)
+        if "valid_sizes" in feed:
+            assert (feed["valid_sizes"] == resized_size((480, 640), OnnxDetector(folder / "1").preprocessing)).all()
+        assert all(np.isfinite(output).all() for output in session.run(None, feed))
 
 
 @pytest.mark.parametrize(("right", "wrong"), [("max_queue_size", "max_queue_sise"), ("TYPE_UINT8", "TYPE_UINT9")])

@@ -98,17 +98,11 @@ class _ImageFiles:
             )
 
 
-class DetectionDataset(Dataset[DetectionItem]):
-    """Labelled images, augmented. Crowd boxes are not trained on.
+class _Images(Dataset[Sample]):
+    """Samples of the images of an index, by (epoch, i)."""
 
-    Args:
-        index: images and boxes.
-        transform: to the model's size.
-        seed: of the augmentation.
-    """
-
-    def __init__(self, index: DetectionIndex, transform: FinetuneTransform, seed: int = 0) -> None:
-        self.index, self.transform, self.seed = index, transform, seed
+    def __init__(self, index: DetectionIndex, seed: int) -> None:
+        self.index, self.seed = index, seed
         self._files = _ImageFiles(index)
 
     def __len__(self) -> int:
@@ -118,6 +112,20 @@ class DetectionDataset(Dataset[DetectionItem]):
     def num_unreadable(self) -> int:
         """Images that could not be read so far, in all workers together."""
         return int(self._files.failed.sum())
+
+
+class DetectionDataset(_Images[DetectionItem]):
+    """Labelled images, augmented. Crowd boxes are not trained on.
+
+    Args:
+        index: images and boxes.
+        transform: to the model's size.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, index: DetectionIndex, transform: FinetuneTransform, seed: int = 0) -> None:
+        super().__init__(index, seed)
+        self.transform = transform
 
     def __getitem__(self, key: tuple[int, int]) -> DetectionItem:
         epoch, i = key
@@ -142,26 +150,18 @@ class DetectionDataset(Dataset[DetectionItem]):
         )
 
 
-class _Unlabelled(Dataset[Sample]):
+class _Unlabelled(_Images[Sample]):
     """Images with their proposals; an image that is not in the store (a file that has changed since) gets EdgeBoxes here.
 
     Which images those are is kept like the unreadable ones: counted once, in all workers together.
     """
 
     def __init__(self, index: DetectionIndex, proposals: ProposalStore | None, *, at_least: int, seed: int) -> None:
-        self.index, self.proposals, self.seed = index, proposals, seed
+        super().__init__(index, seed)
+        self.proposals = proposals
         self._at_least = at_least  # pixels that must be left of a side when a JPEG is decoded smaller
-        self._files = _ImageFiles(index)
         self._not_stored = torch.zeros(len(index), dtype=torch.bool)
         self._not_stored.share_memory_()  # type: ignore[no-untyped-call]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def num_unreadable(self) -> int:
-        """Images that could not be read so far, in all workers together."""
-        return int(self._files.failed.sum())
 
     @property
     def num_without_proposals(self) -> int:

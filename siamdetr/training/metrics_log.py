@@ -16,7 +16,20 @@ from siamdetr.checkpoint import atomic_write
 from siamdetr.report import METRICS_FILE, read_metrics
 
 
-class MetricsCsv(Logger):
+class _RunLogger(Logger):
+    """What Lightning asks of every logger and a run's own have no use for."""
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for one."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **keywords: Any) -> None:
+        """They are in config.yaml."""
+
+
+class MetricsCsv(_RunLogger):
     """Writes each row at once. A new column rewrites the file; rows after `resume_step` belong to a lost future and go."""
 
     def __init__(self, folder: Path, resume_step: int) -> None:
@@ -31,15 +44,6 @@ class MetricsCsv(Logger):
     def name(self) -> str:
         """Lightning asks for one."""
         return "csv"
-
-    @property
-    def version(self) -> str:
-        """Lightning asks for one."""
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **keywords: Any) -> None:
-        """They are in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -65,7 +69,7 @@ class MetricsCsv(Logger):
         atomic_write(self._path, lambda file: file.write(text.getvalue().encode()))
 
 
-class TensorBoardEvents(Logger):
+class TensorBoardEvents(_RunLogger):
     """Events under <run>/tensorboard, without the empty hparams file that Lightning's own logger leaves."""
 
     def __init__(self, folder: Path, resume_step: int) -> None:
@@ -76,15 +80,6 @@ class TensorBoardEvents(Logger):
     def name(self) -> str:
         """Lightning asks for one."""
         return "tensorboard"
-
-    @property
-    def version(self) -> str:
-        """Lightning asks for one."""
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **keywords: Any) -> None:
-        """They are in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

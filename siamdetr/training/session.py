@@ -19,7 +19,7 @@ from torch import distributed
 from torch.utils.data import Dataset
 
 from siamdetr.checkpoint import ModelMetadata, atomic_write, save_model, sweep_temporaries, to_json
-from siamdetr.data.sampler import EpochSampler
+from siamdetr.data.sampler import SampleOrder
 from siamdetr.models.detector import Detector
 from siamdetr.training.describe import CONFIG_FILE
 from siamdetr.training.ema import WeightAverage
@@ -30,7 +30,7 @@ from siamdetr.training.saver import Saver
 from siamdetr.training.settings import RunSettings
 from siamdetr.training.signals import SignalWatch
 from siamdetr.training.step_log import StepLog
-from siamdetr.training.stream import BatchStream, SampleOrder
+from siamdetr.training.stream import BatchStream
 from siamdetr.training.trainer import build_trainer, run_device, world_size
 
 _log = logging.getLogger(__name__)
@@ -72,14 +72,14 @@ class Session:
 
 def run_length(settings: RunSettings, num_images: int) -> Length:
     """Optimiser steps of a run over `num_images` images."""
-    per_epoch = _sampler(settings, num_images, 0).num_batches / settings.grad_accum
+    per_epoch = _order(settings, num_images, 0).num_batches / settings.grad_accum
     total = settings.steps if settings.steps is not None else max(1, round((settings.epochs or 0) * per_epoch))
     return Length(total, per_epoch)
 
 
-def _sampler(settings: RunSettings, length: int, rank: int) -> EpochSampler:
+def _order(settings: RunSettings, length: int, rank: int) -> SampleOrder:
     world = world_size(settings)
-    return EpochSampler(length, seed=settings.seed, batch_size=settings.batch_size, rank=rank, world_size=world)
+    return SampleOrder(length, seed=settings.seed, batch_size=settings.batch_size, rank=rank, world_size=world)
 
 
 def begin(settings: RunSettings, run: RunFolder) -> None:
@@ -111,7 +111,7 @@ def train(
     if module.total_steps <= run.step:
         _log.info("The run is finished already: %d of %d steps.", run.step, module.total_steps)
         return 0.0
-    order = SampleOrder(_sampler(settings, session.length, process_rank()))
+    order = _order(settings, session.length, process_rank())
     module.image_ids_of = lambda batch: tuple(session.image_id(i) for _, i in order.batch(batch))
     stream = BatchStream(
         session.dataset,

@@ -1,4 +1,4 @@
-"""The order of the samples, and the loader that follows it from any position.
+"""The loader, which follows the order of the samples from any position.
 
 Training is one endless stream of batches: batch b of process r is a function of (seed, b, r), so that a resumed run, another
 number of workers or another number of processes (with the same total batch) sees the same samples.
@@ -12,27 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from siamdetr.data.sampler import EpochSampler
-
-Sample = tuple[int, int]  # (epoch, position in the index)
-
-
-class SampleOrder:
-    """Which samples make batch b of this process, counted from the start of training over all epochs."""
-
-    def __init__(self, sampler: EpochSampler) -> None:
-        self._sampler = sampler
-        self._epoch = -1
-        self._batches: Any = None
-
-    def batch(self, number: int) -> list[Sample]:
-        """The samples of batch `number`."""
-        sampler = self._sampler
-        epoch, step = divmod(number, sampler.num_batches)
-        if epoch != self._epoch:
-            shape = (sampler.num_batches, sampler.world_size, sampler.batch_size)
-            self._epoch, self._batches = epoch, sampler.order(epoch).reshape(shape)
-        return [(epoch, int(i)) for i in self._batches[step, sampler.rank]]
+from siamdetr.data.sampler import Sample, SampleOrder
 
 
 class BatchStream:
