@@ -84,9 +84,16 @@ def _recipe(method: str, keep: int, edge_model: Path | None, boxes: Path | None)
 
 def _compute(index: DetectionIndex, path: Path, recipe: Recipe, engine: Engine) -> ProposalStore:
     from siamdetr.cli.console import progress
+    from siamdetr.data.problems import DataError
     from siamdetr.data.proposal_files import read_objectness
-    from siamdetr.data.proposals import compute_proposals
+    from siamdetr.data.proposals import ProposalStore, compute_proposals
 
+    there = ProposalStore.open(path) if path.exists() else None
+    if there is not None and len(there) and there.recipe != recipe.text:
+        raise DataError(
+            f"{path}: has proposals of {len(there):,} images, made otherwise ({there.recipe}; asked for: {recipe.text}); give another "
+            "file with -o, or delete it"
+        )
     given = read_objectness(recipe.boxes_file, index) if recipe.boxes_file is not None else None
     with progress("proposals") as update:
         return compute_proposals(index, path, recipe=recipe, engine=engine, given=given, progress=update)

@@ -37,7 +37,7 @@ class Engine:
 
     Attributes:
         kind: "here", one after the other; "threads" of this process (for functions that leave Python's lock); "processes", started
-            afresh (spawn); or "ray".
+            afresh (spawn), which end with this one however it ends; or "ray".
         workers: threads or processes; None: one a core. Ray counts for itself.
         address: of the Ray cluster: "auto", "ray://host:port", or "local" to start one on this machine.
         cpus, gpus: what a task occupies on the Ray cluster.

@@ -171,6 +171,12 @@ def test_proposals_are_computed_scored_and_trained_on(
     assert "average recall, IoU .5:.95" in text
     code, text = run("info", file, capsys=capsys, monkeypatch=monkeypatch)
     assert "random draws=100 kept=100" in text
+    before = file.read_bytes()
+    code, text = run("proposals", data, "--split", "val", "-o", file, capsys=capsys, monkeypatch=monkeypatch)
+    assert code == 1
+    assert "has proposals of 3 images, made otherwise (random draws=100 kept=100; asked for: edgeboxes" in text
+    assert "give another file with -o, or delete it" in text
+    assert file.read_bytes() == before
     code, text = run(
         "train", "--data", data / "unlabelled", "--proposals", file, "--steps", 1, "-o", tmp_path / "run",
         capsys=capsys, monkeypatch=monkeypatch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,19 @@ import torch
 from data_sets import coco_document, write_coco, write_image
 from torch.utils.data import DataLoader
 
-from siamdetr.config import SiameseSettings
-from siamdetr.data.dataset import DetectionDataset, SiameseDataset, collate_detection, collate_views
+from siamdetr.config import DETRegSettings, SiameseSettings
+from siamdetr.data.dataset import (
+    DetectionDataset,
+    RegionDataset,
+    SiameseDataset,
+    collate_detection,
+    collate_regions,
+    collate_views,
+)
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.open import open_dataset
 from siamdetr.data.problems import DataError
+from siamdetr.data.proposal_methods import Recipe
 from siamdetr.data.proposals import compute_proposals
 from siamdetr.data.sampler import Sample, SampleOrder
 from siamdetr.data.transforms import FinetuneTransform
@@ -133,6 +142,27 @@ def test_stored_proposals_are_used_and_missing_ones_computed_on_the_way(tmp_path
         one, other = (SiameseDataset(index, which, settings)[0, i] for which in (store, partial))
         assert one.boxes == pytest.approx(other.boxes, abs=1e-3)
     assert not np.allclose(one.boxes, SiameseDataset(index, None, settings)[0, 2].boxes)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_without_stored_proposals_are_counted_and_the_first_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    index = folder_of_images(tmp_path / "images", 5)
+    store = compute_proposals(index.subset([0, 1]), tmp_path / "p.arrow", recipe=Recipe("selective-search"))
+    dataset = RegionDataset(index, store, DETRegSettings(num_regions=3, size=48, crop_size=16))
+    with caplog.at_level(logging.WARNING):
+        batches(dataset, collate_regions, workers=workers)
+        batches(dataset, collate_regions, workers=workers)
+    assert dataset.num_without_proposals == 3
+    assert dataset.num_unreadable == 0
+    if workers == 0:
+        (message,) = (record.message for record in caplog.records)
+        assert re.search(
+            r"00\d\.jpg: has no proposals in .*p\.arrow \(selective-search\); it gets EdgeBoxes whenever it is read\. Others",
+            message,
+        )
+    assert RegionDataset(index, None, DETRegSettings(size=48)).num_without_proposals == 0
 
 
 def test_an_unreadable_image_gives_way_to_the_next_and_is_logged_once(

@@ -309,13 +309,14 @@ def test_pretraining_uses_stored_proposals_and_says_how_many_are_missing(
     files = [str(tmp_path / f"{i}.arrow") for i in range(2)]
     for i, file in enumerate(files):
         compute_proposals(index.subset([2 * i, 2 * i + 1]), file, recipe=Recipe("random"))
-    settings = pretrain_settings(data, tmp_path / "run", steps=1)
+    settings = pretrain_settings(data, tmp_path / "run", steps=4)
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"proposals": tuple(files)})})
     with caplog.at_level(logging.INFO, logger="siamdetr"):
         pretrain(settings)
     assert "4 images are missing (of 8 in" in caplog.text
     assert "Proposals: 4 images, random draws=100 kept=100" in caplog.text
     assert not (tmp_path / "proposals").exists()
+    assert "4 images had no stored proposals: each got EdgeBoxes whenever it was read" in caplog.text
 
 
 def test_a_pretrained_start_is_taken_over_but_for_the_class_head(

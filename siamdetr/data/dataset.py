@@ -151,22 +151,43 @@ class DetectionDataset(_Images[DetectionItem]):
 
 
 class _Unlabelled(_Images[Sample]):
-    """Images with their proposals; an image that is not in the store (a file that has changed since) gets them here."""
+    """Images with their proposals; an image that is not in the store (a file that has changed since) gets EdgeBoxes here.
+
+    Which images those are is kept like the unreadable ones: counted once, in all workers together.
+    """
 
     def __init__(self, index: DetectionIndex, proposals: ProposalStore | None, *, at_least: int, seed: int) -> None:
         super().__init__(index, seed)
         self.proposals = proposals
         self._at_least = at_least  # pixels that must be left of a side when a JPEG is decoded smaller
+        self._not_stored = torch.zeros(len(index), dtype=torch.bool)
+        self._not_stored.share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def num_without_proposals(self) -> int:
+        """Images that the store lacks, of those read so far in all workers together; 0 where there is no store."""
+        return int(self._not_stored.sum())
 
     def _read(self, key: tuple[int, int]) -> tuple[Image.Image, NDArray[np.float32] | None, Random]:
         """The image of (epoch, i); [n, 4] (x0, y0, x1, y1) fractions, best first, None: random regions are wanted; the sample's randomness."""
         epoch, i = key
-        _, data, image = self._files.read(i, self._at_least)
+        position, data, image = self._files.read(i, self._at_least)
         boxes = None
         if self.proposals is not None:
             boxes = self.proposals.fractions(content_key(data))
-            boxes = propose(image).boxes if boxes is None else boxes
+            if boxes is None:
+                self._note_not_stored(position, self.proposals)
+                boxes = propose(image).boxes
         return image, boxes, sample_random(self.seed, epoch, i)
+
+    def _note_not_stored(self, position: int, store: ProposalStore) -> None:
+        is_first = not self._not_stored.any()
+        self._not_stored[position] = True
+        if is_first:
+            logger.warning(
+                "%s: has no proposals in %s (%s); it gets EdgeBoxes whenever it is read. Others that are missing are only counted",
+                self.index.path(position), ", ".join(map(str, store.paths)), store.recipe.partition(" ")[0],
+            )  # fmt: skip
 
 
 class SiameseDataset(_Unlabelled[ViewSample]):

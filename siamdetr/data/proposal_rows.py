@@ -71,10 +71,12 @@ class Rows:
         return set(_as_bytes(self.stamps))
 
     def sorted(self) -> Rows:
-        """By key; rows with one key by stamp."""
+        """By key; rows with one key by stamp. Of rows with one key and stamp the first remains."""
         order = np.lexsort((*_words(self.stamps), *_words(self.keys)))
+        both = np.concatenate([self.keys, self.stamps], axis=1)[order]
+        order = order[np.concatenate([[True], (both[1:] != both[:-1]).any(axis=1)])[: len(order)]]
         counts = np.diff(self.offsets)[order]
-        offsets = np.zeros(len(self) + 1, dtype=np.int64)
+        offsets = np.zeros(len(order) + 1, dtype=np.int64)
         np.cumsum(counts, out=offsets[1:])
         boxes = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][order] - offsets[:-1], counts)
         return Rows(

@@ -65,6 +65,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _write(path: Path, recipe: str, rows: Rows) -> None:
+    """Raises DataError where the disk is full, or nothing may be written."""
     rows = rows.sorted()
     columns = [
         _fixed_column(rows.keys),
@@ -85,6 +86,10 @@ def _write(path: Path, recipe: str, rows: Rows) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); what was written before is kept. Make room there, or choose another place"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

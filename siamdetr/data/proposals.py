@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from siamdetr.data.file_lock import only_writer
 from siamdetr.data.files import Progress
 from siamdetr.data.images import UnreadableImageError, content_key, decode_image, read_bytes
 from siamdetr.data.index import DetectionIndex
@@ -68,55 +69,73 @@ def compute_proposals(
 
     Args:
         index: the images; those that cannot be read are left out, with a warning.
-        store_path: the file, made when it is not there. Only one program at a time may write it.
+        store_path: the file, made when it is not there. While another program writes it, this one waits.
         recipe: None: EdgeBoxes.
         engine: None: a thread a core, since OpenCV, Pillow and hashing leave Python's lock.
         given: for "objectness-file": image id to [n, 4] xyxy pixels, best first; images without any get the centred box.
         part_size: images between two writings.
         progress: called with (images done, images in all).
     Raises:
-        DataError: the file is there and is not ours, or the edge model cannot be read.
+        DataError: the file is there and is not ours, nothing can be written there, no image can be read, or the edge model cannot be
+            read.
     """
     path, recipe = Path(store_path), recipe or Recipe()
+    tell = progress or (lambda done, total: None)
+    with only_writer(path, lambda: tell(0, len(index))):
+        _complete(index, path, recipe, engine or Engine(), given, part_size=part_size, tell=tell)
+    return ProposalStore.open(path)
+
+
+def _complete(
+    index: DetectionIndex,
+    path: Path,
+    recipe: Recipe,
+    engine: Engine,
+    given: Mapping[int, Boxes] | None,
+    *,
+    part_size: int,
+    tell: Progress,
+) -> None:
+    """Compute what the file lacks and put it there."""
     known = read_known(path, text := recipe.text)
     stamps = [file_stamp(index.path(i)) for i in range(len(index))]
     have = frozenset().union(*(store.stamps() for store in known))
     wanted = [i for i in range(len(index)) if stamps[i] not in have]
     done, total = len(index) - len(wanted), len(index)
-    if progress is not None and done:
-        progress(done, total)
+    if done:
+        tell(done, total)
     started = time.perf_counter()
     problems: list[str] = []
     fresh: list[Rows] = []
     written: list[Path] = []
 
     def put_on_disk() -> None:
-        if fresh:
+        if any(map(len, fresh)):
             written.append(write_part(path, text, concatenate_rows(fresh)))
-            fresh.clear()
+        fresh.clear()
 
     try:
         chunks = _chunks(index, wanted, stamps, recipe, known, given, size=min(_CHUNK, part_size))
-        for computed in (engine or Engine()).run(_compute, chunks):
+        for computed in engine.run(_compute, chunks):
             fresh.append(computed.rows)
             problems += computed.problems
             done += computed.num_images
             if sum(map(len, fresh)) >= part_size:
                 put_on_disk()
-            if progress is not None:
-                progress(done, total)
+            tell(done, total)
     finally:
         put_on_disk()
     _warn_of(problems, index)
+    if len(problems) == total > 0:
+        raise DataError(f"{index.root}: none of {total:,} images can be read; `siamdetr doctor {index.root}` says why")
     if wanted:
         rate = len(wanted) / (time.perf_counter() - started)
         logger.info(
             "Proposals: %d images known, %d computed, %.1f images/s (%s)", total - len(wanted), len(wanted), rate, text
         )
-    if wanted or len(known) != 1 or known[0].paths != (path,):
+    if written or len(known) != 1 or known[0].paths != (path,):
         everything = [*known, *map(ProposalStore.open, written)]
         write_store(path, text, concatenate_rows([store.rows() for store in everything]))
-    return ProposalStore.open(path)
 
 
 def open_proposals(

@@ -47,12 +47,15 @@ def find_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
         return _shard(*_halves(text), f"--shard {text}")
     for number, count in _VARIABLES:
         if number in environment and count in environment:
-            first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0)) if "ARRAY" in number else 0
-            return _shard(
-                int(environment[number]) - first,
-                int(environment[count]),
-                f"{number}={environment[number]}, {count}={environment[count]}",
-            )
+            source = f"{number}={environment[number]}, {count}={environment[count]}"
+            try:
+                first = int(environment.get("SLURM_ARRAY_TASK_MIN", 0)) if "ARRAY" in number else 0
+                part = int(environment[number]) - first, int(environment[count])
+            except ValueError:
+                raise DataError(
+                    f"{source}: expected two numbers, as torchrun and SLURM set them; give --shard i/n"
+                ) from None
+            return _shard(*part, source)
     return Shard()
 
 

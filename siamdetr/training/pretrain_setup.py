@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
-
 from siamdetr.config import DetectorSettings, SiameseSettings
 from siamdetr.data.dataset import RegionDataset, SiameseDataset, collate_regions, collate_views
 from siamdetr.data.files import Progress
@@ -28,7 +26,7 @@ def pretraining_detector(settings: PretrainSettings) -> DetectorSettings:
 
 def pretraining_data(
     settings: PretrainSettings, index: DetectionIndex, proposals: ProposalStore | None
-) -> tuple[Dataset[Any], Callable[[list[Any]], Any]]:
+) -> tuple[SiameseDataset | RegionDataset, Callable[[list[Any]], Any]]:
     """The method's samples, and how they make its batch."""
     chosen = settings.of_method
     if isinstance(chosen, SiameseSettings):

@@ -28,6 +28,7 @@ from siamdetr.training.pictures import save_pictures
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
 from siamdetr.training.pretrain_setup import fill_pretext, pretraining_data, pretraining_detector, stored_proposals
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
+from siamdetr.training.proposal_figures import measure_proposals, save_proposal_figures
 from siamdetr.training.run_report import write_report
 from siamdetr.training.session import (
     Session,
@@ -39,7 +40,7 @@ from siamdetr.training.session import (
     train,
 )
 from siamdetr.training.settings import FinetuneSettings, PretrainSettings
-from siamdetr.training.sources import open_labelled, open_unlabelled
+from siamdetr.training.sources import open_labelled, open_pretraining
 from siamdetr.training.start import Start
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ def pretrain(
     with SignalWatch() as watch:
         settings = settings.model_copy(update={"detector": pretraining_detector(settings)})
         run = choose_folder(settings, resume)
-        index = open_unlabelled(settings.data, as_callback(sink, "read", watch.raise_if_received))
+        data = open_pretraining(settings.data, as_callback(sink, "read", watch.raise_if_received))
+        index = data.images
         begin(settings, run)
         with first_process_first(settings):
             poll = as_callback(sink, "proposals", watch.raise_if_received)
@@ -113,8 +115,11 @@ def pretrain(
             callbacks=(Diagnostics(run.path, dataset, len(index), collate, total_steps=length.total),),
             finished=class_agnostic,
         )
+        figures = measure_proposals(proposals, data.labelled) if process_rank() == 0 else None
         seconds = train(session, settings, run, watch=watch, progress=sink)
     if process_rank() == 0:
+        if seconds:  # else the run was finished before, and its figures are there
+            save_proposal_figures(run.path, figures, dataset)
         write_report(run.path)
     return RunResult(run.path, find_model_file(run.path), session.module.step, seconds)
 

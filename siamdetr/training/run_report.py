@@ -15,6 +15,7 @@ from siamdetr.pretext.collapse import COLLAPSE_REMEDY, collapsed
 from siamdetr.report import REPORT_FILE, Section, curve, curves_svg, page, picture, read_metrics, table
 
 EVALUATION_FILE = "evaluation.json"  # of the best weights: {"step", "metrics": {name: value}, "per_class": [row, …]}
+PROPOSALS_FILE = "proposals.json"  # of pretraining: {"recipe", "rows": [[what, figure], …]}
 PICTURES = "pictures"  # folder of jpg files, truth beside prediction, named by what they show
 ATTENTION = "attention"  # folder of jpg files, the best boxes and where the decoder looked for them
 DIAGNOSTICS = "diagnostics"  # of pretraining: sample-I.jpg, and matched-I-STEP-IOU.jpg of the same images over time
@@ -41,7 +42,8 @@ def write_report(run_folder: str | Path) -> Path:
         *_matched_sections(folder),
     ]
     warnings = _collapse_sections(rows)
-    sections = [*warnings, *_evaluation_sections(evaluation), *_curve_sections(rows), *pictures]
+    figures = [*_evaluation_sections(evaluation), *_curve_sections(rows), *_proposal_sections(folder)]
+    sections = [*warnings, *figures, *pictures]
     config_text = Markup("<details><summary>config.yaml</summary><pre>{}</pre></details>")
     sections.append(Section("Settings", config_text.format(config.read_text(encoding="utf-8")), wide=True))
     text = page(f"siamdetr · {folder.name}", _lead(settings, rows, evaluation), sections)
@@ -108,6 +110,16 @@ def _evaluation_sections(evaluation: Mapping[str, Any] | None) -> list[Section]:
     header = list(rows[0])
     body = [[row[key] for key in header] for row in rows]
     return [scores, Section("Per class", table([_plain(key) for key in header], body))]
+
+
+def _proposal_sections(folder: Path) -> list[Section]:
+    """What the proposals of a pretraining run cover."""
+    path = folder / PROPOSALS_FILE
+    if not path.is_file():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    recipe = Markup("<p>{}</p>").format(content["recipe"])
+    return [Section("Proposals", table(["", "figure"], content["rows"]) + recipe)]
 
 
 def picture_sections(folder: Path) -> list[Section]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import yaml
 from pydantic import ValidationError
 
@@ -17,6 +18,7 @@ from siamdetr.training.settings import DataSettings, FinetuneSettings
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
+_JUDGED = 500  # labelled images at most, by which proposals are judged: their files are read for it
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,20 @@ class FinetuneData:
     val: DetectionIndex | None
 
 
+@dataclass(frozen=True)
+class PretrainData:
+    """Images to pretrain on, without labels; and where there are labels, some of the images with theirs, to judge the proposals by."""
+
+    images: DetectionIndex
+    labelled: DetectionIndex | None
+
+
 def open_unlabelled(data: DataSettings, progress: Progress | None = None) -> DetectionIndex:
+    """The images of `open_pretraining`."""
+    return open_pretraining(data, progress).images
+
+
+def open_pretraining(data: DataSettings, progress: Progress | None = None) -> PretrainData:
     """The images of all paths, without their labels; if there are labels, the log points to `siamdetr finetune`.
 
     Of a data set that is divided only its train part is taken: what is scored later is not seen here either.
@@ -37,12 +52,22 @@ def open_unlabelled(data: DataSettings, progress: Progress | None = None) -> Det
     labelled = sum(part.num_boxes for part in parts)
     if labelled:
         _log.info(
-            "The data has labels (%d boxes); pretraining does not look at them. To train on them: siamdetr finetune --data %s",
+            "The data has labels (%d boxes); pretraining does not look at them (the report tells the proposals' recall by them). "
+            "To train on them: siamdetr finetune --data %s",
             labelled,
             data.paths[0],
         )
     index = concatenate([part.without_labels() for part in parts])
-    return index.fraction(data.fraction, seed=0)
+    return PretrainData(index.fraction(data.fraction, seed=0), _some_labelled(parts))
+
+
+def _some_labelled(parts: Sequence[DetectionIndex]) -> DetectionIndex | None:
+    """Images of the first part that has boxes (crowds do not count), evenly spread; None: none has."""
+    for part in parts:
+        with_boxes = np.unique(np.repeat(np.arange(len(part)), part.box_counts())[~part.crowd])
+        if len(with_boxes):
+            return part.subset(with_boxes[:: -(-len(with_boxes) // _JUDGED)])
+    return None
 
 
 def open_labelled(settings: FinetuneSettings, progress: Progress | None = None) -> FinetuneData:

@@ -17,7 +17,7 @@ class Start:
     """Where a detector's weights came from."""
 
     loaded: int
-    fresh: tuple[str, ...]  # modules that start afresh, such as "class_head"
+    fresh: tuple[str, ...]  # modules that start afresh, such as "class_head" or "learned_queries.labels"
     lineage: tuple[str, ...]
 
 
@@ -41,8 +41,14 @@ def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Pat
     if strange:
         raise CheckpointError(_misfit(Path(path), source, detector, strange))
     detector.load_state_dict(fits, strict=False)
-    fresh = tuple(sorted({name.split(".")[0] for name in left_out if name in ours}))
+    fresh = tuple(sorted({_module(name) for name in left_out if name in ours}))
     return Start(loaded=len(fits), fresh=fresh, lineage=metadata.lineage)
+
+
+def _module(name: str) -> str:
+    """The module of a tensor; of the queries their part, since only some of them depend on the classes."""
+    parts = name.split(".")
+    return ".".join(parts[: 2 if parts[0] == _QUERIES else 1])
 
 
 def _misfit(path: Path, source: Detector, detector: Detector, names: list[str]) -> str:
