@@ -90,6 +90,33 @@ def test_finetuning_differs_in_its_start_alone(data: Path, tmp_path: Path) -> No
     assert pair[0].val_every == pytest.approx(2 * 2 / 4)  # one evaluation, at the end of 2 steps of 2 on 4 images
 
 
+def test_the_heads_alone_are_trained_whatever_else_finetuning_is_told_to_freeze(data: Path, tmp_path: Path) -> None:
+    study = settings(data, "initialization", finetune=("freeze=backbone",))
+    frozen = {
+        cell.freeze: finetune_settings(study, cell, tmp_path, init=None, num_train=10).freeze
+        for cell in (Cell("finetune", "scratch"), Cell("finetune", "scratch", freeze="body"))
+    }
+    assert frozen == {"none": "backbone", "body": "body"}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "remedy"),
+    [
+        ("seed=3", "give --seeds"),
+        ("steps=9", "give --pretrain-steps or --finetune-steps"),
+        ("data.fraction=0.5", "give --fractions"),
+        ("method=updetr", "give --methods"),
+        ("val_every=1", "give --evaluations"),
+        ("init=mine", "it is the pretrained run, or none"),
+        ("output=elsewhere", "give -o"),
+    ],
+)
+def test_what_the_study_decides_cannot_be_set_for_its_runs(data: Path, assignment: str, remedy: str) -> None:
+    for stage in ("both", "pretrain", "finetune"):
+        with pytest.raises(ValueError, match=f"got {assignment}, which the study sets for every run; {remedy}"):
+            settings(data, **{stage: (assignment,)})
+
+
 def test_splits_are_nested_and_saved(data: Path, tmp_path: Path) -> None:
     open_grid(settings(data), tmp_path / "study")
     splits = json.loads((tmp_path / "study" / "splits.json").read_text())

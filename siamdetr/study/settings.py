@@ -45,6 +45,18 @@ _FAST_METHODS: dict[str, Any] = {
 _FAST_FINETUNE: dict[str, Any] = {"images.size": 96, "images.max_size": 160, "images.augment": "flip"}
 
 
+# What each cell decides, and how the study is told instead; an assignment would undo what is compared.
+_OWN: dict[str, str] = {
+    "seed": "give --seeds",
+    "steps": "give --pretrain-steps or --finetune-steps",
+    "data.fraction": "give --fractions",
+    "method": "give --methods",
+    "val_every": "give --evaluations",
+    "init": "it is the pretrained run, or none",
+    "output": "give -o",
+}
+
+
 class StudySettings(Settings):
     """Everything that a study's figures depend on."""
 
@@ -83,6 +95,10 @@ class StudySettings(Settings):
                 )
         if self.study in ("sensitivity", "ablation") and "siamese" not in self.methods:
             raise ValueError(f"{self.study} varies settings of Siamese DETR; put siamese among the methods")
+        for assignment in (*self.both, *self.pretrain, *self.finetune):
+            key = assignment.partition("=")[0].strip()
+            if key in _OWN:
+                raise ValueError(f"got {assignment}, which the study sets for every run; {_OWN[key]}")
         return self
 
 
@@ -103,9 +119,9 @@ def pretrain_settings(study: StudySettings, cell: Cell, folder: Path, *, device:
         "output": str(folder),
         **(_FAST_DETECTOR | _FAST_METHODS if study.fast else {}),
     }
-    if cell.kind == "cost":
-        flags |= {"log_every": 1, "checkpoint_every": 1_000_000}
-    assignments = [*study.both, *study.pretrain, *(f"{key}={value}" for key, value in cell.variation)]
+    timing = ("log_every=1", "checkpoint_every=1000000") if cell.kind == "cost" else ()
+    varied = (f"{key}={value}" for key, value in cell.variation)
+    assignments = [*study.both, *study.pretrain, *varied, *timing]  # later ones win: a cell's own over the user's
     return resolve(PretrainSettings, preset=study.preset, flags=flags, assignments=assignments)
 
 
@@ -129,14 +145,15 @@ def finetune_settings(
         "data.val_split": study.val_split,
         "data.fraction": cell.fraction,
         "init": None if init is None else str(init),
-        "freeze": cell.freeze if cell.freeze != "none" else None,
         "steps": study.finetune_steps,
         "seed": cell.seed,
         "device": device,
         "output": str(folder),
         **(_FAST_DETECTOR | _FAST_FINETUNE | {"val_limit": study.score_limit} if study.fast else {}),
     }
-    settings = resolve(FinetuneSettings, preset=study.preset, flags=flags, assignments=[*study.both, *study.finetune])
+    own = () if cell.freeze == "none" else (f"freeze={cell.freeze}",)  # over a user's freeze=backbone
+    assignments = [*study.both, *study.finetune, *own]
+    settings = resolve(FinetuneSettings, preset=study.preset, flags=flags, assignments=assignments)
     epochs = (
         total_steps(settings, num_train, cell.fraction) * _images_a_step(settings) / images_of(num_train, cell.fraction)
     )
