@@ -13,6 +13,7 @@ from siamdetr.cli.__main__ import app
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(?:sh)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ASSIGNMENT = re.compile(r'([A-Z]+)="([^"]*)"')
 
 
 def commands() -> list[tuple[str, str]]:
@@ -20,8 +21,12 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for block in BLOCK.findall(path.read_text(encoding="utf-8")):
+            named: dict[str, str] = {}  # the block's own variables, NAME="..."
             for line in block.replace("\\\n", " ").splitlines():
-                words = line.split()
+                if named_here := ASSIGNMENT.fullmatch(line):
+                    named[f"${named_here[1]}"] = named_here[2]
+                    continue
+                words = " ".join(named.get(word, word) for word in line.split()).split()
                 while words and "=" in words[0]:  # variables of the environment
                     words.pop(0)
                 if words and words[0] == "siamdetr":
