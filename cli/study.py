@@ -93,6 +93,7 @@ def study(
 
     Stopped or killed, the same command goes on: finished cells are kept.
     """
+    from siamdetr.config import METHOD_NAMES
     from siamdetr.study.runner import open_grid
 
     values = {
@@ -111,7 +112,7 @@ def study(
         "finetune_steps": finetune_steps,
         "evaluations": evaluations,
         "both": [*both, *([] if batch_size is None else [f"batch_size={batch_size}"])],
-        "pretrain": [*pretrain, *(f"{method}.{size}" for size in _size(imgsz) for method in _METHODS)],
+        "pretrain": [*pretrain, *(f"{method}.{size}" for size in _size(imgsz) for method in METHOD_NAMES)],
         "finetune": [*finetune, *(f"images.{size}" for size in _size(imgsz))],
     }
     given = {key: value for key, value in values.items() if value is not None}
@@ -123,9 +124,6 @@ def study(
             _show_plan(grid, device, jobs)
         else:
             _run(grid, _engine(settings, jobs, ray, cpus, gpus), device, jobs)
-
-
-_METHODS = ("siamese", "updetr", "detreg")
 
 
 def _size(imgsz: str | None) -> list[str]:

@@ -10,9 +10,8 @@ from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
-MULTIPROCESS_VARIABLE = (
-    "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's own: processes share their figures in that folder
-)
+# prometheus_client's own: processes share their figures in that folder.
+MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 

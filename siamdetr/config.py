@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +14,7 @@ Activation = Literal["relu", "prelu"]
 Proposals = Literal["edgeboxes", "selective-search", "merged", "random"]
 Augmentation = Literal["none", "flip", "scale", "detr"]
 Method = Literal["siamese", "updetr", "detreg"]
+METHOD_NAMES: Mapping[str, str] = {"siamese": "Siamese DETR", "updetr": "UP-DETR", "detreg": "DETReg"}
 
 _OWN_ACTIVATION: dict[Variant, Activation] = {"dab": "prelu", "dn": "prelu"}
 _OWN_TEMPERATURE: dict[Variant, float] = {"dab": 20.0, "dn": 20.0}

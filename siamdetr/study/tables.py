@@ -6,14 +6,14 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
+from siamdetr.config import METHOD_NAMES
 from siamdetr.study.cells import SCRATCH, Cell
 from siamdetr.study.runner import Grid
 from siamdetr.study.statistics import Interval, interval, paired_difference
 from siamdetr.study.work import CellResult
 
 CSV_FILE = "study.csv"
-NAMES = {SCRATCH: "scratch", "siamese": "Siamese DETR", "updetr": "UP-DETR", "detreg": "DETReg"}
-_SHORT = {"siamese": "Siamese", "updetr": "UP-DETR", "detreg": "DETReg"}
+NAMES: dict[str, str] = {SCRATCH: "scratch", **METHOD_NAMES}
 
 
 def study_csv(grid: Grid) -> str:
@@ -73,7 +73,7 @@ def answer(grid: Grid) -> str:
 def gain_sentence(grid: Grid, init: str, fraction: float) -> str:
     """ "With 10 % of the labels Siamese pretraining gives +x.x AP (95 % CI a to b) over scratch"."""
     found = gain_of(grid, init, "ap", fraction=fraction)
-    start = f"With {100 * fraction:g} % of the labels {_SHORT[init]} pretraining "
+    start = f"With {100 * fraction:g} % of the labels {NAMES[init].removesuffix(' DETR')} pretraining "
     if found is None:
         return f"{start}has no finished pair with scratch yet."
     if found.low is None or found.high is None:

@@ -11,6 +11,7 @@ import yaml
 from markupsafe import Markup
 
 from siamdetr.checkpoint import atomic_write
+from siamdetr.config import METHOD_NAMES
 from siamdetr.pretext.collapse import COLLAPSE_REMEDY, collapsed
 from siamdetr.report import REPORT_FILE, Section, curve, curves_svg, page, picture, read_metrics, table
 
@@ -19,7 +20,6 @@ PROPOSALS_FILE = "proposals.json"  # of pretraining: {"recipe", "rows": [[what, 
 PICTURES = "pictures"  # folder of jpg files, truth beside prediction, named by what they show
 ATTENTION = "attention"  # folder of jpg files, the best boxes and where the decoder looked for them
 DIAGNOSTICS = "diagnostics"  # of pretraining: sample-I.jpg, and matched-I-STEP-IOU.jpg of the same images over time
-METHODS = {"siamese": "Siamese DETR", "updetr": "UP-DETR", "detreg": "DETReg"}
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -55,7 +55,7 @@ def _lead(
     settings: Mapping[str, Any], rows: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any] | None
 ) -> str:
     detector = settings["detector"]
-    what = f"Pretraining without labels ({METHODS[settings['method']]})" if "method" in settings else "Finetuning"
+    what = f"Pretraining without labels ({METHOD_NAMES[settings['method']]})" if "method" in settings else "Finetuning"
     model = f"{detector['variant']} DETR on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
     steps = f"{max((row['step'] for row in rows), default=0):.0f} steps of {settings['batch_size']}"
     text = f"{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
