@@ -151,6 +151,7 @@ def test_images_without_stored_proposals_are_counted_and_the_first_is_named(
     index = folder_of_images(tmp_path / "images", 5)
     store = compute_proposals(index.subset([0, 1]), tmp_path / "p.arrow", recipe=Recipe("selective-search"))
     dataset = RegionDataset(index, store, DETRegSettings(num_regions=3, size=48, crop_size=16))
+    caplog.clear()  # of what computing says
     with caplog.at_level(logging.WARNING):
         batches(dataset, collate_regions, workers=workers)
         batches(dataset, collate_regions, workers=workers)
