@@ -133,7 +133,8 @@ def load_image(picture: Any) -> Image.Image:
     if image.mode == "F":
         raise ValueError(f"{picture}: floating-point pixels, whose range is not known; convert it to 8 bits")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        values = np.asarray(image)
+        values = values if values.dtype.itemsize == 2 else values.clip(0, 65535)
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")

@@ -124,7 +124,7 @@ def open_inference_router(engine: Engine) -> APIRouter:
         summary="Boxes of prepared images",
         response_class=Response,
         responses={200: {"model": InferAnswer}, **documented(*_REFUSALS, 422)},
-        openapi_extra=_infer_body(spec),
+        openapi_extra=_infer_body(inputs, spec),
     )
     async def infer(name: str, request: Request) -> Response:
         _check_name(name, served)
@@ -133,7 +133,7 @@ def open_inference_router(engine: Engine) -> APIRouter:
 
         def read() -> tuple[InferRequest, Prepared]:
             asked = read_request(body, header_length, inputs=types, outputs=outputs)
-            return asked, _batch(asked.inputs, spec, engine.settings.limits.max_images)
+            return asked, _batch(asked.inputs, inputs, spec, engine.settings.limits.max_images)
 
         asked, batch = await engine.in_thread(read)
         scored = await engine.infer(batch)
@@ -150,9 +150,8 @@ def open_inference_router(engine: Engine) -> APIRouter:
     return router
 
 
-def _infer_body(spec: PreprocessingSpec) -> dict[str, Any]:
+def _infer_body(inputs: tuple[Tensor, ...], spec: PreprocessingSpec) -> dict[str, Any]:
     """The request of `infer`, for the OpenAPI document."""
-    inputs = input_tensors(spec)
     return {
         "requestBody": {
             "required": True,
@@ -165,28 +164,17 @@ def _infer_body(spec: PreprocessingSpec) -> dict[str, Any]:
                         "properties": {
                             "id": {"type": "string"},
                             "parameters": {"type": "object"},
-                            "inputs": {
-                                "type": "array",
-                                "items": {
-                                    "type": "object",
-                                    "required": ["name", "datatype", "shape"],
-                                    "properties": {
-                                        "name": {"enum": [one.name for one in inputs]},
-                                        "datatype": {"enum": sorted({one.datatype for one in inputs})},
-                                        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
-                                        "data": {"type": "array"},
-                                        "parameters": {"type": "object"},
-                                    },
+                            "inputs": _list_of(
+                                ["name", "datatype", "shape"],
+                                {
+                                    "name": {"enum": [one.name for one in inputs]},
+                                    "datatype": {"enum": sorted({one.datatype for one in inputs})},
+                                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+                                    "data": {"type": "array"},
+                                    "parameters": {"type": "object"},
                                 },
-                            },
-                            "outputs": {
-                                "type": "array",
-                                "items": {
-                                    "type": "object",
-                                    "required": ["name"],
-                                    "properties": {"name": {"enum": [one.name for one in OUTPUTS]}},
-                                },
-                            },
+                            ),
+                            "outputs": _list_of(["name"], {"name": {"enum": [one.name for one in OUTPUTS]}}),
                         },
                     },
                     "example": {"inputs": [_example(one, spec) for one in inputs]},
@@ -194,6 +182,11 @@ def _infer_body(spec: PreprocessingSpec) -> dict[str, Any]:
             },
         }
     }
+
+
+def _list_of(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a list of objects."""
+    return {"type": "array", "items": {"type": "object", "required": required, "properties": properties}}
 
 
 def _example(tensor: Tensor, spec: PreprocessingSpec) -> dict[str, Any]:
@@ -224,9 +217,11 @@ def _check_media_type(text: str) -> None:
         raise Refused(415, f"content-type: got '{media_type[:80]}', expected {' or '.join(_MEDIA_TYPES)}")
 
 
-def _batch(tensors: dict[str, NDArray[Any]], spec: PreprocessingSpec, max_rows: int) -> Prepared:
+def _batch(
+    tensors: dict[str, NDArray[Any]], inputs: tuple[Tensor, ...], spec: PreprocessingSpec, max_rows: int
+) -> Prepared:
     """The tensors as a batch, no larger than our own preprocessing would make it: attention grows with the square."""
-    _check_shapes(tensors, input_tensors(spec))
+    _check_shapes(tensors, inputs)
     images, original_sizes = tensors["images"], tensors["original_sizes"]
     rows, _, height, width = images.shape
     if rows > max_rows:

@@ -250,9 +250,8 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise ImageError(f"{name}: floating-point pixels, whose range is not known; convert it to 8 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-        values = np.asarray(
-            image
-        )  # uint16 or int32: no wider copy, which for 40 megapixels would be hundreds of megabytes
+        # uint16 or int32: no wider copy, which for 40 megapixels would be hundreds of megabytes.
+        values = np.asarray(image)
         values = values if values.dtype.itemsize == 2 else values.clip(0, 65535)
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("P", "PA") and "transparency" in image.info:

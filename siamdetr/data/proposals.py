@@ -30,9 +30,8 @@ __all__ = ["ProposalStore", "compute_proposals", "open_proposals", "propose"]
 logger = logging.getLogger(__name__)
 
 _CHUNK = 8  # images a task
-_CHECKED = (
-    20_000  # images at most whose content is compared with a given store: an ImageNet would be read for that alone
-)
+# Images at most whose content is compared with a given store: an ImageNet would be read for that alone.
+_CHECKED = 20_000
 
 
 @dataclass(frozen=True)
