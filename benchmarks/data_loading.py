@@ -22,16 +22,17 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from siamdetr.config import SiameseSettings
-from siamdetr.data.dataset import DetectionDataset, SiameseDataset
+from siamdetr.data.dataset import DetectionDataset
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.open import open_dataset
-from siamdetr.data.proposals import compute_proposals
-from siamdetr.data.randomness import sample_random
-from siamdetr.data.synthetic import write_synthetic
+from siamdetr.data.readers.recognise import open_dataset
+from siamdetr.data.synthetic.shapes import write_synthetic
 from siamdetr.data.transforms import FinetuneTransform
-from siamdetr.data.views import choose_regions, sample_geometry
-from siamdetr.preprocessing import PreprocessingSpec
+from siamdetr.images.preprocessing import PreprocessingSpec
+from siamdetr.images.randomness import sample_random
+from siamdetr.pretext.datasets import SiameseDataset
+from siamdetr.pretext.views import choose_regions, sample_geometry
+from siamdetr.proposals.compute import compute_proposals
+from siamdetr.settings.pretext import SiameseSettings
 
 
 class PlainFinetune:

@@ -18,7 +18,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from siamdetr.models.deformable_sampling import Sampling, Shapes, sample_points
+from siamdetr.models.deformable.sampling import Sampling, Shapes, sample_points
 
 HEADS, CHANNELS, POINTS, STRIDES = 8, 32, 4, (8, 16, 32, 64)
 

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from siamdetr.data.synthetic import draw_image
-from siamdetr.detector import SiamDETR
-from siamdetr.serve.demo import build_demo, serve_demo
-from siamdetr.serve.demo_answers import NamedModel
-from siamdetr.serve.demo_images import Example
+from siamdetr.api import SiamDETR
+from siamdetr.data.synthetic.shapes import draw_image
+from siamdetr.serve.demo.answers import NamedModel
+from siamdetr.serve.demo.app import build_demo, serve_demo
+from siamdetr.serve.demo.example_images import Example
 
 SLIDE = """async ([value]) => {
   const slider = document.querySelector('.sd-threshold'), start = performance.now();

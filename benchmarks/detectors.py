@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from siamdetr.config import Classifier, DenoisingSettings, DetectorSettings, LossSettings, Variant
-from siamdetr.data.targets import Targets
-from siamdetr.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
 from siamdetr.models.detector import BUILDERS, Detector
+from siamdetr.settings.detector import Classifier, DenoisingSettings, DetectorSettings, LossSettings, Variant
+from siamdetr.structures.targets import Targets
 
 Call = Callable[[], object]
 BOXES, CLASSES, LEVELS, DROPOUT = 8, 80, 4, 0.1

@@ -14,9 +14,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from siamdetr.boxes import cxcywh_to_xyxy, pairwise_giou
-from siamdetr.config import LossSettings
-from siamdetr.data.targets import Targets
-from siamdetr.matcher import FOCAL_LOG_EPS, match
+from siamdetr.models.criterion.matcher import FOCAL_LOG_EPS, match
+from siamdetr.settings.detector import LossSettings
+from siamdetr.structures.targets import Targets
 
 Pairs = set[tuple[int, int, int, int]]  # (layer, image, query, target)
 

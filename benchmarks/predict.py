@@ -25,14 +25,14 @@ import torch
 from PIL import Image
 
 from siamdetr import SiamDETR
-from siamdetr.evaluation.pytorch import normalize_prepared
-from siamdetr.export.graph import end_to_end
+from siamdetr.export.end_to_end import end_to_end
+from siamdetr.export.gate_images import drawn_images, drawn_samples
 from siamdetr.export.onnx import write_bundle
+from siamdetr.export.onnx_graph import trace
 from siamdetr.export.options import ExportOptions, Precision
 from siamdetr.export.runtime import OnnxDetector
-from siamdetr.export.samples import drawn_images, drawn_samples
-from siamdetr.export.trace import trace
-from siamdetr.preprocessing import Prepared, PreprocessingSpec
+from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
+from siamdetr.inference.pytorch import normalize_prepared
 
 HUGGING_FACE = {"vanilla": "Detr", "conditional": "ConditionalDetr", "dab": "DabDetr", "deformable": "DeformableDetr"}
 

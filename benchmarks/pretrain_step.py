@@ -23,9 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from siamdetr.config import DetectorSettings, DETRegSettings, Method, PretextSettings, SiameseSettings, UPDETRSettings
-from siamdetr.data.targets import RegionBatch, Targets, ViewBatch
-from siamdetr.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.pretext import PRETEXTS, UPDETR, DETReg, Pretext, SiameseDETR
 from siamdetr.pretext.common import (
@@ -36,6 +34,9 @@ from siamdetr.pretext.common import (
     pretext_settings,
     region_features,
 )
+from siamdetr.settings.detector import DetectorSettings
+from siamdetr.settings.pretext import DETRegSettings, Method, PretextSettings, SiameseSettings, UPDETRSettings
+from siamdetr.structures.targets import RegionBatch, Targets, ViewBatch
 
 NUM_REGIONS = 10
 CROP_SIZE = 128

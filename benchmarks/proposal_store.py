@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from siamdetr.data.proposal_rows import Rows
-from siamdetr.data.proposal_store import ProposalStore
-from siamdetr.data.proposal_writing import write_store
+from siamdetr.proposals.rows import Rows
+from siamdetr.proposals.store import ProposalStore
+from siamdetr.proposals.writing import write_store
 
 LOOK_UPS = 2000
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import cv2
 from PIL import Image
 
-from siamdetr.data.images import read_image
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.open import open_dataset
-from siamdetr.data.proposal_methods import METHODS, Method, Recipe, propose
-from siamdetr.data.proposals import compute_proposals
-from siamdetr.evaluation.proposal_recall import proposal_recall
-from siamdetr.parallel import Engine
+from siamdetr.data.readers.recognise import open_dataset
+from siamdetr.images.open import read_image
+from siamdetr.proposals.compute import compute_proposals
+from siamdetr.proposals.methods import METHODS, Method, Recipe, propose
+from siamdetr.proposals.recall import proposal_recall
+from siamdetr.system.parallel import Engine
 
 SCALED: Method = "merged"
 

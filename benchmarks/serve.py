@@ -32,9 +32,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from siamdetr.export.gate_images import drawn_images
 from siamdetr.export.runtime import OnnxDetector
-from siamdetr.export.samples import drawn_images
-from siamdetr.preprocessing import PreprocessingSpec, preprocess
+from siamdetr.images.preprocessing import PreprocessingSpec, preprocess
 
 CLIENTS = (1, 8, 32)
 HEADERS = {"Content-Type": "multipart/form-data; boundary=boundary"}

@@ -34,12 +34,12 @@ def attention(
         raise typer.BadParameter(
             f"got {output.name}, expected a name in {', '.join(sorted(_FORMATS))}", param_hint="-o"
         )
-    from siamdetr.checkpoint import atomic_write
+    from siamdetr.api import load
     from siamdetr.cli.console import console
-    from siamdetr.detector import load
-    from siamdetr.evaluation.attention_figure import Wanted, attention_figure
-    from siamdetr.preprocessing import load_image
-    from siamdetr.serve.inspecting import inspect_image
+    from siamdetr.drawing.attention import Wanted, attention_figure
+    from siamdetr.images.preprocessing import load_image
+    from siamdetr.serve.demo.inspection import inspect_image
+    from siamdetr.system.atomic_file import atomic_write
 
     opened, picture = load(model, device=device), load_image(image)
     wanted = Wanted(boxes=boxes, layer=layer, heads=heads, point=_fractions(point, picture.size))

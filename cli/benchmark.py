@@ -59,14 +59,14 @@ def benchmark(
 
 def split_backend(text: str) -> tuple[Path, str | None]:
     """`"bundle@openvino"` → (bundle, openvino); a path without a backend's name behind it → (path, None)."""
-    from siamdetr.detector import Backend
+    from siamdetr.api import Backend
 
     path, _, name = text.rpartition("@")
     return (Path(path), name) if path and name in get_args(Backend) else (Path(text), None)
 
 
 def _index(data: Path | None, split: str | None, data_format: str) -> Any:
-    from siamdetr.data.open import open_dataset
+    from siamdetr.data.readers.recognise import open_dataset
 
     return None if data is None else open_dataset(data, format=data_format, split=split)
 
@@ -86,11 +86,11 @@ def _one(
     """All measurements of one model."""
     import torch
 
+    from siamdetr.api import Backend, load
     from siamdetr.cli.console import progress
-    from siamdetr.detector import Backend, load
     from siamdetr.evaluation.coco import evaluate
     from siamdetr.export.benchmark import measure, process_memory, with_ap
-    from siamdetr.export.samples import drawn_samples, samples_of
+    from siamdetr.export.gate_images import drawn_samples, samples_of
 
     path, backend = split_backend(text)
     if threads is not None:

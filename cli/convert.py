@@ -29,7 +29,7 @@ def convert(
 ) -> None:
     """Read an official checkpoint (safely: no code in it is run), map every weight, and say what became of each."""
     from siamdetr.cli.console import console
-    from siamdetr.official import convert_file
+    from siamdetr.official.convert import convert_file
 
     names = None if classes is None else [line for line in classes.read_text(encoding="utf-8").splitlines() if line]
     coverage = convert_file(checkpoint, family=family, arguments=_parse(arguments), output=output, class_names=names)

@@ -29,13 +29,13 @@ def demo(
     """Open a page on this machine: click a box and see where the decoder looked. Ctrl-C ends it."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: nothing is reported to anybody
     try:
-        from siamdetr.serve.demo import build_demo, serve_demo
+        from siamdetr.serve.demo.app import build_demo, serve_demo
     except ModuleNotFoundError as error:
         raise ValueError(f"demo: {error.name} is not installed; pip install 'siamdetr[demo]'") from None
+    from siamdetr.api import load
     from siamdetr.cli.console import console
-    from siamdetr.detector import load
-    from siamdetr.serve.demo_answers import NamedModel
-    from siamdetr.serve.demo_images import find_examples
+    from siamdetr.serve.demo.answers import NamedModel
+    from siamdetr.serve.demo.example_images import find_examples
 
     named = [NamedModel(name, load(path, device=device)) for name, path in zip(_names(models), models, strict=True)]
     served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port)

@@ -30,9 +30,9 @@ def doctor(
 
     Exits with 1 if something will be left out.
     """
-    from siamdetr.checkpoint import atomic_write
     from siamdetr.cli.console import progress
     from siamdetr.data.doctor import diagnose
+    from siamdetr.system.atomic_file import atomic_write
 
     with progress("read images") as update:
         found = diagnose(data, format=data_format, splits=split, progress=update, workers=workers)

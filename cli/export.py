@@ -11,11 +11,11 @@ from siamdetr.cli import options as common
 
 if TYPE_CHECKING:
     from siamdetr.data.index import DetectionIndex
-    from siamdetr.evaluation.predictor import Predictor
     from siamdetr.export.gate import GateReport
+    from siamdetr.export.gate_images import Samples
     from siamdetr.export.options import Precision, Resize, Sampling
-    from siamdetr.export.samples import Samples
     from siamdetr.export.tensorrt import EngineOptions, TrtModule
+    from siamdetr.inference.predictor import Predictor
 
 _SAMPLES = 4
 
@@ -83,12 +83,12 @@ def export(
     ] = None,
 ) -> None:
     """Export to ONNX (opset 18, any batch and image size); what does not agree with PyTorch is not handed over."""
+    from siamdetr.api import MANIFEST_FILE, SiamDETR
     from siamdetr.cli.console import console, progress
-    from siamdetr.detector import MANIFEST_FILE, SiamDETR
     from siamdetr.export.gate import pytorch_reference
+    from siamdetr.export.gate_images import samples_of
     from siamdetr.export.onnx import export_onnx
     from siamdetr.export.options import ExportOptions, exported_preprocessing
-    from siamdetr.export.samples import samples_of
     from siamdetr.export.tensorrt import EngineOptions, find_module
 
     truth = _data(model, data, split, data_format)
@@ -194,8 +194,8 @@ def verdict(report: GateReport) -> str:
 
 
 def _data(model: Path, data: Path | None, split: str | None, data_format: str) -> DetectionIndex | None:
-    from siamdetr.data.open import open_dataset
-    from siamdetr.training.sources import validation_part
+    from siamdetr.data.readers.recognise import open_dataset
+    from siamdetr.training.open_datasets import validation_part
 
     return validation_part(model) if data is None else open_dataset(data, format=data_format, split=split)
 

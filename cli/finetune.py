@@ -47,8 +47,9 @@ def finetune(
 ) -> None:
     """Finetune a detector on labelled images, from a pretrained run (--init) or from scratch."""
     from siamdetr.cli.console import RunProgress
-    from siamdetr.training.run import finetune as run_finetune
-    from siamdetr.training.settings import FinetuneSettings, resolve
+    from siamdetr.settings.resolve import resolve
+    from siamdetr.settings.training import FinetuneSettings
+    from siamdetr.training.finetune import finetune as run_finetune
 
     flags = {
         "data.paths": [str(path) for path in data],

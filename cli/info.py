@@ -17,7 +17,7 @@ def info(
     from rich.table import Table
 
     from siamdetr.cli.console import console
-    from siamdetr.training.describe import describe
+    from siamdetr.training.describe_file import describe
 
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)

@@ -13,7 +13,7 @@ from siamdetr.cli import options
 if TYPE_CHECKING:
     import supervision as sv
 
-    from siamdetr.detector import Backend
+    from siamdetr.api import Backend
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -31,10 +31,10 @@ def predict(
     backend: options.Backend = None,
 ) -> None:
     """Find objects in images: writes each picture with its boxes, and all boxes as JSON (xyxy, pixels)."""
-    from siamdetr.checkpoint import atomic_write
+    from siamdetr.api import load
     from siamdetr.cli.console import console, progress
-    from siamdetr.detector import load
-    from siamdetr.evaluation.drawing import draw
+    from siamdetr.drawing.boxes import draw
+    from siamdetr.system.atomic_file import atomic_write
 
     files = _files(images)
     opened = load(model, device=device, backend=cast("Backend | None", backend))

@@ -12,9 +12,9 @@ from siamdetr.cli import options
 
 if TYPE_CHECKING:
     from siamdetr.data.index import DetectionIndex
-    from siamdetr.data.proposal_methods import Recipe
-    from siamdetr.data.proposal_store import ProposalStore
-    from siamdetr.parallel import Engine
+    from siamdetr.proposals.methods import Recipe
+    from siamdetr.proposals.store import ProposalStore
+    from siamdetr.system.parallel import Engine
 
 
 def proposals(
@@ -47,9 +47,9 @@ def proposals(
     data_format: options.Format = "auto",
 ) -> None:
     """Compute region proposals of all images into one file for `siamdetr train --proposals`; stopped, it goes on where it was."""
-    from siamdetr.data.open import open_dataset
-    from siamdetr.data.shards import find_shard
-    from siamdetr.parallel import Engine
+    from siamdetr.data.readers.recognise import open_dataset
+    from siamdetr.proposals.shards import find_shard
+    from siamdetr.system.parallel import Engine
 
     if output is None and not score:
         raise typer.BadParameter("give the file to write with -o, or --score to print the recall alone")
@@ -67,8 +67,8 @@ def proposals(
 
 
 def _recipe(method: str, keep: int, edge_model: Path | None, boxes: Path | None) -> Recipe:
-    from siamdetr.data.edge_map import check_edge_model
-    from siamdetr.data.proposal_methods import METHODS, Recipe
+    from siamdetr.proposals.edge_map import check_edge_model
+    from siamdetr.proposals.methods import METHODS, Recipe
 
     known = next((name for name in METHODS if name == method), None)
     if known is None:
@@ -84,9 +84,9 @@ def _recipe(method: str, keep: int, edge_model: Path | None, boxes: Path | None)
 
 def _compute(index: DetectionIndex, path: Path, recipe: Recipe, engine: Engine) -> ProposalStore:
     from siamdetr.cli.console import progress
-    from siamdetr.data.problems import DataError
-    from siamdetr.data.proposal_files import read_objectness
-    from siamdetr.data.proposals import ProposalStore, compute_proposals
+    from siamdetr.errors import DataError
+    from siamdetr.proposals.compute import ProposalStore, compute_proposals
+    from siamdetr.proposals.from_objectness import read_objectness
 
     there = ProposalStore.open(path) if path.exists() else None
     if there is not None and len(there) and there.recipe != recipe.text:
@@ -115,7 +115,7 @@ def _score(index: DetectionIndex, store: ProposalStore, data: Path) -> None:
     from rich.table import Table
 
     from siamdetr.cli.console import console, progress
-    from siamdetr.evaluation.proposal_recall import proposal_recall
+    from siamdetr.proposals.recall import proposal_recall
 
     with progress("score") as update:
         recall = proposal_recall(index, store, progress=update)

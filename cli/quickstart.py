@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from siamdetr.data.index import DetectionIndex
     from siamdetr.export.onnx import ExportResult
-    from siamdetr.training.run import RunResult
+    from siamdetr.training.run_result import RunResult
 
 
 _CLASSES = ("disc", "square", "triangle", "star")
@@ -65,10 +65,10 @@ def quickstart(
     seed: Annotated[int, typer.Option("--seed", help="Of the images, the order and the weights.")] = 0,
 ) -> None:
     """Draw a data set, pretrain, finetune twice, evaluate, export and report."""
+    from siamdetr.api import SiamDETR
     from siamdetr.cli.console import console
     from siamdetr.cli.quickstart_report import write_quickstart_report
-    from siamdetr.data.open import open_dataset
-    from siamdetr.detector import SiamDETR
+    from siamdetr.data.readers.recognise import open_dataset
     from siamdetr.evaluation.coco import evaluate
 
     budget = FAST if fast else FULL
@@ -138,7 +138,7 @@ class _Steps:
 
 def _draw(folder: Path, budget: Budget, seed: int) -> Path:
     from siamdetr.cli.console import progress
-    from siamdetr.data.synthetic import write_synthetic
+    from siamdetr.data.synthetic.shapes import write_synthetic
 
     with progress("draw") as update:
         write_synthetic(
@@ -155,8 +155,9 @@ def _draw(folder: Path, budget: Budget, seed: int) -> Path:
 
 def _pretrain(data: Path, folder: Path, budget: Budget, seed: int) -> RunResult:
     from siamdetr.cli.console import RunProgress
-    from siamdetr.training.run import pretrain
-    from siamdetr.training.settings import PretrainSettings, resolve
+    from siamdetr.settings.resolve import resolve
+    from siamdetr.settings.training import PretrainSettings
+    from siamdetr.training.pretrain import pretrain
 
     flags = {
         "data.paths": [str(data / "unlabelled")],
@@ -171,8 +172,9 @@ def _pretrain(data: Path, folder: Path, budget: Budget, seed: int) -> RunResult:
 
 def _finetune(data: Path, init: Path | None, folder: Path, budget: Budget, seed: int) -> RunResult:
     from siamdetr.cli.console import RunProgress
-    from siamdetr.training.run import finetune
-    from siamdetr.training.settings import FinetuneSettings, resolve
+    from siamdetr.settings.resolve import resolve
+    from siamdetr.settings.training import FinetuneSettings
+    from siamdetr.training.finetune import finetune
 
     images_seen = budget.finetune_steps * budget.batch_size
     flags = {
@@ -189,10 +191,10 @@ def _finetune(data: Path, init: Path | None, folder: Path, budget: Budget, seed:
 
 
 def _export(run: Path, folder: Path, truth: DetectionIndex) -> ExportResult:
+    from siamdetr.api import SiamDETR
     from siamdetr.cli.console import progress
-    from siamdetr.detector import SiamDETR
+    from siamdetr.export.gate_images import samples_of
     from siamdetr.export.onnx import export_onnx
-    from siamdetr.export.samples import samples_of
 
     with progress("export") as update:
         return export_onnx(SiamDETR.load(run), folder, samples=samples_of(truth, 4), progress=update)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 if TYPE_CHECKING:
+    from siamdetr.drawing.html_page import Curve, Section
     from siamdetr.evaluation.coco import DetectionMetrics
     from siamdetr.export.onnx import ExportResult
-    from siamdetr.report import Curve, Section
 
 NAMES = {"finetuned": "pretrained, then finetuned", "scratch": "from scratch"}
 
@@ -32,8 +32,8 @@ def write_quickstart_report(
         scores: their figures on the validation images.
         exported: the ONNX export of "finetuned".
     """
-    from siamdetr.checkpoint import atomic_write
-    from siamdetr.report import REPORT_FILE, Section, curve, curves_svg, page, read_metrics
+    from siamdetr.drawing.html_page import REPORT_FILE, Section, curve, curves_svg, page, read_metrics
+    from siamdetr.system.atomic_file import atomic_write
     from siamdetr.training.run_report import picture_sections
 
     rows = {name: read_metrics(run) for name, run in runs.items()}
@@ -54,7 +54,7 @@ def write_quickstart_report(
 
 
 def _curves(rows: Mapping[str, list[dict[str, float]]], key: str) -> list[Curve]:
-    from siamdetr.report import curve
+    from siamdetr.drawing.html_page import curve
 
     return [curve(found, key, NAMES[name]) for name, found in rows.items()]
 
@@ -71,7 +71,7 @@ def _lead(scores: Mapping[str, DetectionMetrics]) -> str:
 
 
 def _export_section(exported: ExportResult) -> Section:
-    from siamdetr.report import Section, table
+    from siamdetr.drawing.html_page import Section, table
 
     header = ["batch", "image", "largest score error", "largest box error (of the image)"]
     rows = [
@@ -83,7 +83,7 @@ def _export_section(exported: ExportResult) -> Section:
 
 
 def _score_section(scores: Mapping[str, DetectionMetrics]) -> Section:
-    from siamdetr.report import Section, table
+    from siamdetr.drawing.html_page import Section, table
 
     header = ["", "AP", "AP50", "AP75", "AR@1", "AR@10", "AR@100"]
     rows = [[NAMES[name], m.ap, m.ap50, m.ap75, m.ar1, m.ar10, m.ar100] for name, m in scores.items()]

@@ -14,10 +14,10 @@ import typer
 from siamdetr.cli import options
 
 if TYPE_CHECKING:
-    from siamdetr.parallel import Engine
+    from siamdetr.study.run_cell import CellOutcome
     from siamdetr.study.runner import Grid
     from siamdetr.study.settings import StudySettings
-    from siamdetr.study.work import CellOutcome
+    from siamdetr.system.parallel import Engine
 
 _FAST: dict[str, Any] = {
     "fast": True,
@@ -93,7 +93,7 @@ def study(
 
     Stopped or killed, the same command goes on: finished cells are kept.
     """
-    from siamdetr.config import METHOD_NAMES
+    from siamdetr.settings.pretext import METHOD_NAMES
     from siamdetr.study.runner import open_grid
 
     values = {
@@ -146,9 +146,9 @@ def _numbers(text: str | None, flag: str, kind: type[int] | type[float]) -> list
 def _settings(values: dict[str, Any]) -> StudySettings:
     from pydantic import ValidationError
 
-    from siamdetr.study.folder import StudyError
+    from siamdetr.errors import StudyError
+    from siamdetr.settings.resolve import explain
     from siamdetr.study.settings import StudySettings
-    from siamdetr.training.settings import explain
 
     try:
         return StudySettings.model_validate(values)
@@ -157,7 +157,7 @@ def _settings(values: dict[str, Any]) -> StudySettings:
 
 
 def _engine(settings: StudySettings, jobs: int, ray: str | None, cpus: float, gpus: float) -> Engine:
-    from siamdetr.parallel import Engine
+    from siamdetr.system.parallel import Engine
 
     if ray is not None:
         return Engine("ray", jobs if jobs > 1 else None, ray, cpus=cpus, gpus=gpus)
@@ -181,10 +181,10 @@ def _warnings_only(name: str) -> Iterator[None]:
 def _run(grid: Grid, engine: Engine, device: str, jobs: int) -> None:
     """Runs what is missing and writes the report; stopped by a signal, of what is finished then."""
     from siamdetr.cli.console import console
-    from siamdetr.signals import SignalWatch
     from siamdetr.study.report import write_study_report
     from siamdetr.study.runner import run_grid
-    from siamdetr.study.tables import answer
+    from siamdetr.study.summary import answer
+    from siamdetr.system.signals import SignalWatch
 
     failed: list[CellOutcome] = []
 

@@ -38,8 +38,9 @@ def train(
 ) -> None:
     """Pretrain a detector on images WITHOUT labels (self-supervised). To train on labels: `siamdetr finetune`."""
     from siamdetr.cli.console import RunProgress
-    from siamdetr.training.run import pretrain
-    from siamdetr.training.settings import PretrainSettings, resolve
+    from siamdetr.settings.resolve import resolve
+    from siamdetr.settings.training import PretrainSettings
+    from siamdetr.training.pretrain import pretrain
 
     flags = {
         "data.paths": [str(path) for path in data],

@@ -10,7 +10,7 @@ import typer
 from siamdetr.cli import options
 
 if TYPE_CHECKING:
-    from siamdetr.detector import Backend
+    from siamdetr.api import Backend
     from siamdetr.evaluation.coco import DetectionMetrics
 
 
@@ -30,9 +30,9 @@ def val(
     ] = None,
 ) -> None:
     """Score a model (or a file of COCO results) on a labelled data set: AP, AR, and a table of classes."""
+    from siamdetr.api import load
     from siamdetr.cli.console import progress
-    from siamdetr.data.open import available_splits, open_dataset
-    from siamdetr.detector import load
+    from siamdetr.data.readers.recognise import available_splits, open_dataset
     from siamdetr.evaluation.coco import evaluate, score_results
 
     if split is None:

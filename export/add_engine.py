@@ -11,26 +11,18 @@ from typing import Any, cast
 
 import torch
 
-from siamdetr.checkpoint import atomic_write
 from siamdetr.data.index import DetectionIndex
-from siamdetr.evaluation.predictor import Predictor
-from siamdetr.export.bundle import (
-    ENGINE_FILE,
-    MANIFEST_FILE,
-    ONNX_FILE,
-    ExportError,
-    ModelCard,
-    digest_file,
-    read_card,
-    workplace,
-)
+from siamdetr.errors import ExportError
+from siamdetr.export.bundle import ENGINE_FILE, MANIFEST_FILE, ONNX_FILE, ModelCard, digest_file, read_card, workplace
 from siamdetr.export.engine import EngineDetector
 from siamdetr.export.gate import GateReport, run_gate
+from siamdetr.export.gate_images import Samples
 from siamdetr.export.options import Precision
 from siamdetr.export.runtime import OnnxDetector
-from siamdetr.export.samples import Samples
 from siamdetr.export.tensorrt import BuiltEngine, EngineOptions, Profile, build_engine
-from siamdetr.preprocessing import Size
+from siamdetr.images.preprocessing import Size
+from siamdetr.inference.predictor import Predictor
+from siamdetr.system.atomic_file import atomic_write
 
 _NO_GPU = (
     "there is no GPU here to run an engine on; build it on the target with `siamdetr export BUNDLE --trt -o BUNDLE`"

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from siamdetr.checkpoint import atomic_write
-from siamdetr.detector import Model
-from siamdetr.evaluation.predictor import to_detections
-from siamdetr.preprocessing import ImageLike, PreprocessingSpec, Size, preprocess
+from siamdetr.api import Model
+from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, Size, preprocess
+from siamdetr.inference.predictor import to_detections
+from siamdetr.system.atomic_file import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

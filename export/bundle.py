@@ -21,7 +21,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from siamdetr.preprocessing import PreprocessingSpec
+from siamdetr.errors import ExportError
+from siamdetr.images.preprocessing import PreprocessingSpec
 
 ONNX_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
@@ -30,10 +31,6 @@ INFER_FILE = "infer.py"
 ENGINE_FILE = "model.engine"
 METADATA_KEY = "siamdetr"  # the graph's metadata entry; a JSON object
 FORMAT_VERSION = 1
-
-
-class ExportError(ValueError):
-    """An export that failed, or an exported file that cannot be used; the text says which, why and what to do."""
 
 
 @dataclass(frozen=True)

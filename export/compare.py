@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from siamdetr.evaluation.predictor import ScoredBoxes
+from siamdetr.inference.predictor import ScoredBoxes
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from siamdetr.evaluation.described import Described
-from siamdetr.evaluation.predictor import ScoredBoxes
-from siamdetr.export.bundle import ENGINE_FILE, MANIFEST_FILE, ExportError, ModelCard, digest_file, read_card
+from siamdetr.errors import ExportError
+from siamdetr.export.bundle import ENGINE_FILE, MANIFEST_FILE, ModelCard, digest_file, read_card
 from siamdetr.export.runtime import feed_of
 from siamdetr.export.sessions import Array
 from siamdetr.export.tensorrt import Profile
-from siamdetr.preprocessing import Prepared
+from siamdetr.images.preprocessing import Prepared
+from siamdetr.inference.opened_model import Described
+from siamdetr.inference.predictor import ScoredBoxes
 
 _REBUILD = "rebuild it here with `siamdetr export BUNDLE --trt -o BUNDLE`"
 

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
-from siamdetr.detector import SiamDETR
 from siamdetr.evaluation.coco import evaluate
-from siamdetr.evaluation.predictor import Predictor, ScoredBoxes
-from siamdetr.evaluation.pytorch import PyTorchPredictor, evaluating
 from siamdetr.export.compare import NO_DIFFERENCE, Difference, difference, worst
+from siamdetr.export.gate_images import Samples, drawn_samples
 from siamdetr.export.options import Precision, Triple
-from siamdetr.export.samples import Samples, drawn_samples
-from siamdetr.preprocessing import Prepared, PreprocessingSpec, Size, preprocess, resized_size
+from siamdetr.images.preprocessing import Prepared, PreprocessingSpec, Size, preprocess, resized_size
+from siamdetr.inference.predictor import Predictor, ScoredBoxes
+from siamdetr.inference.pytorch import PyTorchPredictor, evaluating
 
 Raw = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits [N, Q, C], box fractions [N, Q, 4]
 _LEAST_COMPARED = 0.5  # share of the boxes that must be open to judgement

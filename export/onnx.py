@@ -16,9 +16,9 @@ from typing import Any
 
 import onnx
 
-from siamdetr.checkpoint import to_json
+from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
-from siamdetr.detector import SiamDETR
+from siamdetr.errors import ExportError
 from siamdetr.evaluation.classes import is_class_agnostic
 from siamdetr.export import infer
 from siamdetr.export.bundle import (
@@ -27,21 +27,21 @@ from siamdetr.export.bundle import (
     MANIFEST_FILE,
     METADATA_KEY,
     ONNX_FILE,
-    ExportError,
     ModelCard,
     describe_tensors,
     digest_file,
     workplace,
 )
+from siamdetr.export.end_to_end import ATTENTION, DETECTIONS, RAW, end_to_end
 from siamdetr.export.gate import GateReport, Raw, pytorch_raw, pytorch_reference, run_gate
-from siamdetr.export.graph import ATTENTION, DETECTIONS, RAW, end_to_end
+from siamdetr.export.gate_images import Samples
+from siamdetr.export.onnx_graph import trace, with_outputs
 from siamdetr.export.options import ExportOptions, exported_preprocessing
 from siamdetr.export.precision import to_half
 from siamdetr.export.quantize import check_calibration, to_int8
 from siamdetr.export.runtime import OnnxDetector
-from siamdetr.export.samples import Samples
-from siamdetr.export.trace import trace, with_outputs
-from siamdetr.preprocessing import Prepared
+from siamdetr.images.preprocessing import Prepared
+from siamdetr.settings.base import to_json
 
 _STAGES = 4
 _LARGEST = 2**31 - 2**20  # bytes; a protobuf file ends at 2 GiB

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from siamdetr.export.bundle import ExportError
-from siamdetr.preprocessing import PreprocessingSpec, Size
+from siamdetr.errors import ExportError
+from siamdetr.images.preprocessing import PreprocessingSpec, Size
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Resize = Literal["fixed", "letterbox"]

@@ -21,7 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from siamdetr.export.bundle import ExportError
+from siamdetr.errors import ExportError
 
 HalfPrecision = Literal["fp16", "bf16"]
 

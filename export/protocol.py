@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from siamdetr.preprocessing import PreprocessingSpec
+from siamdetr.images.preprocessing import PreprocessingSpec
 
 PARAMETER = "siamdetr"  # of a model's configuration: the JSON of `client_card`
 

@@ -23,12 +23,12 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from siamdetr.export.bundle import ExportError
+from siamdetr.errors import ExportError
+from siamdetr.export.gate_images import Samples
 from siamdetr.export.precision import MULTIPLIERS, islands, scores_of
 from siamdetr.export.runtime import feed_of
-from siamdetr.export.samples import Samples
 from siamdetr.export.sessions import Array
-from siamdetr.preprocessing import ImageLike, PreprocessingSpec, preprocess
+from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, preprocess
 
 
 @dataclass(frozen=True)

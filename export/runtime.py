@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from siamdetr.evaluation.described import Described
-from siamdetr.evaluation.inspection import RecordedInspection, inspection_of_outputs
-from siamdetr.evaluation.predictor import ScoredBoxes
-from siamdetr.export.bundle import ExportError, ModelCard, find_onnx, read_card
+from siamdetr.errors import ExportError
+from siamdetr.export.bundle import ModelCard, find_onnx, read_card
 from siamdetr.export.sessions import Array, OnnxBackend, OnnxRuntimeSession, OpenVinoSession
-from siamdetr.preprocessing import ImageLike, Prepared, preprocess
+from siamdetr.images.preprocessing import ImageLike, Prepared, preprocess
+from siamdetr.inference.attention_maps import RecordedInspection, inspection_of_outputs
+from siamdetr.inference.opened_model import Described
+from siamdetr.inference.predictor import ScoredBoxes
 
 _SESSIONS: Mapping[str, Callable[..., OnnxRuntimeSession | OpenVinoSession]] = {
     "onnxruntime": OnnxRuntimeSession,

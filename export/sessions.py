@@ -15,7 +15,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from siamdetr.export.bundle import METADATA_KEY, ExportError
+from siamdetr.errors import ExportError
+from siamdetr.export.bundle import METADATA_KEY
 
 logger = logging.getLogger(__name__)
 

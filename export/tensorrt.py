@@ -18,12 +18,12 @@ from typing import Any, Literal, get_args
 
 import onnx
 
-from siamdetr.checkpoint import atomic_write
-from siamdetr.export.bundle import ExportError
+from siamdetr.errors import ExportError
+from siamdetr.export.engine_precision import LayerPrecision, check_realised, inspect_engine, read_network
 from siamdetr.export.options import Precision, Triple, check_range
-from siamdetr.export.realised import LayerPrecision, check_realised, inspect_engine, read_network
 from siamdetr.export.sessions import cuda_at_hand
-from siamdetr.preprocessing import PreprocessingSpec
+from siamdetr.images.preprocessing import PreprocessingSpec
+from siamdetr.system.atomic_file import atomic_write
 
 TrtModule = Literal["tensorrt", "tensorrt_rtx"]
 

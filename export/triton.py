@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from siamdetr.checkpoint import atomic_write, sync_folder
+from siamdetr.errors import ExportError
 from siamdetr.export import client
-from siamdetr.export.bundle import LABELS_FILE, ONNX_FILE, ExportError, find_onnx
+from siamdetr.export.bundle import LABELS_FILE, ONNX_FILE, find_onnx
 from siamdetr.export.protocol import OUTPUTS, PARAMETER, Tensor, client_card, input_tensors
 from siamdetr.export.runtime import OnnxDetector
-from siamdetr.preprocessing import PreprocessingSpec, Size, resized_size
+from siamdetr.images.preprocessing import PreprocessingSpec, Size, resized_size
+from siamdetr.system.atomic_file import atomic_write, sync_folder
 
 CLIENT_FILE = "client.py"
 CONFIG_FILE = "config.pbtxt"

@@ -12,8 +12,8 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from siamdetr.evaluation.predictor import Predictor, ScoredBoxes
-from siamdetr.preprocessing import Prepared
+from siamdetr.images.preprocessing import Prepared
+from siamdetr.inference.predictor import Predictor, ScoredBoxes
 from siamdetr.serve.metrics import Metrics
 
 

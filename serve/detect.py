@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from siamdetr.serve.engine import Engine
-from siamdetr.serve.form import parse_form
-from siamdetr.serve.guard import DETECT_PATH
 from siamdetr.serve.image_gate import FORMATS
+from siamdetr.serve.multipart_form import parse_form
 from siamdetr.serve.refusals import Refused, documented, explained, plain_json
+from siamdetr.serve.request_guard import DETECT_PATH
 
 
 class DetectFields(BaseModel):

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from siamdetr.evaluation.predictor import Predictor, ScoredBoxes, select
-from siamdetr.preprocessing import Prepared, resized_size, stack
+from siamdetr.images.preprocessing import Prepared, resized_size, stack
+from siamdetr.inference.predictor import Predictor, ScoredBoxes, select
 from siamdetr.serve.batcher import Batcher
-from siamdetr.serve.form import File
 from siamdetr.serve.image_gate import prepare
 from siamdetr.serve.metrics import Metrics
+from siamdetr.serve.multipart_form import File
 from siamdetr.serve.refusals import Refused
 from siamdetr.serve.settings import ServeSettings
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from PIL import Image, UnidentifiedImageError
 
-from siamdetr.preprocessing import ImageError, PreprocessingSpec, Sample, load_image, resize, resized_size
+from siamdetr.errors import ImageError
+from siamdetr.images.preprocessing import PreprocessingSpec, Sample, load_image, resize, resized_size
 from siamdetr.serve.refusals import Refused
 from siamdetr.serve.settings import Limits
 

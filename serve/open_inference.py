@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 import siamdetr
 from siamdetr.export.protocol import OUTPUTS, PARAMETER, Tensor, client_card, input_tensors
-from siamdetr.preprocessing import Prepared, PreprocessingSpec, padding_of, resized_size
+from siamdetr.images.preprocessing import Prepared, PreprocessingSpec, padding_of, resized_size
 from siamdetr.serve.engine import RETRY_AFTER, Engine
 from siamdetr.serve.refusals import Refused, documented
 from siamdetr.serve.tensors import HEADER_LENGTH, InferRequest, read_request, write_answer

@@ -20,12 +20,13 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from siamdetr.evaluation.predictor import Predictor
+from siamdetr.errors import ServeError
 from siamdetr.export.bundle import ONNX_FILE
 from siamdetr.export.runtime import OnnxDetector
+from siamdetr.inference.predictor import Predictor
 from siamdetr.serve.metrics import MULTIPROCESS_VARIABLE
 from siamdetr.serve.server import create_app
-from siamdetr.serve.settings import ServeError, ServeSettings
+from siamdetr.serve.settings import ServeSettings
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 _LARGE = 4 * 2**20  # bytes of a block that comes from the system and goes back to it; Pillow's are at most 16 MiB
@@ -82,7 +83,7 @@ def open_model(path: str | Path, device: str, threads: int) -> Predictor:
     else:
         import torch
 
-        from siamdetr.detector import load
+        from siamdetr.api import load
 
         torch.set_num_threads(threads)
         model = load(path, device=device)

@@ -10,14 +10,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 import siamdetr
-from siamdetr.evaluation.predictor import Predictor
+from siamdetr.inference.predictor import Predictor
 from siamdetr.serve.detect import detect_router
 from siamdetr.serve.engine import Engine
-from siamdetr.serve.guard import Guard
 from siamdetr.serve.health import health_router
 from siamdetr.serve.metrics import Metrics
 from siamdetr.serve.open_inference import open_inference_router
 from siamdetr.serve.refusals import on_http_error, on_invalid
+from siamdetr.serve.request_guard import Guard
 from siamdetr.serve.settings import ServeSettings
 
 

@@ -6,12 +6,10 @@ import ipaddress
 import os
 from dataclasses import dataclass, field
 
+from siamdetr.errors import ServeError
+
 TOKEN_VARIABLE = "SIAMDETR_SERVE_TOKEN"
 _SHORTEST_TOKEN = 16  # characters
-
-
-class ServeError(ValueError):
-    """A server that cannot start as asked; the text says why and what to do."""
 
 
 @dataclass(frozen=True)

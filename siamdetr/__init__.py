@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from siamdetr.detector import SiamDETR, load
+    from siamdetr.api import SiamDETR, load
 
 __version__ = "0.1.0"
 __all__ = ["SiamDETR", "__version__", "load"]
@@ -17,7 +17,7 @@ __all__ = ["SiamDETR", "__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     if name in ("SiamDETR", "load"):
-        from siamdetr import detector
+        from siamdetr import api as detector
 
         return getattr(detector, name)
     raise AttributeError(f"module 'siamdetr' has no attribute {name!r}")

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # helpers such as data_sets.py; pytest's importlib mode adds nothing
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # so that tests find `helpers`; the importlib mode of pytest adds nothing
 torch.set_num_threads(1)  # the tests are small: more threads only wait for each other
 
 BESIDE_THE_PROJECT = Path(__file__).parents[1].parent / "shared" / "data"
@@ -17,7 +19,9 @@ BESIDE_THE_PROJECT = Path(__file__).parents[1].parent / "shared" / "data"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--write-docs` lets tests write what they show into the documents, instead of comparing."""
-    parser.addoption("--write-docs", action="store_true", help="write docs/detectors.md from tests/test_detectors.py")
+    parser.addoption(
+        "--write-docs", action="store_true", help="write docs/detectors.md from tests/models/test_detectors.py"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +37,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a small random detector: what the tests of the server serve."""
-    from test_detector_face import tiny_model
+    from helpers.tiny_models import tiny_model
 
     from siamdetr.export.onnx import export_onnx
 
@@ -43,7 +47,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def letterbox_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same detector, exported with `--resize letterbox`: a graph that takes `valid_sizes`."""
-    from test_detector_face import tiny_model
+    from helpers.tiny_models import tiny_model
 
     from siamdetr.export.onnx import export_onnx
     from siamdetr.export.options import ExportOptions

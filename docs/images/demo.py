@@ -16,10 +16,10 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 from playwright.sync_api import Browser, sync_playwright
 
-from siamdetr.detector import load
-from siamdetr.serve.demo import build_demo, serve_demo
-from siamdetr.serve.demo_answers import NamedModel
-from siamdetr.serve.demo_images import find_examples
+from siamdetr.api import load
+from siamdetr.serve.demo.answers import NamedModel
+from siamdetr.serve.demo.app import build_demo, serve_demo
+from siamdetr.serve.demo.example_images import find_examples
 
 FOLDER = Path(__file__).parent
 

@@ -1,4 +1,4 @@
-"""Data sets for a loader: an item is a function of (seed, epoch, index) alone. Collates make the batches of `siamdetr.data.targets`."""
+"""Data sets for a loader: an item is a function of (seed, epoch, index) alone. Collates make the batches of `siamdetr.structures.targets`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from siamdetr.config import SiameseSettings
-from siamdetr.data.images import UnreadableImageError, content_key, decode_image, read_bytes
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.problems import DataError
-from siamdetr.data.proposal_methods import propose
-from siamdetr.data.proposal_store import ProposalStore
-from siamdetr.data.randomness import Random, sample_random
-from siamdetr.data.regions import OneViewSettings, RegionSample, make_regions
-from siamdetr.data.targets import DetectionBatch, RegionBatch, Targets, ViewBatch, region_targets
 from siamdetr.data.transforms import FinetuneTransform
-from siamdetr.data.views import ViewSample, largest_side, make_views
+from siamdetr.errors import DataError, UnreadableImageError
+from siamdetr.images.open import decode_image, read_bytes
+from siamdetr.images.randomness import sample_random
+from siamdetr.structures.targets import DetectionBatch, Targets
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +49,7 @@ class DetectionItem:
     original_size: tuple[int, int]
 
 
-class _ImageFiles:
+class ImageFiles:
     """Reads the images of an index; one that cannot be read gives way to the next that can.
 
     Which images failed is kept in memory that worker processes share, so that each is counted and logged once.
@@ -98,12 +93,12 @@ class _ImageFiles:
             )
 
 
-class _Images(Dataset[Sample]):
+class ImageDataset(Dataset[Sample]):
     """Samples of the images of an index, by (epoch, i)."""
 
     def __init__(self, index: DetectionIndex, seed: int) -> None:
         self.index, self.seed = index, seed
-        self._files = _ImageFiles(index)
+        self._files = ImageFiles(index)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -114,7 +109,7 @@ class _Images(Dataset[Sample]):
         return int(self._files.failed.sum())
 
 
-class DetectionDataset(_Images[DetectionItem]):
+class DetectionDataset(ImageDataset[DetectionItem]):
     """Labelled images, augmented. Crowd boxes are not trained on.
 
     Args:
@@ -142,7 +137,7 @@ class DetectionDataset(_Images[DetectionItem]):
         low, high = sample.boxes[:, :2], sample.boxes[:, 2:]
         boxes = np.concatenate([(low + high) / 2, high - low], axis=1) / np.asarray([width, height] * 2)
         return DetectionItem(
-            image=_channels_first(sample.pixels),
+            image=channels_first(sample.pixels),
             boxes=torch.from_numpy(boxes.astype(np.float32)),
             labels=torch.from_numpy(sample.labels.astype(np.int64)),
             image_id=int(self.index.image_ids[position]),
@@ -150,93 +145,9 @@ class DetectionDataset(_Images[DetectionItem]):
         )
 
 
-class _Unlabelled(_Images[Sample]):
-    """Images with their proposals; an image that is not in the store (a file that has changed since) gets EdgeBoxes here.
-
-    Which images those are is kept like the unreadable ones: counted once, in all workers together.
-    """
-
-    def __init__(self, index: DetectionIndex, proposals: ProposalStore | None, *, at_least: int, seed: int) -> None:
-        super().__init__(index, seed)
-        self.proposals = proposals
-        self._at_least = at_least  # pixels that must be left of a side when a JPEG is decoded smaller
-        self._not_stored = torch.zeros(len(index), dtype=torch.bool)
-        self._not_stored.share_memory_()  # type: ignore[no-untyped-call]
-
-    @property
-    def num_without_proposals(self) -> int:
-        """Images that the store lacks, of those read so far in all workers together; 0 where there is no store."""
-        return int(self._not_stored.sum())
-
-    def _read(self, key: tuple[int, int]) -> tuple[Image.Image, NDArray[np.float32] | None, Random]:
-        """The image of (epoch, i); [n, 4] (x0, y0, x1, y1) fractions, best first, None: random regions are wanted; the sample's randomness."""
-        epoch, i = key
-        position, data, image = self._files.read(i, self._at_least)
-        boxes = None
-        if self.proposals is not None:
-            boxes = self.proposals.fractions(content_key(data))
-            if boxes is None:
-                self._note_not_stored(position, self.proposals)
-                boxes = propose(image).boxes
-        return image, boxes, sample_random(self.seed, epoch, i)
-
-    def _note_not_stored(self, position: int, store: ProposalStore) -> None:
-        is_first = not self._not_stored.any()
-        self._not_stored[position] = True
-        if is_first:
-            logger.warning(
-                "%s: has no proposals in %s (%s); it gets EdgeBoxes whenever it is read. Others that are missing are only counted",
-                self.index.path(position), ", ".join(map(str, store.paths)), store.recipe.partition(" ")[0],
-            )  # fmt: skip
-
-
-class SiameseDataset(_Unlabelled[ViewSample]):
-    """Unlabelled images as pairs of views with common regions.
-
-    Args:
-        index: images; labels are not looked at.
-        proposals: stored region proposals, or None for random regions.
-        settings: of the views.
-        seed: of the augmentation.
-    """
-
-    def __init__(
-        self, index: DetectionIndex, proposals: ProposalStore | None, settings: SiameseSettings, seed: int = 0
-    ) -> None:
-        # Enough pixels for a part of half its side.
-        super().__init__(index, proposals, at_least=2 * largest_side(settings), seed=seed)
-        self.settings = settings
-
-    def __getitem__(self, key: tuple[int, int]) -> ViewSample:
-        image, boxes, random = self._read(key)
-        return make_views(image, boxes, self.settings, random)
-
-
-class RegionDataset(_Unlabelled[RegionSample]):
-    """Unlabelled images with regions that are to be found in them (UP-DETR, DETReg).
-
-    Args:
-        index: images; labels are not looked at.
-        proposals: stored region proposals, or None for random regions.
-        settings: of the images and regions.
-        seed: of the augmentation.
-    """
-
-    def __init__(
-        self, index: DetectionIndex, proposals: ProposalStore | None, settings: OneViewSettings, seed: int = 0
-    ) -> None:
-        parts = 2 if settings.augment == "detr" else 1  # as above, where parts are cut out
-        super().__init__(index, proposals, at_least=parts * largest_side(settings), seed=seed)
-        self.settings = settings
-
-    def __getitem__(self, key: tuple[int, int]) -> RegionSample:
-        image, boxes, random = self._read(key)
-        return make_regions(image, boxes, self.settings, random)
-
-
 def collate_detection(items: Sequence[DetectionItem]) -> DetectionBatch:
     """One batch; images are zero-padded at the right and bottom to the largest height and width."""
-    images, padding = _pad([item.image for item in items])
+    images, padding = pad_images([item.image for item in items])
     return DetectionBatch(
         images=images,
         padding=padding,
@@ -246,38 +157,12 @@ def collate_detection(items: Sequence[DetectionItem]) -> DetectionBatch:
     )
 
 
-def collate_views(items: Sequence[ViewSample]) -> ViewBatch:
-    """One batch: view 1 of all samples, then view 2 of all, zero-padded like detection batches."""
-    views = [item.images[which] for which in range(2) for item in items]
-    images, padding = _pad([_channels_first(view) for view in views])
-    crops = np.stack([item.crops[which] for which in range(2) for item in items])  # [2B, P, C, C, 3]
-    return ViewBatch(
-        images=images,
-        padding=padding,
-        boxes=torch.from_numpy(np.stack([item.boxes[which] for which in range(2) for item in items])),
-        sizes=torch.tensor([view.shape[:2] for view in views], dtype=torch.int64),
-        crops=torch.from_numpy(crops).permute(0, 1, 4, 2, 3).contiguous(),
-    )
-
-
-def collate_regions(items: Sequence[RegionSample]) -> RegionBatch:
-    """One batch, zero-padded like detection batches; all regions are labelled "an object"."""
-    images, padding = _pad([_channels_first(item.image) for item in items])
-    counts = [len(item.boxes) for item in items]
-    return RegionBatch(
-        images=images,
-        padding=padding,
-        targets=region_targets(torch.from_numpy(np.concatenate([item.boxes for item in items])), counts),
-        crops=torch.from_numpy(np.concatenate([item.crops for item in items])).permute(0, 3, 1, 2).contiguous(),
-    )
-
-
-def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
+def channels_first(pixels: NDArray[np.uint8]) -> Tensor:
     """[3, h, w] of [h, w, 3]; a copy, since decoded pixels may be read-only."""
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
-def _pad(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """[B, 3, H, W] uint8 and padding [B, H, W], True = padded."""
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     canvas = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)

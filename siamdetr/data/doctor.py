@@ -11,19 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from siamdetr.data.files import Progress
-from siamdetr.data.image_check import DIGEST_BYTES, ImageFacts, check_images, default_workers
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.open import DataSource, find_source
-from siamdetr.data.problems import (
-    SEVERITIES,
-    DataError,
-    Problem,
-    ProblemLog,
-    Severity,
-    count_by_kind,
-)
+from siamdetr.data.problems import SEVERITIES, Problem, ProblemLog, Severity, count_by_kind
+from siamdetr.data.readers.recognise import DataSource, find_source
 from siamdetr.data.splits import common_name, find_split, in_split_order
+from siamdetr.errors import DataError
+from siamdetr.images.check import DIGEST_BYTES, ImageFacts, check_images, default_workers
+from siamdetr.system.progress import Progress
 
 SIDE_STEPS = (128, 256, 512, 1024, 2048, 4096)  # pixels, longer side of an image
 COCO_AREAS = (32**2, 96**2)  # pixels², small | medium | large (https://cocodataset.org/#detection-eval)

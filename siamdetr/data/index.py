@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from siamdetr.data.problems import DataError, Problem
+from siamdetr.data.problems import Problem
+from siamdetr.errors import DataError
 
 Indices = NDArray[np.int64]
 

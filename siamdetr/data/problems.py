@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from siamdetr.errors import DataError
+
 Severity = Literal["error", "warning", "info"]  # error: something is left out; warning: kept, look at it; info: a fact
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
@@ -77,10 +79,6 @@ KINDS: dict[str, Kind] = {
     "leakage": Kind("warning", "the same image in two splits", "kept: scores on the later split flatter"),
     "duplicate-content": Kind("warning", "the same image content twice in a split", "kept: it is seen twice as often"),
 }
-
-
-class DataError(ValueError):
-    """A data set that cannot be used as asked; the text says where, what, and what helps."""
 
 
 @dataclass(frozen=True)

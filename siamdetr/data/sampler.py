@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from siamdetr.data.randomness import order_random
+from siamdetr.images.randomness import order_random
 
 Sample = tuple[int, int]  # (epoch, position in the index)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from siamdetr.data.problems import DataError
+from siamdetr.errors import DataError
 
 ALIASES = {
     "train": "train",

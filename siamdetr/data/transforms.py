@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from siamdetr.config import Augmentation
-from siamdetr.data.randomness import Random
-from siamdetr.preprocessing import PreprocessingSpec, resized_size
+from siamdetr.images.preprocessing import PreprocessingSpec, resized_size
+from siamdetr.images.randomness import Random
+from siamdetr.settings.pretext import Augmentation
 
 FLIP_PROBABILITY = 0.5
 CROP_PROBABILITY = 0.5
@@ -48,7 +48,7 @@ class FinetuneTransform:
 
     Attributes:
         spec: the size, as in evaluation: a shortest side with a longest one, or a fixed (height, width).
-        augment: "detr", "scale" (many scales only), "flip" (flip only) or "none", which equals `siamdetr.preprocessing.resize`.
+        augment: "detr", "scale" (many scales only), "flip" (flip only) or "none", which equals `siamdetr.images.preprocessing.resize`.
         scales: the shortest sides of "detr" and "scale", as shares of the size.
     Raises:
         ValueError: letterboxing, which no training uses.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.problems import DataError
+from siamdetr.errors import DataError
 
 OBJECT = "object"  # the one class of a model that was pretrained and not yet finetuned
 

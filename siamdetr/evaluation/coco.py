@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siamdetr.data.index import DetectionIndex, require_labels
-from siamdetr.data.problems import DataError
+from siamdetr.errors import DataError
 from siamdetr.evaluation.classes import as_one_class, is_class_agnostic, match_classes
-from siamdetr.evaluation.predictor import Predictor, Progress, ScoredBoxes
-from siamdetr.evaluation.pytorch import PyTorchPredictor
-from siamdetr.evaluation.reading import read_samples
 from siamdetr.evaluation.results import Results, concatenate_results, read_results, write_results
+from siamdetr.images.preprocessing import PreprocessingSpec, group_by_size
+from siamdetr.inference.image_reader import read_samples
+from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes
+from siamdetr.inference.pytorch import PyTorchPredictor
 from siamdetr.models.detector import Detector
-from siamdetr.preprocessing import PreprocessingSpec, group_by_size
 
 Backend = Literal["fast", "reference"]
 _MAX_DETECTIONS = (1, 10, 100)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from siamdetr.checkpoint import atomic_write
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.problems import DataError
+from siamdetr.errors import DataError
+from siamdetr.system.atomic_file import atomic_write
 
 
 @dataclass(frozen=True)

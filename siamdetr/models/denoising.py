@@ -17,13 +17,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from siamdetr.boxes import inverse_sigmoid
-from siamdetr.config import DenoisingSettings, DetectorSettings
-from siamdetr.data.targets import Targets
-from siamdetr.models.dab import REFERENCE_EPS, AnchorDecoder, RescalingEncoder, repeat_for_patterns
-from siamdetr.models.dab_deformable import DeformableAnchorDecoder
-from siamdetr.models.deformable_encoder import DeformableEncoder
+from siamdetr.models.dab_deformable_detr import DeformableAnchorDecoder
+from siamdetr.models.dab_detr import REFERENCE_EPS, AnchorDecoder, RescalingEncoder, repeat_for_patterns
+from siamdetr.models.deformable.encoder import DeformableEncoder
 from siamdetr.models.parts import VariantParts
-from siamdetr.models.structures import Queries
+from siamdetr.settings.detector import DenoisingSettings, DetectorSettings
+from siamdetr.structures.model import Queries
+from siamdetr.structures.targets import Targets
 
 # Channels of the content that say "denoising"; a pretext must not write into them.
 INDICATOR_CHANNELS = 1

@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from siamdetr.config import DenoisingSettings, DetectorSettings
-from siamdetr.data.targets import Targets
 from siamdetr.models.attention import MultiHeadAttention
-from siamdetr.models.backbone import Backbone
-from siamdetr.models.conditional import build_conditional
-from siamdetr.models.dab import build_dab
-from siamdetr.models.dab_deformable import build_dab_deformable
-from siamdetr.models.deformable import build_deformable
-from siamdetr.models.deformable_attention import DeformableAttention
-from siamdetr.models.deformable_encoder import DeformableEncoder
+from siamdetr.models.backbone.body import Backbone
+from siamdetr.models.backbone.pyramid import LevelProjections, Maps
+from siamdetr.models.conditional_detr import build_conditional
+from siamdetr.models.dab_deformable_detr import build_dab_deformable
+from siamdetr.models.dab_detr import build_dab
+from siamdetr.models.deformable.attention import DeformableAttention
+from siamdetr.models.deformable.encoder import DeformableEncoder
+from siamdetr.models.deformable_detr import build_deformable
 from siamdetr.models.denoising import DenoisingQueries, Draws, build_dn, build_dn_deformable
+from siamdetr.models.detr import build_vanilla
 from siamdetr.models.heads import MLP, LayerHeads, each_head, place_boxes
 from siamdetr.models.parts import VariantParts
 from siamdetr.models.position import full_image_positions, image_positions
-from siamdetr.models.pyramid import LevelProjections, Maps
-from siamdetr.models.structures import Decoded, Memory, Outputs, Queries
-from siamdetr.models.vanilla import build_vanilla
+from siamdetr.settings.detector import DenoisingSettings, DetectorSettings
+from siamdetr.structures.model import Decoded, Memory, Outputs, Queries
+from siamdetr.structures.targets import Targets
 
 __all__ = ["BUILDERS", "Decoded", "Detector", "Memory", "Outputs", "Queries"]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from siamdetr.config import DetectorSettings
 from siamdetr.models.attention import MultiHeadAttention, padding_bias
 from siamdetr.models.heads import FeedForward
+from siamdetr.settings.detector import DetectorSettings
 
 
 class EncoderLayer(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from siamdetr.boxes import inverse_sigmoid
-from siamdetr.config import Activation
+from siamdetr.settings.detector import Activation
 
 
 class MLP(nn.Module):

@@ -12,7 +12,7 @@ class VariantParts:
     """The parts that a builder supplies.
 
     `encoder(tokens, position, padding) -> tokens`, `queries(batch_size) -> Queries` and `decoder(queries, memory) -> Decoded`
-    (`siamdetr.models.structures`). A decoder that refines its references from layer to layer gets the box head as well, one that
+    (`siamdetr.structures.model`). A decoder that refines its references from layer to layer gets the box head as well, one that
     may propose them from the image the class head and the box head.
     """
 

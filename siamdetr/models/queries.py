@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from siamdetr.models.structures import Queries
+from siamdetr.structures.model import Queries
 
 
 class LearnedQueries(nn.Module):

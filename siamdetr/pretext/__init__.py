@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from siamdetr.config import Method
 from siamdetr.models.detector import Detector
 from siamdetr.pretext.common import Pretext
 from siamdetr.pretext.detreg import DETReg
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.updetr import UPDETR
+from siamdetr.settings.pretext import Method
 
 __all__ = ["PRETEXTS", "UPDETR", "DETReg", "Pretext", "SiameseDETR"]
 

@@ -16,14 +16,14 @@ from torch import Generator, Tensor, nn
 from torchvision.ops import roi_align
 
 from siamdetr.boxes import cxcywh_to_xyxy, elementwise_iou, xyxy_to_cxcywh
-from siamdetr.config import Classifier, DetectorSettings, LossSettings
-from siamdetr.data.targets import Targets, region_targets
-from siamdetr.losses import DetectionCriterion
-from siamdetr.matcher import Matches
-from siamdetr.models.backbone import Backbone, fold_batchnorm, takes_blocked_layout
+from siamdetr.models.backbone.body import Backbone, fold_batchnorm, takes_blocked_layout
+from siamdetr.models.backbone.pyramid import Maps, as_levels
+from siamdetr.models.criterion.losses import DetectionCriterion
+from siamdetr.models.criterion.matcher import Matches
 from siamdetr.models.detector import Detector, Outputs
-from siamdetr.models.pyramid import Maps, as_levels
-from siamdetr.models.structures import Memory, Queries
+from siamdetr.settings.detector import Classifier, DetectorSettings, LossSettings
+from siamdetr.structures.model import Memory, Queries
+from siamdetr.structures.targets import Targets, region_targets
 
 POOLED_LEVELS = 3  # of the memory, for the global loss
 POOLED_CELLS = 7  # RoIAlign grid, whose mean is the region's feature

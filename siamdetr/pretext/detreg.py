@@ -17,18 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from siamdetr.config import DETRegSettings
-from siamdetr.data.targets import OBJECT_LABEL, RegionBatch, Targets
-from siamdetr.losses import boxes_per_process
+from siamdetr.errors import WeightFileError
+from siamdetr.models.backbone.weight_files import read_weight_file, unwrap_state_dict
+from siamdetr.models.criterion.losses import boxes_per_process
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
-from siamdetr.models.weight_files import WeightFileError, read_weight_file, unwrap_state_dict
-from siamdetr.pretext.common import (
-    Pretext,
-    crop_features,
-    crops_at_once,
-    match_monitors,
-)
+from siamdetr.pretext.common import Pretext, crop_features, crops_at_once, match_monitors
+from siamdetr.settings.pretext import DETRegSettings
+from siamdetr.structures.targets import OBJECT_LABEL, RegionBatch, Targets
 
 PROJECTED = 128  # numbers in SwAV's projection
 _SWAV = "projection_head."

@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from siamdetr.config import SiameseSettings
-from siamdetr.data.targets import ViewBatch
-from siamdetr.losses import layer_weights, name_layers
+from siamdetr.models.criterion.losses import layer_weights, name_layers
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.pretext.common import (
@@ -32,6 +30,8 @@ from siamdetr.pretext.common import (
     pool_memory,
     region_features,
 )
+from siamdetr.settings.pretext import SiameseSettings
+from siamdetr.structures.targets import ViewBatch
 
 
 class GlobalHead(nn.Module):

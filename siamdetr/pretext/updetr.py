@@ -15,9 +15,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from siamdetr.config import UPDETRSettings
-from siamdetr.data.targets import RegionBatch
-from siamdetr.losses import layer_weights, name_layers
+from siamdetr.models.criterion.losses import layer_weights, name_layers
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.pretext.common import (
@@ -30,6 +28,8 @@ from siamdetr.pretext.common import (
     match_monitors,
     matched_feature_loss,
 )
+from siamdetr.settings.pretext import UPDETRSettings
+from siamdetr.structures.targets import RegionBatch
 
 
 class UPDETR(Pretext):

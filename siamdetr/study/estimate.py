@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from siamdetr.detector import SiamDETR
+from siamdetr.api import SiamDETR
+from siamdetr.drawing.html_page import read_metrics
 from siamdetr.evaluation.coco import evaluate
-from siamdetr.report import read_metrics
-from siamdetr.study.cells import SCRATCH, Cell
+from siamdetr.study.cell import SCRATCH, Cell
+from siamdetr.study.run_cell import CELLS, scored_index
 from siamdetr.study.runner import Grid
 from siamdetr.study.settings import finetune_settings, pretrain_settings, total_steps
-from siamdetr.study.work import CELLS, scored_index
-from siamdetr.training.run import finetune, pretrain
-from siamdetr.training.sources import open_unlabelled
+from siamdetr.training.finetune import finetune
+from siamdetr.training.open_datasets import open_unlabelled
+from siamdetr.training.pretrain import pretrain
 
 _TRIED = 4  # steps, of which the first is not counted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from siamdetr.study.cells import SCRATCH, Cell
+from siamdetr.study.cell import SCRATCH, Cell
 from siamdetr.study.settings import StudyName, StudySettings, pretrain_settings
 
 Variation = tuple[tuple[str, str], ...]

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from siamdetr.checkpoint import atomic_write
-from siamdetr.data.images import read_image
+from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
-from siamdetr.detector import SiamDETR
-from siamdetr.evaluation.pytorch import evaluating, normalize_prepared
+from siamdetr.images.open import read_image
+from siamdetr.images.preprocessing import preprocess
+from siamdetr.inference.pytorch import evaluating, normalize_prepared
 from siamdetr.models.attention import record_attention
-from siamdetr.preprocessing import preprocess
+from siamdetr.system.atomic_file import atomic_write
 
 WIDTH = 420  # pixels of a picture
 MOST_BOXES = 8

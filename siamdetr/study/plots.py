@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from siamdetr.checkpoint import atomic_write
 from siamdetr.study.statistics import Interval
+from siamdetr.system.atomic_file import atomic_write
 
 PLOTS = "plots"
 COLOURS = {"scratch": "#8b939c", "siamese": "#2f7ed8", "updetr": "#e4572e", "detreg": "#2a9d6f"}
@@ -295,7 +295,7 @@ def _grid(axes: Axes, axis: str) -> None:
 
 
 def _legend(figure: Figure, inits: Sequence[str] | Mapping[str, None]) -> None:
-    from siamdetr.study.tables import NAMES
+    from siamdetr.study.summary import NAMES
 
     handles = [matplotlib.patches.Patch(color=COLOURS.get(init, _OTHER), label=NAMES.get(init, init)) for init in inits]
     figure.legend(

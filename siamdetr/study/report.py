@@ -8,18 +8,19 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from siamdetr.checkpoint import atomic_write, to_json
-from siamdetr.report import REPORT_FILE, Section, page, picture, table
+from siamdetr.drawing.html_page import REPORT_FILE, Section, page, picture, table
+from siamdetr.settings.base import to_json
 from siamdetr.study import plots
-from siamdetr.study.cells import SCRATCH, Cell
-from siamdetr.study.folder import SPLITS_FILE
+from siamdetr.study.cell import SCRATCH, Cell
 from siamdetr.study.grids import ablation_variations, sensitivity_variations
 from siamdetr.study.pictures import ATTENTION, BOXES, TRUTH
 from siamdetr.study.plots import Line, Plot, save_plots
+from siamdetr.study.run_cell import CELLS, ERROR_FILE, cell_folder, scored_index
 from siamdetr.study.runner import Grid
 from siamdetr.study.statistics import Interval, interval
-from siamdetr.study.tables import CSV_FILE, NAMES, answer, gain_of, mean_of, select, shown, study_csv
-from siamdetr.study.work import CELLS, ERROR_FILE, cell_folder, scored_index
+from siamdetr.study.study_folder import SPLITS_FILE
+from siamdetr.study.summary import CSV_FILE, NAMES, answer, gain_of, mean_of, select, shown, study_csv
+from siamdetr.system.atomic_file import atomic_write
 
 TITLES = {
     "data-efficiency": "How much do labels count?",

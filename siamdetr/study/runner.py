@@ -12,18 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from siamdetr.data.files import Progress
 from siamdetr.data.index import DetectionIndex
-from siamdetr.parallel import Engine
-from siamdetr.signals import Interrupted, SignalWatch
-from siamdetr.study.cells import Cell
-from siamdetr.study.folder import check_folder, splits_of, write_folder
+from siamdetr.settings.resolve import resolve
+from siamdetr.settings.training import FinetuneSettings
+from siamdetr.study.cell import Cell
 from siamdetr.study.grids import plan
+from siamdetr.study.run_cell import CELLS, CellOutcome, CellResult, CellTask, cell_folder, read_result, run_cell
 from siamdetr.study.settings import StudySettings, pretrain_settings
-from siamdetr.study.work import CELLS, CellOutcome, CellResult, CellTask, cell_folder, read_result, run_cell
+from siamdetr.study.study_folder import check_folder, splits_of, write_folder
+from siamdetr.system.parallel import Engine
+from siamdetr.system.progress import Progress
+from siamdetr.system.signals import Interrupted, SignalWatch
+from siamdetr.training.open_datasets import FinetuneData, open_labelled, open_unlabelled
 from siamdetr.training.pretrain_setup import stored_proposals
-from siamdetr.training.settings import FinetuneSettings, resolve
-from siamdetr.training.sources import FinetuneData, open_labelled, open_unlabelled
 
 Told = Callable[[CellOutcome], None]
 

@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from siamdetr.config import Method, Settings
 from siamdetr.pretext import PRETEXTS
-from siamdetr.study.cells import Cell
-from siamdetr.training.settings import FinetuneSettings, PretrainSettings, resolve
+from siamdetr.settings.base import Settings
+from siamdetr.settings.pretext import Method
+from siamdetr.settings.resolve import resolve
+from siamdetr.settings.training import FinetuneSettings, PretrainSettings
+from siamdetr.study.cell import Cell
 
 StudyName = Literal[
     "data-efficiency", "initialization", "sensitivity", "ablation", "cost", "convergence", "qualitative"

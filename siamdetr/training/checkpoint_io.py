@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from siamdetr.checkpoint import CheckpointError, atomic_write, digest, sweep_temporaries
+from siamdetr.errors import CheckpointError
+from siamdetr.model_file import digest
+from siamdetr.system.atomic_file import atomic_write, sweep_temporaries
 
 STATE = "siamdetr"  # our section of the checkpoint
 FORMAT_VERSION = 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from siamdetr.data.targets import DetectionBatch, normalize
-from siamdetr.losses import DetectionCriterion, weighted_sum
+from siamdetr.images.normalize import normalize
+from siamdetr.images.preprocessing import PreprocessingSpec
+from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
 from siamdetr.models.detector import Detector
-from siamdetr.preprocessing import PreprocessingSpec
-from siamdetr.training.module import StepModule
-from siamdetr.training.settings import FinetuneSettings
+from siamdetr.settings.training import FinetuneSettings
+from siamdetr.structures.targets import DetectionBatch
+from siamdetr.training.step_module import StepModule
 
 
 class FinetuneModule(StepModule):

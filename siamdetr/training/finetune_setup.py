@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from siamdetr.checkpoint import read_metadata
-from siamdetr.config import DetectorSettings, LossSettings
 from siamdetr.data.index import DetectionIndex
-from siamdetr.models.backbone_weights import load_backbone_weights
+from siamdetr.errors import SettingsError
+from siamdetr.model_file import read_metadata
+from siamdetr.models.backbone.weights import load_backbone_weights
 from siamdetr.models.detector import Detector
-from siamdetr.training.settings import FinetuneSettings, RunSettings, SettingsError
-from siamdetr.training.start import Start, load_start
+from siamdetr.settings.detector import DetectorSettings, LossSettings
+from siamdetr.settings.training import FinetuneSettings, RunSettings
+from siamdetr.training.initial_weights import Start, load_start
 from siamdetr.training.trainer import world_size
 
 _log = logging.getLogger(__name__)

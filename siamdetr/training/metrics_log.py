@@ -12,8 +12,8 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from siamdetr.checkpoint import atomic_write
-from siamdetr.report import METRICS_FILE, read_metrics
+from siamdetr.drawing.html_page import METRICS_FILE, read_metrics
+from siamdetr.system.atomic_file import atomic_write
 
 
 class _RunLogger(Logger):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from siamdetr.models.detector import Detector
-from siamdetr.training.settings import Freeze, OptimizerSettings, ScheduleSettings
+from siamdetr.settings.training import Freeze, OptimizerSettings, ScheduleSettings
 
 HEADS = ("class_head", "box_head")
 _SAMPLING = (".offsets.", ".reference_head.")  # deformable: reference points and sampling offsets

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from siamdetr.checkpoint import load_model
 from siamdetr.data.index import DetectionIndex
-from siamdetr.evaluation.attention_figure import Wanted, attention_figure
-from siamdetr.evaluation.drawing import draw_side_by_side, truth_of
-from siamdetr.evaluation.predictor import predict
-from siamdetr.evaluation.pytorch import PyTorchPredictor
-from siamdetr.evaluation.tracing import inspect
-from siamdetr.preprocessing import load_image
+from siamdetr.drawing.attention import Wanted, attention_figure
+from siamdetr.drawing.boxes import draw_side_by_side, truth_of
+from siamdetr.images.preprocessing import load_image
+from siamdetr.inference.detector_attention import inspect
+from siamdetr.inference.predictor import predict
+from siamdetr.inference.pytorch import PyTorchPredictor
+from siamdetr.model_file import load_model
 from siamdetr.training.run_report import ATTENTION, PICTURES
 
 _WIDTH = 900  # pixels of a pair: the report carries the pictures inside

@@ -7,15 +7,16 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from siamdetr.data.targets import OBJECT_LABEL, RegionBatch, ViewBatch, normalize
-from siamdetr.losses import weighted_sum
+from siamdetr.images.normalize import normalize
+from siamdetr.images.preprocessing import PreprocessingSpec
+from siamdetr.models.criterion.losses import weighted_sum
 from siamdetr.models.denoising import DenoisingQueries
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
-from siamdetr.preprocessing import PreprocessingSpec
 from siamdetr.pretext import PRETEXTS, Pretext
-from siamdetr.training.module import StepModule
-from siamdetr.training.settings import PretrainSettings
+from siamdetr.settings.training import PretrainSettings
+from siamdetr.structures.targets import OBJECT_LABEL, RegionBatch, ViewBatch
+from siamdetr.training.step_module import StepModule
 
 PretextBatch = ViewBatch | RegionBatch
 

@@ -6,16 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from siamdetr.config import DetectorSettings, SiameseSettings
-from siamdetr.data.dataset import RegionDataset, SiameseDataset, collate_regions, collate_views
-from siamdetr.data.files import Progress
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.proposal_methods import Recipe
-from siamdetr.data.proposals import ProposalStore, compute_proposals, open_proposals
+from siamdetr.errors import SettingsError
 from siamdetr.pretext import DETReg, Pretext
 from siamdetr.pretext.common import pretext_settings
+from siamdetr.pretext.datasets import RegionDataset, SiameseDataset, collate_regions, collate_views
 from siamdetr.pretext.detreg import load_projection
-from siamdetr.training.settings import PretrainSettings, SettingsError
+from siamdetr.proposals.compute import ProposalStore, compute_proposals, open_proposals
+from siamdetr.proposals.methods import Recipe
+from siamdetr.settings.detector import DetectorSettings
+from siamdetr.settings.pretext import SiameseSettings
+from siamdetr.settings.training import PretrainSettings
+from siamdetr.system.progress import Progress
 
 
 def pretraining_detector(settings: PretrainSettings) -> DetectorSettings:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from siamdetr.checkpoint import atomic_write
-from siamdetr.data.dataset import RegionDataset, SiameseDataset
-from siamdetr.data.images import UnreadableImageError, content_key, read_bytes
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.proposal_store import ProposalStore
-from siamdetr.evaluation.proposal_recall import ProposalRecall, proposal_recall
+from siamdetr.errors import UnreadableImageError
+from siamdetr.images.open import content_key, read_bytes
+from siamdetr.pretext.datasets import RegionDataset, SiameseDataset
+from siamdetr.proposals.recall import ProposalRecall, proposal_recall
+from siamdetr.proposals.store import ProposalStore
+from siamdetr.system.atomic_file import atomic_write
 from siamdetr.training.run_report import PROPOSALS_FILE
 
 _log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from siamdetr.checkpoint import atomic_write
-from siamdetr.config import METHOD_NAMES
+from siamdetr.drawing.html_page import REPORT_FILE, Section, curve, curves_svg, page, picture, read_metrics, table
 from siamdetr.pretext.collapse import COLLAPSE_REMEDY, collapsed
-from siamdetr.report import REPORT_FILE, Section, curve, curves_svg, page, picture, read_metrics, table
+from siamdetr.settings.pretext import METHOD_NAMES
+from siamdetr.system.atomic_file import atomic_write
 
 EVALUATION_FILE = "evaluation.json"  # of the best weights: {"step", "metrics": {name: value}, "per_class": [row, …]}
 PROPOSALS_FILE = "proposals.json"  # of pretraining: {"recipe", "rows": [[what, figure], …]}

@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from siamdetr.errors import SettingsError
+from siamdetr.settings.training import PretrainSettings, RunSettings
 from siamdetr.training.checkpoint_io import AtomicCheckpointIO
 from siamdetr.training.metrics_log import MetricsCsv, TensorBoardEvents
-from siamdetr.training.settings import PretrainSettings, RunSettings, SettingsError
 
 _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -99,7 +100,7 @@ def _strategy(world: int) -> Strategy | str:
 
 
 def _loggers(settings: RunSettings, folder: Path, resume_step: int) -> list[Logger]:
-    from siamdetr.training.folders import process_rank
+    from siamdetr.training.run_folder import process_rank
 
     if process_rank() > 0:
         return []

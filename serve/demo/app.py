@@ -1,0 +1,150 @@
+"""The demo: a page on this machine where a click on a box shows where the decoder looked.
+
+Gradio carries uploads, the queue and the page; the picture itself, its boxes and its attention are one component of ours (`page/`),
+so that moving a threshold needs no server. It listens on the loopback address alone, opens no address and no path that a client
+names, and keeps uploads for an hour at most.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from siamdetr.errors import ImageError
+from siamdetr.serve.demo.answers import Answers, NamedModel, thumbnail
+from siamdetr.serve.demo.example_images import MOST_BYTES, Example, open_upload
+
+HOST = "127.0.0.1"
+QUEUE_SIZE = 16
+CONCURRENCY = 2
+_PAGE = Path(__file__).parent / "page"
+_SCRIPTS = ("heat.js", "stage.js", "viewer.js")
+_HOUR = 3600  # seconds
+
+
+@dataclass(frozen=True)
+class Served:
+    """A demo that is running."""
+
+    url: str
+    blocks: gr.Blocks
+
+    def wait(self) -> None:
+        """Until Ctrl-C."""
+        self.blocks.block_thread()
+
+    def stop(self) -> None:
+        """Close the server."""
+        self.blocks.close()
+
+
+def build_demo(models: Sequence[NamedModel], examples: Sequence[Example]) -> gr.Blocks:
+    """The page of these models; the first example is shown when it opens."""
+    answers, serial = Answers(models), itertools.count(1)
+    shown = [(example, _thumbnail(example)) for example in examples]
+
+    def answer(name: str, open_picture: Callable[[], Image.Image]) -> dict[str, Any]:
+        try:
+            return {"serial": next(serial), "error": None, **answers.detect(open_picture(), name)}
+        except ValueError as error:  # of which ImageError is one
+            return {"serial": next(serial), "error": str(error)}
+
+    def opened(data: bytes | None) -> dict[str, Any]:
+        return answer("your picture", lambda: open_upload(data or b""))
+
+    def picked(event: gr.EventData) -> dict[str, Any]:
+        number = getattr(event, "example", None)
+        if not isinstance(number, int) or not 0 <= number < len(shown):
+            return {"serial": next(serial), "error": "There is no such example."}
+        return answer(shown[number][0].name, shown[number][0].open)
+
+    def look(question: Any) -> dict[str, Any]:
+        try:
+            return answers.look(question if isinstance(question, dict) else {})
+        except ValueError as error:
+            return {"error": str(error)}
+
+    blocks: gr.Blocks = gr.Blocks(title="siamdetr demo", analytics_enabled=False, delete_cache=(_HOUR, _HOUR))
+    with blocks:
+        viewer = gr.HTML(
+            value=None,
+            html_template=(_PAGE / "viewer.html").read_text(encoding="utf-8"),
+            js_on_load="\n".join((_PAGE / name).read_text(encoding="utf-8") for name in _SCRIPTS),
+            apply_default_css=False,
+            server_functions=[look],
+            elem_id="siamdetr-viewer",
+            examples=[{"name": example.name, "url": url} for example, url in shown],
+            mostBytes=MOST_BYTES,
+        )
+        upload = gr.UploadButton(
+            "Open picture",
+            type="binary",
+            file_types=[".jpg", ".jpeg", ".png", ".webp", ".bmp"],
+            elem_id="siamdetr-upload",
+        )
+        upload.upload(opened, upload, viewer, show_progress="hidden", api_visibility="private")
+        viewer.select(
+            picked, None, viewer, show_progress="hidden", api_visibility="private", trigger_mode="always_last"
+        )
+    blocks.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENCY, api_open=False)
+    return blocks
+
+
+def serve_demo(blocks: gr.Blocks, *, port: int | None = None) -> Served:
+    """Start the server, on the loopback address.
+
+    Args:
+        blocks: of `build_demo`.
+        port: None: the first free one from 7860.
+    Raises:
+        OSError: the port is taken.
+    """
+    if port is not None:
+        _check_free(port)
+    os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # no file of this machine is served, whatever the shell says
+    _, url, _ = blocks.launch(
+        server_name=HOST,
+        server_port=port,
+        share=False,
+        show_error=False,
+        allowed_paths=[],
+        max_file_size=MOST_BYTES,
+        max_threads=8,
+        state_session_capacity=64,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        prevent_thread_lock=True,
+        quiet=True,
+        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=(_PAGE / "viewer.css").read_text(encoding="utf-8"),
+    )
+    return Served(url, blocks)
+
+
+def _check_free(port: int) -> None:
+    """Gradio's own message speaks of its variables and parameters."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise OSError(f"--port {port}: {error.strerror}; choose another, or leave it out") from None
+
+
+def _thumbnail(example: Example) -> str:
+    try:
+        return thumbnail(example.open())
+    except ImageError:
+        return ""

@@ -1,0 +1,262 @@
+"""The public face: `SiamDETR`, a detector with its classes and its preprocessing, and `load`, which opens any of our files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import supervision as sv
+import torch
+from numpy.typing import NDArray
+
+from siamdetr.errors import CheckpointError
+from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
+from siamdetr.inference.detector_attention import TracedInspection, inspect
+from siamdetr.inference.opened_model import Described
+from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes
+from siamdetr.inference.pytorch import PyTorchPredictor, evaluating, normalize_prepared
+from siamdetr.model_file import ModelMetadata, find_model_file, load_model, save_model
+from siamdetr.models.attention import record_attention
+from siamdetr.models.backbone.weights import load_backbone_weights
+from siamdetr.models.detector import Detector
+from siamdetr.settings.detector import Classifier, DetectorSettings, Variant
+
+ONNX_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+Backend = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
+
+
+class Model(Predictor, Protocol):
+    """What `load` gives, whatever runs it."""
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The data set's own ids in label order; empty when not known."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the model is, in plain values."""
+
+    def predict(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        *,
+        progress: Progress | None = None,
+    ) -> sv.Detections | list[sv.Detections]:
+        """Detections of one image, or of each of a sequence."""
+
+
+class SiamDETR(Described):
+    """A DETR detector that takes pictures and gives boxes.
+
+    The weights are random; `siamdetr.load` opens trained ones.
+
+    Args:
+        variant: "vanilla", "conditional", "dab", "dn", "deformable", "dab_deformable" or "dn_deformable". The deformable ones
+            have one feature level here; `from_parts` takes a detector of other settings.
+        backbone: resnet18/34/50/101 or any timm model with feature maps.
+        num_classes: number of classes, named class_0, class_1, … ; or give `class_names`.
+        class_names: names in label order.
+        num_queries: boxes that the detector proposes for an image.
+        stride: of the feature map, 32 or 16 pixels.
+        classifier: "softmax" or "focal"; None: as the variant's paper, softmax for vanilla, else focal.
+        backbone_weights: "imagenet" or a file; None: random.
+        preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR.
+    Raises:
+        ValueError: neither or contradicting numbers of classes, or a setting that does not exist.
+    """
+
+    def __init__(
+        self,
+        variant: Variant = "conditional",
+        *,
+        backbone: str = "resnet50",
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        num_queries: int = 100,
+        stride: int = 32,
+        classifier: Classifier | None = None,
+        backbone_weights: str | None = None,
+        preprocessing: PreprocessingSpec | None = None,
+    ) -> None:
+        names = _class_names(num_classes, class_names)
+        settings = DetectorSettings.model_validate(
+            {
+                "variant": variant,
+                "backbone": backbone,
+                "num_classes": len(names),
+                "num_queries": num_queries,
+                "stride": stride,
+                "classifier": classifier or ("softmax" if variant == "vanilla" else "focal"),
+            }
+        )
+        detector = Detector(settings)
+        if backbone_weights is not None:
+            load_backbone_weights(detector.backbone, backbone_weights)
+        metadata = ModelMetadata(class_names=names, preprocessing=preprocessing or PreprocessingSpec())
+        self._set(detector.eval(), metadata, None)
+
+    def _set(self, detector: Detector, metadata: ModelMetadata, path: Path | None) -> None:
+        self._predictor = PyTorchPredictor(detector, metadata.class_names, metadata.preprocessing)
+        self._metadata = self._facts = metadata
+        self._path = path
+
+    @classmethod
+    def from_parts(
+        cls,
+        detector: Detector,
+        *,
+        class_names: Sequence[str],
+        preprocessing: PreprocessingSpec,
+        category_ids: Sequence[int] = (),
+        lineage: Sequence[str] = (),
+        metrics: Mapping[str, float] | None = None,
+    ) -> SiamDETR:
+        """A model of a detector that is already there (it is held, not copied)."""
+        metadata = ModelMetadata(
+            class_names=tuple(class_names),
+            category_ids=tuple(category_ids),
+            preprocessing=preprocessing,
+            lineage=tuple(lineage),
+            metrics=dict(metrics or {}),
+        )
+        model = cls.__new__(cls)
+        model._set(detector, metadata, None)
+        return model
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> SiamDETR:
+        """Open a model file, or the best one of a run folder. `siamdetr.load` opens exported files too.
+
+        Raises:
+            CheckpointError: not there, not ours, or damaged.
+        """
+        file = find_model_file(path)
+        detector, metadata = load_model(file)
+        model = cls.__new__(cls)
+        model._set(detector.to(device), metadata, file)
+        return model
+
+    @property
+    def detector(self) -> Detector:
+        """The module: float normalised images [B, 3, H, W] and padding in, `Outputs` out."""
+        return self._predictor.detector
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What a model file says besides the detector's settings."""
+        return self._metadata
+
+    @property
+    def device(self) -> torch.device:
+        """Where the detector is."""
+        return self._predictor.device
+
+    def to(self, device: str | torch.device) -> SiamDETR:
+        """Move the detector; returns this model."""
+        self.detector.to(device)
+        return self
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the model is, in plain values."""
+        return {
+            "kind": "PyTorch model",
+            "file": None if self._path is None else str(self._path),
+            **self.detector.settings.model_dump(),
+            "parameters": sum(parameter.numel() for parameter in self.detector.parameters()),
+            **self._metadata.model_dump(),
+        }
+
+    def predict_batch(self, batch: Prepared) -> ScoredBoxes:
+        """All scored boxes of a batch of prepared images, before any threshold."""
+        return self._predictor.predict_batch(batch)
+
+    def attention(self, image: ImageLike) -> NDArray[np.float32]:
+        """Where each query of each decoder layer looks.
+
+        Returns:
+            [L, heads, Q, h, w]: over h and w (cells of the feature map) every map sums to 1.
+        """
+        batch = preprocess([image], self.preprocessing)
+        images, padding = normalize_prepared(batch, self.preprocessing, self.device)
+        with evaluating(self.detector), torch.inference_mode(), record_attention(self.detector) as maps:
+            self.detector(images, padding)
+        return torch.stack([one[0] for one in maps]).float().cpu().numpy()
+
+    def inspect(self, image: ImageLike) -> TracedInspection:
+        """What is found in an image, and on demand where encoder and decoder looked, as arrays.
+
+        Example:
+            seen = model.inspect("photo.jpg")
+            look = seen.decoder_look(int(seen.scored.scores[0].argmax()))  # of the best box
+            look.maps, look.points, look.weights, look.references
+            seen.encoder_look(0.5, 0.5).maps  # self-attention of the cell in the middle
+        Raises:
+            ImageError: the image cannot be used.
+        """
+        return inspect(self._predictor, image)
+
+    def save(self, path: str | Path) -> None:
+        """Write a model file (.safetensors), atomically.
+
+        Raises:
+            CheckpointError: the name does not end in .safetensors, or the disk is full; an old file stays.
+        """
+        save_model(path, self.detector, self._metadata)
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    backend: Backend | None = None,
+    threads: int | None = None,
+) -> SiamDETR | Model:
+    """Open any of our files for prediction.
+
+    Args:
+        path: a run folder (its best weights, else its last), a .safetensors file, an .onnx file, a bundle folder or its
+            model.engine.
+        device: where it runs: "cpu", "cuda", "cuda:N", or "auto": the GPU where there is one.
+        backend: what runs it; None: PyTorch for our model files, ONNX Runtime for .onnx files and bundles, TensorRT for engines.
+        threads: of exported files on the CPU; None: one a core.
+    Raises:
+        CheckpointError: not there, not ours, or damaged.
+        ValueError: the backend cannot run such a file.
+    """
+    path = Path(path)
+    kind = "onnx" if path.suffix == ".onnx" or (path / MANIFEST_FILE).is_file() or (path / ONNX_FILE).is_file() else ""
+    kind = "engine" if path.suffix == ".engine" or (kind and path.is_dir() and backend == "tensorrt") else kind
+    backends = {"onnx": ("onnxruntime", "openvino"), "engine": ("tensorrt",)}.get(kind, ("pytorch",))
+    backend = backend or cast("Backend", backends[0])
+    if backend not in backends:
+        raise ValueError(f"{path}: backend '{backend}' does not run such a file; take {' or '.join(backends)}")
+    if backend == "tensorrt":
+        from siamdetr.export.engine import EngineDetector
+
+        return EngineDetector(path, device=str(device))
+    if backend in ("onnxruntime", "openvino"):
+        from siamdetr.export.runtime import OnnxDetector
+
+        return OnnxDetector(path, device=str(device), backend=backend, threads=threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return SiamDETR.load(path, device=device)
+
+
+def _class_names(number: int | None, names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is None and number is None:
+        raise ValueError("SiamDETR: got no classes; give num_classes=20, or class_names=[...]")
+    if names is None:
+        return tuple(f"class_{label}" for label in range(number or 0))
+    if number is not None and number != len(names):
+        raise ValueError(f"SiamDETR: got num_classes={number} and {len(names)} class names; give one of the two")
+    return tuple(names)
+
+
+__all__ = ["Backend", "CheckpointError", "Model", "SiamDETR", "load"]

@@ -1,0 +1,182 @@
+"""Pictures of where a detector looked, at print quality: the figure of `siamdetr attention`.
+
+A heat map is attention resized to the image with a cubic filter, brightest where it is greatest, over the darkened image. White dots are deformable
+sampling points, as large as their weight; a cross is the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps, patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from PIL import Image
+
+from siamdetr.drawing.boxes import PALETTE
+from siamdetr.inference.attention_maps import Floats, Inspection, Look
+
+_INK = "#1f2937"
+_DIM = 0.45  # how bright the image stays under a heat map
+_HEAT_SIDE = 900  # pixels, the longer side of a heat map at least, or half of it
+_SHOWN_SIDE = 1800  # pixels, the longer side of what is drawn at most: print shows no more, a photo of 12 megapixels would take minutes
+_LEAST_PEAK = 3.0  # times 1 / cells
+Size = tuple[int, int]  # (width, height), pixels
+_OUTLINE = [patheffects.withStroke(linewidth=1.6, foreground="black")]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the figure shows.
+
+    Attributes:
+        boxes: how many, best first.
+        layer: 1..L, or None: the mean of all.
+        heads: a row a head, instead of their mean.
+        point: (x, y) fractions of the image: the encoder's self-attention of that point, instead of the decoder's of boxes.
+        width: of the figure, inches.
+    """
+
+    boxes: int = 3
+    layer: int | None = None
+    heads: bool = False
+    point: tuple[float, float] | None = None
+    width: float = 7.0
+
+
+def attention_figure(image: Image.Image, seen: Inspection, class_names: Sequence[str], wanted: Wanted) -> Figure:
+    """The image with its boxes, then one panel a box (or a point) with what was looked at.
+
+    Args:
+        image: the upright RGB image that was inspected.
+        seen: what the model says of it.
+        class_names: in label order.
+        wanted: what to show.
+    Raises:
+        ValueError: there is no such layer, or the model keeps no such attention.
+    """
+    boxes = best_boxes(seen, wanted.boxes)
+    point = wanted.point
+    looks = [seen.decoder_look(box) for box in boxes] if point is None else [seen.encoder_look(*point)]
+    num_heads = looks[0].maps.shape[1]
+    rows: list[int | None] = list(range(num_heads)) if wanted.heads else [None]
+    height = wanted.width / (1 + len(looks)) * image.height / image.width
+    figure = Figure(
+        figsize=(wanted.width, len(rows) * (height + 0.18)),
+        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01),
+    )
+    axes = figure.subplots(len(rows), 1 + len(looks), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    shown = image.copy()
+    shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+    _show(axes[0, 0], shown, image.size, "boxes" if wanted.point is None else "point")
+    dim = Image.fromarray((np.asarray(shown) * _DIM).astype(np.uint8))
+    for column, look in enumerate(looks):
+        for row, head in enumerate(rows):
+            title = "" if wanted.point is not None or row else _caption(seen, boxes[column], class_names)
+            title += f"  head {head + 1}" if head is not None else ""
+            axis = axes[row, column + 1]
+            _show(axis, dim, image.size, title.strip())
+            _attention(axis, dim.size, image.size, look, layer=wanted.layer, head=head)
+    if wanted.point is None:
+        for column, box in enumerate(boxes):
+            targets = [axes[0, 0], *axes[:, column + 1]]
+            _outline(targets, seen, box)
+    else:
+        for axis in axes[:, :].flat:
+            axis.plot(*_pixels(np.array(wanted.point), image.size), "+", color="white", ms=7, path_effects=_OUTLINE)
+    return figure
+
+
+def best_boxes(seen: Inspection, count: int) -> list[int]:
+    """Numbers of the boxes with the highest scores, best first; of equal boxes (one query, several classes) the best alone."""
+    chosen: list[int] = []
+    boxes = seen.scored.boxes[0]
+    for box in np.argsort(-seen.scored.scores[0], kind="stable"):
+        if len(chosen) == count:
+            break
+        if not any(np.array_equal(boxes[box], boxes[other]) for other in chosen):
+            chosen.append(int(box))
+    return chosen
+
+
+def chosen_map(look: Look, *, layer: int | None, head: int | None) -> Floats:
+    """[h, w] of one layer (1..L) or their mean, of one head (0..M-1) or their mean.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    check_layer(look, layer)
+    layers = look.maps if layer is None else look.maps[layer - 1 : layer]
+    heads = layers if head is None else layers[:, head : head + 1]
+    mean: Floats = heads.mean((0, 1))
+    return mean
+
+
+def check_layer(look: Look, layer: int | None) -> None:
+    """Raise a ValueError unless `layer` is one of 1..L, or None."""
+    count = len(look.maps)
+    if layer is not None and not 1 <= layer <= count:
+        raise ValueError(f"layer: got {layer}, expected 1 to {count}; leave it out for the mean of all layers")
+
+
+def heat(values: Floats, size: tuple[int, int]) -> Floats:
+    """A map [h, w] at the image's (width, height): [H, W] in [0, 1], where 1 is its peak, or three times the share of a cell that
+    looks everywhere alike if the peak is less: an attention that looks nowhere in particular stays dark.
+    """
+    full_scale = max(float(values.max()), _LEAST_PEAK / values.size)
+    large = Image.fromarray(values / full_scale).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(large).clip(0, 1)
+
+
+def _attention(axis: Axes, shown: Size, size: Size, look: Look, *, layer: int | None, head: int | None) -> None:
+    """Heat, points and reference over the picture; `shown`: its size as drawn, `size`: the image's own."""
+    scale = max(1, round(_HEAT_SIDE / max(shown)))
+    values = heat(chosen_map(look, layer=layer, head=head), (shown[0] * scale, shown[1] * scale))
+    colours = colormaps["inferno"](values)
+    colours[..., 3] = np.sqrt(values) * 0.85
+    axis.imshow(colours, extent=(0, size[0], size[1], 0), interpolation="none")
+    if look.points is not None and look.weights is not None:
+        layers = slice(None) if layer is None else slice(layer - 1, layer)
+        heads = slice(None) if head is None else slice(head, head + 1)
+        points = _pixels(look.points[layers, heads].reshape(-1, 2), size)
+        weights = look.weights[layers, heads].reshape(-1)
+        axis.scatter(points[:, 0], points[:, 1], s=5 * weights / weights.max(), c="white", alpha=0.75, linewidths=0)
+    if look.references is not None:
+        reference = look.references[-1 if layer is None else layer - 1, :2]
+        axis.plot(*_pixels(reference, size), "+", color="#7dd3fc", ms=6, mew=1.2, path_effects=_OUTLINE)
+    axis.set_xlim(0, size[0])
+    axis.set_ylim(size[1], 0)
+
+
+def _show(axis: Axes, image: Image.Image, size: Size, title: str) -> None:
+    axis.imshow(
+        np.asarray(image),
+        extent=(0, size[0], size[1], 0),
+        interpolation="bicubic" if min(image.size) < _HEAT_SIDE / 2 else "antialiased",
+    )
+    axis.set_title(title, fontsize=7, color=_INK, pad=3, parse_math=False)  # a class may be called "5$ or 10$"
+
+
+def _caption(seen: Inspection, box: int, class_names: Sequence[str]) -> str:
+    return f"{class_names[seen.scored.labels[0, box]]}  {seen.scored.scores[0, box]:.2f}"
+
+
+def _outline(axes: Sequence[Axes], seen: Inspection, box: int) -> None:
+    left, top, right, bottom = (float(value) for value in seen.scored.boxes[0, box])
+    colour = PALETTE.by_idx(int(seen.scored.labels[0, box])).as_hex()
+    for axis in axes:
+        frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.4)
+        frame.set_path_effects([patheffects.withStroke(linewidth=2.4, foreground="white", alpha=0.8)])
+        axis.add_patch(frame)
+
+
+def _pixels(fractions: NDArray[np.float64] | Floats, size: tuple[int, int]) -> NDArray[np.float64]:
+    """Fractions (x, y) as pixels of an image of (width, height)."""
+    return np.asarray(fractions * np.array(size, dtype=np.float64))

@@ -1,0 +1,110 @@
+"""Pictures of pretraining: what a method is shown, and where the detector finds the regions it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from siamdetr.drawing.boxes import PALETTE
+
+Pixels = NDArray[np.uint8]  # [H, W, 3] RGB
+Boxes = NDArray[np.float32]  # [n, 4] (cx, cy, w, h) fractions of the image
+Point = tuple[float, float]
+Rect = tuple[float, float, float, float]  # (x0, y0, x1, y1) pixels
+
+_LEAST_SIDE = 240  # pixels; smaller pictures are enlarged by a whole factor
+_GAP = 0.16  # between two views, of their width
+_FILL = 36  # opacity of a target, of 255
+_DASH = 6  # pixels
+
+
+def draw_regions(pixels: Pixels, boxes: Boxes) -> Image.Image:
+    """An image with the regions that are to be found in it, one colour each."""
+    picture = _enlarged(pixels)
+    pen = ImageDraw.Draw(picture)
+    for i, box in enumerate(_corners(boxes, picture.size)):
+        pen.rectangle(box, outline=_colour(i), width=2)
+    return picture
+
+
+def draw_joined_views(views: Sequence[Pixels], boxes: Sequence[Boxes]) -> Image.Image:
+    """Two views of an image side by side; the same region has one colour in both, and a line from one to the other.
+
+    Args:
+        views: two images of one size.
+        boxes: [P, 4] in each; box p of the one shows what box p of the other shows.
+    """
+    panels = [draw_regions(view, own) for view, own in zip(views, boxes, strict=True)]
+    width, height = panels[0].size
+    offset = width + round(_GAP * width)
+    canvas = Image.new("RGB", (offset + width, height), "white")
+    for left, panel in zip((0, offset), panels, strict=True):
+        canvas.paste(panel, (left, 0))
+    pen = ImageDraw.Draw(canvas)
+    corners = [_corners(own, (width, height)) for own in boxes]
+    for i, (first, second) in enumerate(zip(*corners, strict=True)):
+        ends = (_right_edge(first), (_left_edge(second)[0] + offset, _left_edge(second)[1]))
+        pen.line(ends, fill=_colour(i), width=1)
+        for x, y in ends:
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=_colour(i))
+    return canvas
+
+
+def draw_matches(pixels: Pixels, wanted: Boxes, found: Boxes) -> Image.Image:
+    """An image with its targets tinted and dashed and, in the same colours, the solid outlines of the predictions matched to them."""
+    picture = _enlarged(pixels)
+    tinted = picture.convert("RGBA")
+    targets = _corners(wanted, picture.size)
+    for i, box in enumerate(targets):
+        layer = Image.new("RGBA", picture.size)
+        ImageDraw.Draw(layer).rectangle(box, fill=(*_colour(i), _FILL))
+        tinted.alpha_composite(layer)
+    picture = tinted.convert("RGB")
+    pen = ImageDraw.Draw(picture)
+    for i, box in enumerate(targets):
+        _dashed(pen, box, _colour(i))
+    for i, box in enumerate(_corners(found, picture.size)):
+        pen.rectangle(box, outline=_colour(i), width=3)
+    return picture
+
+
+def _dashed(pen: ImageDraw.ImageDraw, box: Rect, colour: tuple[int, int, int]) -> None:
+    x0, y0, x1, y1 = box
+    for start in np.arange(x0, x1, 2 * _DASH):
+        for y in (y0, y1):
+            pen.line((start, y, min(start + _DASH, x1), y), fill=colour, width=2)
+    for start in np.arange(y0, y1, 2 * _DASH):
+        for x in (x0, x1):
+            pen.line((x, start, x, min(start + _DASH, y1)), fill=colour, width=2)
+
+
+def _enlarged(pixels: Pixels) -> Image.Image:
+    picture = Image.fromarray(pixels)
+    factor = max(1, round(_LEAST_SIDE / min(picture.size)))
+    if factor == 1:
+        return picture
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+
+
+def _corners(boxes: Boxes, size: tuple[int, int]) -> list[Rect]:
+    """(x0, y0, x1, y1) pixels inside a picture of (width, height)."""
+    limit = np.asarray([*size, *size], dtype=np.float64)
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    corners = np.clip(np.concatenate([low, high], axis=1) * limit, 0, limit - 1)
+    return [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in corners]
+
+
+def _left_edge(box: Rect) -> Point:
+    return box[0], (box[1] + box[3]) / 2
+
+
+def _right_edge(box: Rect) -> Point:
+    return box[2], (box[1] + box[3]) / 2
+
+
+def _colour(i: int) -> tuple[int, int, int]:
+    red, green, blue = PALETTE.by_idx(i).as_rgb()
+    return red, green, blue

@@ -1,0 +1,51 @@
+"""Every error class that a user can meet."""
+
+from __future__ import annotations
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be read or written; the text says which, why and what to do."""
+
+
+class SettingsError(ValueError):
+    """A setting that does not exist or does not hold; the text says which, where it came from and what to do."""
+
+
+class DataError(ValueError):
+    """A data set that cannot be used as asked; the text says where, what, and what helps."""
+
+
+class UnreadableImageError(DataError):
+    """An image file that cannot be opened; the text names the file and the cause."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the text says which, why and what to do."""
+
+
+class WeightFileError(ValueError):
+    """A weight file that cannot be read, or that would have to run code to be read."""
+
+
+class OfficialCheckpointError(ValueError):
+    """A checkpoint that does not fit what was said about it; the text says which tensor, got, expected and what to do."""
+
+
+class StudyError(ValueError):
+    """A study that cannot be run as asked; the text says why and what to do."""
+
+
+class EngineError(ValueError):
+    """Tasks cannot run where they were sent; the text says why and what to do."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; the text names it, the step and the images."""
+
+
+class ExportError(ValueError):
+    """An export that failed, or an exported file that cannot be used; the text says which, why and what to do."""
+
+
+class ServeError(ValueError):
+    """A server that cannot start as asked; the text says why and what to do."""

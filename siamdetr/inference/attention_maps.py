@@ -1,0 +1,142 @@
+"""What a model found in one image, and where it looked for it: what any runtime answers to a person who asks. No torch here.
+
+Letters in shapes: L layers, M heads, h and w cells over the image, K boxes, N sampling points of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siamdetr.images.preprocessing import Prepared
+from siamdetr.inference.predictor import ScoredBoxes
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where one query looked, in every layer and head.
+
+    Attributes:
+        maps: [L, M, h, w] over the image without its padding; each sums to 1, less what deformable points leave outside.
+        points: [L, M, N, 2] (x, y) fractions of the image, where deformable attention took its samples (of all feature levels; some
+            may lie outside); None for dense attention.
+        weights: [L, M, N] of the points, which sum to 1 over N; None for dense attention.
+        references: [L, 2 | 4] (cx, cy[, w, h]) fractions of the image from which each layer looked; None where there are none.
+    """
+
+    maps: Floats
+    points: Floats | None = None
+    weights: Floats | None = None
+    references: Floats | None = None
+
+
+class Inspection(Protocol):
+    """One image seen by one model."""
+
+    @property
+    def scored(self) -> ScoredBoxes:
+        """All its boxes (B = 1), before any threshold, in pixels of the original image."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the original image, pixels."""
+
+    @property
+    def has_decoder_look(self) -> bool:
+        """Whether `decoder_look` has an answer."""
+
+    @property
+    def has_encoder_look(self) -> bool:
+        """Whether `encoder_look` has an answer."""
+
+    def decoder_look(self, box: int) -> Look:
+        """Where the decoder looked for box number `box` of `scored`.
+
+        Raises:
+            ValueError: there is no such box, or this model keeps no attention.
+        """
+
+    def encoder_look(self, x: float, y: float) -> Look:
+        """Where the encoder's cell at (x, y), fractions of the image, looked (self-attention).
+
+        Raises:
+            ValueError: the point is outside the image, or this model keeps no attention of its encoder.
+        """
+
+
+@dataclass(frozen=True)
+class RecordedInspection:
+    """An inspection of arrays that are all there, such as an exported graph's outputs.
+
+    Attributes:
+        scored: of one image.
+        size: (H, W) of the image, pixels.
+        attention: [L, M, K, h, w] of each scored box; None: the graph has no such output.
+    """
+
+    scored: ScoredBoxes
+    size: tuple[int, int]
+    attention: Floats | None
+
+    @property
+    def has_decoder_look(self) -> bool:
+        """Whether there is attention."""
+        return self.attention is not None
+
+    @property
+    def has_encoder_look(self) -> bool:
+        """Never: graphs carry the decoder's attention alone."""
+        return False
+
+    def decoder_look(self, box: int) -> Look:
+        """Where the decoder looked for a box; see `Inspection`."""
+        if self.attention is None:
+            raise ValueError(
+                "this file keeps no attention; export it again with --attention, or open the run's checkpoint"
+            )
+        check_box(box, self.scored)
+        return Look(maps=self.attention[:, :, box])
+
+    def encoder_look(self, x: float, y: float) -> Look:
+        """Raises always; see `Inspection`."""
+        raise ValueError("an exported file keeps no attention of its encoder; open the run's checkpoint instead")
+
+
+def inspection_of_outputs(outputs: Mapping[str, NDArray[Any]], batch: Prepared) -> RecordedInspection:
+    """What a graph said about one image.
+
+    Args:
+        outputs: by name. `boxes`, `scores`, `labels` [1, K, ...]; if it has it, `attention`: [1, L, M, K, h, w] of the boxes, or
+            [1, M, Q, h, w] of the last layer's queries, with `queries` [1, K], the query of each box.
+        batch: that one image, prepared.
+    """
+    attention = outputs.get("attention")
+    if attention is not None:
+        attention = attention[0] if attention.ndim == 6 else attention[:, :, outputs["queries"][0]]  # [L, M, K, h, w]
+        parts = batch.sizes[0] / batch.images.shape[2:]  # of the padded input the image
+        height, width = (max(1, round(n * part)) for n, part in zip(attention.shape[-2:], parts, strict=True))
+        attention = attention[..., :height, :width].astype(np.float32, copy=False)
+    return RecordedInspection(
+        scored=ScoredBoxes(scores=outputs["scores"], labels=outputs["labels"], boxes=outputs["boxes"]),
+        size=(int(batch.original_sizes[0, 0]), int(batch.original_sizes[0, 1])),
+        attention=attention,
+    )
+
+
+def check_box(box: int, scored: ScoredBoxes) -> None:
+    """Raise a ValueError unless `box` is one of the first image's."""
+    count = scored.scores.shape[1]
+    if not 0 <= box < count:
+        raise ValueError(f"box: got number {box}, expected 0 to {count - 1}")
+
+
+def check_point(x: float, y: float) -> None:
+    """Raise a ValueError unless (x, y) are fractions of an image."""
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise ValueError(f"point: got ({x:g}, {y:g}), expected fractions of the image from 0 to 1")

@@ -1,0 +1,73 @@
+"""What every opened model can say and do, whatever runs it; each runtime adds its `predict_batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec
+from siamdetr.inference.predictor import Progress, ScoredBoxes, predict
+
+if TYPE_CHECKING:
+    import supervision as sv  # a hundred megabytes that a server does without
+
+
+class Facts(Protocol):
+    """What a model file says of its classes and its preprocessing."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in label order."""
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The data set's own ids in label order; empty when not known."""
+
+    @property
+    def preprocessing(self) -> PreprocessingSpec:
+        """How images become the model's input."""
+
+
+class Described:
+    """Gives out the facts of the file it was opened from, and predicts. A class of ours sets `_facts`."""
+
+    _facts: Facts
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names in label order."""
+        return self._facts.class_names
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The data set's own ids in label order; empty when not known."""
+        return self._facts.category_ids
+
+    @property
+    def preprocessing(self) -> PreprocessingSpec:
+        """How images become the model's input."""
+        return self._facts.preprocessing
+
+    def predict_batch(self, batch: Prepared) -> ScoredBoxes:
+        """All scored boxes of a batch of prepared images, before any threshold."""
+        raise NotImplementedError
+
+    def predict(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        threshold: float = 0.5,
+        batch_size: int = 8,
+        *,
+        progress: Progress | None = None,
+    ) -> sv.Detections | list[sv.Detections]:
+        """Detections of one image, or a list of them for a sequence; see `siamdetr.inference.predictor.predict`.
+
+        Args:
+            images: one PIL image, uint8 RGB array [H, W, 3] or path; or a sequence of such.
+            threshold: least score.
+            batch_size: images at a time.
+            progress: called with (images done, images in all).
+        Returns:
+            `supervision.Detections`: xyxy in pixels of the image, confidence, class_id, data["class_name"]; best first.
+        """
+        return predict(self, images, threshold=threshold, batch_size=batch_size, progress=progress)

@@ -1,0 +1,138 @@
+"""What every runtime offers, PyTorch or not, and how its scored boxes become `supervision.Detections`. No torch here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, batches
+
+if TYPE_CHECKING:
+    import supervision as sv  # imported when it is used: it brings 90 MB, which a server can do without
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+@dataclass(frozen=True)
+class ScoredBoxes:
+    """What a model says about B images, K boxes each, before any threshold.
+
+    Attributes:
+        scores: [B, K] float32 in [0, 1], in any order.
+        labels: [B, K] int64, 0..C-1.
+        boxes: [B, K, 4] float32 (x0, y0, x1, y1) pixels of the original images; may reach outside them.
+    """
+
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+
+
+class Predictor(Protocol):
+    """A model with its classes and its preprocessing, whatever runs it."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names, in label order."""
+
+    @property
+    def preprocessing(self) -> PreprocessingSpec:
+        """How images become its input."""
+
+    def predict_batch(self, batch: Prepared) -> ScoredBoxes:
+        """Scored boxes of a batch of prepared images."""
+
+
+def predict(
+    predictor: Predictor,
+    images: ImageLike | Sequence[ImageLike],
+    *,
+    threshold: float = 0.5,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> sv.Detections | list[sv.Detections]:
+    """Detections of one image, or a list of them for a sequence of images.
+
+    An image's result does not depend on what else is in the sequence: images are batched with others of their size only.
+
+    Args:
+        predictor: any runtime.
+        images: one PIL image, uint8 RGB array [H, W, 3] or path; or a sequence of such.
+        threshold: least score, in [0, 1].
+        batch_size: images at a time.
+        progress: called with (images done, images in all).
+    Raises:
+        ImageError: an image cannot be used.
+        ValueError: the threshold is outside [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: got {threshold}, expected a score from 0 to 1")
+    if isinstance(images, Image.Image | np.ndarray | str | os.PathLike):
+        return _predict_all(predictor, [images], threshold, 1, progress)[0]
+    return _predict_all(predictor, images, threshold, batch_size, progress)
+
+
+def _predict_all(
+    predictor: Predictor, images: Sequence[ImageLike], threshold: float, batch_size: int, progress: Progress | None
+) -> list[sv.Detections]:
+    import supervision as sv
+
+    found: list[sv.Detections] = [sv.Detections.empty()] * len(images)
+    done = 0
+    for positions, batch in batches(images, predictor.preprocessing, batch_size):
+        scored = predictor.predict_batch(batch)
+        for row, position in enumerate(positions):
+            size = (int(batch.original_sizes[row, 0]), int(batch.original_sizes[row, 1]))
+            found[position] = to_detections(scored, row, size, class_names=predictor.class_names, threshold=threshold)
+        done += len(positions)
+        if progress is not None:
+            progress(done, len(images))
+    return found
+
+
+def to_detections(
+    scored: ScoredBoxes, row: int, size: tuple[int, int], *, class_names: Sequence[str], threshold: float
+) -> sv.Detections:
+    """The boxes of one image that reach the threshold, best first, cut at the image's edges.
+
+    Args:
+        scored: of a batch.
+        row: which image of it.
+        size: (H, W) of the original image, pixels.
+        class_names: C names.
+        threshold: least score.
+    """
+    import supervision as sv
+
+    kept = select(scored, row, size, threshold=threshold)
+    return sv.Detections(
+        xyxy=kept.boxes,
+        confidence=kept.scores,
+        class_id=kept.labels,
+        data={"class_name": np.array([class_names[label] for label in kept.labels], dtype=str)},
+    )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The boxes of one image that count: [N, 4] float32 xyxy pixels inside it, [N] scores falling, [N] labels."""
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+
+
+def select(scored: ScoredBoxes, row: int, size: tuple[int, int], *, threshold: float) -> Kept:
+    """Of one image of a batch, the boxes that reach the threshold, best first, cut at the edges of its `size` (H, W)."""
+    scores = scored.scores[row]
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] >= threshold]
+    height, width = size
+    corner = np.array([width, height, width, height], dtype=np.float32)
+    return Kept(scored.boxes[row][order].clip(0, corner), scores[order], scored.labels[row][order].astype(np.int64))

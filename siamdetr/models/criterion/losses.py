@@ -1,0 +1,296 @@
+"""The DETR criterion (arXiv:2005.12872, §3.1), over all decoder layers at once: classes, box distance, generalized IoU.
+
+`softmax`: cross entropy with a "no object" class of small weight (DETR). `focal`: sigmoid focal loss, no such class
+(arXiv:1708.02002, as Deformable and Conditional DETR use it). Every layer has its own matching and its own losses.
+Ours: the classes' normaliser is averaged over processes like the number of boxes, and the number of boxes of ALL processes
+(not of each) is at least 1, so that two processes train exactly what one process with twice the batch trains.
+Denoising queries (DN-DETR) have the same losses against the boxes they were made from, without matching.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from siamdetr.boxes import cxcywh_to_xyxy, elementwise_giou
+from siamdetr.models.criterion.matcher import Matches, match
+from siamdetr.models.denoising import denoising_slots
+from siamdetr.settings.detector import Classifier, LossSettings
+from siamdetr.structures.model import Outputs
+from siamdetr.structures.targets import Targets
+
+LOSSES = ("loss_class", "loss_bbox", "loss_giou")
+
+
+class DetectionCriterion(nn.Module):
+    """Unweighted losses of a detector's outputs against targets.
+
+    Args:
+        settings: costs, weights, and the class loss's constants.
+        classifier: `softmax` (C + 1 logits, the last is "no object") or `focal` (C logits).
+        num_classes: C.
+        num_layers: decoder layers, i.e. how many auxiliary losses `weights` names.
+        denoising: the detector has denoising queries (variant `dn`); their losses have the same weights.
+        proposals: the detector has two stages: the encoder's boxes have the same losses and weights, all objects being class 0.
+        box_parts: also report the parts of `loss_bbox`, centres and sizes, as the criteria of DAB-DETR and DN-DETR do.
+    """
+
+    def __init__(
+        self,
+        settings: LossSettings,
+        classifier: Classifier,
+        num_classes: int,
+        *,
+        num_layers: int = 6,
+        denoising: bool = False,
+        proposals: bool = False,
+        box_parts: bool = False,
+    ) -> None:
+        super().__init__()
+        self.settings, self.classifier = settings, classifier
+        self.num_classes, self.num_layers = num_classes, num_layers
+        self.denoising, self.proposals, self.box_parts = denoising, proposals, box_parts
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each loss: last layer without suffix, auxiliary layers `_0`, `_1`, ..."""
+        own = dict(
+            zip(LOSSES, (self.settings.weight_class, self.settings.weight_bbox, self.settings.weight_giou), strict=True)
+        )
+        if self.denoising:
+            own |= {f"{name}_dn": weight for name, weight in own.items()}
+        weights = layer_weights(own, self.num_layers)
+        return weights | ({f"{name}_enc": own[name] for name in LOSSES} if self.proposals else {})
+
+    def forward(self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None = None) -> dict[str, Tensor]:
+        """Match every layer and compute its losses.
+
+        Args:
+            outputs: predictions of `num_layers` layers for B images.
+            targets: their boxes; images, or all, may have none.
+            num_boxes: divisor of box and focal losses; None: the boxes of this batch, averaged over processes.
+        Returns:
+            Scalars: `loss_class`, `loss_bbox`, `loss_giou` of the last layer, the same with suffix `_0`, `_1`, ... of the
+            earlier ones, and without weight or gradient `class_error` (percent of matched boxes, last layer) and
+            `cardinality_error` (boxes an image, each layer). With `denoising` also `loss_class_dn`, `loss_bbox_dn`,
+            `loss_giou_dn` and `class_error_dn` of each layer: 0 where no image has a box, or there were no such queries.
+            With `proposals` also `loss_class_enc`, `loss_bbox_enc`, `loss_giou_enc` and `cardinality_error_enc`.
+            With `box_parts` also, without weight or gradient, `loss_xy` and `loss_hw` of each layer, which sum to `loss_bbox`.
+        Raises:
+            ValueError: the outputs have another number of layers or classes.
+            FloatingPointError: a prediction is not finite.
+        """
+        losses, _ = self.losses_and_matches(outputs, targets, num_boxes)
+        return losses
+
+    def losses_and_matches(
+        self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None = None
+    ) -> tuple[dict[str, Tensor], Matches]:
+        """Like `forward`, with the matches: what a pretext needs for losses of its own."""
+        self._check(outputs)
+        losses, matches = self._of_layers(outputs, targets, num_boxes, denoising=self.denoising)
+        if self.proposals:
+            assert outputs.proposals is not None
+            objects = dataclasses.replace(targets, labels=torch.zeros_like(targets.labels))
+            of_encoder, _ = self._of_layers(outputs.proposals, objects, num_boxes, denoising=False)
+            losses |= {f"{name}_enc": value for name, value in of_encoder.items() if name != "class_error"}
+        return losses, matches
+
+    def _of_layers(
+        self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None, *, denoising: bool
+    ) -> tuple[dict[str, Tensor], Matches]:
+        logits, boxes = outputs.logits.float(), outputs.boxes.float()
+        matches = match(logits, boxes, targets, self.settings, self.classifier)
+        normalisers = self._normalisers(logits, targets, num_boxes)
+        with torch.autocast(logits.device.type, enabled=False):
+            values = {
+                "loss_class": self._class_loss(logits, targets, matches, *normalisers),
+                **self._box_losses(boxes, targets, matches, normalisers[0]),
+            }
+            if denoising:
+                values |= self._denoising_losses(outputs.denoised, targets, normalisers[0], logits)
+            monitors = _monitors(logits.detach(), targets, matches)
+        losses = name_layers(values) | name_layers({"cardinality_error": monitors["cardinality_error"]})
+        return losses | {"class_error": monitors["class_error"][-1]}, matches
+
+    def _class_loss(
+        self,
+        logits: Tensor,
+        targets: Targets,
+        matches: Matches,
+        num_boxes: Tensor | float,
+        class_weight: Tensor | float,
+    ) -> Tensor:
+        """[L]."""
+        where = (matches.layer, matches.image, matches.query)
+        labels = targets.labels[matches.target]
+        if self.classifier == "focal":
+            wanted = torch.zeros_like(logits).index_put((*where, labels), logits.new_ones(()))
+            alpha, gamma = self.settings.focal_alpha, self.settings.focal_gamma
+            return sigmoid_focal_loss(logits, wanted, alpha=alpha, gamma=gamma).sum((1, 2, 3)) / num_boxes
+        no_object = logits.shape[-1] - 1
+        classes = torch.full(logits.shape[:3], no_object, device=logits.device).index_put(where, labels)
+        nothing = self.settings.no_object_weight
+        weight = torch.where(torch.arange(no_object + 1, device=logits.device) == no_object, nothing, 1.0)
+        each = F.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight=weight, reduction="none")
+        return each.view(logits.shape[0], -1).sum(1) / class_weight
+
+    def _box_losses(
+        self, boxes: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor | float
+    ) -> dict[str, Tensor]:
+        """[L] each: L1 distance of (cx, cy, w, h) and 1 - GIoU, summed over matches and divided by the number of boxes; the
+        distance's parts where asked for."""
+        predicted = boxes[matches.layer, matches.image, matches.query]  # [K, 4]
+        wanted = targets.boxes.float()[matches.target]
+        shape = (boxes.shape[0], len(wanted) // boxes.shape[0], 4)
+        distance, giou = self._box_distances(predicted.view(shape), wanted.view(shape))
+        losses = {"loss_bbox": distance / num_boxes, "loss_giou": giou / num_boxes}
+        if self.box_parts:
+            apart = (predicted.detach() - wanted).view(shape).abs().sum(1) / num_boxes  # [L, 4]
+            losses |= {"loss_xy": apart[:, :2].sum(1), "loss_hw": apart[:, 2:].sum(1)}
+        return losses
+
+    def _box_distances(self, predicted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """[L, N, 4] and [(L,) N, 4] (cx, cy, w, h) -> L1 distance and 1 - GIoU, summed: [L] each."""
+        distance = (predicted - wanted).abs().sum((1, 2))
+        giou = elementwise_giou(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted), eps=self.settings.giou_eps)
+        return distance, (1 - giou).sum(1)
+
+    def _denoising_losses(
+        self, denoised: Outputs | None, targets: Targets, num_boxes: Tensor | float, logits: Tensor
+    ) -> dict[str, Tensor]:
+        """[L] each; divided by the number of noised boxes."""
+        names = ("loss_class_dn", "loss_bbox_dn", "loss_giou_dn", "class_error_dn")
+        if denoised is None:
+            return dict.fromkeys(names, logits.new_zeros(logits.shape[0]))
+        groups = denoised.logits.shape[2] // max(targets.counts)
+        image, query = denoising_slots(targets.counts, groups, logits.device)
+        found = denoised.logits.float()[:, image, query]  # [L, N, C]
+        boxes = denoised.boxes.float()[:, image, query]  # [L, N, 4]
+        labels = targets.labels.repeat(groups)
+        right = found.detach().argmax(-1) == labels
+        values = (
+            self._known_class_loss(found, labels) / (groups * num_boxes),
+            *(
+                loss / (groups * num_boxes)
+                for loss in self._box_distances(boxes, targets.boxes.float().repeat(groups, 1))
+            ),
+            100 - 100 * right.float().mean(1),
+        )
+        return dict(zip(names, values, strict=True))
+
+    def _known_class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """[L, N, C] logits whose labels [N] are known -> [L], summed."""
+        if self.classifier == "focal":
+            wanted = F.one_hot(labels, logits.shape[-1]).to(logits.dtype).expand_as(logits)
+            alpha, gamma = self.settings.focal_alpha, self.settings.focal_gamma
+            return sigmoid_focal_loss(logits, wanted, alpha=alpha, gamma=gamma).sum((1, 2))
+        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(logits.shape[0]), reduction="none")
+        return each.view(logits.shape[0], -1).sum(1)
+
+    def _normalisers(
+        self, logits: Tensor, targets: Targets, num_boxes: Tensor | float | None
+    ) -> tuple[Tensor | float, Tensor | float]:
+        """Number of boxes, and summed class weights of all queries: known on the host, averaged over processes."""
+        _, images, queries = logits.shape[:3]
+        matched = sum(min(queries, count) for count in targets.counts)
+        class_weight = matched + self.settings.no_object_weight * (images * queries - matched)
+        boxes, weight = _mean_over_processes((float(sum(targets.counts)), class_weight), logits.device)
+        return (boxes if num_boxes is None else num_boxes), weight
+
+    def _check(self, outputs: Outputs) -> None:
+        layers, classes = outputs.logits.shape[0], outputs.logits.shape[-1]
+        if self.proposals and outputs.proposals is None:
+            raise ValueError(
+                "DetectionCriterion: expected the encoder's proposals of a two-stage detector, got none; build the detector and "
+                "the criterion from the same settings"
+            )
+        expected = self.num_classes + (self.classifier == "softmax")
+        if layers != self.num_layers:
+            raise ValueError(
+                f"DetectionCriterion: expected outputs of {self.num_layers} decoder layers, got {layers}; "
+                "give num_layers the detector's decoder_layers"
+            )
+        if classes != expected:
+            raise ValueError(
+                f"DetectionCriterion: {self.num_classes} classes and a {self.classifier} classifier make {expected} logits, "
+                f"got {classes}; build the detector and the criterion from the same settings"
+            )
+
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Focal loss of independent classes, elementwise (arXiv:1708.02002, eq. 5).
+
+    Args:
+        logits: [...] class logits.
+        targets: [...] 1 for the right class, else 0.
+        alpha: weight of positives; negatives have 1 - alpha.
+        gamma: how fast easy examples fade.
+    Returns:
+        [...] losses >= 0.
+    """
+    probability = logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    wrong = probability + targets - 2 * probability * targets  # 1 - p of positives, p of negatives
+    return (alpha * targets + (1 - alpha) * (1 - targets)) * entropy * wrong**gamma
+
+
+def layer_weights(weights: Mapping[str, float], num_layers: int) -> dict[str, float]:
+    """The same weights for the last layer (no suffix) and the auxiliary layers (`_0`, `_1`, ...)."""
+    aux = {f"{name}_{layer}": weight for layer in range(num_layers - 1) for name, weight in weights.items()}
+    return dict(weights) | aux
+
+
+def name_layers(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split tensors [L] into scalars: the last layer without suffix, the others `_0`, `_1`, ..."""
+    named = {name: value[-1] for name, value in values.items()}
+    for name, value in values.items():
+        named |= {f"{name}_{layer}": one for layer, one in enumerate(value[:-1].unbind())}
+    return named
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The scalar to differentiate: the losses that have a weight, each times it.
+
+    Raises:
+        ValueError: no loss has a weight.
+    """
+    terms = [value * weights[name] for name, value in losses.items() if name in weights]
+    if not terms:
+        raise ValueError(
+            f"weighted_sum: none of the losses {sorted(losses)} has a weight; weights are for {sorted(weights)}"
+        )
+    return torch.stack(terms).sum()
+
+
+def _monitors(logits: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
+    """[L] each. As in the official code, "not the last class" counts as a box with the focal classifier too."""
+    layers = logits.shape[0]
+    answers = logits.argmax(-1)  # [L, B, Q]
+    boxes = (answers != logits.shape[-1] - 1).sum(2)
+    counts = torch.stack([torch.full((), count, device=logits.device) for count in targets.counts])
+    cardinality = (boxes - counts).abs().float().mean(1)
+    right = answers[matches.layer, matches.image, matches.query] == targets.labels[matches.target]
+    correct = right.view(layers, -1).sum(1) / max(1, right.numel() // layers)
+    return {"class_error": 100 - 100 * correct, "cardinality_error": cardinality}
+
+
+def boxes_per_process(targets: Targets) -> Tensor | float:
+    """Number of boxes of a batch, averaged over processes; those of all processes together count at least 1."""
+    boxes, _ = _mean_over_processes((float(sum(targets.counts)), 0.0), targets.boxes.device)
+    return boxes
+
+
+def _mean_over_processes(values: tuple[float, float], device: torch.device) -> tuple[Tensor | float, Tensor | float]:
+    """(boxes, class weight) averaged over processes; the boxes of all processes together count at least 1."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return max(values[0], 1.0), values[1]
+    both = torch.stack([torch.full((), value, device=device) for value in values])
+    torch.distributed.all_reduce(both)
+    world = torch.distributed.get_world_size()
+    return both[0].clamp(min=1.0) / world, both[1] / world

@@ -1,0 +1,173 @@
+"""Multi-scale deformable attention (Zhu et al. 2020, arXiv:2010.04159, §4.1): a query looks at a few points around its reference
+in each feature level, and decides itself which points and how much each counts.
+
+Letters in shapes: B images, N cells of all levels, Q queries, D width, M heads, L levels, P points.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from siamdetr.models.attention import Observed
+from siamdetr.models.deformable.sampling import Sampling, Shapes, at_least_float32, corner_cells, sample_points
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The feature levels of a batch; the same in every layer."""
+
+    shapes: Shapes  # (height, width) of each level, in cells
+    sizes: Tensor  # [L, 2] float32 (width, height) of each level, in cells
+    valid: Tensor | None  # [B, L, 2] float32 (width, height) of the unpadded image as a fraction of the level; None = 1
+
+
+def describe_levels(shapes: Shapes, padding: Tensor | None, *, device: torch.device) -> Levels:
+    """Sizes of the levels, and how much of each is image.
+
+    Args:
+        shapes: (height, width) of each level.
+        padding: [B, N] bool, True = padded; None = nothing is.
+        device: of the sizes.
+
+    As in the official code the valid part is measured along the first row and column: padding is at the right and bottom.
+    """
+    # Filled on the device, so that nothing waits for a copy, and traced sizes stay symbolic.
+    sides = [
+        torch.full((), side, device=device, dtype=torch.float32) for height, width in shapes for side in (width, height)
+    ]
+    sizes = torch.stack(sides).view(len(shapes), 2)
+    if padding is None:
+        return Levels(shapes, sizes, None)
+    parts, start = [], 0
+    for height, width in shapes:
+        image = ~padding.narrow(1, start, height * width).reshape(-1, height, width)  # [B, H, W]
+        parts.append(torch.stack([image[:, 0].sum(1), image[:, :, 0].sum(1)], dim=-1))
+        start = start + height * width
+    return Levels(shapes, sizes, torch.stack(parts, dim=1) / sizes)
+
+
+def place_on_levels(references: Tensor, levels: Levels) -> Tensor:
+    """References as fractions of each level's whole map.
+
+    Args:
+        references: [B, Q, 2 | 4] (cx, cy[, w, h]) fractions of the unpadded image.
+        levels: of the batch.
+    Returns:
+        [B, Q, L, 2 | 4], float32 at least.
+    """
+    wide = at_least_float32(references)[:, :, None]
+    if levels.valid is None:
+        return wide.expand(-1, -1, len(levels.shapes), -1)
+    return wide * levels.valid.repeat(1, 1, references.shape[-1] // 2)[:, None]
+
+
+class DeformableAttention(Observed):
+    """Deformable attention with its four projections.
+
+    Args:
+        dim: D.
+        heads: M; D is a multiple, and need not be one of a power of two.
+        levels: L.
+        points: P of each level.
+        observable: whether `record_attention` watches it.
+    Raises:
+        ValueError: D is not a multiple of M.
+
+    `sampling` may be set: see `sample_points`.
+    """
+
+    def __init__(self, dim: int, heads: int, *, levels: int, points: int, observable: bool = False) -> None:
+        super().__init__(observable=observable)
+        if dim % heads:
+            raise ValueError(f"deformable attention: expected a width divisible by {heads} heads, got {dim}")
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling: Sampling = "auto"
+        self.offsets = nn.Linear(dim, heads * levels * points * 2)
+        self.weights = nn.Linear(dim, heads * levels * points)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Each head looks in a direction of its own, its points 1, 2, ... cells away, all of equal weight (§A.2)."""
+        angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        directions = directions / directions.abs().max(-1, keepdim=True).values  # [M, 2], on a square
+        steps = torch.arange(1, self.points + 1, dtype=torch.float32)
+        grid = directions[:, None, None] * steps[:, None]  # [M, 1, P, 2]
+        nn.init.zeros_(self.offsets.weight)
+        self.offsets.bias.copy_(grid.expand(-1, self.levels, -1, -1).flatten())
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+        for layer in (self.value, self.out):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, query: Tensor, references: Tensor, tokens: Tensor, padding: Tensor | None, *, levels: Levels
+    ) -> Tensor:
+        """
+        Args:
+            query: [B, Q, D], with its position added.
+            references: [B, Q, L, 2] points or [B, Q, L, 4] boxes (cx, cy, w, h), fractions of each level's whole map. Offsets
+                from a point are in cells; from a box in half boxes, divided by the number of points.
+            tokens: [B, N, D] to look at.
+            padding: [B, N] bool, True = padded, which counts as zero; None = nothing is.
+            levels: where the tokens stand.
+        Returns:
+            [B, Q, D].
+        """
+        values: Tensor = self.value(tokens)
+        if padding is not None:
+            values = values.masked_fill(padding[..., None], 0.0)
+        points, weights = self.look(query, references, levels)
+        if self.recorder is not None:
+            self.recorder.record(splat(points.detach(), weights.detach(), levels.shapes[0]))
+        values = values.reshape(*values.shape[:2], self.heads, -1)  # [B, N, M, d]
+        out: Tensor = self.out(sample_points(values, levels.shapes, points, weights, form=self.sampling))
+        return out
+
+    def look(self, query: Tensor, references: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
+        """Where each query looks, and how much each point counts; arguments as in `forward`.
+
+        Returns:
+            [B, Q, M, L, P, 2] (x, y) fractions of each level's map, and [B, Q, M, L, P] weights, which sum to 1 over levels and points.
+        """
+        return self._points(query, references, levels), self._weights(query)
+
+    def _points(self, query: Tensor, references: Tensor, levels: Levels) -> Tensor:
+        """[B, Q, M, L, P, 2] fractions of each level's map, in float32: half precision moves a point by half a cell."""
+        flat: Tensor = self.offsets(query).to(references.dtype)
+        offsets = flat.reshape(*flat.shape[:2], self.heads, self.levels, self.points, 2)
+        around = references[:, :, None, :, None]  # [B, Q, 1, L, 1, 2 | 4]
+        if references.shape[-1] == 2:
+            return around + offsets / levels.sizes.to(offsets.dtype)[:, None]
+        return around[..., :2] + offsets / self.points * around[..., 2:] * 0.5
+
+    def _weights(self, query: Tensor) -> Tensor:
+        """[B, Q, M, L, P], which sum to 1 over levels and points."""
+        scores = at_least_float32(self.weights(query))
+        shares = scores.reshape(*scores.shape[:2], self.heads, -1).softmax(-1)
+        return shares.reshape(*shares.shape[:3], self.levels, self.points)
+
+
+def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Where the points lie, as a picture: the weight of each is shared by the four cells around it.
+
+    Args:
+        points: [B, Q, M, L, P, 2] (x, y) fractions of each level's map; all levels cover one image, so all go on one grid.
+        weights: [B, Q, M, L, P].
+        grid: (H, W) of the picture, in cells.
+    Returns:
+        [B, M, Q, H, W]; sums over H and W to the weights' sum, less what lies outside the map or within half a cell of its edge.
+    """
+    height, width = grid
+    picture = weights.new_zeros((*weights.shape[:3], height * width))
+    for cell, share in corner_cells(points, height, width):
+        picture.scatter_add_(-1, cell.flatten(-2), (share * weights).flatten(-2).to(picture.dtype))
+    return picture.reshape(*weights.shape[:3], height, width).transpose(1, 2)

@@ -1,0 +1,213 @@
+"""The decoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159): queries look at a few points around a reference.
+
+A reference point is read off the query's position. With `refine` each layer has heads of its own and starts from the boxes of the
+layer before it (§4.2, "iterative bounding box refinement"). With `two_stage` the encoder itself proposes a box at each cell, and
+the best of them are the first references and, as sine positions, the queries (§4.2, "two-stage").
+
+Ours: queries are of their own image throughout; an invalid proposal's box is 1, 1, 1, 1 without infinite logits in between.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from siamdetr.models.attention import MultiHeadAttention, mask_bias
+from siamdetr.models.deformable.attention import DeformableAttention, Levels, describe_levels, place_on_levels
+from siamdetr.models.deformable.encoder import DeformableEncoder, cell_centres
+from siamdetr.models.deformable.sampling import at_least_float32
+from siamdetr.models.heads import FeedForward, LayerHeads, place_boxes
+from siamdetr.models.parts import VariantParts
+from siamdetr.models.position import box_positions
+from siamdetr.settings.detector import DetectorSettings
+from siamdetr.structures.model import Decoded, Memory, Outputs, Queries
+
+REFERENCE_EPS = 1e-5
+_PROPOSAL_SIZE = 0.05  # of the finest level, as a fraction of the image; each coarser level doubles it
+
+
+class ContentQueries(nn.Module):
+    """Learned positions and contents, the same for every image."""
+
+    def __init__(self, num_queries: int, dim: int) -> None:
+        super().__init__()
+        self.position = nn.Embedding(num_queries, dim)
+        self.content = nn.Embedding(num_queries, dim)
+
+    def forward(self, batch_size: int) -> Queries:
+        """Queries for `batch_size` images: content and position [B, Q, D]."""
+        return Queries(
+            content=self.content.weight.expand(batch_size, -1, -1),
+            position=self.position.weight.expand(batch_size, -1, -1),
+        )
+
+
+class ProposedQueries(nn.Module):
+    """Queries of which nothing is known before the encoder has proposed boxes: zeros, to which a two-stage decoder adds."""
+
+    device_of: Tensor
+
+    def __init__(self, num_queries: int, dim: int) -> None:
+        super().__init__()
+        self.num_queries, self.dim = num_queries, dim
+        self.register_buffer("device_of", torch.zeros(()), persistent=False)
+
+    def forward(self, batch_size: int) -> Queries:
+        """Zero content and position [B, Q, D]."""
+        zeros = self.device_of.expand(batch_size, self.num_queries, self.dim)
+        return Queries(content=zeros, position=zeros)
+
+
+class DeformableDecoderLayer(nn.Module):
+    """Queries look at each other, then at points of the image; post-norm."""
+
+    def __init__(self, settings: DetectorSettings) -> None:
+        super().__init__()
+        dim, heads, dropout = settings.dim, settings.heads, settings.dropout
+        self.self_attention = MultiHeadAttention(dim, heads, dropout)
+        self.self_norm = nn.LayerNorm(dim)
+        self.cross_attention = DeformableAttention(
+            dim, heads, levels=settings.levels, points=settings.decoder_points, observable=True
+        )
+        self.cross_norm = nn.LayerNorm(dim)
+        self.feedforward = FeedForward(dim, settings.feedforward, dropout, activation=settings.own_activation)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        content: Tensor,
+        position: Tensor,
+        references: Tensor,
+        memory: Memory,
+        *,
+        levels: Levels,
+        self_bias: Tensor | None,
+    ) -> Tensor:
+        """[B, Q, D] content and position, [B, Q, 2 | 4] references (fractions of the unpadded image) -> [B, Q, D] content."""
+        placed = content + position
+        content = self.self_norm(content + self.dropout(self.self_attention(placed, placed, content, bias=self_bias)))
+        seen = self.cross_attention(
+            content + position, place_on_levels(references, levels), memory.tokens, memory.padding, levels=levels
+        )
+        content = self.cross_norm(content + self.dropout(seen))
+        out: Tensor = self.feedforward(content)
+        return out
+
+
+class DeformableDecoder(nn.Module):
+    """`decoder_layers` layers; unlike DETR's, their outputs have no further norm."""
+
+    def __init__(self, settings: DetectorSettings) -> None:
+        super().__init__()
+        self.refine = settings.refine
+        self.layers = nn.ModuleList(DeformableDecoderLayer(settings) for _ in range(settings.decoder_layers))
+        self.proposer = Proposer(settings) if settings.two_stage else None
+        self.reference_head = None if settings.two_stage else nn.Linear(settings.dim, 2)
+        if self.reference_head is not None:
+            nn.init.zeros_(self.reference_head.bias)
+
+    def forward(self, queries: Queries, memory: Memory, class_head: nn.Module, box_head: nn.Module) -> Decoded:
+        """Decode queries with content and position.
+
+        Args:
+            queries: of all images; a two-stage decoder adds to them what it reads off the chosen proposals.
+            memory: the encoded images.
+            class_head: the detector's; only a two-stage decoder asks it.
+            box_head: the detector's.
+        Returns:
+            References [L, B, Q, 2], the same for all layers; or, with `refine`, boxes [L, B, Q, 4].
+        Raises:
+            ValueError: the queries have no position, or there are fewer cells than queries to choose.
+        """
+        if queries.position is None:
+            raise ValueError("deformable decoder: expected queries with a position [B, Q, D], got None")
+        content, position, proposals = queries.content, queries.position, None
+        if self.proposer is not None:
+            chosen = self.proposer(queries, memory, class_head, box_head)
+            content, position, current, proposals = chosen
+        else:
+            assert self.reference_head is not None
+            current = at_least_float32(self.reference_head(position)).sigmoid()  # [B, Q, 2]
+        levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
+        self_bias = mask_bias(queries.attention_mask, memory.tokens.dtype)
+        hidden, boxes, first = [], [], current
+        for index, layer in enumerate(self.layers):
+            content = layer(content, position, current, memory, levels=levels, self_bias=self_bias)
+            hidden.append(content)
+            if self.refine:
+                assert isinstance(box_head, LayerHeads)
+                boxes.append(place_boxes(box_head.heads[index](content), current, eps=REFERENCE_EPS))
+                current = boxes[-1].detach()
+        if self.refine:
+            return Decoded(torch.stack(hidden), None, boxes=torch.stack(boxes), proposals=proposals)
+        return Decoded(torch.stack(hidden), first.expand(len(hidden), -1, -1, -1))
+
+
+class Proposer(nn.Module):
+    """The first stage: a class score and a box at every cell, the best of which become queries."""
+
+    def __init__(self, settings: DetectorSettings) -> None:
+        super().__init__()
+        dim = settings.dim
+        self.dim = dim
+        self.project = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.query = nn.Linear(2 * dim, 2 * dim)
+        self.query_norm = nn.LayerNorm(2 * dim)
+
+    def forward(
+        self, queries: Queries, memory: Memory, class_head: nn.Module, box_head: nn.Module
+    ) -> tuple[Tensor, Tensor, Tensor, Outputs]:
+        """Content [B, Q, D], position [B, Q, D], references [B, Q, 4], and all proposals.
+
+        As in the official code the score is that of class 0 alone, padded cells and boxes near the border take part with an
+        empty feature and the box 1, 1, 1, 1, and what a query knows of its proposal is the box.
+        """
+        assert isinstance(class_head, LayerHeads)
+        assert isinstance(box_head, LayerHeads)
+        anchors, valid = _anchors(memory)
+        features = self.norm(self.project(memory.tokens.masked_fill(~valid, 0.0)))
+        logits = class_head.heads[-1](features)
+        boxes = place_boxes(box_head.heads[-1](features), anchors, eps=REFERENCE_EPS)
+        boxes = torch.where(valid, boxes, 1.0)
+        count = queries.content.shape[1]
+        if not torch.compiler.is_compiling() and logits.shape[1] < count:
+            raise ValueError(
+                f"two-stage decoder: {count} queries are chosen from the feature cells, got {logits.shape[1]} cells; take larger "
+                "images or fewer queries"
+            )
+        best = logits[..., 0].topk(count, dim=1).indices[..., None]  # [B, Q, 1]
+        references = boxes.detach().gather(1, best.expand(-1, -1, 4))
+        # The official order is x, y, w, h; `box_positions` puts y first.
+        sine = box_positions(references[..., [1, 0, 2, 3]], self.dim).to(features.dtype)
+        position, content = self.query_norm(self.query(sine)).chunk(2, dim=-1)
+        assert queries.position is not None
+        proposals = Outputs(logits[None], boxes[None], features[None])
+        return queries.content + content, queries.position + position, references, proposals
+
+
+def _anchors(memory: Memory) -> tuple[Tensor, Tensor]:
+    """A box around each cell, [B, N, 4] fractions of the unpadded image, and whether it counts, [B, N, 1]."""
+    levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
+    centres = cell_centres(levels, memory.tokens.shape[0])
+    sizes = [
+        torch.full((height * width, 2), _PROPOSAL_SIZE * 2.0**index, device=centres.device)
+        for index, (height, width) in enumerate(memory.shapes)
+    ]
+    anchors = torch.cat([centres, torch.cat(sizes).expand(centres.shape[0], -1, -1)], dim=-1)
+    valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True)
+    return anchors, valid if memory.padding is None else valid & ~memory.padding[..., None]
+
+
+def build_deformable(settings: DetectorSettings) -> VariantParts:
+    """Encoder, queries and decoder of Deformable DETR."""
+    queries = ProposedQueries if settings.two_stage else ContentQueries
+    return VariantParts(
+        encoder=DeformableEncoder(settings),
+        queries=queries(settings.num_queries, settings.dim),
+        decoder=DeformableDecoder(settings),
+        boxes_start_at_reference=True,
+        reference_eps=REFERENCE_EPS,
+        proposes=True,
+        deformable=True,
+    )

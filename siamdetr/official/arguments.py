@@ -1,0 +1,231 @@
+"""Official option names to our settings, checked against what the tensors of a checkpoint say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from siamdetr.errors import OfficialCheckpointError
+from siamdetr.settings.detector import Activation, DetectorSettings, Variant
+
+# (bottleneck blocks, blocks of the third stage) of each ResNet.
+_RESNETS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50", (True, 23): "resnet101"}
+
+DETECTOR_OPTIONS = frozenset(
+    [
+        "backbone",
+        "dilation",
+        "enc_layers",
+        "dec_layers",
+        "dim_feedforward",
+        "hidden_dim",
+        "nheads",
+        "dropout",
+        "num_classes",
+        "num_queries",
+        "pre_norm",
+        "position_embedding",
+        "masks",
+    ]
+)
+DAB_OPTIONS = DETECTOR_OPTIONS | {"num_patterns", "transformer_activation", "pe_temperatureH", "pe_temperatureW"}
+DEFORMABLE_OPTIONS = DETECTOR_OPTIONS | {
+    "num_feature_levels",
+    "enc_n_points",
+    "dec_n_points",
+    "with_box_refine",
+    "two_stage",
+}
+DAB_DEFORMABLE_OPTIONS = DEFORMABLE_OPTIONS | {"num_patterns"}
+SIAMESE_OPTIONS = DEFORMABLE_OPTIONS | {"transformer", "depth", "num_patches", "costs", "weights", "encoder_head"}
+LOSS_OPTIONS = frozenset(
+    [
+        "costs",
+        "weights",
+        "set_cost_class",
+        "set_cost_bbox",
+        "set_cost_giou",
+        "cls_loss_coef",
+        "bbox_loss_coef",
+        "giou_loss_coef",
+        "eos_coef",
+        "focal_alpha",
+    ]
+)
+DETREG_OPTIONS = (
+    DEFORMABLE_OPTIONS
+    | LOSS_OPTIONS
+    | {"obj_embedding_head", "object_embedding_coef", "object_embedding_loss", "max_prop"}
+)
+UPDETR_OPTIONS = DETECTOR_OPTIONS | LOSS_OPTIONS | {"num_patches", "feature_recon", "mask_ratio", "feature_loss_coef"}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """An option's value as a tensor shows it."""
+
+    value: int | str
+    tensor: str
+    shape: tuple[int, ...]
+
+
+def detector_settings(
+    arguments: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+    *,
+    variant: Variant,
+    classifier: Literal["softmax", "focal"],
+) -> DetectorSettings:
+    """Settings of an official detector: from the arguments, else from the tensors, else the official defaults.
+
+    Raises:
+        OfficialCheckpointError: arguments contradict tensors, or ask for what there is not here.
+    """
+    _refuse_unsupported(arguments, variant)
+    of_dab = variant in ("dab", "dn")
+    boxes_as_queries = variant in ("dab", "dn", "dab_deformable", "dn_deformable")
+    of_deformable = "deformable" in variant
+    facts = observe(state_dict, classifier=classifier)
+    if variant == "vanilla":
+        facts |= _observe_pre_norm(state_dict)
+    if of_deformable:
+        facts |= observe_deformable(state_dict, heads=arguments.get("nheads", 8), classifier=classifier)
+    for name, fact in facts.items():
+        if name in arguments and arguments[name] != fact.value:
+            raise OfficialCheckpointError(
+                f"argument {name}={arguments[name]!r} contradicts tensor '{fact.tensor}' {list(fact.shape)}: expected "
+                f"{name}={fact.value!r}; correct the argument, or leave it out"
+            )
+    known = {name: fact.value for name, fact in facts.items()} | dict(arguments)
+    return DetectorSettings(
+        variant=variant,
+        backbone=known.get("backbone", "resnet50"),
+        stride=16 if known.get("dilation") else 32,
+        num_classes=known.get("num_classes", 91),
+        classifier=classifier,
+        num_queries=known.get("num_queries", 300 if of_deformable else 100),
+        num_patterns=known.get("num_patterns", 0),
+        dim=known.get("hidden_dim", 256),
+        heads=known.get("nheads", 8),
+        encoder_layers=known.get("enc_layers", 6),
+        decoder_layers=known.get("dec_layers", 6),
+        feedforward=known.get("dim_feedforward", 1024 if variant == "deformable" else 2048),
+        dropout=known.get("dropout", 0.0 if boxes_as_queries else 0.1),
+        levels=known.get("num_feature_levels", 1),
+        encoder_points=known.get("enc_n_points", 4),
+        decoder_points=known.get("dec_n_points", 4),
+        refine=variant == "deformable" and bool(known.get("with_box_refine", False)),
+        two_stage=bool(known.get("two_stage", False)),
+        pre_norm=bool(known.get("pre_norm", False)),
+        activation=_activation(known) if of_dab else None,
+        position_temperature=_temperature(known) if of_dab else None,
+    )
+
+
+def observe(state_dict: Mapping[str, Tensor], *, classifier: Literal["softmax", "focal"]) -> dict[str, Fact]:
+    """What the tensors say about the options. The number of heads, dropout and dilation leave no trace."""
+    facts: dict[str, Fact] = {}
+
+    def add(option: str, tensor: str, axis: int, less: int = 0) -> None:
+        if tensor in state_dict:
+            shape = tuple(state_dict[tensor].shape)
+            facts[option] = Fact(shape[axis] - less, tensor, shape)
+
+    add("num_queries", "query_embed.weight", 0)
+    add("num_queries", "refpoint_embed.weight", 0)
+    add("num_patterns", "transformer.patterns.weight", 0)
+    add("num_patterns", "patterns_embed.weight", 0)
+    add("hidden_dim", "class_embed.weight", 1)
+    add("hidden_dim", "query_embed.weight", 1)
+    add("dim_feedforward", "transformer.decoder.layers.0.linear1.weight", 0)
+    add("num_classes", "class_embed.weight", 0, less=int(classifier == "softmax"))
+    add("num_classes", "pred_head.class_embed.weight", 0, less=int(classifier == "softmax"))
+    for option, stack in (("enc_layers", "encoder"), ("dec_layers", "decoder")):
+        names = [key for key in state_dict if re.fullmatch(rf"transformer\.{stack}\.layers\.\d+\.linear1\.weight", key)]
+        if names:
+            facts[option] = Fact(len(names), names[-1], tuple(state_dict[names[-1]].shape))
+    slope = "transformer.decoder.layers.0.activation.weight"
+    if slope in state_dict:
+        facts["transformer_activation"] = Fact("prelu", slope, tuple(state_dict[slope].shape))
+    return facts | _observe_backbone(state_dict)
+
+
+def observe_deformable(
+    state_dict: Mapping[str, Tensor], *, heads: int, classifier: Literal["softmax", "focal"]
+) -> dict[str, Fact]:
+    """What the tensors of a Deformable DETR say beyond `observe`; with another number of heads they would say other points."""
+    facts: dict[str, Fact] = {}
+
+    def add(option: str, tensor: str, value: Callable[[tuple[int, ...]], int | str]) -> None:
+        if tensor in state_dict:
+            shape = tuple(state_dict[tensor].shape)
+            facts[option] = Fact(value(shape), tensor, shape)
+
+    add("num_feature_levels", "transformer.level_embed", lambda shape: shape[0])
+    add("hidden_dim", "transformer.level_embed", lambda shape: shape[1])
+    add("num_classes", "class_embed.0.weight", lambda shape: shape[0] - int(classifier == "softmax"))
+    if "num_feature_levels" in facts:
+        per_point = int(facts["num_feature_levels"].value) * heads
+        for option, part in (
+            ("enc_n_points", "encoder.layers.0.self_attn"),
+            ("dec_n_points", "decoder.layers.0.cross_attn"),
+        ):
+            add(option, f"transformer.{part}.attention_weights.bias", lambda shape: shape[0] // per_point)
+    for option, marks in (
+        ("with_box_refine", "transformer.decoder.bbox_embed"),
+        ("two_stage", "transformer.enc_output."),
+    ):
+        found = [name for name in state_dict if name.startswith(marks)]
+        shown = found[0] if found else next(iter(state_dict))
+        facts[option] = Fact(bool(found), shown, tuple(state_dict[shown].shape))
+    return facts
+
+
+def _observe_pre_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Fact]:
+    """A pre-norm encoder ends in a norm, where another ends in that of its last layer."""
+    norms = [name for name in state_dict if re.fullmatch(r"transformer\.encoder\..*norm\d?\.weight", name)]
+    if not norms:
+        return {}
+    return {"pre_norm": Fact("transformer.encoder.norm.weight" in norms, norms[-1], tuple(state_dict[norms[-1]].shape))}
+
+
+def _observe_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Fact]:
+    blocks = [key for key in state_dict if re.fullmatch(r"backbone\.(0\.body\.)?layer3\.\d+\.conv1\.weight", key)]
+    bottleneck = any(re.fullmatch(r"backbone\.(0\.body\.)?layer3\.0\.conv3\.weight", key) for key in state_dict)
+    name = _RESNETS.get((bottleneck, len(blocks)))
+    return {"backbone": Fact(name, blocks[-1], tuple(state_dict[blocks[-1]].shape))} if name else {}
+
+
+def _activation(known: Mapping[str, Any]) -> Activation:
+    """Only PReLU leaves a tensor; a file without one and without options is taken for ReLU."""
+    name = known.get("transformer_activation", "relu")
+    if name not in ("relu", "prelu"):
+        raise OfficialCheckpointError(
+            f"argument transformer_activation={name!r}: expected 'prelu' or 'relu'; others are not supported"
+        )
+    return "prelu" if name == "prelu" else "relu"
+
+
+def _temperature(known: Mapping[str, Any]) -> float:
+    height, width = known.get("pe_temperatureH", 20), known.get("pe_temperatureW", 20)
+    if height != width:
+        raise OfficialCheckpointError(
+            f"arguments pe_temperatureH={height}, pe_temperatureW={width}: expected one temperature for both; others are not "
+            "supported"
+        )
+    return float(height)
+
+
+def _refuse_unsupported(arguments: Mapping[str, Any], variant: Variant) -> None:
+    position = arguments.get("position_embedding", "sine")
+    if position not in ("sine", "v2"):
+        raise OfficialCheckpointError(
+            f"argument position_embedding={position!r}: expected 'sine'; learned positions are not supported"
+        )
+    for name, what in (("pre_norm", f"pre-norm transformers of '{variant}'"), ("masks", "segmentation heads")):
+        if arguments.get(name) and not (name == "pre_norm" and variant == "vanilla"):
+            raise OfficialCheckpointError(f"argument {name}=True: expected False; {what} are not supported")

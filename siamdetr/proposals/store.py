@@ -1,0 +1,175 @@
+"""The file of proposals: Arrow IPC, memory-mapped, found by the content of the image file. Nothing in it is ever executed.
+
+One row an image file, sorted by content key: key (16 bytes of SHA-256), stamp (16 bytes that name path, size and time of the file, so that
+an unchanged data set is recognised without reading it), height and width, whether the boxes are a fallback, and the boxes as 16-bit fractions:
+8 bytes a box, 1.1 GB for 1.3 million images with 100 boxes each (`benchmarks/proposal_store.py`). Keys are hashes and so spread evenly: a column of as many
+entries as rows says where each equal share of the key space begins, so that a look-up reads one or two keys, however many there are.
+Several files (the shards of a cluster) open as one store, by listing them. `writing.py` writes them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from siamdetr.errors import DataError
+from siamdetr.images.open import KEY_BYTES
+from siamdetr.proposals.rows import Fractions, Rows, StoredImage, concatenate_rows
+
+FORMAT = "2"
+SCHEMA = pa.schema(
+    [
+        ("key", pa.binary(KEY_BYTES)),
+        ("stamp", pa.binary(KEY_BYTES)),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("fallback", pa.uint8()),
+        ("fanout", pa.int32()),
+        ("boxes", pa.large_list(pa.uint16())),
+    ]
+)
+
+
+class ProposalStore:
+    """Proposals of many images, looked up by the key of the file's content. Open with `ProposalStore.open`.
+
+    The files are memory-mapped: opening reads none of them, and all processes share their pages.
+    """
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        self.paths = paths
+        self._files = [_StoreFile(path) for path in paths]
+
+    @classmethod
+    def open(cls, *paths: str | Path) -> ProposalStore:
+        """Opens a file of proposals, or several (shards) as one.
+
+        Raises:
+            DataError: there is no such file, or it is not one of ours, or it is broken off.
+        """
+        return cls(tuple(map(Path, paths)))
+
+    def __reduce__(self) -> tuple[type[ProposalStore], tuple[tuple[Path, ...]]]:
+        return ProposalStore, (self.paths,)  # worker processes open the files themselves
+
+    def __len__(self) -> int:
+        return sum(map(len, self._files))
+
+    def __repr__(self) -> str:
+        return f"ProposalStore({len(self)} images, {self.num_boxes} boxes, {', '.join(map(str, self.paths))})"
+
+    @property
+    def num_boxes(self) -> int:
+        """Of all images together."""
+        return sum(len(file.values) for file in self._files)
+
+    @property
+    def recipe(self) -> str:
+        """How the boxes were computed."""
+        return "; ".join(dict.fromkeys(file.recipe for file in self._files))
+
+    def boxes(self, key: bytes) -> NDArray[np.float32] | None:
+        """[n, 4] xyxy pixels of the upright original image, best first; None: the image is not in the store.
+
+        Args:
+            key: `siamdetr.images.open.content_key` of the image file.
+        """
+        found = self.find(key)
+        return None if found is None else found.fractions() * np.asarray([*found.size[::-1]] * 2, dtype=np.float32)
+
+    def fractions(self, key: bytes) -> NDArray[np.float32] | None:
+        """[n, 4] (x0, y0, x1, y1) fractions of the image, best first; None: the image is not in the store."""
+        found = self.find(key)
+        return None if found is None else found.fractions()
+
+    def find(self, key: bytes) -> StoredImage | None:
+        """The row of a content key."""
+        if len(key) != KEY_BYTES:
+            raise ValueError(f"proposals: got a key of {len(key)} bytes, expected {KEY_BYTES}, as content_key gives")
+        return next((found for file in self._files if (found := file.find(key)) is not None), None)
+
+    def rows(self) -> Rows:
+        """Every row, the files one after the other."""
+        return concatenate_rows([file.rows() for file in self._files])
+
+    def stamps(self) -> frozenset[bytes]:
+        """Stamps of all image files in it."""
+        return frozenset().union(*(file.rows().stamp_set() for file in self._files))
+
+    def fallback_counts(self) -> tuple[int, int]:
+        """Images whose boxes were found only after sharpening, and images that have the centred box."""
+        counts = sum((np.bincount(file.fallbacks, minlength=3) for file in self._files), np.zeros(3, int))
+        return int(counts[1]), int(counts[2])
+
+
+class _StoreFile:
+    """One memory-mapped file."""
+
+    def __init__(self, path: Path) -> None:
+        self._batch = batch = _read(path)  # keeps the mapped memory alive
+        lists = batch.column(6)
+        self._keys, self._stamps = _fixed(batch.column(0)), _fixed(batch.column(1))
+        self._sides = batch.column(2).to_numpy(), batch.column(3).to_numpy()
+        self._fanout = batch.column(5).to_numpy()
+        count = len(batch) + 1 if len(batch) else 0
+        self._offsets = np.frombuffer(lists.buffers()[1], dtype=np.int64, count=count)  # 4 a box
+        self.values: Fractions = lists.values.to_numpy().reshape(-1, 4)
+        self.fallbacks = batch.column(4).to_numpy()
+        self.recipe = str((batch.schema.metadata or {}).get(b"recipe", b"").decode())
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def rows(self) -> Rows:
+        """All of it, over the file's own memory where that is possible."""
+        offsets = self._offsets // 4 if len(self) else np.zeros(1, dtype=np.int64)
+        sizes = np.stack(self._sides, axis=1)
+        return Rows(self._keys, self._stamps, sizes, self.fallbacks, offsets, self.values)
+
+    def find(self, key: bytes) -> StoredImage | None:
+        """The first row of a key."""
+        count = len(self)
+        if count == 0:
+            return None
+        row = int(self._fanout[int.from_bytes(key[:8], "big") * count >> 64])
+        while row < count and (there := self._keys[row].tobytes()) <= key:
+            if there == key:
+                return self._stored(row)
+            row += 1
+        return None
+
+    def _stored(self, row: int) -> StoredImage:
+        height, width = (int(side[row]) for side in self._sides)
+        boxes = self.values[self._offsets[row] // 4 : self._offsets[row + 1] // 4]
+        return StoredImage(
+            self._stamps[row].tobytes(), self._keys[row].tobytes(), (height, width), boxes, int(self.fallbacks[row])
+        )
+
+
+def _read(path: Path) -> pa.RecordBatch:
+    try:
+        with pa.ipc.open_file(pa.memory_map(str(path))) as reader:
+            metadata = reader.schema.metadata or {}
+            if metadata.get(b"siamdetr.proposals") != FORMAT.encode() or reader.num_record_batches != 1:
+                raise DataError(
+                    f"{path}: not a file of proposals that this version reads; delete it, and it is computed again"
+                )
+            batch: pa.RecordBatch = reader.get_batch(0)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file of proposals; `siamdetr proposals DATA -o {path}` makes it") from None
+    except (pa.ArrowException, OSError) as error:
+        cause = " ".join(str(error).split())
+        raise DataError(
+            f"{path}: not a file of proposals, or broken off ({cause}); delete it, and it is computed again"
+        ) from None
+    return batch
+
+
+def _fixed(column: pa.Array) -> NDArray[np.uint8]:
+    """[n, 16] bytes over the column's own memory."""
+    size = len(column) * KEY_BYTES
+    flat = np.frombuffer(column.buffers()[1], dtype=np.uint8, count=size) if size else np.zeros(0, dtype=np.uint8)
+    return flat.reshape(-1, KEY_BYTES)

@@ -1,0 +1,109 @@
+"""Writing the file of proposals (`store.py` reads it): parts while a computation runs, then the whole.
+
+Everything is put in place at once: a temporary file in the same folder, flushed to disk, renamed. A part that was finished is
+named `NAME.part-*` and lies beside the file, so that an interrupted run goes on from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from siamdetr.errors import DataError
+from siamdetr.images.open import KEY_BYTES
+from siamdetr.proposals.rows import Rows
+from siamdetr.proposals.store import FORMAT, SCHEMA, ProposalStore
+
+
+def file_stamp(path: Path) -> bytes:
+    """16 bytes that name a file's path, size and time of change; zeros when there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return bytes(KEY_BYTES)
+    text = f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:KEY_BYTES]
+
+
+def read_known(path: Path, recipe: str) -> list[ProposalStore]:
+    """What is on disk for this recipe: the store and the parts of an interrupted run. Other recipes count as nothing.
+
+    Raises:
+        DataError: `path` is there and is not a file of proposals.
+    """
+    known = [ProposalStore.open(path)] if path.exists() else []
+    for part in _parts(path):
+        try:
+            known.append(ProposalStore.open(part))
+        except DataError:
+            part.unlink(missing_ok=True)  # broken off, or from another version: computed again
+    return [store for store in known if store.recipe == recipe]
+
+
+def write_part(path: Path, recipe: str, rows: Rows) -> Path:
+    """Puts rows beside the store, until `write_store` takes them in."""
+    part = path.with_name(f"{path.name}.part-{uuid.uuid4().hex}")
+    _write(part, recipe, rows)
+    return part
+
+
+def write_store(path: Path, recipe: str, rows: Rows) -> None:
+    """Writes the store anew, whole, and removes the parts and what a killed run left half-written."""
+    _write(path, recipe, rows)
+    for left in (*_parts(path), *path.parent.glob(f".{path.name}.*.tmp")):
+        left.unlink(missing_ok=True)
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.part-*")) if path.parent.exists() else []
+
+
+def _write(path: Path, recipe: str, rows: Rows) -> None:
+    """Raises DataError where the disk is full, or nothing may be written."""
+    rows = rows.sorted()
+    columns = [
+        _fixed_column(rows.keys),
+        _fixed_column(rows.stamps),
+        pa.array(np.ascontiguousarray(rows.sizes[:, 0])),
+        pa.array(np.ascontiguousarray(rows.sizes[:, 1])),
+        pa.array(rows.fallbacks),
+        pa.array(_fanout(rows.keys)),
+        pa.LargeListArray.from_arrays(pa.array(rows.offsets * 4), pa.array(rows.values.reshape(-1))),
+    ]
+    schema = SCHEMA.with_metadata({"siamdetr.proposals": FORMAT, "recipe": recipe})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            with pa.ipc.new_file(file, schema) as writer:
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); what was written before is kept. Make room there, or choose another place"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fanout(keys: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """[n] the first row of each of n equal shares of the key space; share s holds the keys whose first 8 bytes k give floor(k n / 2^64) = s."""
+    count = len(keys)
+    first = keys[:, :8].copy().view(">u8").reshape(-1).astype(np.uint64)
+    high, low = first >> np.uint64(32), first & np.uint64(0xFFFFFFFF)  # the product needs more than 64 bits
+    n = np.uint64(count)
+    share = (high * n + (low * n >> np.uint64(32))) >> np.uint64(32)
+    return np.searchsorted(share, np.arange(count, dtype=np.uint64)).astype(np.int32)
+
+
+def _fixed_column(values: NDArray[np.uint8]) -> pa.Array:
+    buffer = pa.py_buffer(np.ascontiguousarray(values).tobytes())
+    return pa.Array.from_buffers(pa.binary(KEY_BYTES), len(values), [None, buffer])

@@ -1,0 +1,76 @@
+"""Settings of the pretraining methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from siamdetr.settings.base import Settings
+from siamdetr.settings.detector import Classifier, LossSettings
+
+Proposals = Literal["edgeboxes", "selective-search", "merged", "random"]
+
+
+Augmentation = Literal["none", "flip", "scale", "detr"]
+
+
+Method = Literal["siamese", "updetr", "detreg"]
+
+
+METHOD_NAMES: Mapping[str, str] = {"siamese": "Siamese DETR", "updetr": "UP-DETR", "detreg": "DETReg"}
+
+
+class PretextSettings(Settings):
+    """What every pretraining method is told: its images, its regions, and the weights of the matched box losses."""
+
+    num_regions: int = Field(10, ge=1, description="regions of an image that are to be found")
+    size: int | tuple[int, int] = Field(480, description="largest shortest side, pixels, or a fixed (height, width)")
+    scales: Literal["imagenet", "coco"] = Field(
+        "imagenet", description="shortest sides and longest side, as shares of `size`: 320..480/600 or 480..800/1333"
+    )
+    crop_size: int = Field(128, ge=16, description="side of the region crops, pixels")
+    proposals: Proposals = Field(
+        "edgeboxes", description="where regions come from, unless data.proposals names files of them"
+    )
+    losses: LossSettings = LossSettings(cost_class=1.0, weight_class=1.0)
+
+
+class SiameseSettings(PretextSettings):
+    """Siamese DETR pretraining (arXiv:2303.18144). Weights: ImageNet 10 and 3 (Conditional 5), COCO .3 and 3, else 1 and 1."""
+
+    num_regions: int = Field(10, ge=1, description="regions a view; the first is the intersection of the views")
+    box_jitter: float = Field(0.1, ge=0, le=0.5, description="of width and height, on the boxes that are pooled")
+    view_iou: float = Field(0.5, gt=0, lt=1, description="least IoU of the two views")
+    weight_global: float = Field(1.0, ge=0, description="lambda of the encoder's global discrimination loss")
+    weight_region: float = Field(1.0, ge=0, description="lambda of the decoder's region discrimination loss")
+
+
+class UPDETRSettings(PretextSettings):
+    """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): find patches of an image in it. The defaults are the official ones."""
+
+    proposals: Proposals = Field("random", description="official: random; edgeboxes: the same boxes as other methods")
+    augment: Augmentation = Field(
+        "scale", description="official: many scales, without flip, which would not flip crops"
+    )
+    mask_ratio: float = Field(0.1, ge=0, lt=1, description="share of the queries that are not told their patch")
+    weight_feature: float = Field(1.0, ge=0, description="of the reconstruction of the patch's feature; 0: none")
+
+
+class DETRegSettings(PretextSettings):
+    """DETReg pretraining (Bar et al. 2022, arXiv:2106.04550): detect proposed regions and say what they look like."""
+
+    num_regions: int = Field(30, ge=1, description="proposals of an image at most, the first ones")
+    augment: Augmentation = Field(
+        "detr", description="of the images: none, flip, scale, or detr (flip, scales and crops)"
+    )
+    classifier: Classifier = Field(
+        "softmax", description="softmax: as the other methods; focal: official over Deformable DETR"
+    )
+    embedding: Literal["c3", "last", "projection"] = Field(
+        "c3",
+        description="what a region looks like, mean over its crop: c3: the backbone's map of stride 8 (official); last: the "
+        "maps that the detector looks at, as the other methods; projection: SwAV's unit vector of 128 numbers",
+    )
+    weight_embedding: float = Field(1.0, ge=0, description="of the embedding loss; 0: none")

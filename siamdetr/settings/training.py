@@ -1,0 +1,140 @@
+"""Settings of a run, and how they come about: preset, then YAML file, then flags, then `--set key=value`; later wins.
+
+This file imports no torch: the command line reads it to explain itself.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from siamdetr.settings.base import Settings
+from siamdetr.settings.detector import DenoisingSettings, DetectorSettings, LossSettings
+from siamdetr.settings.pretext import DETRegSettings, Method, SiameseSettings, UPDETRSettings
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Freeze = Literal["none", "backbone", "body"]
+Logger = Literal["wandb", "mlflow"]
+
+
+class DataSettings(Settings):
+    """Where the images are, and how they are read."""
+
+    paths: tuple[str, ...] = Field(..., min_length=1, description="data sets or folders of images")
+    format: str = Field("auto", description="auto, coco, voc, yolo or folder")
+    split: str | None = Field(None, description="the part to train on; None: the data set's train part, else all")
+    val_paths: tuple[str, ...] = Field((), description="finetuning: a data set to validate on; empty: `paths`")
+    val_split: str | None = Field(None, description="finetuning: the part to validate on; None: its val part")
+    fraction: float = Field(1.0, gt=0, le=1, description="of the labelled images, chosen by `seed`")
+    strict: bool = Field(False, description="refuse a data set with problems instead of skipping them")
+    proposals: tuple[str, ...] = Field(
+        (),
+        description="pretraining: files of proposals (`siamdetr proposals`), shards included; empty: computed, and kept beside the run",
+    )
+
+
+class ImageSettings(Settings):
+    """Size and augmentation of the images a detector is finetuned on."""
+
+    size: int | tuple[int, int] = Field(800, description="shortest side in pixels, or a fixed (height, width)")
+    max_size: int = Field(1333, ge=16, description="longest side, pixels, where `size` is a shortest side")
+    augment: Literal["none", "flip", "detr"] = Field(
+        "detr", description="detr: flip, and either many scales or a crop between two resizes; flip: flip only"
+    )
+
+
+class OptimizerSettings(Settings):
+    """AdamW in groups: the backbone with its own rate, and all the rest."""
+
+    lr: float = Field(1e-4, gt=0)
+    lr_backbone: float = Field(1e-5, ge=0)
+    sampling_factor: float = Field(
+        1.0, gt=0, description="deformable: times the rate, for the layers that say where to look (official: .1)"
+    )
+    weight_decay: float = Field(1e-4, ge=0)
+    clip: float = Field(0.1, ge=0, description="largest norm of the gradient; 0: no clipping")
+
+
+class ScheduleSettings(Settings):
+    """The learning rate over the run, as a factor of `optimizer.lr`; `drop_at` and `warmup` are fractions of the run."""
+
+    name: Literal["step", "cosine", "onecycle", "constant"] = "step"
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="share of the run that rises to the full rate; onecycle: 0 means .3"
+    )
+    drop_at: float = Field(0.8, gt=0, le=1, description="step: where the rate falls to a tenth")
+    final: float = Field(0.01, ge=0, le=1, description="cosine, onecycle: the factor at the end")
+
+
+class RunSettings(Settings):
+    """What both stages share."""
+
+    detector: DetectorSettings = DetectorSettings()
+    data: DataSettings
+    backbone_weights: str = Field("imagenet", description="imagenet, none, or a file of weights")
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    epochs: float | None = Field(None, gt=0, description="passes over the data; or `steps`")
+    steps: int | None = Field(None, ge=1, description="optimiser steps; wins over `epochs`")
+    batch_size: int = Field(4, ge=1, description="images a process and a step (pretraining: pairs of views)")
+    grad_accum: int = Field(1, ge=1, description="batches whose gradients make one step")
+    precision: Precision = "fp32"
+    seed: int = Field(0, ge=0)
+    deterministic: bool = Field(False, description="only deterministic kernels, at some cost of speed")
+    workers: int = Field(2, ge=0, description="processes that load images")
+    worker_timeout: int = Field(300, ge=0, description="seconds after which a hung worker stops the run; 0: never")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    devices: int = Field(
+        1, ge=1, description="processes on this machine, one device each (torchrun and SLURM say it themselves)"
+    )
+    num_nodes: int = Field(1, ge=1, description="machines")
+    log_every: int = Field(20, ge=1, description="steps between two rows of metrics.csv")
+    checkpoint_every: int = Field(500, ge=1, description="steps between two writings of last.ckpt")
+    loggers: tuple[Logger, ...] = Field((), description="besides metrics.csv and TensorBoard, which are always written")
+    output: str | None = Field(None, description="the run folder; None: runs/<stage>-<n>")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunSettings:
+        if self.epochs is None and self.steps is None:
+            raise ValueError("give the length of the run: 'epochs' or 'steps'")
+        return self
+
+
+class PretrainSettings(RunSettings):
+    """Self-supervised pretraining: `siamdetr train`, `siamdetr pretrain`."""
+
+    method: Method = Field("siamese", description="siamese, updetr or detreg; its settings stand under its name")
+    siamese: SiameseSettings = SiameseSettings()
+    updetr: UPDETRSettings = UPDETRSettings()
+    detreg: DETRegSettings = DETRegSettings()
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
+
+    @property
+    def of_method(self) -> SiameseSettings | UPDETRSettings | DETRegSettings:
+        """The settings of the method."""
+        if self.method == "siamese":
+            return self.siamese
+        return self.updetr if self.method == "updetr" else self.detreg
+
+
+class FinetuneSettings(RunSettings):
+    """Supervised training of a detector: `siamdetr finetune`."""
+
+    images: ImageSettings = ImageSettings()
+    losses: LossSettings = LossSettings()
+    denoising: DenoisingSettings = DenoisingSettings()
+    init: str | None = Field(None, description="a run folder or model file to start from")
+    freeze: Freeze = Field("none", description="backbone: only the backbone; body: all but the class and box heads")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none. They are what is scored and saved"
+    )
+    val_every: float = Field(1.0, gt=0, description="epochs between two evaluations")
+    val_limit: int | None = Field(None, ge=1, description="evaluate on the first N images only")
+    early_stopping: int | None = Field(None, ge=1, description="stop after N evaluations without a better AP")
+    overfit_batch: bool = Field(
+        False, description="train on the first batch alone, without augmentation: the loss must fall"
+    )
+
+
+RunSettingsType = TypeVar("RunSettingsType", bound=RunSettings)

@@ -1,0 +1,191 @@
+"""Batches: what a data loader hands to a model. uint8 until they are on the device; `normalize` makes them float there.
+
+Images of one batch share a canvas: smaller ones are zero-padded at the right and bottom, and `padding` (True = padded)
+says where. Boxes are fractions (cx, cy, w, h) of the image without its padding, so that padding changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# The class head of pretraining: class 0 never occurs, 1 is "an object"; with softmax, 2 is "no object".
+OBJECT_LABEL = 1
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The boxes of a whole batch, image after image.
+
+    Attributes:
+        boxes: [M, 4] (cx, cy, w, h) fractions of the unpadded image, float.
+        labels: [M] int64, contiguous 0..C-1.
+        counts: boxes of each image; on the host, so that sizes are known without asking the device. Sum M, length B.
+    Raises:
+        ValueError: the three do not fit each other.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        total = sum(self.counts)
+        if tuple(self.boxes.shape) != (total, 4) or tuple(self.labels.shape) != (total,):
+            raise ValueError(
+                f"Targets: counts {self.counts} ask for boxes [{total}, 4] and labels [{total}], got "
+                f"{list(self.boxes.shape)} and {list(self.labels.shape)}; give one label a box and one count an image"
+            )
+
+    @classmethod
+    def from_lists(cls, boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Targets:
+        """Join per-image boxes [n, 4] and labels [n].
+
+        Raises:
+            ValueError: there are not as many lists of labels as of boxes, or an image's two do not fit.
+        """
+        if len(boxes) != len(labels):
+            raise ValueError(
+                f"Targets: got boxes of {len(boxes)} images and labels of {len(labels)}; give both for each"
+            )
+        for image, (one, names) in enumerate(zip(boxes, labels, strict=True)):
+            if one.shape[0] != names.shape[0]:
+                raise ValueError(f"Targets: image {image} has {one.shape[0]} boxes and {names.shape[0]} labels")
+        return cls(
+            boxes=torch.cat([one.reshape(-1, 4) for one in boxes]) if boxes else torch.zeros(0, 4),
+            labels=torch.cat(list(labels)).long() if labels else torch.zeros(0, dtype=torch.int64),
+            counts=tuple(int(one.shape[0]) for one in boxes),
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
+        """The same targets on another device."""
+        return Targets(
+            self.boxes.to(device, non_blocking=non_blocking),
+            self.labels.to(device, non_blocking=non_blocking),
+            self.counts,
+        )
+
+    def pin_memory(self) -> Targets:
+        """The same targets in page-locked memory (the data loader calls this)."""
+        return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.counts)
+
+
+def region_targets(boxes: Tensor, counts: Sequence[int]) -> Targets:
+    """[M, 4] regions of images that have `counts` of them, as targets that are all labelled "an object"."""
+    return Targets(boxes, torch.full((len(boxes),), OBJECT_LABEL, device=boxes.device), tuple(counts))
+
+
+@dataclass(frozen=True)
+class DetectionBatch:
+    """Labelled images.
+
+    Attributes:
+        images: [B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
+        padding: [B, H, W] bool, True = padded, not image.
+        targets: boxes and labels.
+        image_ids: the data set's own ids.
+        original_sizes: [B, 2] int64 (H, W) of the files, pixels: predictions are given in them.
+    """
+
+    images: Tensor
+    padding: Tensor
+    targets: Targets
+    image_ids: tuple[int, ...]
+    original_sizes: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> DetectionBatch:
+        """The same batch on another device."""
+        return DetectionBatch(
+            images=self.images.to(device, non_blocking=non_blocking),
+            padding=self.padding.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            image_ids=self.image_ids,
+            original_sizes=self.original_sizes.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> DetectionBatch:
+        """The same batch in page-locked memory (the data loader calls this)."""
+        return DetectionBatch(
+            images=self.images.pin_memory(),
+            padding=self.padding.pin_memory(),
+            targets=self.targets.pin_memory(),
+            image_ids=self.image_ids,
+            original_sizes=self.original_sizes.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Two views of each of B unlabelled images: view 1 of all, then view 2 of all.
+
+    Attributes:
+        images: [2B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
+        padding: [2B, H, W] bool, True = padded, not image.
+        boxes: [2B, P, 4] (cx, cy, w, h) fractions of the unpadded view: the same P regions, seen in either view.
+        sizes: [2B, 2] int64 (H, W) of the unpadded views, pixels.
+        crops: [2B, P, 3, C, C] the regions cut out and resized; uint8, then float like the images.
+    """
+
+    images: Tensor
+    padding: Tensor
+    boxes: Tensor
+    sizes: Tensor
+    crops: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
+        """The same batch on another device."""
+        return ViewBatch(
+            images=self.images.to(device, non_blocking=non_blocking),
+            padding=self.padding.to(device, non_blocking=non_blocking),
+            boxes=self.boxes.to(device, non_blocking=non_blocking),
+            sizes=self.sizes.to(device, non_blocking=non_blocking),
+            crops=self.crops.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> ViewBatch:
+        """The same batch in page-locked memory (the data loader calls this)."""
+        return ViewBatch(
+            images=self.images.pin_memory(),
+            padding=self.padding.pin_memory(),
+            boxes=self.boxes.pin_memory(),
+            sizes=self.sizes.pin_memory(),
+            crops=self.crops.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class RegionBatch:
+    """B unlabelled images with regions to be found in them, as UP-DETR and DETReg take them.
+
+    Attributes:
+        images: [B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
+        padding: [B, H, W] bool, True = padded, not image.
+        targets: the M regions as boxes, all of one label; an image may have none.
+        crops: [M, 3, C, C] the regions cut out and resized, in the order of the targets; uint8, then float like the images.
+    """
+
+    images: Tensor
+    padding: Tensor
+    targets: Targets
+    crops: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RegionBatch:
+        """The same batch on another device."""
+        return RegionBatch(
+            images=self.images.to(device, non_blocking=non_blocking),
+            padding=self.padding.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            crops=self.crops.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> RegionBatch:
+        """The same batch in page-locked memory (the data loader calls this)."""
+        return RegionBatch(
+            images=self.images.pin_memory(),
+            padding=self.padding.pin_memory(),
+            targets=self.targets.pin_memory(),
+            crops=self.crops.pin_memory(),
+        )

@@ -1,0 +1,101 @@
+"""Atomic files: at every moment the whole old file or the whole new one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from siamdetr.errors import CheckpointError
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def atomic_write(path: str | Path, writer: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that at every moment `path` is the whole old file or the whole new one, also after power loss.
+
+    A temporary file in the same folder, flush, fsync, rename, fsync of the folder.
+
+    Args:
+        path: the file to write; its folder is made.
+        writer: writes into the open binary file it is given.
+    Raises:
+        CheckpointError: the disk is full. Whatever goes wrong, an old file at `path` is intact.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    guard: _Guard | None = None
+    try:
+        with temporary.open("wb") as file:
+            guard = _Guard(file)
+            writer(guard)  # type: ignore[arg-type]  # torch.save and write() need no more than this
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        cause = guard.error if guard is not None and guard.error is not None else error
+        if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
+            raise CheckpointError(_disk_full(path)) from error
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep_temporaries(folder: str | Path) -> int:
+    """Remove the temporary files that killed processes left in a folder; returns how many."""
+    swept = 0
+    for stale in Path(folder).glob(".*.tmp"):
+        owner = stale.name.split(".")[-2]
+        if owner.isdigit() and not _alive(int(owner)):
+            with contextlib.suppress(FileNotFoundError):
+                stale.unlink()
+                swept += 1
+    return swept
+
+
+class _Guard:
+    """A binary file that remembers the OSError of a failed write: torch.save hides it behind a RuntimeError."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _disk_full(path: Path) -> str:
+    stats = os.statvfs(path.parent)
+    free = stats.f_bavail * stats.f_frsize / 2**20
+    old = "the file that was there is intact" if path.exists() else "nothing was written"
+    return f"{path}: the disk is full ({free:.0f} MiB free); {old}. Free some space, then go on with --resume auto"
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

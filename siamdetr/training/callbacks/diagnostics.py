@@ -1,0 +1,125 @@
+"""Pictures of a pretraining run: what the method is shown, and the same few images again and again, predictions against targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from siamdetr.boxes import cxcywh_to_xyxy, elementwise_iou
+from siamdetr.drawing.pretext import draw_joined_views, draw_matches, draw_regions
+from siamdetr.images.normalize import normalize
+from siamdetr.models.criterion.matcher import match
+from siamdetr.pretext.common import object_targets
+from siamdetr.pretext.regions import RegionSample
+from siamdetr.pretext.views import ViewSample
+from siamdetr.structures.targets import ViewBatch
+from siamdetr.system.atomic_file import atomic_write
+from siamdetr.training.pretrain_module import PretextBatch, PretrainModule
+from siamdetr.training.run_report import DIAGNOSTICS
+from siamdetr.training.step_module import completed_step
+
+NUM_SAMPLES = 3
+NUM_DRAWN = 5  # regions of an image whose predictions are drawn: more would hide each other
+WHEN = (0.0, 0.1, 0.3, 0.6, 1.0)  # shares of the run after which predictions are drawn
+_WIDTH = 640  # pixels at most: the report carries the pictures inside
+
+Sample = ViewSample | RegionSample
+
+
+class Diagnostics(Callback):
+    """Draws into the run folder; the report shows the pictures. Draws nothing at random, so that training is not changed.
+
+    The samples are those of epoch 0 of a few images spread over the data; the detector is in eval mode meanwhile. With several
+    processes the first one draws.
+
+    Args:
+        folder: of the run.
+        dataset: of the run.
+        length: images in it.
+        collate: samples to a batch.
+        total_steps: of the run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dataset: Dataset[Any],
+        length: int,
+        collate: Callable[[list[Any]], PretextBatch],
+        *,
+        total_steps: int,
+    ) -> None:
+        self.folder = folder / DIAGNOSTICS
+        self.dataset, self.collate = dataset, collate
+        self.images = np.unique(np.linspace(0, length - 1, NUM_SAMPLES).round().astype(int)).tolist()
+        self.steps = frozenset(round(share * total_steps) for share in WHEN)
+        self.samples: list[Sample] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """What the method is shown, and what it finds before it has learned."""
+        if not trainer.is_global_zero:
+            return
+        self.folder.mkdir(exist_ok=True)
+        self.samples = [self.dataset[0, i] for i in self.images]
+        for i, sample in enumerate(self.samples):
+            self._save(_shown(sample), f"sample-{i}")
+        if pl_module.step in self.steps:
+            self._draw(pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """What it finds now."""
+        if trainer.is_global_zero and completed_step(trainer, batch_idx) and pl_module.step in self.steps:
+            self._draw(pl_module)
+
+    @torch.no_grad()
+    def _draw(self, module: PretrainModule) -> None:
+        pretext, spec = module.pretext, module.preprocessing
+        batch = normalize(self.collate(self.samples).to(module.device), spec.mean, spec.std)
+        was_training = pretext.training
+        pretext.eval()
+        outputs, _ = pretext.predict(batch)
+        pretext.train(was_training)
+        targets = object_targets(batch.boxes) if isinstance(batch, ViewBatch) else batch.targets
+        boxes, logits = outputs.boxes[-1:].float(), outputs.logits[-1:].float()
+        criterion = pretext.criterion
+        matches = match(logits, boxes, targets, criterion.settings, criterion.classifier)
+        for i, sample in enumerate(self.samples):  # of a pair of views the first
+            here = torch.nonzero(matches.image == i)[:, 0]
+            # In the order of the regions: each keeps its place, and so its colour, from step to step.
+            here = here[matches.target[here].argsort()]
+            found, wanted = boxes[0, i, matches.query[here]], targets.boxes[matches.target[here]].float()
+            pixels = sample.images[0] if isinstance(sample, ViewSample) else sample.image
+            name = f"matched-{i}-{module.step:07d}"
+            for old in self.folder.glob(f"{name}-*.jpg"):
+                old.unlink()  # of this step, from before the run was resumed
+            picture = draw_matches(pixels, _numpy(wanted[:NUM_DRAWN]), _numpy(found[:NUM_DRAWN]))
+            self._save(picture, f"{name}-{_mean_iou(found, wanted):.3f}")
+
+    def _save(self, picture: Image.Image, name: str) -> None:
+        picture.thumbnail((_WIDTH, _WIDTH))
+        atomic_write(self.folder / f"{name}.jpg", lambda file: picture.save(file, "JPEG", quality=85))
+
+
+def _shown(sample: Sample) -> Image.Image:
+    if isinstance(sample, ViewSample):
+        return draw_joined_views(sample.images, list(sample.boxes))
+    return draw_regions(sample.image, sample.boxes)
+
+
+def _mean_iou(found: Tensor, wanted: Tensor) -> float:
+    if len(found) == 0:
+        return 0.0
+    return float(elementwise_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted)).mean())
+
+
+def _numpy(boxes: Tensor) -> NDArray[np.float32]:
+    return np.asarray(boxes.cpu().numpy(), dtype=np.float32)

@@ -1,0 +1,109 @@
+"""When a run is written: every N steps, after an evaluation, at the end, and when a signal asks it to stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import distributed
+
+from siamdetr.errors import NonFiniteLossError
+from siamdetr.settings.base import to_json
+from siamdetr.settings.resolve import stage_of
+from siamdetr.system.signals import Interrupted, SignalWatch
+from siamdetr.training.callbacks.step_log import StepLog
+from siamdetr.training.checkpoint_io import FORMAT_VERSION, LAST, STATE
+from siamdetr.training.step_module import StepModule, completed_step
+
+_log = logging.getLogger(__name__)
+_POLL_EVERY = 10  # steps between two questions among several processes: each costs a small all-reduce
+
+
+def agreed(watch: SignalWatch, device: torch.device) -> int | None:
+    """The signal that any of the training's processes received; None: none did. All processes must ask together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return watch.received
+    flag = torch.tensor([watch.received or 0], device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    return int(flag.item()) or None
+
+
+class Saver(Callback):
+    """Writes last.ckpt (to resume) and last.safetensors (to use); polls for signals. The last of the callbacks."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int,
+        watch: SignalWatch,
+        step_log: StepLog,
+        save_model: Callable[[StepModule], None],
+    ) -> None:
+        self.folder = folder
+        self.every = every
+        self.watch = watch
+        self.step_log = step_log
+        self.save_model = save_model
+        self._saved_at = -1
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take the signals back from Lightning; write a first checkpoint, so that a full disk shows now and not in an hour."""
+        self.watch.install()
+        self._saved_at = pl_module.step
+        if pl_module.step == 0:
+            self.save(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Save where it is time; stop where a signal has come."""
+        if not completed_step(trainer, batch_idx):
+            return
+        step = pl_module.step
+        asked = None
+        if trainer.world_size == 1 or step % _POLL_EVERY == 0:
+            asked = agreed(self.watch, pl_module.device)
+        if asked is not None or step % self.every == 0 or step == pl_module.total_steps:
+            self.save(trainer, pl_module)
+        if asked is not None:
+            raise Interrupted(asked, f"{signal.Signals(asked).name}: saved at step {step}; go on with --resume auto")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """The last step is always saved, also after an early stop."""
+        if self._saved_at != pl_module.step:
+            self.save(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Our section: what the run is, so that resuming can refuse another one."""
+        checkpoint[STATE] = {
+            "format_version": FORMAT_VERSION,
+            "stage": stage_of(type(pl_module.run_settings)),
+            "settings": to_json(pl_module.run_settings),
+            "step": pl_module.step,
+            "world_size": trainer.world_size,
+            "torch": str(torch.__version__),
+        }
+
+    def save(self, trainer: Any, module: StepModule) -> None:
+        """Write last.ckpt and last.safetensors, unless figures or weights are not finite.
+
+        Raises:
+            NonFiniteLossError: they are not; the files stay as they were.
+        """
+        self.step_log.check(module)
+        parameters = [parameter.detach() for parameter in module.parameters()]
+        norms = torch.stack(torch._foreach_norm(parameters))
+        if not math.isfinite(float(norms.sum())):
+            raise NonFiniteLossError(
+                f"step {module.step}: the weights are not finite. The run stops; the last checkpoint is from before it"
+            )
+        trainer.save_checkpoint(self.folder / LAST)
+        if trainer.is_global_zero:
+            self.save_model(module)
+        self._saved_at = module.step
+        _log.debug("saved at step %d", module.step)

@@ -1,0 +1,132 @@
+"""The two stages: `pretrain` on images without labels, `finetune` on labelled ones. Both leave a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from siamdetr.data.dataset import DetectionDataset, collate_detection
+from siamdetr.data.index import DetectionIndex
+from siamdetr.data.transforms import FinetuneTransform
+from siamdetr.evaluation.coco import DetectionMetrics, evaluate
+from siamdetr.images.preprocessing import PreprocessingSpec
+from siamdetr.model_file import ModelMetadata, find_model_file
+from siamdetr.models.detector import Detector
+from siamdetr.settings.training import FinetuneSettings
+from siamdetr.system.signals import SignalWatch
+from siamdetr.training.callbacks.evaluator import Evaluator, scores
+from siamdetr.training.callbacks.weight_average import WeightAverage
+from siamdetr.training.finetune_module import FinetuneModule
+from siamdetr.training.finetune_setup import first_batch, resolved, start
+from siamdetr.training.initial_weights import Start
+from siamdetr.training.loop import Session, begin, run_length, save_detector, seed_weights, train
+from siamdetr.training.open_datasets import open_labelled
+from siamdetr.training.optim import freeze
+from siamdetr.training.pictures import save_pictures
+from siamdetr.training.progress import ProgressSink, Silent, as_callback
+from siamdetr.training.run_folder import choose_folder, process_rank
+from siamdetr.training.run_report import write_report
+from siamdetr.training.run_result import RunResult
+from siamdetr.training.step_module import StepModule
+
+_log = logging.getLogger(__name__)
+
+
+def finetune(
+    settings: FinetuneSettings, *, progress: ProgressSink | None = None, resume: str | None = None
+) -> RunResult:
+    """Supervised training of a detector; arguments and errors as of `pretrain`."""
+    sink = progress or Silent()
+    with SignalWatch() as watch:
+        data = open_labelled(settings, as_callback(sink, "read", watch.raise_if_received))
+        settings = resolved(settings, data.train)
+        run = choose_folder(settings, resume)
+        begin(settings, run)
+        index = first_batch(data.train, settings) if settings.overfit_batch else data.train
+        length = run_length(settings, len(index))
+        seed_weights(settings)
+        detector = Detector(settings.detector)
+        begun = start(detector, settings, index.class_names, resumed=run.content is not None)
+        freeze(detector, settings.freeze)
+        session = _finetune_session(detector, settings, index, begun, length.total)
+        evaluator = None
+        if data.val is not None:
+            every = max(1, round(settings.val_every * length.per_epoch))
+            evaluator = _evaluator(session, settings, run.path, data.val, every=every, watch=watch, progress=sink)
+            session = dataclasses.replace(session, callbacks=(evaluator,))
+        seconds = train(session, settings, run, watch=watch, progress=sink)
+    if process_rank() == 0:
+        if data.val is not None:
+            save_pictures(run.path, data.val)
+        write_report(run.path)
+    metrics = evaluator.metrics if evaluator is not None else None
+    return RunResult(run.path, find_model_file(run.path), session.module.step, seconds, metrics, begun.fresh)
+
+
+def _finetune_session(
+    detector: Detector, settings: FinetuneSettings, index: DetectionIndex, begun: Start, total_steps: int
+) -> Session:
+    preprocessing = _preprocessing(settings)
+    what = f"finetune: {settings.detector.variant} on {', '.join(settings.data.paths)} ({len(index)} images)"
+
+    def metadata(step: int) -> ModelMetadata:
+        return ModelMetadata(
+            class_names=index.class_names,
+            category_ids=index.category_ids,
+            preprocessing=preprocessing,
+            lineage=(*begun.lineage, f"{what}, {step} steps"),
+        )
+
+    augment = "none" if settings.overfit_batch else settings.images.augment
+    transform = FinetuneTransform(preprocessing, augment)
+    return Session(
+        FinetuneModule(detector, settings, preprocessing, total_steps),
+        DetectionDataset(index, transform, settings.seed),
+        len(index),
+        lambda i: int(index.image_ids[i]),
+        collate_detection,
+        metadata,
+        WeightAverage(settings.ema) if settings.ema else None,
+    )
+
+
+def _preprocessing(settings: FinetuneSettings) -> PreprocessingSpec:
+    return PreprocessingSpec.from_size(settings.images.size, settings.images.max_size)
+
+
+def _evaluator(
+    session: Session,
+    settings: FinetuneSettings,
+    folder: Path,
+    index: DetectionIndex,
+    *,
+    every: int,
+    watch: SignalWatch,
+    progress: ProgressSink,
+) -> Evaluator:
+    preprocessing = _preprocessing(settings)
+
+    def score(detector: Detector) -> DetectionMetrics | None:
+        if process_rank() > 0:
+            return None
+        return evaluate(
+            detector,
+            index,
+            preprocessing=preprocessing,
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+            progress=as_callback(progress, "evaluate", watch.raise_if_received),
+        )
+
+    def save_best(module: StepModule, metrics: DetectionMetrics) -> None:
+        save_detector(session, folder / "best.safetensors", module.step, scores(metrics))
+
+    return Evaluator(
+        folder,
+        every=every,
+        score=score,
+        save_best=save_best,
+        average=session.average,
+        patience=settings.early_stopping,
+    )

@@ -1,0 +1,80 @@
+"""Self-supervised pretraining on images without labels; leaves a run folder."""
+
+from __future__ import annotations
+
+from siamdetr.evaluation.classes import OBJECT
+from siamdetr.images.preprocessing import PreprocessingSpec
+from siamdetr.model_file import ModelMetadata, find_model_file
+from siamdetr.models.detector import Detector
+from siamdetr.settings.training import PretrainSettings
+from siamdetr.system.signals import SignalWatch
+from siamdetr.training.callbacks.diagnostics import Diagnostics
+from siamdetr.training.callbacks.weight_average import WeightAverage
+from siamdetr.training.finetune import _log
+from siamdetr.training.finetune_setup import fill_backbone
+from siamdetr.training.loop import Session, begin, first_process_first, run_length, seed_weights, train
+from siamdetr.training.open_datasets import open_pretraining
+from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
+from siamdetr.training.pretrain_setup import fill_pretext, pretraining_data, pretraining_detector, stored_proposals
+from siamdetr.training.progress import ProgressSink, Silent, as_callback
+from siamdetr.training.proposal_figures import measure_proposals, save_proposal_figures
+from siamdetr.training.run_folder import choose_folder, process_rank
+from siamdetr.training.run_report import write_report
+from siamdetr.training.run_result import RunResult
+
+
+def pretrain(
+    settings: PretrainSettings, *, progress: ProgressSink | None = None, resume: str | None = None
+) -> RunResult:
+    """Self-supervised pretraining of a detector.
+
+    Args:
+        settings: see `resolve`.
+        progress: draws the progress; None: silent.
+        resume: "auto" (go on if there is a checkpoint, else begin), a checkpoint, a run folder; None: begin.
+    Raises:
+        Interrupted: SIGINT or SIGTERM, after saving; a SystemExit with code 130 or 143.
+        DataError, CheckpointError, SettingsError, NonFiniteLossError: see there.
+    """
+    sink = progress or Silent()
+    _log.info("Self-supervised pretraining: no labels are used. To train on labels: siamdetr finetune")
+    with SignalWatch() as watch:
+        settings = settings.model_copy(update={"detector": pretraining_detector(settings)})
+        run = choose_folder(settings, resume)
+        data = open_pretraining(settings.data, as_callback(sink, "read", watch.raise_if_received))
+        index = data.images
+        begin(settings, run)
+        with first_process_first(settings):
+            poll = as_callback(sink, "proposals", watch.raise_if_received)
+            proposals = stored_proposals(settings, run.path, index, poll)
+        length = run_length(settings, len(index))
+        preprocessing = PreprocessingSpec.from_size(settings.of_method.size)
+        dataset, collate = pretraining_data(settings, index, proposals)
+        seed_weights(settings)
+        detector = Detector(settings.detector)
+        if run.content is None:
+            fill_backbone(detector, settings)
+        module = PretrainModule(detector, settings, preprocessing, length.total)
+        if run.content is None:
+            fill_pretext(module.pretext, settings)
+        what = f"pretext: {settings.method} on {', '.join(settings.data.paths)}"
+        session = Session(
+            module,
+            dataset,
+            len(index),
+            lambda i: int(index.image_ids[i]),
+            collate,
+            lambda step: ModelMetadata(
+                class_names=(OBJECT,), preprocessing=preprocessing, lineage=(f"{what}, {step} steps",)
+            ),
+            WeightAverage(settings.ema) if settings.ema else None,
+            callbacks=(Diagnostics(run.path, dataset, len(index), collate, total_steps=length.total),),
+            finished=class_agnostic,
+        )
+        figures = measure_proposals(proposals, data.labelled) if process_rank() == 0 else None
+        seconds = train(session, settings, run, watch=watch, progress=sink)
+    if process_rank() == 0:
+        if seconds:  # else the run was finished before, and its figures are there
+            save_proposal_figures(run.path, figures, dataset)
+        write_report(run.path)
+    return RunResult(run.path, find_model_file(run.path), session.module.step, seconds)

@@ -1,0 +1,125 @@
+"""Which folder a run writes to, and which checkpoint it goes on from."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from siamdetr.errors import CheckpointError, SettingsError
+from siamdetr.settings.base import to_json
+from siamdetr.settings.resolve import differences, stage_of
+from siamdetr.settings.training import RunSettings
+from siamdetr.training.checkpoint_io import LAST, STATE, newest_valid, read_checkpoint
+
+_log = logging.getLogger(__name__)
+RUNS = Path("runs")
+_FOLDER_VARIABLE = "SIAMDETR_RUN_FOLDER"  # the first process tells those that it starts
+
+# What may change between a checkpoint and its continuation: nothing that a weight depends on.
+_FREE = {
+    "output", "device", "devices", "num_nodes", "workers", "worker_timeout", "log_every", "checkpoint_every", "loggers",
+    "val_limit", "early_stopping", "init",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run lives; `checkpoint` is what it goes on from, None for a new run."""
+
+    path: Path
+    checkpoint: Path | None = None
+    content: dict[str, Any] | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that are done already."""
+        return 0 if self.content is None else int(self.content["step"])
+
+
+def process_rank() -> int:
+    """Which process of the run this is, before torch.distributed has started: 0 is the first."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0)
+
+
+def choose_folder(settings: RunSettings, resume: str | None) -> RunFolder:
+    """The run folder, made if new.
+
+    Args:
+        settings: `output` names the folder; None: the next free runs/<stage>-<n>, or with `resume` the newest of them.
+        resume: None: a new run; "auto": go on if there is a checkpoint, else a new run; or a checkpoint or run folder.
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or is of another kind of run.
+        SettingsError: the folder holds a run already, or several processes were started without naming a folder.
+    """
+    if resume not in (None, "auto"):
+        given = Path(resume)
+        folder = given if given.is_dir() else given.parent
+        if given.is_dir() and not (given / LAST).exists():
+            raise CheckpointError(f"{given}: no {LAST} here to resume from")
+        return _resumed(folder, None if given.is_dir() else given)
+    folder = _named(settings, newest=resume == "auto")
+    if resume == "auto" and (folder / LAST).exists():
+        return _resumed(folder, None)
+    if process_rank() == 0:
+        if (folder / LAST).exists():
+            raise SettingsError(
+                f"{folder} holds a run already: go on with --resume auto, or give another folder with -o"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    return RunFolder(folder)
+
+
+def check_same_run(checkpoint: dict[str, Any], settings: RunSettings, path: Path) -> None:
+    """Refuse to go on with other settings than the checkpoint's.
+
+    Raises:
+        CheckpointError: naming each setting that differs, with both values.
+    """
+    stage, theirs, ours = checkpoint[STATE]["stage"], checkpoint[STATE]["settings"], to_json(settings)
+    if stage != stage_of(type(settings)):
+        raise CheckpointError(f"{path}: a checkpoint of {stage}, not of {stage_of(type(settings))}; use it with --init")
+    differing = [key for key in differences(ours, theirs) if key.partition(".")[0] not in _FREE]
+    if differing:
+        lines = [f"  {key}: {_value(theirs, key)!r} in the checkpoint, {_value(ours, key)!r} now" for key in differing]
+        raise CheckpointError(
+            f"{path}: cannot resume with other settings than the run's own:\n" + "\n".join(lines) + "\n"
+            "Give the same settings (they are in config.yaml beside it), or start a new run from its weights with --init"
+        )
+
+
+def _named(settings: RunSettings, *, newest: bool) -> Path:
+    if settings.output is not None:
+        return Path(settings.output)
+    if _FOLDER_VARIABLE in os.environ and process_rank() > 0:
+        return Path(os.environ[_FOLDER_VARIABLE])
+    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
+        raise SettingsError("several processes need one folder: give it with -o")
+    stage = stage_of(type(settings))
+    number = 1
+    while (RUNS / f"{stage}-{number}").exists():
+        number += 1
+    if newest and number > 1 and (RUNS / f"{stage}-{number - 1}" / LAST).exists():
+        number -= 1
+    folder = RUNS / f"{stage}-{number}"
+    os.environ[_FOLDER_VARIABLE] = str(folder)
+    return folder
+
+
+def _resumed(folder: Path, checkpoint: Path | None) -> RunFolder:
+    if checkpoint is not None:
+        return RunFolder(folder, checkpoint, read_checkpoint(checkpoint))
+    found = newest_valid(folder)
+    assert found is not None
+    path, content, problems = found
+    for problem in problems:
+        _log.warning("%s; going on from %s", problem, path.name)
+    return RunFolder(folder, path, content)
+
+
+def _value(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree

@@ -1,0 +1,29 @@
+"""What a run leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from siamdetr.evaluation.coco import DetectionMetrics
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        folder: the run folder.
+        model: the model file to use: best.safetensors where there was an evaluation, else last.safetensors.
+        steps: optimiser steps, of all sessions together.
+        seconds: of training, in this session.
+        metrics: of the best weights, if this session evaluated.
+        fresh: modules that started afresh because the given start did not fit them, such as "class_head".
+    """
+
+    folder: Path
+    model: Path
+    steps: int
+    seconds: float
+    metrics: DetectionMetrics | None = None
+    fresh: tuple[str, ...] = ()

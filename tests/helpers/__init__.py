@@ -1,0 +1,1 @@
+"""What tests share: small models, data sets, checkpoints and servers."""

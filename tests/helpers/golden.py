@@ -1,0 +1,105 @@
+"""Golden cases of the official code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden.golden_fill import fill, make_images
+from golden.golden_io import load
+from torch import Tensor
+
+from helpers.paths import GOLDEN
+from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.models.denoising import Draws
+from siamdetr.models.detector import Detector
+from siamdetr.official.convert import IMPORTERS, load_criterion, load_official
+from siamdetr.official.keys import UNUSED_ROW, translate
+from siamdetr.settings.detector import DenoisingSettings
+from siamdetr.structures.targets import Targets
+
+Case = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+def read(name: str) -> Case:
+    meta, arrays = load(GOLDEN / f"{name}.npz")
+    return meta, {key: torch.from_numpy(np.asarray(value)) for key, value in arrays.items()}
+
+
+def detector_of(meta: dict[str, Any], family: str) -> Detector:
+    weights = fill(dict(meta["state_dict"]), meta["aliases"])
+    detector = load_official(weights, family=family, arguments=meta["spec"]["model"])
+    assert isinstance(detector, Detector)
+    return detector
+
+
+def batch_of(meta: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W], zero padded right and below, and padding [B, H, W]."""
+    images = [torch.from_numpy(image) for image in make_images(meta["spec"]["sizes"], meta["spec"]["seed"])]
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    batch, padding = torch.zeros(len(images), 3, height, width), torch.ones(len(images), height, width)
+    for index, image in enumerate(images):
+        batch[index, :, : image.shape[1], : image.shape[2]] = image
+        padding[index, : image.shape[1], : image.shape[2]] = 0
+    return batch, padding.bool()
+
+
+def denoising_of(meta: dict[str, Any], stored: dict[str, Tensor]) -> tuple[Targets, DenoisingSettings, Draws]:
+    """The official code draws new labels for the replaced ones only."""
+    noise = meta["spec"]["dn"]
+    settings = DenoisingSettings(
+        groups=noise["scalar"], label_noise=noise["label_noise_scale"], box_noise=noise["box_noise_scale"]
+    )
+    chance = stored["draw/label_p"]
+    new = torch.zeros(len(chance), dtype=torch.int64)
+    new[chance < settings.label_noise] = stored["draw/label_new"]
+    images = range(len(meta["spec"]["sizes"]))
+    targets = Targets.from_lists(
+        [stored[f"target_boxes_{i}"] for i in images], [stored[f"target_labels_{i}"] for i in images]
+    )
+    return targets, settings, Draws(chance, new, stored["draw/box_u"])
+
+
+def near(ours: Tensor, stored: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(ours.detach(), stored, rtol=0, atol=tolerance)
+
+
+def official_loss(name: str) -> str:
+    name = name.replace("loss_class", "loss_ce")
+    return "tgt_" + name.replace("_dn", "") if "_dn" in name else name
+
+
+def train_like_the_official_one(case: Case, family: str) -> None:
+    """One step with the official code's draws: outputs, losses, and the gradients that are not noise."""
+    meta, stored = case
+    detector = detector_of(meta, family).train()
+    targets, settings, draws = denoising_of(meta, stored)
+    outputs = detector(*batch_of(meta), detector.training_queries(targets, settings, draws))
+    near(outputs.logits, torch.cat([stored["aux_logits"], stored["pred_logits"][None]]), 1e-3)
+    near(outputs.boxes, torch.cat([stored["aux_boxes"], stored["pred_boxes"][None]]), 2e-4)
+    near(outputs.denoised.logits, stored["dn/out_logits"], 1e-3)
+    near(outputs.denoised.boxes, stored["dn/out_boxes"], 2e-4)
+
+    criterion = load_criterion(family, meta["spec"]["criterion"])
+    losses = criterion(outputs, targets)
+    assert {official_loss(key): weight for key, weight in criterion.weights.items()} == meta["weight_dict"]
+    ours = {official_loss(key): value for key, value in losses.items()}
+    assert {f"loss/{key}" for key in ours} == {key for key in stored if key.startswith("loss/")}
+    for key, value in ours.items():
+        torch.testing.assert_close(value.detach(), stored[f"loss/{key}"], rtol=1e-4, atol=1e-6, msg=key)
+    total = weighted_sum(losses, criterion.weights)
+    torch.testing.assert_close(total.detach(), stored["total"], rtol=1e-4, atol=0)
+
+    total.backward()
+    parameters, rules = dict(detector.named_parameters()), IMPORTERS[family].rules(detector)
+    largest, compared = float(stored["grad_norms"].max()), 0
+    for official, norm in zip(meta["grad_names"], stored["grad_norms"].tolist(), strict=True):
+        places = translate(official.replace("transformer.decoder.bbox_embed", "bbox_embed"), rules)
+        assert isinstance(places, tuple), official
+        found = torch.stack([parameters[place].grad.norm() for place in places if place != UNUSED_ROW]).norm()  # type: ignore[union-attr]
+        if norm >= 1e-3 * largest:
+            assert float(found) == pytest.approx(norm, rel=1e-2), official
+            compared += 1
+    assert compared > 100

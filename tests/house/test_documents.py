@@ -1,0 +1,48 @@
+"""The commands in README.md and docs/ are commands that there are: verbs, options and values are parsed, nothing is run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+import typer
+from helpers.paths import ROOT
+
+from siamdetr.cli.__main__ import app
+
+BLOCK = re.compile(r"^```(?:sh)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ASSIGNMENT = re.compile(r'([A-Z]+)="([^"]*)"')
+
+
+def commands() -> list[tuple[str, str]]:
+    """(file, command) of every line of a block of code that starts with `siamdetr`; line ends with a backslash are joined."""
+    found = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in BLOCK.findall(path.read_text(encoding="utf-8")):
+            named: dict[str, str] = {}  # the block's own variables, NAME="..."
+            for line in block.replace("\\\n", " ").splitlines():
+                if named_here := ASSIGNMENT.fullmatch(line):
+                    named[f"${named_here[1]}"] = named_here[2]
+                    continue
+                words = " ".join(named.get(word, word) for word in line.split()).split()
+                while words and "=" in words[0]:  # variables of the environment
+                    words.pop(0)
+                if words and words[0] == "siamdetr":
+                    found.append((path.name, " ".join(words)))
+    return found
+
+
+@pytest.mark.parametrize(("file", "command"), commands())
+def test_a_command_of_the_documents_parses(file: str, command: str) -> None:  # the file is in the test's name
+    _, verb, *words = shlex.split(command, comments=True)
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    verbs[verb].make_context(verb, [word for word in words if word != "…"])
+
+
+def test_the_readme_has_its_two_and_its_five_commands() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make quickstart" in readme
+    assert "make test" in readme
+    verbs = [command.split()[1] for file, command in commands() if file == "README.md"]
+    assert verbs[:5] == ["doctor", "train", "finetune", "val", "export"]

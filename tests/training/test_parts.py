@@ -1,0 +1,247 @@
+"""The pieces of training that need no model: schedules, signals, atomic checkpoints, metrics.csv."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+
+from siamdetr.drawing.html_page import read_metrics
+from siamdetr.errors import CheckpointError
+from siamdetr.model_file import digest
+from siamdetr.settings.training import ScheduleSettings
+from siamdetr.system.atomic_file import atomic_write, sweep_temporaries
+from siamdetr.system.signals import Interrupted, SignalWatch
+from siamdetr.training.callbacks.saver import agreed
+from siamdetr.training.checkpoint_io import AtomicCheckpointIO, newest_valid, read_checkpoint
+from siamdetr.training.metrics_log import MetricsCsv
+from siamdetr.training.optim import rate_factor
+
+STATE: dict[str, Any] = {"siamdetr": {"format_version": 1}, "weights": {"a": torch.arange(6.0).view(2, 3)}, "step": 3}
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Run `work` in a child process and leave; returns its id. Forking saves the seconds of importing torch again."""
+    process = os.fork()
+    if process == 0:
+        work()
+        os._exit(0)
+    return process
+
+
+def test_step_schedule_drops_to_a_tenth() -> None:
+    factor = rate_factor(ScheduleSettings(name="step", drop_at=0.8), 100)
+    assert [factor(step) for step in (0, 79, 80, 99)] == [1, 1, 0.1, 0.1]
+
+
+def test_warmup_rises_and_cosine_falls() -> None:
+    factor = rate_factor(ScheduleSettings(name="cosine", warmup=0.1, final=0.0), 100)
+    values = [factor(step) for step in range(101)]
+    assert values[:10] == sorted(values[:10])
+    assert values[0] > 0
+    assert values[10:] == sorted(values[10:], reverse=True)
+    assert values[10] == 1.0
+    assert values[100] == pytest.approx(0, abs=1e-12)
+
+
+def test_onecycle_starts_at_a_twentyfifth_and_peaks_at_a_third_or_so() -> None:
+    factor = rate_factor(ScheduleSettings(name="onecycle"), 100)
+    assert factor(0) == pytest.approx(1 / 25)
+    assert factor(30) == 1.0
+    assert factor(100) == pytest.approx(0.01)
+
+
+def test_signals_set_a_flag_and_give_the_exit_code() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with SignalWatch() as watch:
+        watch.raise_if_received()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert agreed(watch, torch.device("cpu")) == signal.SIGTERM
+        with pytest.raises(Interrupted, match="stopped by SIGTERM") as caught:
+            watch.raise_if_received()
+        assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_signal_leaves_at_once() -> None:
+    def twice() -> None:
+        with SignalWatch():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(9)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(forked(twice), 0)[1]) == 130
+
+
+def test_a_watch_inside_another_has_its_flag() -> None:
+    with SignalWatch() as outer:
+        with SignalWatch() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            assert inner.received == outer.received == signal.SIGTERM
+        with SignalWatch() as later, pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            later.raise_if_received()  # what came is not forgotten between two pieces of work
+    with SignalWatch() as other:
+        assert other.received is None
+        other.stop(signal.SIGINT)
+        other.stop(signal.SIGTERM)
+        assert other.received == signal.SIGINT  # the first
+        os.kill(
+            os.getpid(), signal.SIGTERM
+        )  # on its way already when `stop` was called: the second signal would be the next
+        time.sleep(0.01)
+
+
+def test_a_watch_in_a_thread_has_the_flag_of_the_one_around_it() -> None:
+    found: list[int | None] = []
+
+    def look() -> None:
+        with SignalWatch() as watch:
+            found.append(watch.received)
+
+    with SignalWatch() as outer:
+        for _ in range(2):
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+            outer.stop(signal.SIGTERM)
+    assert found == [None, signal.SIGTERM]
+
+
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with SignalWatch() as watch:
+            watch.install()
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            assert watch.received is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            assert watch.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_checkpoint_comes_back_and_the_one_before_it_is_kept(tmp_path: Path) -> None:
+    saver = AtomicCheckpointIO()
+    saver.save_checkpoint(STATE, tmp_path / "last.ckpt")
+    saver.save_checkpoint({**STATE, "step": 4}, tmp_path / "last.ckpt")
+    loaded = saver.load_checkpoint(tmp_path / "last.ckpt")
+    assert loaded["step"] == 4
+    assert torch.equal(loaded["weights"]["a"], STATE["weights"]["a"])
+    assert read_checkpoint(tmp_path / "previous.ckpt")["step"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+
+
+def test_resume_falls_back_to_the_newest_that_is_whole(tmp_path: Path) -> None:
+    assert newest_valid(tmp_path) is None
+    saver = AtomicCheckpointIO()
+    saver.save_checkpoint(STATE, tmp_path / "last.ckpt")
+    saver.save_checkpoint({**STATE, "step": 4}, tmp_path / "last.ckpt")
+    last = tmp_path / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    found = newest_valid(tmp_path)
+    assert found is not None
+    path, checkpoint, problems = found
+    assert (path.name, checkpoint["step"]) == ("previous.ckpt", 3)
+    assert "last.ckpt: truncated, damaged" in problems[0]
+    (tmp_path / "previous.ckpt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no checkpoint can be read"):
+        newest_valid(tmp_path)
+
+
+def test_a_foreign_or_damaged_checkpoint_is_refused_and_nothing_runs(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        read_checkpoint(path)
+    evil = b"cos\nsystem\n(S'touch " + str(tmp_path / "owned").encode() + b"'\ntR."
+    path.write_bytes(evil)
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of siamdetr \(.*nothing in it was executed"):
+        read_checkpoint(path)
+    assert not (tmp_path / "owned").exists()
+    torch.save({"model": {}}, path)
+    with pytest.raises(CheckpointError, match="not a checkpoint of siamdetr; `siamdetr convert` reads official ones"):
+        read_checkpoint(path)
+    torch.save({"siamdetr": {"format_version": 99}}, path)
+    with pytest.raises(CheckpointError, match="checkpoint format 99, but this siamdetr reads up to 1; update siamdetr"):
+        read_checkpoint(path)
+    sealed = {**STATE, "sha256": digest(STATE)}
+    sealed["weights"] = {"a": STATE["weights"]["a"] + 1e-3}
+    torch.save(sealed, path)
+    with pytest.raises(CheckpointError, match="damaged: its contents do not have the SHA-256"):
+        read_checkpoint(path)
+
+
+def test_kill_during_a_save_leaves_a_whole_file(tmp_path: Path) -> None:
+    """SIGKILL at random moments of a tight loop of saves: the file always loads, and stale temporaries are swept."""
+    path = tmp_path / "last.ckpt"
+
+    def save_for_ever() -> None:
+        saver, weights = AtomicCheckpointIO(), torch.randn(300_000)
+        for step in range(10**6):
+            saver.save_checkpoint({**STATE, "w": weights, "step": step}, path)
+
+    for moment in range(12):
+        process = forked(save_for_ever)
+        deadline = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.003 * moment)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        assert read_checkpoint(path)["step"] >= 0
+    sweep_temporaries(tmp_path)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: the write fails half way, as on a full one."""
+    path, answer = tmp_path / "last.ckpt", tmp_path / "answer.txt"
+    AtomicCheckpointIO().save_checkpoint(STATE, path)
+
+    def save_too_much() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            AtomicCheckpointIO().save_checkpoint({**STATE, "w": torch.zeros(10**6), "step": 4}, path)
+        except CheckpointError as error:
+            answer.write_text(str(error))
+
+    os.waitpid(forked(save_too_much), 0)
+    text = answer.read_text()
+    assert f"{path}: the disk is full (" in text
+    assert "the file that was there is intact. Free some space, then go on with --resume auto" in text
+    assert read_checkpoint(path)["step"] == 3
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_writer_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fail(file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        atomic_write(tmp_path / "file", fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_metrics_grow_columns_and_forget_the_lost_future(tmp_path: Path) -> None:
+    log = MetricsCsv(tmp_path, resume_step=0)
+    log.log_metrics({"loss": 2.0}, step=10)
+    log.log_metrics({"val_ap": 0.5}, step=10)
+    log.log_metrics({"loss": 1.0}, step=20)
+    assert read_metrics(tmp_path) == [{"step": 10, "loss": 2}, {"step": 10, "val_ap": 0.5}, {"step": 20, "loss": 1}]
+    MetricsCsv(tmp_path, resume_step=10).log_metrics({"loss": 1.5}, step=20)
+    assert read_metrics(tmp_path)[-1] == {"step": 20, "loss": 1.5}
+    assert len(read_metrics(tmp_path)) == 3
