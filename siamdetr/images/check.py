@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -104,11 +103,6 @@ def _facts_of(image: Image.Image, path: Path, digest: bytes) -> ImageFacts:
         findings.append(("exif-rotated", f"orientation {orientation}"))
     size = (width, height) if orientation in QUARTER_TURNS else (height, width)
     return ImageFacts(digest, size, (height, width), tuple(findings))
-
-
-def default_workers() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _short(error: Exception) -> str:

@@ -7,13 +7,16 @@ says where. Boxes are fractions (cx, cy, w, h) of the image without its padding,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 # The class head of pretraining: class 0 never occurs, 1 is "an object"; with softmax, 2 is "no object".
 OBJECT_LABEL = 1
+
+Batch = TypeVar("Batch", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Targets:
         boxes: [M, 4] (cx, cy, w, h) fractions of the unpadded image, float.
         labels: [M] int64, contiguous 0..C-1.
         counts: boxes of each image; on the host, so that sizes are known without asking the device. Sum M, length B.
+        window: `counts` of every batch whose gradients make one step (gradient accumulation); empty: this batch alone.
     Raises:
         ValueError: the three do not fit each other.
     """
@@ -31,6 +35,7 @@ class Targets:
     boxes: Tensor
     labels: Tensor
     counts: tuple[int, ...]
+    window: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         total = sum(self.counts)
@@ -60,17 +65,34 @@ class Targets:
             counts=tuple(int(one.shape[0]) for one in boxes),
         )
 
+    @property
+    def window_counts(self) -> tuple[tuple[int, ...], ...]:
+        """`counts` of every batch of the window, of which this one is part."""
+        return self.window or (self.counts,)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         """The same targets on another device."""
-        return Targets(
-            self.boxes.to(device, non_blocking=non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
-            self.counts,
+        return replace(
+            self,
+            boxes=self.boxes.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> Targets:
         """The same targets in page-locked memory (the data loader calls this)."""
-        return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.counts)
+        return replace(self, boxes=self.boxes.pin_memory(), labels=self.labels.pin_memory())
+
+
+def in_one_window(batches: Sequence[Batch]) -> list[Batch]:
+    """Batches whose gradients make one step: the targets of each know the counts of all.
+
+    Batches without targets, such as pairs of views, have as many regions in every batch and are returned as they are.
+    """
+    targets: list[Any] = [getattr(batch, "targets", None) for batch in batches]
+    if len(batches) == 1 or not all(isinstance(one, Targets) for one in targets):
+        return list(batches)
+    window = tuple(one.counts for one in targets)
+    return [replace(batch, targets=replace(one, window=window)) for batch, one in zip(batches, targets, strict=True)]
 
 
 def region_targets(boxes: Tensor, counts: Sequence[int]) -> Targets:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.training_data import DETECTOR, pretrain_settings, write_data
 
+from siamdetr.files import PROPOSALS_FILE
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, load_model, save_model
 from siamdetr.models.detector import BUILDERS, Detector
@@ -19,7 +20,6 @@ from siamdetr.settings.detector import DetectorSettings
 from siamdetr.training.initial_weights import load_start
 from siamdetr.training.pretrain import pretrain
 from siamdetr.training.pretrain_module import class_agnostic
-from siamdetr.training.run_report import PROPOSALS_FILE
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from siamdetr.boxes import cxcywh_to_xyxy, elementwise_iou
 from siamdetr.drawing.pretext import draw_joined_views, draw_matches, draw_regions
+from siamdetr.files import DIAGNOSTICS
 from siamdetr.images.normalize import normalize
 from siamdetr.models.criterion.matcher import match
 from siamdetr.pretext.common import object_targets
@@ -24,7 +25,6 @@ from siamdetr.pretext.views import ViewSample
 from siamdetr.structures.targets import ViewBatch
 from siamdetr.system.atomic_file import atomic_write
 from siamdetr.training.pretrain_module import PretextBatch, PretrainModule
-from siamdetr.training.run_report import DIAGNOSTICS
 from siamdetr.training.step_module import completed_step
 
 NUM_SAMPLES = 3

@@ -1,52 +1,36 @@
-"""How Lightning's checkpoints reach the disk: atomically, with a digest, and back without unpickling.
-
-Ours: Lightning's own writing has no fsync, puts its temporary file elsewhere, and its reading may unpickle.
-"""
+"""Training checkpoints: one file with tensors, numbers and texts only, written atomically, checked by SHA-256, never unpickled."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from siamdetr.errors import CheckpointError
+from siamdetr.files import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from siamdetr.model_file import digest
 from siamdetr.system.atomic_file import atomic_write, sweep_temporaries
 
 STATE = "siamdetr"  # our section of the checkpoint
 FORMAT_VERSION = 1
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Writes a checkpoint as one file that is always whole; the one before it is kept as previous.ckpt."""
+def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint as one file that is always whole; the one before it is kept as previous.ckpt.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`. Called on the first process only.
-
-        Raises:
-            CheckpointError: the disk is full; the old checkpoint is intact.
-        """
-        path = Path(path)
-        sweep_temporaries(path.parent)
-        sealed = {**checkpoint, "sha256": digest(checkpoint)}
-        if path.exists():
-            _keep(path)
-        atomic_write(path, lambda file: torch.save(sealed, file))
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a checkpoint, whatever Lightning asks for, with `weights_only=True`."""
-        return read_checkpoint(path)
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint."""
-        Path(path).unlink(missing_ok=True)
+    Raises:
+        CheckpointError: the disk is full; the old checkpoint is intact.
+    """
+    path = Path(path)
+    sweep_temporaries(path.parent)
+    sealed = {**checkpoint, "sha256": digest(checkpoint)}
+    if path.exists():
+        _keep(path)
+    atomic_write(path, lambda file: torch.save(sealed, file))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -85,7 +69,7 @@ def newest_valid(folder: str | Path) -> tuple[Path, dict[str, Any], list[str]] |
         CheckpointError: there are checkpoints, but none can be read.
     """
     problems: list[str] = []
-    for name in (LAST, PREVIOUS):
+    for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT):
         path = Path(folder) / name
         if path.exists():
             try:
@@ -99,11 +83,11 @@ def newest_valid(folder: str | Path) -> tuple[Path, dict[str, Any], list[str]] |
 
 def _keep(path: Path) -> None:
     """Give the old checkpoint a second name, previous.ckpt, before the new one takes its first."""
-    spare = path.with_name(f".{PREVIOUS}.{os.getpid()}.tmp")
+    spare = path.with_name(f".{PREVIOUS_CHECKPOINT}.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
         spare.unlink()
     try:
         os.link(path, spare)
     except OSError:  # a file system without hard links: then there is no previous one
         return
-    spare.replace(path.with_name(PREVIOUS))
+    spare.replace(path.with_name(PREVIOUS_CHECKPOINT))
