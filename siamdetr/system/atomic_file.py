@@ -63,6 +63,11 @@ def move_into_place(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def atomic_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` as a file; see `atomic_write`."""
+    atomic_write(path, lambda file: file.write(data))
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive power loss."""
     descriptor = os.open(folder, os.O_RDONLY)

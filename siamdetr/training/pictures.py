@@ -17,7 +17,7 @@ from siamdetr.inference.detector_attention import inspect
 from siamdetr.inference.predictor import predict
 from siamdetr.inference.pytorch import PyTorchPredictor
 from siamdetr.model_file import load_model
-from siamdetr.system.atomic_file import atomic_write
+from siamdetr.system.atomic_file import atomic_bytes
 
 _WIDTH = 900  # pixels of a pair: the report carries the pictures inside
 _DPI = 160
@@ -42,13 +42,9 @@ def save_pictures(run_folder: Path, index: DetectionIndex, *, count: int = 6, th
         pair.thumbnail((_WIDTH, _WIDTH))
         content = io.BytesIO()
         pair.convert("RGB").save(content, "JPEG", quality=85)
-        _write(run_folder / PICTURES / file_name, content.getvalue())
+        atomic_bytes(run_folder / PICTURES / file_name, content.getvalue())
         if number % 2 == 0:
             figure = attention_figure(image, inspect(predictor, image), metadata.class_names, Wanted())
             drawn = io.BytesIO()
             figure.savefig(drawn, format="jpg", dpi=_DPI, facecolor="white")
-            _write(run_folder / ATTENTION / file_name, drawn.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    atomic_write(path, lambda file: file.write(content))
+            atomic_bytes(run_folder / ATTENTION / file_name, drawn.getvalue())

@@ -9,7 +9,7 @@ from pathlib import Path
 from house.test_layers import modules
 
 WRITING_METHODS = {"write_text", "write_bytes", "savefig", "save", "copyfile", "copytree", "imwrite", "to_csv", "dump"}
-ATOMIC = {"atomic_write", "atomic_text"}
+ATOMIC = {"atomic_write", "atomic_text", "atomic_bytes"}
 
 # Calls that may stand elsewhere: (module, call) and why a half-written file harms nobody, or why there is no file.
 EXCEPTIONS = {
@@ -22,9 +22,10 @@ EXCEPTIONS = {
     ("siamdetr.cli.attention", "figure.savefig"): "into memory: matplotlib insists on a real file or this",
     ("siamdetr.export.benchmark", "figure.savefig"): "into memory",
     ("siamdetr.drawing.html_page", "figure.savefig"): "into memory",
-    ("siamdetr.study.plots", "figure.savefig"): "into memory",
+    ("siamdetr.drawing.plot", "figure.savefig"): "into memory",
     ("siamdetr.training.pictures", "figure.savefig"): "into memory",
     ("siamdetr.training.pictures", "pair.convert('RGB').save"): "into memory",
+    ("siamdetr.reports.mistake_pictures", "part.save"): "into memory",
     ("siamdetr.serve.demo.answers", "shown.save"): "into memory, for the answer",
     ("siamdetr.export.client", "json.dump"): "to the terminal; the file stands alone",
     ("siamdetr.export.infer", "json.dump"): "to the terminal; the file stands alone",

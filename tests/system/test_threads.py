@@ -26,7 +26,10 @@ def container(root: Path, groups: str, files: dict[str, str]) -> Path:
         ("0::/a/b\n", {"sys/fs/cgroup/a/b/cpu.max": "max 100000\n", "sys/fs/cgroup/a/cpu.max": "150000 100000\n"}, 1.5),
         (
             "3:cpu,cpuacct:/job\n1:memory:/job\n",
-            {"sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "50000\n", "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n"},
+            {
+                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "50000\n",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n",
+            },
             0.5,
         ),
         (

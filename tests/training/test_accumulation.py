@@ -34,7 +34,9 @@ def gradient(classifier: str, size: int, *, window: bool = True) -> Tensor:
     images, padding = torch.rand(4, 3, 64, 64), torch.zeros(4, 64, 64, dtype=torch.bool)
     parts = [range(start, start + size) for start in range(0, 4, size)]
     batches = [
-        RegionBatch(images[list(p)], padding[list(p)], targets_of(COUNTS[p[0] : p[-1] + 1], sum(COUNTS[: p[0]])), images[:0])
+        RegionBatch(
+            images[list(p)], padding[list(p)], targets_of(COUNTS[p[0] : p[-1] + 1], sum(COUNTS[: p[0]])), images[:0]
+        )
         for p in parts
     ]
     for batch in in_one_window(batches) if window else batches:
