@@ -12,6 +12,7 @@ from siamdetr.training.callbacks.diagnostics import Diagnostics
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune import _log
 from siamdetr.training.finetune_setup import fill_backbone
+from siamdetr.training.initial_weights import run_normalization
 from siamdetr.training.loop import Session, begin, first_process_first, run_length, seed_weights, train
 from siamdetr.training.open_datasets import open_pretraining
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
@@ -48,7 +49,9 @@ def pretrain(
             poll = as_callback(sink, "proposals", watch.raise_if_received)
             proposals = stored_proposals(settings, run.path, index, poll)
         length = run_length(settings, len(index))
-        preprocessing = PreprocessingSpec.from_size(settings.of_method.size)
+        preprocessing = PreprocessingSpec.from_size(settings.of_method.size).normalized_by(
+            run_normalization(settings, run)
+        )
         dataset, collate = pretraining_data(settings, index, proposals)
         seed_weights(settings)
         detector = Detector(settings.detector)

@@ -27,8 +27,7 @@ class PretrainModule(StepModule):
     def __init__(
         self, detector: Detector, settings: PretrainSettings, preprocessing: PreprocessingSpec, total_steps: int
     ) -> None:
-        super().__init__(settings, total_steps)
-        self.preprocessing = preprocessing
+        super().__init__(settings, preprocessing, total_steps)
         self.pretext: Pretext = PRETEXTS[settings.method](detector, settings.of_method)
 
     @property

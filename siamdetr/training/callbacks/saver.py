@@ -18,7 +18,7 @@ from siamdetr.settings.base import to_json
 from siamdetr.settings.resolve import stage_of
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.step_log import StepLog
-from siamdetr.training.checkpoint_io import FORMAT_VERSION, LAST, STATE
+from siamdetr.training.checkpoint_io import FORMAT_VERSION, LAST, NORMALIZATION, STATE
 from siamdetr.training.step_module import StepModule, completed_step
 
 _log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class Saver(Callback):
             "step": pl_module.step,
             "world_size": trainer.world_size,
             "torch": str(torch.__version__),
+            NORMALIZATION: [list(values) for values in pl_module.preprocessing.normalization],
         }
 
     def save(self, trainer: Any, module: StepModule) -> None:
