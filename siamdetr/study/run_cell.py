@@ -24,7 +24,8 @@ from siamdetr.evaluation.coco import evaluate
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.detector import Detector
-from siamdetr.settings.training import FinetuneSettings, PretrainSettings
+from siamdetr.pretext.run_settings import PretrainSettings
+from siamdetr.settings.training import FinetuneSettings
 from siamdetr.study.cell import SCRATCH, Cell
 from siamdetr.study.pictures import save_qualitative
 from siamdetr.study.settings import StudySettings, finetune_settings, images_of, pretrain_settings

@@ -25,10 +25,11 @@ from siamdetr.errors import CheckpointError, NonFiniteLossError, SettingsError
 from siamdetr.images.preprocessing import IMAGENET, Normalization
 from siamdetr.model_file import load_model, read_metadata, save_model
 from siamdetr.models.criterion.losses import DetectionCriterion
-from siamdetr.pretext import PRETEXTS
+from siamdetr.pretext.registry import PRETEXTS
+from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.proposals.compute import compute_proposals
 from siamdetr.proposals.methods import Recipe
-from siamdetr.settings.training import FinetuneSettings, PretrainSettings
+from siamdetr.settings.training import FinetuneSettings
 from siamdetr.system.signals import Interrupted
 from siamdetr.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from siamdetr.training.describe_file import describe
@@ -54,9 +55,9 @@ def killed(settings: FinetuneSettings | PretrainSettings, step: int) -> int:
         import sys, torch
         sys.path.insert(0, {str(TESTS)!r})
         torch.set_num_threads(1)
-        from test_training import SignalAt
+        from helpers.signals import SignalAt
         from siamdetr.training.finetune import {stage}
-        from siamdetr.settings.training import {type(settings).__name__} as Settings
+        from {type(settings).__module__} import {type(settings).__name__} as Settings
         {stage}(Settings.model_validate_json(sys.stdin.read()), progress=SignalAt({int(signal.SIGKILL)}, "train", {step}))
         """
     )

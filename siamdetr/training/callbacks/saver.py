@@ -15,7 +15,6 @@ from torch import distributed
 
 from siamdetr.errors import NonFiniteLossError
 from siamdetr.settings.base import to_json
-from siamdetr.settings.resolve import stage_of
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.step_log import StepLog
 from siamdetr.training.checkpoint_io import FORMAT_VERSION, LAST, NORMALIZATION, STATE
@@ -82,7 +81,7 @@ class Saver(Callback):
         """Our section: what the run is, so that resuming can refuse another one."""
         checkpoint[STATE] = {
             "format_version": FORMAT_VERSION,
-            "stage": stage_of(type(pl_module.run_settings)),
+            "stage": pl_module.run_settings.stage,
             "settings": to_json(pl_module.run_settings),
             "step": pl_module.step,
             "world_size": trainer.world_size,
