@@ -29,7 +29,7 @@ CORE_LAYERS = [
     {"data", "models"},
     {"inference", "model_file", "proposals"},
     {"drawing", "evaluation", "pretext"},
-    {"api", "official"},
+    {"api", "official", "reports"},
     {"training"},
     {"study"},
 ]
