@@ -16,7 +16,7 @@ from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import CheckpointError, DataError, SettingsError
 from siamdetr.files import CONFIG_FILE, LAST_CHECKPOINT
 from siamdetr.settings.base import to_json
-from siamdetr.settings.resolve import differences, explain, stage_of
+from siamdetr.settings.resolve import differences, explain
 from siamdetr.settings.training import FinetuneSettings, RunSettings
 from siamdetr.system.launcher import launch
 from siamdetr.training.checkpoints.checkpoint_file import STATE, newest_valid, read_checkpoint
@@ -106,8 +106,8 @@ def check_same_run(checkpoint: dict[str, Any], settings: RunSettings, path: Path
         CheckpointError: naming each setting that differs, with both values.
     """
     stage, theirs, ours = checkpoint[STATE]["stage"], checkpoint[STATE]["settings"], to_json(settings)
-    if stage != stage_of(type(settings)):
-        raise CheckpointError(f"{path}: a checkpoint of {stage}, not of {stage_of(type(settings))}; use it with --init")
+    if stage != settings.stage:
+        raise CheckpointError(f"{path}: a checkpoint of {stage}, not of {settings.stage}; use it with --init")
     differing = [key for key in differences(ours, theirs) if key.partition(".")[0] not in _FREE]
     if differing:
         lines = [f"  {key}: {_value(theirs, key)!r} in the checkpoint, {_value(ours, key)!r} now" for key in differing]
@@ -124,7 +124,7 @@ def _named(settings: RunSettings, *, newest: bool) -> Path:
         return Path(os.environ[_FOLDER_VARIABLE])
     if launch().by in ("torchrun", "slurm"):
         raise SettingsError("several processes need one folder: give it with -o")
-    stage = stage_of(type(settings))
+    stage = settings.stage
     number = 1
     while (RUNS / f"{stage}-{number}").exists():
         number += 1

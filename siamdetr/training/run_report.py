@@ -13,7 +13,7 @@ from markupsafe import Markup
 from siamdetr.drawing.html_page import Section, curve, curves_svg, page, picture, read_metrics, table
 from siamdetr.files import ATTENTION, CONFIG_FILE, DIAGNOSTICS, EVALUATION_FILE, PICTURES, PROPOSALS_FILE, REPORT_FILE
 from siamdetr.pretext.collapse import COLLAPSE_REMEDY, collapsed
-from siamdetr.settings.pretext import METHOD_NAMES
+from siamdetr.pretext.registry import PRETEXTS, name_of
 from siamdetr.system.atomic_file import atomic_text
 from siamdetr.training.run_folder import method_of
 
@@ -52,7 +52,7 @@ def _lead(
 ) -> str:
     detector = settings["detector"]
     method = method_of(settings)
-    what = "Finetuning" if method is None else f"Pretraining without labels ({METHOD_NAMES[method]})"
+    what = "Finetuning" if method is None else f"Pretraining without labels ({name_of(method)})"
     model = f"{detector['variant']} DETR on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
     steps = f"{max((row['step'] for row in rows), default=0):.0f} steps of {settings['batch_size']}"
     text = f"{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
@@ -138,11 +138,7 @@ def _sample_sections(folder: Path, method: str | None) -> list[Section]:
     """What a pretraining method was shown."""
     files = sorted((folder / DIAGNOSTICS).glob("sample-*.jpg"))
     body = Markup("").join(picture(file.read_bytes(), f"image {i + 1}") for i, file in enumerate(files))
-    what = (
-        "two views of an image, the same regions joined"
-        if method == "siamese"
-        else "regions to be found in their image"
-    )
+    what = PRETEXTS[method].shown if method in PRETEXTS else "regions of images"
     body = Markup("<div class=samples>{}</div>").format(body)
     return [Section(f"What the method is shown: {what}", body, wide=True)] if files else []
 
