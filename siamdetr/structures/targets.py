@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -73,7 +73,7 @@ class Targets:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         """The same targets on another device."""
-        return replace(
+        return dataclasses.replace(
             self,
             boxes=self.boxes.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
@@ -81,7 +81,7 @@ class Targets:
 
     def pin_memory(self) -> Targets:
         """The same targets in page-locked memory (the data loader calls this)."""
-        return replace(self, boxes=self.boxes.pin_memory(), labels=self.labels.pin_memory())
+        return dataclasses.replace(self, boxes=self.boxes.pin_memory(), labels=self.labels.pin_memory())
 
 
 def in_one_window(batches: Sequence[Batch]) -> list[Batch]:
@@ -93,7 +93,10 @@ def in_one_window(batches: Sequence[Batch]) -> list[Batch]:
     if len(batches) == 1 or not all(isinstance(one, Targets) for one in targets):
         return list(batches)
     window = tuple(one.counts for one in targets)
-    return [replace(batch, targets=replace(one, window=window)) for batch, one in zip(batches, targets, strict=True)]
+    return [
+        dataclasses.replace(batch, targets=dataclasses.replace(one, window=window))
+        for batch, one in zip(batches, targets, strict=True)
+    ]
 
 
 def region_targets(boxes: Tensor, counts: Sequence[int]) -> Targets:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from siamdetr.models.criterion.losses import DetectionCriterion, boxes_per_process, weighted_sum
 from siamdetr.models.detector import Detector
+from siamdetr.pretext.batches import RegionBatch, ViewBatch
 from siamdetr.settings.detector import DetectorSettings, LossSettings
-from siamdetr.structures.targets import RegionBatch, Targets, ViewBatch, in_one_window
+from siamdetr.structures.targets import Targets, in_one_window
 from siamdetr.training.loader import BatchStream
 
 COUNTS = (7, 0, 1, 2)  # boxes of four images: the halves differ
