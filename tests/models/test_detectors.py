@@ -1,4 +1,4 @@
-"""What every detector of `BUILDERS` can do: the table in docs/detectors.md is written from the tests of this file that passed.
+"""What every detector of `DETECTORS` can do: the table in docs/detectors.md is written from the tests of this file that passed.
 
 pytest tests/models/test_detectors.py --write-docs
 """
@@ -25,11 +25,12 @@ from siamdetr.data.synthetic.shapes import write_synthetic
 from siamdetr.export.onnx import export_onnx
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import load_model
-from siamdetr.models.detector import BUILDERS, Detector
+from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.official.convert import convert_file
 from siamdetr.presets import preset_values
 from siamdetr.settings.detector import DetectorSettings
+from siamdetr.settings.registry import DETECTORS
 from siamdetr.training.finetune import finetune
 from siamdetr.training.pretrain import pretrain
 
@@ -88,7 +89,7 @@ def model_of(variant: str) -> SiamDETR:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 def test_trains_from_its_small_preset_and_improves(variant: str, shapes: Path, tmp_path: Path, shown: Shown) -> None:
     """The preset, but narrow, on 96 pixels, 80 steps on features of the frozen backbone."""
     preset = preset_values(SMALL.get(variant, "small-conditional"), stage="finetune")
@@ -108,7 +109,7 @@ def test_trains_from_its_small_preset_and_improves(variant: str, shapes: Path, t
     shown[variant, "train"] = "yes"
 
 
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 def test_a_pretrained_run_is_finetuned(variant: str, tmp_path: Path, shown: Shown) -> None:
     data = write_data(tmp_path / "data", empty=(1, 2))
     shape = {**DETECTOR, "variant": variant}
@@ -124,7 +125,7 @@ def test_a_pretrained_run_is_finetuned(variant: str, tmp_path: Path, shown: Show
     shown[variant, "pretrain"] = "yes"
 
 
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 @torch.no_grad()
 def test_an_official_file_becomes_a_model_file_that_answers_alike(variant: str, tmp_path: Path, shown: Shown) -> None:
     if variant not in OFFICIAL:
@@ -142,7 +143,7 @@ def test_an_official_file_becomes_a_model_file_that_answers_alike(variant: str, 
     shown[variant, "import"] = f"`{family}`"
 
 
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 def test_exports_with_free_sizes_and_answers_alike(variant: str, tmp_path: Path, shown: Shown) -> None:
     report = export_onnx(model_of(variant), tmp_path).gate
     assert report is not None
@@ -153,7 +154,7 @@ def test_exports_with_free_sizes_and_answers_alike(variant: str, tmp_path: Path,
     shown[variant, "export"] = "yes"
 
 
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 def test_attention_of_every_layer_is_one_map_a_head_and_query(variant: str, shown: Shown) -> None:
     maps = model_of(variant).attention(Image.new("RGB", (96, 64), "orange"))
     grid = maps.shape[-2:]
@@ -181,7 +182,7 @@ def table(cells: Shown) -> str:
     lines = [f"| variant | {' | '.join(COLUMNS)} |", f"|---|{'---|' * len(COLUMNS)}"]
     lines += [
         f"| `{variant}` | {' | '.join(cells.get((variant, column), NOTHING) for column in COLUMNS)} |"
-        for variant in BUILDERS
+        for variant in DETECTORS
     ]
     return "\n".join(lines) + "\n"
 
@@ -207,12 +208,14 @@ def test_the_table_of_detectors_says_what_the_tests_showed(request: pytest.Fixtu
     """Compares the cells whose tests ran: all of them where the whole file runs."""
     ran, text = set(collected(request.session.items)), DOCUMENT.read_text(encoding="utf-8")
     if request.config.getoption("--write-docs"):
-        assert len(ran) == len(BUILDERS) * len(COLUMNS), "the table is written from the whole file: leave out -k and -m"
+        assert len(ran) == len(DETECTORS) * len(COLUMNS), (
+            "the table is written from the whole file: leave out -k and -m"
+        )
         before, after = text.split(START)[0], text.split(END)[1]
         DOCUMENT.write_text(f"{before}{START}\n{table(shown)}{END}{after}", encoding="utf-8")
         return
     there = written(text)
-    assert {variant for variant, _ in there} == set(BUILDERS)
+    assert {variant for variant, _ in there} == set(DETECTORS)
     differing = {
         cell: (there.get(cell), shown.get(cell, NOTHING)) for cell in ran if there.get(cell) != shown.get(cell, NOTHING)
     }
