@@ -70,17 +70,6 @@ class DetectorSettings(Settings):
         return variant
 
     @model_validator(mode="after")
-    def _takes_its_options(self) -> DetectorSettings:
-        options = frozenset().union(*(entry.options for entry in DETECTORS.values()))
-        changed = {name for name in options if getattr(self, name) != type(self).model_fields[name].default}
-        refused = sorted(changed - self.entry.options)
-        if refused:
-            names = [f"'{name}'" for name in takers(refused[0])]
-            have = f"variant {names[0]} has" if len(names) == 1 else f"variants {', '.join(names)} have"
-            raise ValueError(f"{', '.join(refused)}: only the {have} such a setting, not '{self.variant}'")
-        return self
-
-    @model_validator(mode="after")
     def _levels_and_stages_fit(self) -> DetectorSettings:
         if self.levels == 2:
             raise ValueError("levels is 2, expected 1 (the last map) or 3 to 5 (strides 8, 16, 32 and coarser ones)")
@@ -91,6 +80,17 @@ class DetectorSettings(Settings):
             )
         if self.two_stage and not self.refine:
             raise ValueError("two_stage is on and refine is off: the encoder's boxes are refined; set refine as well")
+        return self
+
+    @model_validator(mode="after")
+    def _takes_its_options(self) -> DetectorSettings:
+        options = frozenset().union(*(entry.options for entry in DETECTORS.values()))
+        changed = {name for name in options if getattr(self, name) != type(self).model_fields[name].default}
+        refused = sorted(changed - self.entry.options)
+        if refused:
+            names = [f"'{name}'" for name in takers(refused[0])]
+            have = f"variant {names[0]} has" if len(names) == 1 else f"variants {', '.join(names)} have"
+            raise ValueError(f"{', '.join(refused)}: only the {have} such a setting, not '{self.variant}'")
         return self
 
     @property

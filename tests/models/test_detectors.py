@@ -1,4 +1,4 @@
-"""What every detector of `DETECTORS` can do: the table in docs/detectors.md is written from the tests of this file that passed.
+"""What every detector of the registry can do: the tables in docs/detectors.md are written from it and from the tests that passed.
 
 pytest tests/models/test_detectors.py --write-docs
 """
@@ -38,18 +38,19 @@ DOCUMENT = ROOT / "docs" / "detectors.md"
 START, END = "<!-- from here: tests/models/test_detectors.py --write-docs -->", "<!-- to here -->"
 NOTHING = "–"
 
-# The golden forward pass of each variant's official code, and the family of its importer.
-OFFICIAL = {
-    "vanilla": ("A_detr", "detr"),
-    "conditional": ("A_conditional", "conditional-detr"),
-    "deformable": ("A_deformable_ms", "deformable-detr"),
-    "dab": ("A_dab", "dab-detr"),
-    "dn": ("A_dn", "dn-detr"),
-    "dab_deformable": ("A_dab_deformable", "dab-deformable-detr"),
-    "dn_deformable": ("A_dn_deformable", "dn-deformable-detr"),
+REGISTRY_START = "<!-- the registry: tests/models/test_detectors.py --write-docs -->"
+REGISTRY_END = "<!-- end of the registry -->"
+
+# The golden forward pass of each variant's official code.
+GOLDEN_CASES = {
+    "vanilla": "A_detr",
+    "conditional": "A_conditional",
+    "deformable": "A_deformable_ms",
+    "dab": "A_dab",
+    "dn": "A_dn",
+    "dab_deformable": "A_dab_deformable",
+    "dn_deformable": "A_dn_deformable",
 }
-# Presets; of the others: small-conditional.
-SMALL = {"deformable": "small", "dab_deformable": "small", "dn": "small-dn", "dn_deformable": "small-dn-deformable"}
 NARROW = {"dim": 64, "heads": 4, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 128, "num_queries": 30}
 Shown = dict[tuple[str, str], str]  # (variant, column): what the table says
 
@@ -67,7 +68,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def own(variant: str) -> dict[str, Any]:
     """The settings that a variant needs."""
-    return {"variant": variant, "classifier": "softmax" if variant == "vanilla" else "focal"}
+    return {"variant": variant, "classifier": DETECTORS[variant].classifier}
 
 
 def tiny(variant: str) -> Detector:
@@ -92,7 +93,7 @@ def model_of(variant: str) -> SiamDETR:
 @pytest.mark.parametrize("variant", DETECTORS)
 def test_trains_from_its_small_preset_and_improves(variant: str, shapes: Path, tmp_path: Path, shown: Shown) -> None:
     """The preset, but narrow, on 96 pixels, 80 steps on features of the frozen backbone."""
-    preset = preset_values(SMALL.get(variant, "small-conditional"), stage="finetune")
+    preset = preset_values(DETECTORS[variant].small_preset, stage="finetune")
     detector = preset["detector"] | own(variant) | NARROW
     losses = {"losses": preset["losses"]} if "losses" in preset else {}
     images = {"size": 96, "max_size": 96, "augment": "flip"}
@@ -128,10 +129,10 @@ def test_a_pretrained_run_is_finetuned(variant: str, tmp_path: Path, shown: Show
 @pytest.mark.parametrize("variant", DETECTORS)
 @torch.no_grad()
 def test_an_official_file_becomes_a_model_file_that_answers_alike(variant: str, tmp_path: Path, shown: Shown) -> None:
-    if variant not in OFFICIAL:
-        pytest.skip(f"there are no golden figures of '{variant}'")
-    case, family = OFFICIAL[variant]
-    meta, stored = read(case)
+    family = DETECTORS[variant].family
+    if family is None:
+        pytest.skip(f"there are no official checkpoints of '{variant}'")
+    meta, stored = read(GOLDEN_CASES[variant])
     weights = fill(dict(meta["state_dict"]), meta["aliases"])
     torch.save({"model": weights, "args": argparse.Namespace(**meta["spec"]["model"])}, tmp_path / "official.pth")
     convert_file(tmp_path / "official.pth", family=family, output=tmp_path / "ours.safetensors")
@@ -161,7 +162,7 @@ def test_attention_of_every_layer_is_one_map_a_head_and_query(variant: str, show
     assert maps.shape[:3] == (1, DETECTOR["heads"], DETECTOR["num_queries"])
     assert grid[0] / grid[1] == pytest.approx(64 / 96, rel=0.2)
     sums = maps.sum((-2, -1))
-    if "deformable" in variant:  # points may lie outside the image
+    if DETECTORS[variant].multi_scale:  # points may lie outside the image
         assert sums.max() <= 1 + 1e-5
         assert sums.mean() > 0.2
     else:
@@ -185,6 +186,27 @@ def table(cells: Shown) -> str:
         for variant in DETECTORS
     ]
     return "\n".join(lines) + "\n"
+
+
+def registry_table() -> str:
+    """The detectors there are, as the registry describes them."""
+    lines = ["| variant | detector | idea | its own settings | file |", "|---|---|---|---|---|"]
+    for variant, entry in DETECTORS.items():
+        paper = f" ([{entry.paper}](https://arxiv.org/abs/{entry.paper}))" if entry.paper else ""
+        options = ", ".join(f"`{name}`" for name in sorted(entry.options)) or NOTHING
+        file = entry.builder.partition(":")[0].rpartition(".")[2]
+        lines.append(f"| `{variant}` | {entry.name}{paper} | {entry.idea} | {options} | `{file}.py` |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_document_lists_the_registry(request: pytest.FixtureRequest) -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, after = text.split(REGISTRY_START)[0], text.split(REGISTRY_END)[1]
+    if request.config.getoption("--write-docs"):
+        DOCUMENT.write_text(f"{before}{REGISTRY_START}\n{registry_table()}{REGISTRY_END}{after}", encoding="utf-8")
+        return
+    there = text.split(REGISTRY_START)[1].split(REGISTRY_END)[0].strip()
+    assert there == registry_table().strip(), "stale: run pytest tests/models/test_detectors.py --write-docs"
 
 
 def written(text: str) -> Shown:
