@@ -87,16 +87,12 @@ class Targets:
 def in_one_window(batches: Sequence[Batch]) -> list[Batch]:
     """Batches whose gradients make one step: the targets of each know the counts of all.
 
-    Batches without targets, such as pairs of views, have as many regions in every batch and are returned as they are.
+    Batches that do not hold targets, such as pairs of views, have as many regions each and are returned as they are.
     """
-    targets: list[Any] = [getattr(batch, "targets", None) for batch in batches]
-    if len(batches) == 1 or not all(isinstance(one, Targets) for one in targets):
+    if len(batches) == 1 or not all("targets" in batch.__dataclass_fields__ for batch in batches):
         return list(batches)
-    window = tuple(one.counts for one in targets)
-    return [
-        dataclasses.replace(batch, targets=dataclasses.replace(one, window=window))
-        for batch, one in zip(batches, targets, strict=True)
-    ]
+    window = tuple(batch.targets.counts for batch in batches)
+    return [dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, window=window)) for batch in batches]
 
 
 def region_targets(boxes: Tensor, counts: Sequence[int]) -> Targets:
