@@ -22,9 +22,7 @@ from pydantic import Field, model_validator
 
 from siamdetr.errors import ImageError
 from siamdetr.settings.base import Settings
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in 0..1
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from siamdetr.settings.normalization import IMAGENET_MEAN, IMAGENET_STD, NormalizationSettings
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageLike: TypeAlias = "Image.Image | Pixels | str | os.PathLike[str]"
@@ -60,11 +58,19 @@ class PreprocessingSpec(Settings):
         return self
 
     @classmethod
-    def from_size(cls, size: int | Size, max_size: int | None = None) -> PreprocessingSpec:
+    def from_size(
+        cls,
+        size: int | Size,
+        max_size: int | None = None,
+        *,
+        normalization: NormalizationSettings = NormalizationSettings(),  # noqa: B008 - frozen
+    ) -> PreprocessingSpec:
         """One number is a shortest side (the longer one at most `max_size`, by default 5/3 of it), two are a fixed (H, W)."""
+        mean, std = normalization.mean, normalization.std
         if isinstance(size, int):
-            return cls(mode="shortest-edge", size=size, max_size=max_size or round(size * 1333 / 800))
-        return cls(mode="fixed", size=(size[0], size[1]))
+            max_size = max_size or round(size * 1333 / 800)
+            return cls(mode="shortest-edge", size=size, max_size=max_size, mean=mean, std=std)
+        return cls(mode="fixed", size=(size[0], size[1]), mean=mean, std=std)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from siamdetr.system.atomic_file import atomic_write
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.evaluator import scores
 from siamdetr.training.finetune import finetune
-from siamdetr.training.finetune_setup import fill_backbone
+from siamdetr.training.initial_weights import fill_backbone
 from siamdetr.training.pretrain import pretrain
 from siamdetr.training.pretrain_module import class_agnostic
 from siamdetr.training.pretrain_setup import pretraining_detector
@@ -228,7 +228,7 @@ def _untrained(task: CellTask, place: Path) -> SiamDETR:
     torch.manual_seed(settings.seed)
     detector = Detector(pretraining_detector(settings))
     fill_backbone(detector, settings)
-    spec = PreprocessingSpec.from_size(settings.of_method.size)
+    spec = PreprocessingSpec.from_size(settings.of_method.size, normalization=settings.normalization)
     return SiamDETR.from_parts(class_agnostic(detector).eval(), class_names=(OBJECT,), preprocessing=spec)
 
 

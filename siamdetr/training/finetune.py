@@ -18,8 +18,8 @@ from siamdetr.system.signals import SignalWatch
 from siamdetr.training.callbacks.evaluator import Evaluator, scores
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune_module import FinetuneModule
-from siamdetr.training.finetune_setup import first_batch, resolved, start
-from siamdetr.training.initial_weights import Start
+from siamdetr.training.finetune_setup import first_batch, resolved
+from siamdetr.training.initial_weights import Start, start
 from siamdetr.training.loop import Session, begin, run_length, save_detector, seed_weights, train
 from siamdetr.training.open_datasets import open_labelled
 from siamdetr.training.optim import freeze
@@ -92,7 +92,8 @@ def _finetune_session(
 
 
 def _preprocessing(settings: FinetuneSettings) -> PreprocessingSpec:
-    return PreprocessingSpec.from_size(settings.images.size, settings.images.max_size)
+    images = settings.images
+    return PreprocessingSpec.from_size(images.size, images.max_size, normalization=settings.normalization)
 
 
 def _evaluator(

@@ -1,13 +1,22 @@
-"""Starting weights: from a pretrained run or model file, what fits; what does not fit starts afresh and is named."""
+"""Starting weights: from a model, what fits; what does not fit starts afresh and is named. Else the backbone's."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from siamdetr.errors import CheckpointError
-from siamdetr.model_file import load_model
+from siamdetr.model_file import ModelMetadata, load_model, read_metadata
+from siamdetr.models.backbone.weights import load_backbone_weights
 from siamdetr.models.detector import Detector
+from siamdetr.official.huggingface.read import import_huggingface
+from siamdetr.official.huggingface.repository import is_huggingface
+from siamdetr.settings.detector import DetectorSettings
+from siamdetr.settings.training import RunSettings
+
+_log = logging.getLogger(__name__)
 
 # Depend on the classes (with denoising there is a content for each), and on the number of queries.
 _OF_CLASSES, _QUERIES = ("class_head", "learned_queries.labels"), "learned_queries"
@@ -22,16 +31,77 @@ class Start:
     lineage: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class StartSettings:
+    """What a starting model says before its weights are needed."""
+
+    detector: DetectorSettings
+    metadata: ModelMetadata
+    from_huggingface: bool
+
+
+def read_start(source: str) -> StartSettings:
+    """Settings and metadata of the model that a run starts from.
+
+    Raises:
+        CheckpointError, HubError, OfficialCheckpointError: there is no such model, or it cannot be read.
+    """
+    if is_huggingface(source):
+        imported = import_huggingface(source)
+        return StartSettings(imported.detector.settings, imported.metadata, from_huggingface=True)
+    detector, metadata = read_metadata(source)
+    return StartSettings(detector, metadata, from_huggingface=False)
+
+
+def taken_over(settings: RunSettings, base: StartSettings) -> dict[str, Any]:
+    """Settings that a run takes over from its starting model: of detector and normalisation, whatever was not said."""
+    asked = {name: getattr(settings.detector, name) for name in settings.detector.model_fields_set}
+    said = settings.normalization.model_fields_set
+    spec = base.metadata.preprocessing
+    normalization = {name: getattr(spec, name) for name in ("mean", "std") if name not in said}
+    return {
+        "detector": base.detector.model_copy(update=asked),
+        "normalization": settings.normalization.model_copy(update=normalization),
+    }
+
+
+def start(detector: Detector, settings: RunSettings, class_names: tuple[str, ...], *, resumed: bool) -> Start:
+    """Fill a new detector: from `init`, else its backbone from `backbone_weights`; a resumed run has its own weights."""
+    if resumed:
+        lineage = read_start(settings.init).metadata.lineage if settings.init else ()
+        return Start(loaded=0, fresh=(), lineage=lineage)
+    if settings.init is None:
+        fill_backbone(detector, settings)
+        return Start(loaded=0, fresh=(), lineage=())
+    found = load_start(detector, class_names, settings.init)
+    _log.info(
+        "Starting from %s: %d tensors taken over; %s.",
+        settings.init,
+        found.loaded,
+        f"starting afresh: {', '.join(found.fresh)}" if found.fresh else "nothing starts afresh",
+    )
+    return found
+
+
+def fill_backbone(detector: Detector, settings: RunSettings) -> None:
+    """Load the backbone's weights as the settings say."""
+    if settings.backbone_weights != "none":
+        load_backbone_weights(detector.backbone, settings.backbone_weights)
+    else:
+        _log.warning("The backbone starts from random weights.")
+
+
 def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Path) -> Start:
     """Copy into `detector` every tensor of the model at `path` that fits.
 
-    The class head (and label contents) are taken over only where the classes are the same; they and the query embeddings (whose number may differ)
-    may start afresh. Anything else that differs is an error, for it would silently lose the pretraining.
+    The class head (and label contents) are taken over only where the classes are the same; they and the query embeddings (whose
+    number may differ) may start afresh. Anything else that differs is an error, for it would silently lose the pretraining.
 
     Raises:
         CheckpointError: no readable model there, or its body is not this detector's; the text names settings that differ.
+        HubError, OfficialCheckpointError: the same of a Hugging Face checkpoint.
     """
-    source, metadata = load_model(path)
+    source, metadata = _open(path)
     theirs, ours = source.state_dict(), detector.state_dict()
     fits = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
     same_classes = metadata.class_names == class_names and source.settings.classifier == detector.settings.classifier
@@ -40,10 +110,17 @@ def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Pat
     left_out = sorted(name for name in {*ours, *theirs} if name not in fits)
     strange = [name for name in left_out if not name.startswith((*_OF_CLASSES, _QUERIES))]
     if strange:
-        raise CheckpointError(_misfit(Path(path), source, detector, strange))
+        raise CheckpointError(_misfit(path, source, detector, strange))
     detector.load_state_dict(fits, strict=False)
     fresh = tuple(sorted({_module(name) for name in left_out if name in ours}))
     return Start(loaded=len(fits), fresh=fresh, lineage=metadata.lineage)
+
+
+def _open(source: str | Path) -> tuple[Detector, ModelMetadata]:
+    if not is_huggingface(source):
+        return load_model(source)
+    imported = import_huggingface(source)
+    return imported.detector, imported.metadata
 
 
 def _module(name: str) -> str:
@@ -52,7 +129,7 @@ def _module(name: str) -> str:
     return ".".join(parts[: 2 if parts[0] == _QUERIES else 1])
 
 
-def _misfit(path: Path, source: Detector, detector: Detector, names: list[str]) -> str:
+def _misfit(path: str | Path, source: Detector, detector: Detector, names: list[str]) -> str:
     theirs, ours = source.settings.model_dump(), detector.settings.model_dump()
     differing = [f"{key}: {theirs[key]} there, {ours[key]} here" for key in ours if theirs.get(key) != ours[key]]
     settings = "; ".join(differing) or "none of the settings differ"

@@ -18,12 +18,25 @@ from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.pretext import SiameseSettings
 from siamdetr.settings.training import PretrainSettings
 from siamdetr.system.progress import Progress
+from siamdetr.training.initial_weights import read_start, taken_over
 
 
 def pretraining_detector(settings: PretrainSettings) -> DetectorSettings:
     """The detector with the class head that the method trains."""
     classifier = settings.detreg.classifier if settings.method == "detreg" else "softmax"
     return pretext_settings(settings.detector, classifier)
+
+
+def resolved_pretraining(settings: PretrainSettings) -> PretrainSettings:
+    """The settings with what the starting model decides: whatever was not said about the detector is as in that model.
+
+    Raises:
+        CheckpointError, HubError, OfficialCheckpointError: `init` cannot be read.
+    """
+    if settings.init is not None:
+        base = read_start(settings.init)
+        settings = settings.model_copy(update=taken_over(settings, base))
+    return settings.model_copy(update={"detector": pretraining_detector(settings)})
 
 
 def pretraining_data(

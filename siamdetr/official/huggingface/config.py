@@ -184,6 +184,9 @@ class DabDetrConfig(HuggingFaceConfig):
         }
 
 
+_VARIANTS = ("vanilla", "conditional", "deformable", "dab")
+
+
 def write_config(settings: DetectorSettings, class_names: tuple[str, ...]) -> tuple[HuggingFaceConfig, dict[str, Any]]:
     """The configuration of transformers for a detector of ours, and the values of its config.json.
 
@@ -200,7 +203,24 @@ def write_config(settings: DetectorSettings, class_names: tuple[str, ...]) -> tu
     }
 
 
+def _require_known(settings: DetectorSettings) -> None:
+    """Refuse a detector that transformers has not, or has otherwise."""
+    if settings.variant not in _VARIANTS:
+        raise OfficialCheckpointError(
+            f"transformers has no '{settings.variant}'; it has {', '.join(_VARIANTS)}. Export it instead: `siamdetr export`"
+        )
+    if settings.variant == "dab":
+        return
+    if settings.own_activation != "relu" or settings.own_position_temperature != 10000 or not settings.cell_shift:
+        raise OfficialCheckpointError(
+            f"transformers has '{settings.variant}' with ReLU, positions of temperature 10000 and of cell centres only, got "
+            f"activation={settings.own_activation}, position_temperature={settings.own_position_temperature:g}, "
+            f"cell_shift={settings.cell_shift}"
+        )
+
+
 def _config_of(settings: DetectorSettings) -> HuggingFaceConfig:
+    _require_known(settings)
     softmax = settings.variant == "vanilla"
     if (settings.classifier == "softmax") != softmax:
         raise OfficialCheckpointError(
@@ -230,12 +250,6 @@ def _config_of(settings: DetectorSettings) -> HuggingFaceConfig:
             temperature_width=whole,
             num_patterns=settings.num_patterns,
         )
-    if settings.own_activation != "relu" or settings.own_position_temperature != 10000 or not settings.cell_shift:
-        raise OfficialCheckpointError(
-            f"transformers has '{settings.variant}' with ReLU, positions of temperature 10000 and of cell centres only, got "
-            f"activation={settings.own_activation}, position_temperature={settings.own_position_temperature:g}, "
-            f"cell_shift={settings.cell_shift}"
-        )
     if settings.variant == "deformable":
         return DeformableDetrConfig(
             **common,
@@ -248,9 +262,4 @@ def _config_of(settings: DetectorSettings) -> HuggingFaceConfig:
         )
     if settings.variant == "conditional":
         return ConditionalDetrConfig(**common)
-    if settings.variant == "vanilla":
-        return (TableTransformerConfig if settings.pre_norm else DetrConfig)(**common)
-    raise OfficialCheckpointError(
-        f"transformers has no '{settings.variant}'; it has vanilla, conditional, deformable and dab. Export it instead: "
-        "`siamdetr export`"
-    )
+    return (TableTransformerConfig if settings.pre_norm else DetrConfig)(**common)

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from siamdetr.errors import OfficialCheckpointError
-from siamdetr.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, PreprocessingSpec
+from siamdetr.images.preprocessing import PreprocessingSpec
+from siamdetr.settings.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 _log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from siamdetr.errors import HubError, OfficialCheckpointError
 from siamdetr.images.preprocessing import PreprocessingSpec
-from siamdetr.model_file import ModelMetadata
+from siamdetr.model_file import ModelMetadata, save_model
 from siamdetr.models.detector import Detector
 from siamdetr.official.huggingface.architectures import ARCHITECTURES, Architecture
 from siamdetr.official.huggingface.config import HuggingFaceConfig
@@ -58,7 +58,6 @@ def import_huggingface(source: str | Path) -> ImportedModel:
     values = _read_config(repository)
     architecture, config = _parse(values, repository)
     tensors = _canonical(read_tensors(repository), config)
-    head = tensors.get(architecture.class_head)
     tensors = architecture.untie(tensors, config)
     head = tensors.get(architecture.class_head)
     if head is None:
@@ -73,6 +72,27 @@ def import_huggingface(source: str | Path) -> ImportedModel:
     _log.info("%s: %d tensors used, %d left aside", repository.name, len(used), len(left_aside))
     metadata = _metadata(repository, values, config, settings.num_classes)
     return ImportedModel(detector.eval(), metadata, Coverage(used, left_aside, {}, ()))
+
+
+def convert_huggingface(
+    source: str | Path, *, output: str | Path, class_names: Sequence[str] | None = None
+) -> Coverage:
+    """Write the detector of a Hugging Face checkpoint as a model file of ours.
+
+    Args:
+        source: as of `import_huggingface`.
+        output: a .safetensors file, written atomically.
+        class_names: one a class; None: those of config.json.
+    Raises:
+        HubError, OfficialCheckpointError, WeightFileError: as of `import_huggingface`.
+        ValueError: another number of class names than classes.
+    """
+    imported = import_huggingface(source)
+    metadata = imported.metadata
+    if class_names is not None:
+        metadata = metadata.model_copy(update={"class_names": tuple(class_names)})
+    save_model(output, imported.detector, metadata)
+    return imported.coverage
 
 
 def _read_config(repository: Repository) -> dict[str, Any]:
