@@ -1,4 +1,4 @@
-"""What finetuning needs to know before it starts: the detector's settings, the images."""
+"""What finetuning needs to know before it starts: the detector's settings, and the images."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from siamdetr.errors import SettingsError
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.settings.detector import DetectorSettings, LossSettings
 from siamdetr.settings.training import FinetuneSettings
-from siamdetr.training.initial_weights import read_start, taken_over
+from siamdetr.training.initial_weights import read_start
 from siamdetr.training.trainer import world_size
 
 
 def resolved(settings: FinetuneSettings, index: DetectionIndex) -> FinetuneSettings:
     """The settings with what the data and the starting model decide.
 
-    The number of classes is the data's. With `init`, whatever was not said about the detector and the normalisation is as in
-    that model; from a Hugging Face checkpoint also the size of the images.
+    The number of classes is the data's. With `init`, whatever was not said about the detector is as in that
+    model; of a Hugging Face checkpoint also the size of the images.
 
     Raises:
         SettingsError: another number of classes was asked for.
         CheckpointError, HubError, OfficialCheckpointError: `init` cannot be read.
     """
-    asked = settings.detector.model_fields_set
-    if "num_classes" in asked and settings.detector.num_classes != index.num_classes:
+    asked: dict[str, Any] = {name: getattr(settings.detector, name) for name in settings.detector.model_fields_set}
+    if asked.get("num_classes", index.num_classes) != index.num_classes:
         raise SettingsError(
-            f"detector.num_classes is {settings.detector.num_classes}, but the data has {index.num_classes} classes "
+            f"detector.num_classes is {asked['num_classes']}, but the data has {index.num_classes} classes "
             f"({', '.join(index.class_names[:10])}); leave the setting out, it follows the data"
         )
-    changes: dict[str, Any] = {}
+    base, changes = settings.detector, dict[str, Any]()
     if settings.init is not None:
-        base = read_start(settings.init)
-        changes = taken_over(settings, base)
-        if base.from_huggingface and "size" not in settings.images.model_fields_set:
-            changes["images"] = settings.images.model_copy(update=_image_size(base.metadata.preprocessing))
-    detector = changes.get("detector", settings.detector).model_copy(update={"num_classes": index.num_classes})
+        begun = read_start(settings.init)
+        base = begun.detector
+        if begun.from_huggingface and "size" not in settings.images.model_fields_set:
+            changes["images"] = settings.images.model_copy(update=_image_size(begun.metadata.preprocessing))
+    base = base.model_copy(update={**asked, "num_classes": index.num_classes})
     if "classifier" not in asked:
-        detector = detector.model_copy(update={"classifier": "softmax" if detector.variant == "vanilla" else "focal"})
-    changes["detector"] = DetectorSettings.model_validate(detector.model_dump())
-    if detector.classifier == "softmax" and not settings.losses.model_fields_set:
+        base = base.model_copy(update={"classifier": "softmax" if base.variant == "vanilla" else "focal"})
+    changes["detector"] = DetectorSettings.model_validate(base.model_dump())
+    if base.classifier == "softmax" and not settings.losses.model_fields_set:
         changes["losses"] = LossSettings(cost_class=1.0, weight_class=1.0)  # DETR's own
     return settings.model_copy(update=changes)
 

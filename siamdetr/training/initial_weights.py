@@ -1,20 +1,23 @@
-"""Starting weights: from a model, what fits; what does not fit starts afresh and is named. Else the backbone's."""
+"""Starting weights and their normalization: from a pretrained run or model file, what fits; the rest starts afresh and is named."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from siamdetr.errors import CheckpointError
+from siamdetr.images.preprocessing import IMAGENET, Normalization
 from siamdetr.model_file import ModelMetadata, load_model, read_metadata
+from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.backbone.weights import load_backbone_weights
 from siamdetr.models.detector import Detector
 from siamdetr.official.huggingface.read import import_huggingface
 from siamdetr.official.huggingface.repository import is_huggingface
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.training import RunSettings
+from siamdetr.training.checkpoint_io import NORMALIZATION, STATE
+from siamdetr.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
@@ -53,32 +56,27 @@ def read_start(source: str) -> StartSettings:
     return StartSettings(detector, metadata, from_huggingface=False)
 
 
-def taken_over(settings: RunSettings, base: StartSettings) -> dict[str, Any]:
-    """Settings that a run takes over from its starting model: of detector and normalisation, whatever was not said."""
-    asked = {name: getattr(settings.detector, name) for name in settings.detector.model_fields_set}
-    said = settings.normalization.model_fields_set
-    spec = base.metadata.preprocessing
-    normalization = {name: getattr(spec, name) for name in ("mean", "std") if name not in said}
-    return {
-        "detector": base.detector.model_copy(update=asked),
-        "normalization": settings.normalization.model_copy(update=normalization),
-    }
+def taken_over(detector: DetectorSettings, base: StartSettings) -> DetectorSettings:
+    """The detector of a run that starts from a model: whatever was not said is as there."""
+    return base.detector.model_copy(update={name: getattr(detector, name) for name in detector.model_fields_set})
 
 
 def start(detector: Detector, settings: RunSettings, class_names: tuple[str, ...], *, resumed: bool) -> Start:
     """Fill a new detector: from `init`, else its backbone from `backbone_weights`; a resumed run has its own weights."""
-    if resumed:
-        lineage = read_start(settings.init).metadata.lineage if settings.init else ()
-        return Start(loaded=0, fresh=(), lineage=lineage)
     if settings.init is None:
-        fill_backbone(detector, settings)
+        if not resumed:
+            fill_backbone(detector, settings)
         return Start(loaded=0, fresh=(), lineage=())
+    metadata = read_start(settings.init).metadata
+    if resumed:
+        return Start(loaded=0, fresh=(), lineage=metadata.lineage)
     found = load_start(detector, class_names, settings.init)
     _log.info(
-        "Starting from %s: %d tensors taken over; %s.",
+        "Starting from %s: %d tensors taken over; %s. Images are normalised as there: %s.",
         settings.init,
         found.loaded,
         f"starting afresh: {', '.join(found.fresh)}" if found.fresh else "nothing starts afresh",
+        metadata.preprocessing.normalization,
     )
     return found
 
@@ -94,8 +92,8 @@ def fill_backbone(detector: Detector, settings: RunSettings) -> None:
 def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Path) -> Start:
     """Copy into `detector` every tensor of the model at `path` that fits.
 
-    The class head (and label contents) are taken over only where the classes are the same; they and the query embeddings (whose
-    number may differ) may start afresh. Anything else that differs is an error, for it would silently lose the pretraining.
+    The class head (and label contents) are taken over only where the classes are the same; they and the query embeddings (whose number may differ)
+    may start afresh. Anything else that differs is an error, for it would silently lose the pretraining.
 
     Raises:
         CheckpointError: no readable model there, or its body is not this detector's; the text names settings that differ.
@@ -114,6 +112,30 @@ def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Pat
     detector.load_state_dict(fits, strict=False)
     fresh = tuple(sorted({_module(name) for name in left_out if name in ours}))
     return Start(loaded=len(fits), fresh=fresh, lineage=metadata.lineage)
+
+
+def run_normalization(settings: RunSettings, run: RunFolder) -> Normalization:
+    """The normalization that belongs to the weights a run has or starts from.
+
+    A resumed run keeps its own; checkpoints from before it was stored used ImageNet's figures. A run with `init` takes that of the
+    model it starts from. A run whose `backbone_weights` are a model file of ours takes that file's. Else it is the backbone's.
+    """
+    if run.content is not None:
+        stored = run.content[STATE].get(NORMALIZATION)
+        return IMAGENET if stored is None else Normalization(mean=tuple(stored[0]), std=tuple(stored[1]))
+    if settings.init is not None:
+        return read_start(settings.init).metadata.preprocessing.normalization
+    return _of_weight_file(settings.backbone_weights) or backbone_normalization(settings.detector.backbone)
+
+
+def _of_weight_file(path: str) -> Normalization | None:
+    """Of a model file of ours; None: weights of another program, which do not say."""
+    if not path.endswith(".safetensors"):
+        return None
+    try:
+        return read_metadata(path)[1].preprocessing.normalization
+    except CheckpointError:
+        return None
 
 
 def _open(source: str | Path) -> tuple[Detector, ModelMetadata]:

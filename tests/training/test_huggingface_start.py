@@ -67,9 +67,7 @@ def test_pretraining_goes_on_from_a_checkpoint_and_finetuning_from_that(
     source = import_huggingface(checkpoint).detector
     assert metadata.preprocessing.mean == (0.5, 0.456, 0.406)
     assert metadata.lineage[0] == f"Hugging Face: {checkpoint}"
-    torch.testing.assert_close(
-        detector.encoder.state_dict(), source.encoder.state_dict(), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(detector.encoder.state_dict(), source.encoder.state_dict(), rtol=0, atol=1e-6)
     tuned = finetune(finetune_settings(data, tmp_path / "tuned", steps=1, init=str(result.folder), detector={}))
     assert load_model(tuned.folder)[1].lineage[:1] == metadata.lineage[:1]
 

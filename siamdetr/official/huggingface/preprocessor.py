@@ -8,8 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from siamdetr.errors import OfficialCheckpointError
-from siamdetr.images.preprocessing import PreprocessingSpec
-from siamdetr.settings.normalization import IMAGENET_MEAN, IMAGENET_STD
+from siamdetr.images.preprocessing import IMAGENET, PreprocessingSpec
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +29,8 @@ class ImageProcessor(BaseModel):
     do_rescale: bool = True
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
-    image_mean: tuple[float, float, float] = IMAGENET_MEAN
-    image_std: tuple[float, float, float] = IMAGENET_STD
+    image_mean: tuple[float, float, float] = IMAGENET.mean
+    image_std: tuple[float, float, float] = IMAGENET.std
 
 
 def read_preprocessing(values: dict[str, Any], where: str) -> PreprocessingSpec:
