@@ -39,7 +39,7 @@ def resolved(settings: FinetuneSettings, index: DetectionIndex) -> FinetuneSetti
             changes["images"] = settings.images.model_copy(update=_image_size(begun.metadata.preprocessing))
     base = base.model_copy(update={**asked, "num_classes": index.num_classes})
     if "classifier" not in asked:
-        base = base.model_copy(update={"classifier": "softmax" if base.variant == "vanilla" else "focal"})
+        base = base.model_copy(update={"classifier": base.entry.classifier})
     changes["detector"] = DetectorSettings.model_validate(base.model_dump())
     if base.classifier == "softmax" and not settings.losses.model_fields_set:
         changes["losses"] = LossSettings(cost_class=1.0, weight_class=1.0)  # DETR's own

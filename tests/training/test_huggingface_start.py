@@ -80,5 +80,5 @@ def test_a_run_of_an_older_version_is_resumed_although_settings_were_added(data:
     finetune(settings)
     content = read_checkpoint(tmp_path / "run" / "last.ckpt")
     resolved = type(settings).model_validate(content[STATE]["settings"])
-    del content[STATE]["settings"]["normalization"]
+    del content[STATE]["settings"]["losses"]
     check_same_run(content, resolved, tmp_path)
