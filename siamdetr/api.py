@@ -151,6 +151,11 @@ class SiamDETR(Described):
         return self._predictor.detector
 
     @property
+    def predictor(self) -> PyTorchPredictor:
+        """The runtime: detector, classes and preprocessing."""
+        return self._predictor
+
+    @property
     def metadata(self) -> ModelMetadata:
         """What a model file says besides the detector's settings."""
         return self._metadata
