@@ -46,6 +46,12 @@ GradAccum = Annotated[int | None, typer.Option("--grad-accum", min=1, help="Batc
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the data.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; takes the place of --epochs.")]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="auto|PATH", help="Go on from the last checkpoint.")]
+AllowChanges = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changes", help="--resume: go on with another length or rate, or other data; the lineage says so."
+    ),
+]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as optimizer.clip=0.1.")]
 
 

@@ -25,6 +25,7 @@ def train(
     imgsz: options.ImageSize = None,
     output: options.Output = None,
     resume: options.Resume = None,
+    allow_changes: options.AllowChanges = False,
     lr: options.LearningRate = None,
     grad_accum: options.GradAccum = None,
     precision: options.Precision = None,
@@ -66,5 +67,5 @@ def train(
     }
     settings = resolve(PretrainSettings, preset=preset, file=config, flags=flags, assignments=assignments)
     with RunProgress() as progress:
-        result = pretrain(settings, progress=progress, resume=resume)
+        result = pretrain(settings, progress=progress, resume=resume, allow_changes=allow_changes)
     options.next_steps(result.folder, "finetune --data LABELLED --init {run}", "predict {run} IMAGES…")
