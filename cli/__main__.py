@@ -15,6 +15,7 @@ from siamdetr.cli.doctor import doctor
 from siamdetr.cli.export import export
 from siamdetr.cli.finetune import finetune
 from siamdetr.cli.info import info
+from siamdetr.cli.option_rules import RULES
 from siamdetr.cli.predict import predict
 from siamdetr.cli.presets import presets
 from siamdetr.cli.proposals import proposals
@@ -22,6 +23,7 @@ from siamdetr.cli.quickstart import quickstart
 from siamdetr.cli.serve import serve
 from siamdetr.cli.study import study
 from siamdetr.cli.train import train
+from siamdetr.cli.unused_options import refusing_unused
 from siamdetr.cli.val import val
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -52,7 +54,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for name, command in COMMANDS.items():
-    app.command(name, hidden=name == "pretrain")(command)
+    app.command(name, hidden=name == "pretrain")(refusing_unused(command, RULES.get(name, ())))
 
 
 def main() -> None:

@@ -30,7 +30,10 @@ def convert(
     """Read an official checkpoint (safely: no code in it is run), map every weight, and say what became of each."""
     from siamdetr.cli.console import console
     from siamdetr.official.convert import convert_file
+    from siamdetr.system.outputs import Read, Written, check_outputs
 
+    inputs = [Read("CHECKPOINT", checkpoint), *([] if classes is None else [Read("--classes", classes)])]
+    check_outputs(inputs, files=[Written("-o", output)])
     names = None if classes is None else [line for line in classes.read_text(encoding="utf-8").splitlines() if line]
     coverage = convert_file(checkpoint, family=family, arguments=_parse(arguments), output=output, class_names=names)
     console.print(f"used: {len(coverage.used)} tensors", markup=False)

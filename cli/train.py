@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from siamdetr.cli import options
+from siamdetr.cli.unused_options import refuse_twice, unused_setting
 
 
 def train(
@@ -38,6 +39,7 @@ def train(
 ) -> None:
     """Pretrain a detector on images WITHOUT labels (self-supervised). To train on labels: `siamdetr finetune`."""
     from siamdetr.cli.console import RunProgress
+    from siamdetr.settings.pretext import Method
     from siamdetr.settings.resolve import resolve
     from siamdetr.settings.training import PretrainSettings
     from siamdetr.training.pretrain import pretrain
@@ -61,7 +63,13 @@ def train(
         "workers": workers,
         "device": device,
     }
+    refuse_twice(flags, assignments)
     settings = resolve(PretrainSettings, preset=preset, file=config, flags=flags, assignments=assignments)
+    others = set(get_args(Method)) - {settings.method}
+    for assignment in assignments:
+        if assignment.partition(".")[0].strip() in others:
+            raise unused_setting(assignment, f"the method is {settings.method}")
+    options.check_run_outputs(settings.data, settings.output, init=None, config=config, resume=resume)
     with RunProgress() as progress:
         result = pretrain(settings, progress=progress, resume=resume)
     options.next_steps(result.folder, "finetune --data LABELLED --init {run}", "predict {run} IMAGES…")

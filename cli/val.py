@@ -34,7 +34,10 @@ def val(
     from siamdetr.cli.console import progress
     from siamdetr.data.readers.recognise import available_splits, open_dataset
     from siamdetr.evaluation.coco import evaluate, score_results
+    from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
+    if json_file is not None:
+        check_outputs([*model_reads("MODEL", model), Read("--data", data)], files=[Written("--json", json_file)])
     if split is None:
         splits = available_splits(data, format=data_format)
         split = next((name for name in ("val", "test") if name in splits), None)

@@ -30,6 +30,7 @@ from siamdetr.export.bundle import (
     ModelCard,
     describe_tensors,
     digest_file,
+    labels_text,
     workplace,
 )
 from siamdetr.export.end_to_end import ATTENTION, DETECTIONS, RAW, end_to_end
@@ -253,7 +254,7 @@ def _card(model: SiamDETR, options: ExportOptions) -> ModelCard:
         metrics=model.metadata.metrics,
         versions={name: version for name in packages if (version := _version(name)) is not None},
         precision=options.precision,
-        threshold=options.threshold,
+        threshold=model.threshold if options.threshold is None else options.threshold,
         outputs=(*DETECTIONS, *(RAW if options.raw else ()), *(ATTENTION if options.attention else ())),
         options={"sampling": options.sampling, "batch": list(options.batch)},
     )
@@ -281,5 +282,5 @@ def _write_companions(
         "gate": {"verdict": "SKIPPED"} if report is None else report.to_json(),
     }
     (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (work / LABELS_FILE).write_text("".join(f"{name}\n" for name in card.class_names), encoding="utf-8")
+    (work / LABELS_FILE).write_text(labels_text(card.class_names), encoding="utf-8")
     shutil.copyfile(infer.__file__, work / INFER_FILE)

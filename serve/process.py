@@ -24,6 +24,7 @@ from siamdetr.errors import ServeError
 from siamdetr.export.bundle import ONNX_FILE
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.inference.predictor import Predictor
+from siamdetr.serve.log_lines import log_in_lines
 from siamdetr.serve.metrics import MULTIPROCESS_VARIABLE
 from siamdetr.serve.server import create_app
 from siamdetr.serve.settings import ServeSettings
@@ -56,6 +57,7 @@ def serve(
     """
     threads = threads or max(1, (os.cpu_count() or 1) // (settings.workers * settings.runners))
     model = open_model(path, device, threads)  # also with several processes: what is wrong is then said once, at once
+    log_in_lines()
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that a client gets wrong
     listener = bind(settings)
     host, port = listener.getsockname()[:2]
@@ -144,6 +146,7 @@ class _Workers(Multiprocess):
 
 def _create_in_worker(path: str | Path, settings: ServeSettings, device: str, threads: int) -> ASGIApp:
     _end_with_parent()
+    log_in_lines()
     return create_app(open_model(path, device, threads), settings)
 
 
@@ -169,6 +172,7 @@ def uvicorn_config(app: object, settings: ServeSettings) -> uvicorn.Config:
         workers=settings.workers,
         ws="none",
         lifespan="on",
+        log_config=None,
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -8,12 +8,13 @@ that a runtime without PyTorch can import this file.
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in 0..1
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Pixels: TypeAlias = NDArray[np.uint8]
-ImageLike: TypeAlias = "Image.Image | Pixels | str | os.PathLike[str]"
+ImageLike: TypeAlias = "Image.Image | Pixels | str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes]"
 Size: TypeAlias = tuple[int, int]  # (height, width), pixels
+MOST_RESIZED = (
+    64_000_000  # pixels of a resized image: far above any model's input, below what would take the machine's memory
+)
 
 
 class PreprocessingSpec(Settings):
@@ -169,8 +173,17 @@ def padding_of(sizes: NDArray[np.int64], height: int, width: int) -> NDArray[np.
 
 
 def resize(image: Image.Image, spec: PreprocessingSpec) -> Pixels:
-    """[h, w, 3] uint8: the RGB image at the spec's size, without padding."""
+    """[h, w, 3] uint8: the RGB image at the spec's size, without padding.
+
+    Raises:
+        ImageError: a strip whose longer side nothing bounds.
+    """
     height, width = resized_size((image.height, image.width), spec)
+    if height * width > MOST_RESIZED:
+        raise ImageError(
+            f"image: {image.width} × {image.height} pixels would become {width} × {height}: too elongated for a model that "
+            "resizes the shorter side; cut it into pieces"
+        )
     if (image.height, image.width) != (height, width):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image)
@@ -192,6 +205,12 @@ def resized_size(original: Size, spec: PreprocessingSpec) -> Size:
     return (size, other) if height <= width else (other, size)
 
 
+def is_one_image(images: ImageLike | Sequence[ImageLike]) -> TypeGuard[ImageLike]:
+    """Whether this is one image in any of the forms that are taken, rather than a sequence of them."""
+    whole = isinstance(images, Image.Image | np.ndarray | str | bytes | bytearray | memoryview)
+    return whole or isinstance(images, os.PathLike) or hasattr(images, "read")
+
+
 def load_image(image: ImageLike) -> Image.Image:
     """An 8-bit RGB image, upright.
 
@@ -201,18 +220,34 @@ def load_image(image: ImageLike) -> Image.Image:
         ImageError: no such file, not an image, truncated, or an array that is not uint8 [H, W, 3] or [H, W].
     """
     if isinstance(image, str | os.PathLike):
-        return _open(Path(image))
+        return _open(Path(image), str(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _open(io.BytesIO(image), f"image of {len(image)} bytes")
+    if hasattr(image, "read"):
+        return _open(_whole(cast("IO[bytes]", image)), str(getattr(image, "name", "image")))
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Image.Image):
         return _upright_rgb(image, "image")
-    raise ImageError(f"image: got {type(image).__name__}, expected a PIL image, a uint8 RGB array [H, W, 3] or a path")
+    raise ImageError(
+        f"image: got {type(image).__name__}, expected a PIL image, a uint8 RGB array [H, W, 3], a path, bytes or a binary file"
+    )
 
 
-def _open(path: Path) -> Image.Image:
+def _whole(file: IO[bytes]) -> io.BytesIO:
+    """What is left of a file that may not be able to seek, as a network stream."""
+    data = file.read()
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ImageError(
+            f"image: got a file of {type(data).__name__}, expected one that is opened in binary mode ('rb')"
+        )
+    return io.BytesIO(data)
+
+
+def _open(source: Path | io.BytesIO, path: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return _upright_rgb(image, str(path))
+        with Image.open(source) as image:
+            return _upright_rgb(image, path)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except IsADirectoryError:
