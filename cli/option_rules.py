@@ -84,10 +84,18 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "val": (
         Rule(
-            ("batch_size", "workers", "device", "backend", "json_file"),
+            ("batch_size", "workers", "device", "backend"),
             _is_model,
             "MODEL is a file of results, which are scored as they are; give a model",
         ),
+    ),
+    "label": (
+        Rule(
+            ("data",),
+            lambda v: v["sure"] is None or v["look"] is None,
+            "--sure and --look say both thresholds, so that none is chosen on labelled images",
+        ),
+        Rule(("split", "data_format"), _has_data, _NEEDS_DATA),
     ),
     "attention": (
         Rule(("boxes",), lambda v: v["point"] is None, "--point shows the encoder's attention, of no box"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -41,8 +40,9 @@ def predict(
     """
     from siamdetr.api import load
     from siamdetr.cli.console import console, progress
+    from siamdetr.cli.inputs import image_files
 
-    files = _files(images)
+    files = image_files(images)
     pictures = {file: output / name for file, name in _unique_names(files).items()}
     target = json_file or output / "predictions.json"
     _check(model, images, output, pictures, target)
@@ -148,36 +148,6 @@ def _check(model: Path, images: list[Path], output: Path, pictures: dict[Path, P
         files=[Written("--json", target), *(Written("-o", path) for path in pictures.values())],
         folders=[Written("-o", output)],
     )
-
-
-def _files(paths: list[Path]) -> list[Path]:
-    """The images named, those of folders in order; other files in the folders are counted in the log.
-
-    Raises:
-        FileNotFoundError: a path is not there, or no path holds an image.
-    """
-    from siamdetr.cli.console import console
-    from siamdetr.images.header import IMAGE_SUFFIXES, is_image
-
-    files: list[Path] = []
-    others: Counter[str] = Counter()
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file())
-            files += [file for file in inside if is_image(file.name)]
-            others.update(file.suffix or file.name for file in inside if not is_image(file.name))
-        elif path.exists():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"{path}: no such image or folder")
-    if not files:
-        raise FileNotFoundError(
-            f"{', '.join(map(str, paths))}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
-    if others:
-        counted = ", ".join(f"{count} × {suffix}" for suffix, count in others.most_common(5))
-        console.print(f"{others.total()} files that are no images are left out: {counted}", markup=False)
-    return list(dict.fromkeys(files))
 
 
 def _unique_names(files: list[Path]) -> dict[Path, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
@@ -39,9 +39,9 @@ def train(
 ) -> None:
     """Pretrain a detector on images WITHOUT labels (self-supervised). To train on labels: `siamdetr finetune`."""
     from siamdetr.cli.console import RunProgress
-    from siamdetr.settings.pretext import Method
+    from siamdetr.pretext.registry import PRETEXTS
+    from siamdetr.pretext.run_settings import PretrainSettings
     from siamdetr.settings.resolve import resolve
-    from siamdetr.settings.training import PretrainSettings
     from siamdetr.training.pretrain import pretrain
 
     flags = {
@@ -54,7 +54,7 @@ def train(
         "steps": steps,
         "epochs": epochs,
         "batch_size": batch_size,
-        **dict.fromkeys(("siamese.size", "updetr.size", "detreg.size"), options.image_size(imgsz)),
+        **dict.fromkeys((f"{key}.size" for key in PRETEXTS), options.image_size(imgsz)),
         "output": None if output is None else str(output),
         "optimizer.lr": lr,
         "grad_accum": grad_accum,
@@ -65,7 +65,7 @@ def train(
     }
     refuse_twice(flags, assignments)
     settings = resolve(PretrainSettings, preset=preset, file=config, flags=flags, assignments=assignments)
-    others = set(get_args(Method)) - {settings.method}
+    others = set(PRETEXTS) - {settings.method}
     for assignment in assignments:
         if assignment.partition(".")[0].strip() in others:
             raise unused_setting(assignment, f"the method is {settings.method}")

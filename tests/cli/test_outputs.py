@@ -49,6 +49,8 @@ CALLS = [
     "val run --data data --json data/annotations/instances_val.json",
     "val run --data data --json data/found.json",
     "val run --data data --json run/best.safetensors",
+    "val run --data data -o data/report",
+    "label run photos -o photos/labels",
     "doctor data --json data/annotations/instances_val.json",
     "doctor data --json data/annotations/instances_new.json",
     "doctor data --json data/instances_new.json",

@@ -29,7 +29,10 @@ ALWAYS: dict[str, set[str]] = {
         "name", "data", "output", "unlabelled", "preset", "imgsz", "batch_size", "ray", "dry_run", "fast", "device",
         "data_format", "split", "both", "pretrain",
     },
-    "val": {"model", "data", "split", "data_format"},
+    "val": {"model", "data", "split", "data_format", "output", "threshold", "json_file"},
+    "label": {
+        "model", "images", "output", "to", "sure", "look", "objects", "next_images", "batch_size", "device", "backend",
+    },
     "predict": {"model", "images", "threshold", "output", "json_file", "batch_size", "device", "backend"},
     "demo": {"models", "examples", "port", "device"},
     "attention": {"model", "image", "output", "layer", "heads", "point", "device"},
@@ -83,9 +86,12 @@ CALLS: list[tuple[tuple[str, ...], str, tuple[str, ...], str]] = [
         (_RESULTS, name, option, "MODEL is a file of results")
         for name, option in {
             "batch_size": ("--batch-size", "2"), "workers": ("--workers", "1"), "device": ("--device", "cpu"),
-            "backend": ("--backend", "onnxruntime"), "json_file": ("--json", "x.json"),
+            "backend": ("--backend", "onnxruntime"),
         }.items()
     ),
+    (("label", "run", "a.jpg", "-o", "out", "--sure", ".8", "--look", ".2"), "data", ("--data", "d"), "both thresholds"),
+    (("label", "run", "a.jpg", "-o", "out"), "split", ("--split", "val"), _DATA_NEEDED),
+    (("label", "run", "a.jpg", "-o", "out"), "data_format", ("--format", "coco"), _DATA_NEEDED),
     (("attention", "run", "a.jpg", "--point", "1,1"), "boxes", ("--boxes", "2"), "of no box"),
     (("attention", "run", "a.jpg", "-o", "a.pdf"), "dpi", ("--dpi", "200"), "has no dots"),
     *(
