@@ -16,7 +16,6 @@ from siamdetr.cli.export import export
 from siamdetr.cli.finetune import finetune
 from siamdetr.cli.info import info
 from siamdetr.cli.label import label
-from siamdetr.cli.option_rules import RULES
 from siamdetr.cli.predict import predict
 from siamdetr.cli.presets import presets
 from siamdetr.cli.proposals import proposals
@@ -24,7 +23,8 @@ from siamdetr.cli.quickstart import quickstart
 from siamdetr.cli.serve import serve
 from siamdetr.cli.study import study
 from siamdetr.cli.train import train
-from siamdetr.cli.unused_options import refusing_unused
+from siamdetr.cli.usage.rules import RULES
+from siamdetr.cli.usage.unused_options import refusing_unused
 from siamdetr.cli.val import val
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from siamdetr.cli import options as common
-from siamdetr.cli.option_rules import is_exported
-from siamdetr.cli.unused_options import refuse_given
+from siamdetr.cli.usage.rules import is_exported
+from siamdetr.cli.usage.unused_options import refuse_given
 
 if TYPE_CHECKING:
     from siamdetr.data.index import DetectionIndex

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from siamdetr.cli import options
-from siamdetr.cli.unused_options import refuse_given, refuse_twice
+from siamdetr.cli.usage.unused_options import refuse_given, refuse_twice
 
 
 def finetune(

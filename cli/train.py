@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from siamdetr.cli import options
-from siamdetr.cli.unused_options import refuse_twice, unused_setting
+from siamdetr.cli.usage.unused_options import refuse_twice, unused_setting
 
 
 def train(

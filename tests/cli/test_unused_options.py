@@ -9,7 +9,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from siamdetr.cli.__main__ import COMMANDS, app
-from siamdetr.cli.option_rules import RULES
+from siamdetr.cli.usage.rules import RULES
 
 # Options that have an effect in every call of their command. A new option stands here, or in RULES and in CALLS.
 _RUN = {

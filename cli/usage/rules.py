@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from siamdetr.cli.unused_options import Rule, Values
+from siamdetr.cli.usage.unused_options import Rule, Values
 
 _EXPORTED_SUFFIXES = (".onnx", ".engine")
 _NEEDS_DATA = "it is about --data DATA, which is not given"
