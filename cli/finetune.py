@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,9 +13,7 @@ from siamdetr.cli.usage.unused_options import refuse_given, refuse_twice
 def finetune(
     context: typer.Context,
     data: options.DataList,
-    init: Annotated[
-        Path | None, typer.Option("--init", help="A run folder or model file to start from; without: from scratch.")
-    ] = None,
+    init: options.Init = None,
     preset: options.Preset = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,
@@ -60,7 +57,7 @@ def finetune(
         "data.val_split": val_split,
         "data.strict": strict or None,
         "data.fraction": fraction,
-        "init": None if init is None else str(init),
+        "init": init,
         "epochs": epochs,
         "steps": steps,
         "batch_size": batch_size,

@@ -99,9 +99,9 @@ class _Prediction:
 
     def write(self, target: Path) -> None:
         """All rows so far, as JSON."""
-        from siamdetr.system.atomic_file import atomic_write
+        from siamdetr.system.atomic_file import atomic_text
 
-        atomic_write(target, lambda stream: stream.write(json.dumps(self.rows, indent=1).encode()))
+        atomic_text(target, json.dumps(self.rows, indent=1))
 
     def _detect(self, images: dict[Path, Image.Image]) -> dict[Path, sv.Detections]:
         """The detections of each image that the model answers; the images of a batch that fails are asked one by one."""
@@ -122,7 +122,7 @@ class _Prediction:
 
     def _draw(self, file: Path, image: Image.Image, detections: sv.Detections) -> None:
         from siamdetr.drawing.boxes import draw
-        from siamdetr.system.atomic_file import atomic_write
+        from siamdetr.system.atomic_file import atomic_bytes
 
         content = BytesIO()
         try:
@@ -130,7 +130,7 @@ class _Prediction:
         except (OSError, ValueError, MemoryError) as error:  # the boxes are worth more than their picture
             self.failures.append(f"{file}: its boxes are in the JSON, but cannot be drawn ({error})")
             return
-        atomic_write(self.pictures[file], lambda stream: stream.write(content.getvalue()))
+        atomic_bytes(self.pictures[file], content.getvalue())
 
 
 def _check(model: Path, images: list[Path], output: Path, pictures: dict[Path, Path], target: Path) -> None:

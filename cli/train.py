@@ -19,6 +19,7 @@ def train(
         typer.Option("--proposals", help="A file that `siamdetr proposals` made; again for each shard."),
     ] = [],  # noqa: B006 - typer copies it
     method: Annotated[str | None, typer.Option("--method", help="siamese, updetr or detreg.")] = None,
+    init: options.Init = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
@@ -51,6 +52,7 @@ def train(
         "data.strict": strict or None,
         "data.proposals": [str(path) for path in proposals] or None,
         "method": method,
+        "init": init,
         "steps": steps,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -69,7 +71,7 @@ def train(
     for assignment in assignments:
         if assignment.partition(".")[0].strip() in others:
             raise unused_setting(assignment, f"the method is {settings.method}")
-    options.check_run_outputs(settings.data, settings.output, init=None, config=config, resume=resume)
+    options.check_run_outputs(settings.data, settings.output, init=settings.init, config=config, resume=resume)
     with RunProgress() as progress:
         result = pretrain(settings, progress=progress, resume=resume)
     options.next_steps(result.folder, "finetune --data LABELLED --init {run}", "predict {run} IMAGES…")

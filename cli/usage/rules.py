@@ -46,15 +46,13 @@ def _writes_where_it_says(values: Values) -> bool:
 _OF_RUNS = (
     Rule(("epochs",), lambda v: v["steps"] is None, "--steps says how long; give one of the two"),
     Rule(("output",), _writes_where_it_says, "--resume PATH goes on in the folder of that checkpoint; leave -o out"),
+    Rule(("init",), _new_folder, "--resume PATH goes on from that checkpoint's weights; leave --init out"),
 )
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "train": _OF_RUNS,
     "pretrain": _OF_RUNS,
-    "finetune": (
-        *_OF_RUNS,
-        Rule(("init",), _new_folder, "--resume PATH goes on from that checkpoint's weights; leave --init out"),
-    ),
+    "finetune": _OF_RUNS,
     "proposals": (
         Rule(
             ("edge_model",),

@@ -39,7 +39,7 @@ ALWAYS: dict[str, set[str]] = {
     "export": {"model", "output", "gate", "trt", "triton"},
     "serve": {"model", "host", "port", "workers", "threads", "queue", "max_batch", "name", "device", "cors_origins", "root_path"},
     "benchmark": {"models", "data", "batches", "sizes", "rounds", "warmup", "threads", "device", "output"},
-    "convert": {"checkpoint", "family", "output", "arguments", "classes"},
+    "convert": {"source", "family", "output", "arguments", "classes", "to", "push"},
     "info": {"file"},
     "presets": set(),
 }  # fmt: skip
@@ -54,6 +54,7 @@ _EXPORTED = "give the run folder or .safetensors file to export anew"
 _NOTHING = "with --no-gate nothing is compared"
 _RUN_CALLS = [
     (("--steps", "5"), "epochs", ("--epochs", "2"), "give one of the two"),
+    (("--resume", "runs/a"), "init", ("--init", "runs/p"), "leave --init out"),
     (("--resume", "runs/a"), "output", ("-o", "runs/b"), "goes on in the folder of that checkpoint"),
 ]
 
@@ -64,7 +65,6 @@ CALLS: list[tuple[tuple[str, ...], str, tuple[str, ...], str]] = [
         for verb in ("train", "pretrain", "finetune")
         for before, name, option, way in _RUN_CALLS
     ),
-    (("finetune", "--data", "d", "--resume", "runs/a"), "init", ("--init", "runs/p"), "leave --init out"),
     (("proposals", "data", "-o", "p.arrow", "--method", "random"), "edge_model", ("--edge-model", "m"), "look at edges"),
     *(
         (("study", "data-efficiency", "--data", "d"), name, (f"--{name}", "2"), "give --ray")
