@@ -68,6 +68,13 @@ class SiamDETR(Described):
         preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR.
     Raises:
         ValueError: neither or contradicting numbers of classes, or a setting that does not exist.
+
+    Example:
+        >>> from siamdetr import SiamDETR
+        >>> model = SiamDETR("deformable", backbone="resnet18", class_names=["cat", "dog"], num_queries=20)
+        >>> detections = model.predict("photo.jpg", threshold=0.5)  # boxes xyxy, pixels of the image
+        >>> len(detections)  # the weights are random: no score reaches one half
+        0
     """
 
     def __init__(
@@ -181,6 +188,10 @@ class SiamDETR(Described):
 
         Returns:
             [L, heads, Q, h, w]: over h and w (cells of the feature map) every map sums to 1.
+
+        Example:
+            >>> SiamDETR.load("detector.safetensors").attention("photo.jpg").shape
+            (6, 8, 100, 25, 34)
         """
         batch = preprocess([image], self.preprocessing)
         images, padding = normalize_prepared(batch, self.preprocessing, self.device)
@@ -191,13 +202,17 @@ class SiamDETR(Described):
     def inspect(self, image: ImageLike) -> TracedInspection:
         """What is found in an image, and on demand where encoder and decoder looked, as arrays.
 
-        Example:
-            seen = model.inspect("photo.jpg")
-            look = seen.decoder_look(int(seen.scored.scores[0].argmax()))  # of the best box
-            look.maps, look.points, look.weights, look.references
-            seen.encoder_look(0.5, 0.5).maps  # self-attention of the cell in the middle
         Raises:
             ImageError: the image cannot be used.
+
+        Example:
+            >>> inspection = SiamDETR.load("detector.safetensors").inspect("photo.jpg")
+            >>> best = int(inspection.scored.scores[0].argmax())
+            >>> look = inspection.decoder_look(best)
+            >>> look.maps.shape  # [layers, heads, h, w], cells of the feature map
+            (6, 8, 25, 34)
+            >>> inspection.encoder_look(0.5, 0.5).maps.shape  # self-attention of the cell in the middle
+            (6, 8, 25, 34)
         """
         return inspect(self._predictor, image)
 
@@ -228,6 +243,14 @@ def load(
     Raises:
         CheckpointError: not there, not ours, or damaged.
         ValueError: the backend cannot run such a file.
+
+    Example:
+        >>> import siamdetr
+        >>> model = siamdetr.load("detector.safetensors")
+        >>> model.class_names
+        ('cat', 'dog')
+        >>> model.info["variant"]
+        'conditional'
     """
     path = Path(path)
     kind = "onnx" if path.suffix == ".onnx" or (path / MANIFEST_FILE).is_file() or (path / ONNX_FILE).is_file() else ""

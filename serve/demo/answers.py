@@ -95,7 +95,7 @@ class Answers:
             question: {picture, model, box}, box in the order of `detect`; or {picture, model, x, y}, fractions of the image.
         Returns:
             `shape` [L, M, h, w]; `maps` of it in base64, 255 being the peak of its layer and head in `peaks`; `points` in base64:
-            float32 [L, M, N, 3] (x, y, weight), or None; `references` [L][2 | 4] or None.
+            float32 [L, M, N, 3] (x, y, weight), or None; `references` [L, 2 or 4] or None.
         Raises:
             ValueError: the question makes no sense, or the picture is no longer kept.
         """

@@ -173,7 +173,8 @@ def merge_proposals(a: Boxes, b: Boxes) -> Boxes:
     """One list of two: what both methods find, and find early, comes first; overlapping boxes are suppressed.
 
     Args:
-        a, b: [n, 4] and [m, 4] (x0, y0, x1, y1) fractions, best first.
+        a: [n, 4] (x0, y0, x1, y1) fractions, best first.
+        b: [m, 4] likewise.
     Returns:
         [k, 4], best first, k <= n + m.
     """
