@@ -9,12 +9,13 @@ from pathlib import Path
 from markupsafe import Markup
 
 from siamdetr.drawing.html_page import REPORT_FILE, Section, page, picture, table
+from siamdetr.drawing.plot import Plot, save_plots
 from siamdetr.settings.base import to_json
 from siamdetr.study import plots
 from siamdetr.study.cell import SCRATCH, Cell
 from siamdetr.study.grids import ablation_variations, sensitivity_variations
 from siamdetr.study.pictures import ATTENTION, BOXES, TRUTH
-from siamdetr.study.plots import Line, Plot, save_plots
+from siamdetr.study.plots import Line
 from siamdetr.study.run_cell import CELLS, ERROR_FILE, cell_folder, scored_index
 from siamdetr.study.runner import Grid
 from siamdetr.study.statistics import Interval, interval
