@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from siamdetr.api import SiamDETR, load
 from siamdetr.cli.__main__ import app
-from siamdetr.cli.demo import _names
+from siamdetr.cli.demo import distinguishing_names
 from siamdetr.errors import ImageError
 from siamdetr.inference.attention_maps import Look
 from siamdetr.models.detector import BUILDERS
@@ -198,11 +198,17 @@ def test_shown_pictures_are_at_most_so_large() -> None:
 
 
 def test_models_are_named_by_what_tells_them_apart() -> None:
-    assert _names([Path("runs/a"), Path("runs/b.safetensors")]) == ["a", "b"]
-    assert _names([Path("x/run/best.safetensors"), Path("y/run/best.safetensors")]) == ["x/run/best", "y/run/best"]
-    assert _names([Path("runs/a"), Path("runs/a")]) == ["a", "a"]
-    assert _names([Path("runs/lr-0.1"), Path("runs/lr-0.2")]) == ["lr-0.1", "lr-0.2"]
-    assert _names([Path("run/best.safetensors"), Path("run/best.onnx")]) == ["best.safetensors", "best.onnx"]
+    assert distinguishing_names([Path("runs/a"), Path("runs/b.safetensors")]) == ["a", "b"]
+    assert distinguishing_names([Path("x/run/best.safetensors"), Path("y/run/best.safetensors")]) == [
+        "x/run/best",
+        "y/run/best",
+    ]
+    assert distinguishing_names([Path("runs/a"), Path("runs/a")]) == ["a", "a"]
+    assert distinguishing_names([Path("runs/lr-0.1"), Path("runs/lr-0.2")]) == ["lr-0.1", "lr-0.2"]
+    assert distinguishing_names([Path("run/best.safetensors"), Path("run/best.onnx")]) == [
+        "best.safetensors",
+        "best.onnx",
+    ]
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
