@@ -14,7 +14,7 @@ from PIL import Image
 
 import siamdetr
 from siamdetr.data.synthetic.shapes import write_synthetic
-from siamdetr.drawing.attention import Wanted, attention_figure
+from siamdetr.drawing.attention import FigureOptions, attention_figure
 
 
 def main() -> None:
@@ -36,12 +36,12 @@ def main() -> None:
 
     inspection = model.inspect(image)
     best = int(inspection.scored.scores[0].argmax())
-    look = inspection.decoder_look(best)  # attention maps [layers, heads, h, w]
-    last = look.maps[-1].mean(axis=0)  # the last layer, mean of its heads
+    attention = inspection.decoder_attention(best)  # attention maps [layers, heads, h, w]
+    last = attention.maps[-1].mean(axis=0)  # the last layer, mean of its heads
     entropy = -(last * np.log(last.clip(1e-12))).sum() / np.log(last.size)
     print(f"best score {inspection.scored.scores[0, best]:.3f}; entropy of its attention {entropy:.2f} (1 is uniform)")
 
-    figure = attention_figure(image, inspection, model.class_names, Wanted(boxes=3))
+    figure = attention_figure(image, inspection, model.class_names, FigureOptions(boxes=3))
     asked.output.mkdir(parents=True, exist_ok=True)
     figure.savefig(asked.output / "attention.png", dpi=150)
     print(f"figure: {asked.output / 'attention.png'}")

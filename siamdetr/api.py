@@ -1,4 +1,4 @@
-"""The public face: `SiamDETR`, a detector with its classes and its preprocessing, and `load`, which opens any of our files."""
+"""The public API: `SiamDETR`, a detector with its classes and its preprocessing, and `load`, which opens any of our files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Backend = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
 
 
 class Model(Predictor, Protocol):
-    """What `load` gives, whatever runs it."""
+    """A model opened by `load`, in any runtime."""
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -126,7 +126,7 @@ class SiamDETR(Described):
         lineage: Sequence[str] = (),
         metrics: Mapping[str, float] | None = None,
     ) -> SiamDETR:
-        """A model of a detector that is already there (it is held, not copied)."""
+        """A model of an existing detector, which is held, not copied."""
         metadata = ModelMetadata(
             class_names=tuple(class_names),
             category_ids=tuple(category_ids),
@@ -158,7 +158,7 @@ class SiamDETR(Described):
 
     @property
     def metadata(self) -> ModelMetadata:
-        """What a model file says besides the detector's settings."""
+        """What a model file holds besides the detector's settings."""
         return self._metadata
 
     @property
@@ -187,7 +187,7 @@ class SiamDETR(Described):
         return self._predictor.predict_batch(batch)
 
     def attention(self, image: ImageLike) -> NDArray[np.float32]:
-        """Where each query of each decoder layer looks.
+        """The cross-attention of every query, in every decoder layer.
 
         Returns:
             [L, heads, Q, h, w]: over h and w (cells of the feature map) every map sums to 1.
@@ -203,7 +203,7 @@ class SiamDETR(Described):
         return torch.stack([one[0] for one in maps]).float().cpu().numpy()
 
     def inspect(self, image: ImageLike) -> TracedInspection:
-        """What is found in an image, and on demand where encoder and decoder looked, as arrays.
+        """Detections of one image, and on demand the attention of encoder and decoder, as arrays.
 
         Raises:
             ImageError: the image cannot be used.
@@ -211,10 +211,10 @@ class SiamDETR(Described):
         Example:
             >>> inspection = SiamDETR.load("detector.safetensors").inspect("photo.jpg")
             >>> best = int(inspection.scored.scores[0].argmax())
-            >>> look = inspection.decoder_look(best)
-            >>> look.maps.shape  # [layers, heads, h, w], cells of the feature map
+            >>> attention = inspection.decoder_attention(best)
+            >>> attention.maps.shape  # [layers, heads, h, w], cells of the feature map
             (6, 8, 25, 34)
-            >>> inspection.encoder_look(0.5, 0.5).maps.shape  # self-attention of the cell in the middle
+            >>> inspection.encoder_attention(0.5, 0.5).maps.shape  # self-attention of the cell in the middle
             (6, 8, 25, 34)
         """
         return inspect(self._predictor, image)

@@ -1,4 +1,4 @@
-"""Boxes: conversions, overlaps, and the inverse of the sigmoid that DETR detectors refine references with.
+"""Boxes: conversions, overlaps, and the inverse sigmoid with which DETR detectors refine references.
 
 Two layouts only: `cxcywh` (centre, width, height) inside models and losses, `xyxy` (corners) at the edges and for overlaps.
 """

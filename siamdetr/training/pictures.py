@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from siamdetr.data.index import DetectionIndex
-from siamdetr.drawing.attention import Wanted, attention_figure
+from siamdetr.drawing.attention import FigureOptions, attention_figure
 from siamdetr.drawing.boxes import draw_side_by_side, truth_of
 from siamdetr.images.preprocessing import load_image
 from siamdetr.inference.detector_attention import inspect
@@ -40,5 +40,5 @@ def save_pictures(run_folder: Path, index: DetectionIndex, *, count: int = 6, th
         pair.thumbnail((_WIDTH, _WIDTH))
         pair.convert("RGB").save(run_folder / PICTURES / file_name, quality=85)
         if number % 2 == 0:
-            figure = attention_figure(image, inspect(predictor, image), metadata.class_names, Wanted())
+            figure = attention_figure(image, inspect(predictor, image), metadata.class_names, FigureOptions())
             figure.savefig(run_folder / ATTENTION / file_name, dpi=_DPI, facecolor="white")
