@@ -224,8 +224,8 @@ def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_page_is_part_of_the_package() -> None:
     """Files that are no Python are listed apart: forgotten, they are missing from the wheel alone."""
-    page = importlib.resources.files("siamdetr.serve") / "page"
+    page = importlib.resources.files("siamdetr.serve.demo") / "page"
     names = {file.name for file in page.iterdir()}
     assert names == {"viewer.html", "viewer.css", "viewer.js", "stage.js", "heat.js"}
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert setuptools["package-data"]["siamdetr.serve"] == ["page/*"]
+    assert setuptools["package-data"]["siamdetr.serve.demo"] == ["page/*"]
