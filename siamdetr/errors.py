@@ -32,6 +32,10 @@ class UnreadableImageError(DataError, ImageError):
         self.reason = reason
 
 
+class VideoError(ValueError):
+    """A video that cannot be opened; the text says which, why and what to do."""
+
+
 class WeightFileError(ValueError):
     """A weight file that cannot be read, or that would have to run code to be read."""
 
