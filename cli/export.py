@@ -1,4 +1,4 @@
-"""`siamdetr export MODEL -o DIR`: a bundle, measured against PyTorch before it is handed over."""
+"""`siamdetr export MODEL -o DIR`: write a bundle, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write the bundle to.")],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Images to compare on, with labels also AP; default: the run's validation part."),
+        typer.Option(
+            "--data", help="Images to compare on, with labels also by AP; default: the run's validation part."
+        ),
     ] = None,
     split: common.Split = None,
     data_format: common.Format = "auto",
@@ -88,7 +90,7 @@ def export(
         Path | None, typer.Option("--triton", help="Write a model repository for NVIDIA Triton there, too.")
     ] = None,
 ) -> None:
-    """Export to ONNX (opset 18, any batch and image size); what does not agree with PyTorch is not handed over."""
+    """Export to ONNX (any batch and image size); a file that disagrees with PyTorch is rejected."""
     from siamdetr.api import SiamDETR, kind_of
     from siamdetr.cli.console import console, progress
     from siamdetr.errors import ExportError
@@ -126,7 +128,7 @@ def export(
             "run folder or .safetensors file"
         )
     if trt:
-        find_module(engine.module)  # before the minutes that the graph takes
+        find_module(engine.module)  # before the graph, which takes minutes
     opened = SiamDETR.load(model)
     if not any(isinstance(module, DeformableAttention) for module in opened.detector.modules()):
         refuse_given(context, "sampling", f"{opened.detector.settings.variant} has no deformable attention")
@@ -205,7 +207,7 @@ def _add_engine(
     gate: bool,
     reference: Predictor | None = None,
 ) -> None:
-    """Build the engine of a bundle, in a copy of it where `output` is another folder."""
+    """Build the engine of a bundle, or of a copy of it if `output` is another folder."""
     import dataclasses
     import shutil
 
@@ -235,7 +237,7 @@ def _add_engine(
 
 
 def verdict(report: GateReport) -> str:
-    """What the gate measured, in a sentence or two."""
+    """The measurements of the gate, in a sentence or two."""
     sizes = {f"{check.height}×{check.width}" for check in report.checks}
     batches = {check.batch_size for check in report.checks}
     text = (

@@ -24,7 +24,8 @@ def predict(
     model: options.ModelPath,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     threshold: Annotated[
-        float | None, typer.Option("--threshold", min=0.0, max=1.0, help="Least score of a box; default: the model's.")
+        float | None,
+        typer.Option("--threshold", min=0.0, max=1.0, help="Lowest score of a detection; default: the model's."),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")] = Path("predictions"),
     json_file: Annotated[
@@ -34,7 +35,7 @@ def predict(
     device: options.Device = "auto",
     backend: options.Backend = None,
 ) -> None:
-    """Find objects in images: writes each picture with its boxes, and all boxes as JSON (xyxy, pixels).
+    """Detect objects in images: write each picture with its boxes, and all boxes as JSON (xyxy, pixels).
 
     An image that cannot be used is named and left out; the exit code is 1 then.
     """
