@@ -17,7 +17,7 @@ from siamdetr.training.initial_weights import run_normalization
 from siamdetr.training.loop import Session, begin, first_process_first, run_length, seed_weights, train
 from siamdetr.training.open_datasets import open_pretraining
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
-from siamdetr.training.pretrain_setup import pretraining_detector, stored_proposals
+from siamdetr.training.pretrain_setup import pretraining_detector, stored_proposals, training_samples
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
 from siamdetr.training.proposal_figures import measure_proposals, save_proposal_figures
 from siamdetr.training.run_folder import choose_folder, process_rank
@@ -59,22 +59,25 @@ def pretrain(
         detector = Detector(settings.detector)
         if run.content is None:
             fill_backbone(detector, settings)
+        with first_process_first(settings):
+            poll = as_callback(sink, "views", watch.raise_if_received)
+            samples, collate = training_samples(dataset, settings, run, detector, preprocessing.normalization, poll)
         module = PretrainModule(detector, settings, preprocessing, length.total)
         if run.content is None:
             module.pretext.load_weights(settings.backbone_weights)
         what = f"pretext: {settings.method} on {', '.join(settings.data.paths)}"
         session = Session(
             module,
-            dataset,
+            samples,
             len(index),
             lambda i: int(index.image_ids[i]),
-            entry.collate,
+            collate,
             lambda step: ModelMetadata(
                 class_names=(OBJECT,), preprocessing=preprocessing, lineage=(f"{what}, {step} steps",)
             ),
             WeightAverage(settings.ema) if settings.ema else None,
             callbacks=(Diagnostics(run.path, dataset, len(index), entry.collate, total_steps=length.total),),
-            finished=class_agnostic,
+            finished=lambda detector: module.pretext.transferred(class_agnostic(detector)),
         )
         figures = measure_proposals(proposals, data.labelled) if process_rank() == 0 else None
         seconds = train(session, settings, run, watch=watch, progress=sink)

@@ -19,6 +19,7 @@ EVALUATION_FILE = "evaluation.json"  # of the best weights: {"step", "metrics": 
 PROPOSALS_FILE = "proposals.json"  # of pretraining: {"recipe", "rows": [[what, figure], …]}
 PICTURES = "pictures"  # folder of jpg files, truth beside prediction, named by what they show
 ATTENTION = "attention"  # folder of jpg files, the best boxes and where the decoder looked for them
+USED_FROM = 0.15  # IoU of own regions over another image's: from here on the report says that regions are used
 DIAGNOSTICS = "diagnostics"  # of pretraining: sample-I.jpg, and matched-I-STEP-IOU.jpg of the same images over time
 
 
@@ -58,7 +59,7 @@ def _lead(
     what = f"Pretraining without labels ({name_of(settings['method'])})" if "method" in settings else "Finetuning"
     model = f"{detector['variant']} DETR on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
     steps = f"{max((row['step'] for row in rows), default=0):.0f} steps of {settings['batch_size']}"
-    text = f"{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
+    text = f"{_usage_sentence(rows)}{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
     losses = [row["loss"] for row in rows if "loss" in row]
     if losses:
         text += f" The loss went from {losses[0]:.3g} to {losses[-1]:.3g}."
@@ -71,14 +72,29 @@ def _lead(
     return text
 
 
+def _usage_sentence(rows: Sequence[Mapping[str, float]]) -> str:
+    """Whether queries find the regions they are told, of the last diagnostics; "" where the method tells none."""
+    last = next((row for row in reversed(rows) if "regions_own_iou" in row), None)
+    if last is None:
+        return ""
+    own, other, none = (last[f"regions_{kind}_iou"] for kind in ("own", "other", "none"))
+    verdict = "Regions are used" if own - other >= USED_FROM else "Regions are hardly used"
+    return (
+        f"{verdict}: matched boxes overlap by {own:.2f} (IoU) when queries are told their own regions, {other:.2f} when told another "
+        f"image's, {none:.2f} when told none, at step {last['step']:.0f}. "
+    )
+
+
 def _curve_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     parts = [key for key in keys if key.startswith("loss_")]
     monitors = [key for key in keys if key.startswith("monitor_")]
+    usage = [key for key in keys if key.startswith("regions_")]
     groups: list[tuple[str, str, list[str]]] = [
         ("Average precision", "AP", [key for key in ("val_ap", "val_ap50", "val_ap75") if key in keys]),
         ("Loss", "loss", ["loss"] if "loss" in keys else []),
         ("Its parts, unweighted", "loss", parts),
+        ("Are regions used? Matched boxes when queries are told these regions", "IoU", usage),
         ("Collapse monitors", "value", monitors),
         ("Learning rate", "rate", ["lr"] if "lr" in keys else []),
         ("Throughput", "images a second", ["images_per_second"] if "images_per_second" in keys else []),

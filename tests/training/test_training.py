@@ -56,7 +56,7 @@ def killed(settings: FinetuneSettings | PretrainSettings, step: int) -> int:
         sys.path.insert(0, {str(TESTS)!r})
         torch.set_num_threads(1)
         from helpers.signals import SignalAt
-        from siamdetr.training.finetune import {stage}
+        from siamdetr.training.{stage} import {stage}
         from {type(settings).__module__} import {type(settings).__name__} as Settings
         {stage}(Settings.model_validate_json(sys.stdin.read()), progress=SignalAt({int(signal.SIGKILL)}, "train", {step}))
         """
