@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import supervision as sv
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from siamdetr.errors import CheckpointError
+from siamdetr.files import Kind, kind_of
 from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
 from siamdetr.inference.detector_attention import TracedInspection, inspect
 from siamdetr.inference.opened_model import Described
@@ -22,11 +23,15 @@ from siamdetr.models.attention import record_attention
 from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.backbone.weights import load_backbone_weights
 from siamdetr.models.detector import Detector
-from siamdetr.settings.detector import Classifier, DetectorSettings, Variant
+from siamdetr.settings.detector import Classifier, DetectorSettings
+from siamdetr.settings.registry import detector_entry
 
-ONNX_FILE = "model.onnx"
-MANIFEST_FILE = "manifest.json"
 Backend = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
+_BACKENDS: dict[Kind, tuple[Backend, ...]] = {  # that run a kind of file, the usual one first
+    "onnx": ("onnxruntime", "openvino"),
+    "bundle": ("onnxruntime", "openvino", "tensorrt"),
+    "engine": ("tensorrt",),
+}
 
 
 class Model(Predictor, Protocol):
@@ -57,14 +62,14 @@ class SiamDETR(Described):
     The weights are random; `siamdetr.load` opens trained ones.
 
     Args:
-        variant: "vanilla", "conditional", "dab", "dn", "deformable", "dab_deformable" or "dn_deformable". The deformable ones
-            have one feature level here; `from_parts` takes a detector of other settings.
+        variant: a detector of `siamdetr.settings.registry.DETECTORS`, such as "conditional" or "dn"; docs/detectors.md tells
+            what each is. Those of several feature levels have one here; `from_parts` takes a detector of other settings.
         backbone: resnet18/34/50/101 or any timm model with feature maps.
         num_classes: number of classes, named class_0, class_1, … ; or give `class_names`.
         class_names: names in label order.
         num_queries: boxes that the detector proposes for an image.
         stride: of the feature map, 32 or 16 pixels.
-        classifier: "softmax" or "focal"; None: as the variant's paper, softmax for vanilla, else focal.
+        classifier: "softmax" or "focal"; None: as the variant's paper.
         backbone_weights: "imagenet" or a file; None: random.
         preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR, normalised as the
             backbone's pretrained weights expect.
@@ -74,7 +79,7 @@ class SiamDETR(Described):
 
     def __init__(
         self,
-        variant: Variant = "conditional",
+        variant: str = "conditional",
         *,
         backbone: str = "resnet50",
         num_classes: int | None = None,
@@ -93,7 +98,7 @@ class SiamDETR(Described):
                 "num_classes": len(names),
                 "num_queries": num_queries,
                 "stride": stride,
-                "classifier": classifier or ("softmax" if variant == "vanilla" else "focal"),
+                "classifier": classifier or detector_entry(variant).classifier,
             }
         )
         detector = Detector(settings)
@@ -148,6 +153,11 @@ class SiamDETR(Described):
     def detector(self) -> Detector:
         """The module: float normalised images [B, 3, H, W] and padding in, `Outputs` out."""
         return self._predictor.detector
+
+    @property
+    def predictor(self) -> PyTorchPredictor:
+        """The runtime: detector, classes and preprocessing."""
+        return self._predictor
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -227,16 +237,14 @@ def load(
             model.engine.
         device: where it runs: "cpu", "cuda", "cuda:N", or "auto": the GPU where there is one.
         backend: what runs it; None: PyTorch for our model files, ONNX Runtime for .onnx files and bundles, TensorRT for engines.
-        threads: of exported files on the CPU; None: one a core.
+        threads: of exported files on the CPU; None: one for each core that this process may use.
     Raises:
         CheckpointError: not there, not ours, or damaged.
         ValueError: the backend cannot run such a file.
     """
     path = Path(path)
-    kind = "onnx" if path.suffix == ".onnx" or (path / MANIFEST_FILE).is_file() or (path / ONNX_FILE).is_file() else ""
-    kind = "engine" if path.suffix == ".engine" or (kind and path.is_dir() and backend == "tensorrt") else kind
-    backends = {"onnx": ("onnxruntime", "openvino"), "engine": ("tensorrt",)}.get(kind, ("pytorch",))
-    backend = backend or cast("Backend", backends[0])
+    backends = _BACKENDS.get(kind_of(path), ("pytorch",))
+    backend = backend or backends[0]
     if backend not in backends:
         raise ValueError(f"{path}: backend '{backend}' does not run such a file; take {' or '.join(backends)}")
     if backend == "tensorrt":
@@ -262,4 +270,4 @@ def _class_names(number: int | None, names: Sequence[str] | None) -> tuple[str, 
     return tuple(names)
 
 
-__all__ = ["Backend", "CheckpointError", "Model", "SiamDETR", "load"]
+__all__ = ["Backend", "CheckpointError", "Kind", "Model", "SiamDETR", "kind_of", "load"]
