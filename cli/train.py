@@ -18,6 +18,7 @@ def train(
         typer.Option("--proposals", help="A file that `siamdetr proposals` made; again for each shard."),
     ] = [],  # noqa: B006 - typer copies it
     method: Annotated[str | None, typer.Option("--method", help="siamese, updetr or detreg.")] = None,
+    init: options.Init = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
@@ -38,8 +39,9 @@ def train(
 ) -> None:
     """Pretrain a detector on images WITHOUT labels (self-supervised). To train on labels: `siamdetr finetune`."""
     from siamdetr.cli.console import RunProgress
+    from siamdetr.pretext.registry import PRETEXTS
+    from siamdetr.pretext.run_settings import PretrainSettings
     from siamdetr.settings.resolve import resolve
-    from siamdetr.settings.training import PretrainSettings
     from siamdetr.training.pretrain import pretrain
 
     flags = {
@@ -49,10 +51,11 @@ def train(
         "data.strict": strict or None,
         "data.proposals": [str(path) for path in proposals] or None,
         "method": method,
+        "init": init,
         "steps": steps,
         "epochs": epochs,
         "batch_size": batch_size,
-        **dict.fromkeys(("siamese.size", "updetr.size", "detreg.size"), options.image_size(imgsz)),
+        **dict.fromkeys((f"{key}.size" for key in PRETEXTS), options.image_size(imgsz)),
         "output": None if output is None else str(output),
         "optimizer.lr": lr,
         "grad_accum": grad_accum,

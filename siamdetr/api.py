@@ -19,9 +19,11 @@ from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes
 from siamdetr.inference.pytorch import PyTorchPredictor, evaluating, normalize_prepared
 from siamdetr.model_file import ModelMetadata, find_model_file, load_model, save_model
 from siamdetr.models.attention import record_attention
+from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.backbone.weights import load_backbone_weights
 from siamdetr.models.detector import Detector
-from siamdetr.settings.detector import Classifier, DetectorSettings, Variant
+from siamdetr.settings.detector import Classifier, DetectorSettings
+from siamdetr.settings.registry import detector_entry
 
 ONNX_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
@@ -56,23 +58,24 @@ class SiamDETR(Described):
     The weights are random; `siamdetr.load` opens trained ones.
 
     Args:
-        variant: "vanilla", "conditional", "dab", "dn", "deformable", "dab_deformable" or "dn_deformable". The deformable ones
-            have one feature level here; `from_parts` takes a detector of other settings.
+        variant: a detector of `siamdetr.settings.registry.DETECTORS`, such as "conditional" or "dn"; docs/detectors.md tells
+            what each is. Those of several feature levels have one here; `from_parts` takes a detector of other settings.
         backbone: resnet18/34/50/101 or any timm model with feature maps.
         num_classes: number of classes, named class_0, class_1, … ; or give `class_names`.
         class_names: names in label order.
         num_queries: boxes that the detector proposes for an image.
         stride: of the feature map, 32 or 16 pixels.
-        classifier: "softmax" or "focal"; None: as the variant's paper, softmax for vanilla, else focal.
+        classifier: "softmax" or "focal"; None: as the variant's paper.
         backbone_weights: "imagenet" or a file; None: random.
-        preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR.
+        preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR, normalised as the
+            backbone's pretrained weights expect.
     Raises:
         ValueError: neither or contradicting numbers of classes, or a setting that does not exist.
     """
 
     def __init__(
         self,
-        variant: Variant = "conditional",
+        variant: str = "conditional",
         *,
         backbone: str = "resnet50",
         num_classes: int | None = None,
@@ -91,13 +94,14 @@ class SiamDETR(Described):
                 "num_classes": len(names),
                 "num_queries": num_queries,
                 "stride": stride,
-                "classifier": classifier or ("softmax" if variant == "vanilla" else "focal"),
+                "classifier": classifier or detector_entry(variant).classifier,
             }
         )
         detector = Detector(settings)
         if backbone_weights is not None:
             load_backbone_weights(detector.backbone, backbone_weights)
-        metadata = ModelMetadata(class_names=names, preprocessing=preprocessing or PreprocessingSpec())
+        own = preprocessing or PreprocessingSpec().normalized_by(backbone_normalization(backbone))
+        metadata = ModelMetadata(class_names=names, preprocessing=own)
         self._set(detector.eval(), metadata, None)
 
     def _set(self, detector: Detector, metadata: ModelMetadata, path: Path | None) -> None:
@@ -145,6 +149,11 @@ class SiamDETR(Described):
     def detector(self) -> Detector:
         """The module: float normalised images [B, 3, H, W] and padding in, `Outputs` out."""
         return self._predictor.detector
+
+    @property
+    def predictor(self) -> PyTorchPredictor:
+        """The runtime: detector, classes and preprocessing."""
+        return self._predictor
 
     @property
     def metadata(self) -> ModelMetadata:

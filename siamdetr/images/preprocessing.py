@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,18 @@ from siamdetr.images.depth import to_rgb
 from siamdetr.images.open import open_untrusted
 from siamdetr.settings.base import Settings
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in 0..1
-IMAGENET_STD = (0.229, 0.224, 0.225)
+
+class Normalization(NamedTuple):
+    """What images are normalised with, (x / 255 - mean) / std: per channel (RGB), of values in 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __str__(self) -> str:
+        return f"mean {' '.join(f'{x:g}' for x in self.mean)}, std {' '.join(f'{x:g}' for x in self.std)}"
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageLike: TypeAlias = "Image.Image | Pixels | str | os.PathLike[str] | bytes | BinaryIO"
@@ -44,8 +54,8 @@ class PreprocessingSpec(Settings):
     max_size: int | None = Field(
         default=1333, ge=1, description="shortest-edge: bound of the longer side, pixels; None: none"
     )
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = IMAGENET.mean
+    std: tuple[float, float, float] = IMAGENET.std
 
     @model_validator(mode="after")
     def _size_fits_mode(self) -> PreprocessingSpec:
@@ -65,6 +75,15 @@ class PreprocessingSpec(Settings):
         if isinstance(size, int):
             return cls(mode="shortest-edge", size=size, max_size=max_size or round(size * 1333 / 800))
         return cls(mode="fixed", size=(size[0], size[1]))
+
+    @property
+    def normalization(self) -> Normalization:
+        """`mean` and `std`."""
+        return Normalization(self.mean, self.std)
+
+    def normalized_by(self, normalization: Normalization) -> PreprocessingSpec:
+        """The same recipe with another mean and standard deviation."""
+        return self.model_copy(update=normalization._asdict())
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from siamdetr.data.index import DetectionIndex
 from siamdetr.drawing.boxes import dashed_rectangle
 from siamdetr.evaluation.mistakes import Corners, Mistake, corners_of
-from siamdetr.images.open import open_untrusted
+from siamdetr.images.preprocessing import load_image
 
 _SIDE = 320  # pixels of a picture
 _MARGIN = 0.6  # of the box's longer side, on each side of it
@@ -23,7 +23,7 @@ def picture_of(mistake: Mistake, index: DetectionIndex) -> bytes:
     Raises:
         UnreadableImageError: the image cannot be opened.
     """
-    image = open_untrusted(index.path(mistake.image))
+    image = load_image(index.path(mistake.image))
     truth = None if mistake.truth is None else corners_of(index.boxes[mistake.truth])
     window = _window([mistake.box] if truth is None else [mistake.box, truth], image.size)
     scale = _SIDE / max(window[2] - window[0], window[3] - window[1])

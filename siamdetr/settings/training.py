@@ -5,14 +5,14 @@ This file imports no torch: the command line reads it to explain itself.
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from siamdetr.settings.base import Settings
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings, LossSettings
-from siamdetr.settings.pretext import DETRegSettings, Method, SiameseSettings, UPDETRSettings
 
+Stage = Literal["pretrain", "finetune"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Freeze = Literal["none", "backbone", "body"]
 Logger = Literal["wandb", "mlflow"]
@@ -68,10 +68,17 @@ class ScheduleSettings(Settings):
 
 
 class RunSettings(Settings):
-    """What both stages share."""
+    """What both stages share. Those of pretraining are in `siamdetr.pretext.run_settings`, which knows the pretexts."""
+
+    stage: ClassVar[Stage]
 
     detector: DetectorSettings = DetectorSettings()
     data: DataSettings
+    init: str | None = Field(
+        None,
+        description="the model to start from: a run folder, a model file, a folder of transformers' save_pretrained, or "
+        "hf:ORG/NAME of the Hugging Face hub",
+    )
     backbone_weights: str = Field("imagenet", description="imagenet, none, or a file of weights")
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -101,30 +108,14 @@ class RunSettings(Settings):
         return self
 
 
-class PretrainSettings(RunSettings):
-    """Self-supervised pretraining: `siamdetr train`, `siamdetr pretrain`."""
-
-    method: Method = Field("siamese", description="siamese, updetr or detreg; its settings stand under its name")
-    siamese: SiameseSettings = SiameseSettings()
-    updetr: UPDETRSettings = UPDETRSettings()
-    detreg: DETRegSettings = DETRegSettings()
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
-
-    @property
-    def of_method(self) -> SiameseSettings | UPDETRSettings | DETRegSettings:
-        """The settings of the method."""
-        if self.method == "siamese":
-            return self.siamese
-        return self.updetr if self.method == "updetr" else self.detreg
-
-
 class FinetuneSettings(RunSettings):
     """Supervised training of a detector: `siamdetr finetune`."""
+
+    stage: ClassVar[Stage] = "finetune"
 
     images: ImageSettings = ImageSettings()
     losses: LossSettings = LossSettings()
     denoising: DenoisingSettings = DenoisingSettings()
-    init: str | None = Field(None, description="a run folder or model file to start from")
     freeze: Freeze = Field("none", description="backbone: only the backbone; body: all but the class and box heads")
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none. They are what is scored and saved"

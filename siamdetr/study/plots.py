@@ -12,10 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from siamdetr.drawing.plot import INK, Plot, plot_figure, rendered
+from siamdetr.study.inits import init_colour, init_name
 from siamdetr.study.statistics import Interval
-
-COLOURS = {"scratch": "#8b939c", "siamese": "#2f7ed8", "updetr": "#e4572e", "detreg": "#2a9d6f"}
-_OTHER = "#b07aa1"
 
 Point = tuple[float, Interval]
 
@@ -57,7 +55,7 @@ def differences(name: str, title: str, rows: Mapping[str, Sequence[tuple[str, In
         for group, entries in rows.items():
             start = place
             for init, found in entries:
-                _dot(axes, found, place, COLOURS.get(init, _OTHER))
+                _dot(axes, found, place, init_colour(init))
                 place += 1
             ticks.append(((start + place - 1) / 2, group))
             place += 0.8
@@ -86,17 +84,17 @@ def labelled_dots(
             texts.append(f"$\\bf{{{group.replace(' ', '~')}}}$")
             place += 1
             for label, found in entries:
-                _dot(axes, found, place, COLOURS["siamese"])
+                _dot(axes, found, place, init_colour("siamese"))
                 ticks.append(place)
                 texts.append(label)
                 place += 1
             place += 0.4
         if base is not None:
-            axes.axvline(base.mean, color=COLOURS["scratch"], linewidth=1.4)
+            axes.axvline(base.mean, color=init_colour("scratch"), linewidth=1.4)
             axes.axvspan(
-                base.low or base.mean, base.high or base.mean, color=COLOURS["scratch"], alpha=0.15, linewidth=0
+                base.low or base.mean, base.high or base.mean, color=init_colour("scratch"), alpha=0.15, linewidth=0
             )
-            axes.text(base.mean, -1.0, "scratch", color=COLOURS["scratch"], ha="center", va="bottom", fontsize=9)
+            axes.text(base.mean, -1.0, "scratch", color=init_colour("scratch"), ha="center", va="bottom", fontsize=9)
         axes.set_yticks(ticks, texts)
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
@@ -115,7 +113,7 @@ def bars(name: str, title: str, groups: Mapping[str, Sequence[tuple[str, Interva
         for k, entries in enumerate(groups.values()):
             for init, found in entries:
                 at = k + (inits.index(init) - (len(inits) - 1) / 2) * width
-                axes.bar(at, found.mean, width * 0.9, color=COLOURS.get(init, _OTHER), linewidth=0)
+                axes.bar(at, found.mean, width * 0.9, color=init_colour(init), linewidth=0)
                 if found.half is not None:
                     axes.errorbar(at, found.mean, found.half, color=INK, linewidth=1, capsize=2.5)
                 top = found.mean if found.high is None else found.high
@@ -136,7 +134,7 @@ def costs(name: str, title: str, rows: Sequence[tuple[str, str, float]], *, x_la
     with plot_figure(5.8, 0.8 + 0.42 * len(rows)) as figure:
         axes = figure.add_subplot()
         for place, (init, _, value) in enumerate(rows):
-            axes.barh(place, value, 0.62, color=COLOURS.get(init, _OTHER), linewidth=0)
+            axes.barh(place, value, 0.62, color=init_colour(init), linewidth=0)
             axes.annotate(
                 format.format(value), (value, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
             )
@@ -195,7 +193,7 @@ def _line(axes: Axes, line: Line) -> None:
     x = [at for at, _ in line.points]
     mean = np.asarray([found.mean for _, found in line.points])
     half = np.asarray([found.half or 0.0 for _, found in line.points])
-    colour = COLOURS.get(line.init, _OTHER)
+    colour = init_colour(line.init)
     axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.14, linewidth=0)
     marker = "o" if len(x) <= 12 else None
     axes.plot(x, mean, color=colour, linewidth=1.9, marker=marker, markersize=4.5, markeredgecolor="none")
@@ -218,7 +216,7 @@ def _name_the_ends(axes: Axes, series: Sequence[Line]) -> None:
             (right, place - over),
             xytext=(9, 0),
             textcoords="offset points",
-            color=COLOURS.get(line.init, _OTHER),
+            color=init_colour(line.init),
             va="center",
             fontsize=9.5,
             fontweight="bold",
@@ -250,9 +248,7 @@ def _grid(axes: Axes, axis: str) -> None:
 
 
 def _legend(figure: Figure, inits: Sequence[str] | Mapping[str, None]) -> None:
-    from siamdetr.study.summary import NAMES
-
-    handles = [matplotlib.patches.Patch(color=COLOURS.get(init, _OTHER), label=NAMES.get(init, init)) for init in inits]
+    handles = [matplotlib.patches.Patch(color=init_colour(init), label=init_name(init)) for init in inits]
     figure.legend(
         handles=handles,
         loc="outside upper left",

@@ -20,9 +20,8 @@ class FinetuneModule(StepModule):
     def __init__(
         self, detector: Detector, settings: FinetuneSettings, preprocessing: PreprocessingSpec, total_steps: int
     ) -> None:
-        super().__init__(settings, total_steps)
+        super().__init__(settings, preprocessing, total_steps)
         self.detector = detector
-        self.preprocessing = preprocessing
         self.denoising = settings.denoising
         shape = detector.settings
         self.criterion = DetectionCriterion(
@@ -31,8 +30,8 @@ class FinetuneModule(StepModule):
             shape.num_classes,
             num_layers=shape.decoder_layers,
             denoising=detector.denoises,
-            proposals=shape.two_stage,
-            box_parts=shape.variant in ("dab", "dn"),
+            proposals=shape.proposes,
+            box_parts=shape.entry.box_parts,
         )
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from siamdetr.errors import CheckpointError, SettingsError
 from siamdetr.settings.base import to_json
-from siamdetr.settings.resolve import differences, stage_of
+from siamdetr.settings.resolve import differences
 from siamdetr.settings.training import RunSettings
 from siamdetr.training.checkpoint_io import LAST, STATE, newest_valid, read_checkpoint
 
@@ -78,9 +80,10 @@ def check_same_run(checkpoint: dict[str, Any], settings: RunSettings, path: Path
     Raises:
         CheckpointError: naming each setting that differs, with both values.
     """
-    stage, theirs, ours = checkpoint[STATE]["stage"], checkpoint[STATE]["settings"], to_json(settings)
-    if stage != stage_of(type(settings)):
-        raise CheckpointError(f"{path}: a checkpoint of {stage}, not of {stage_of(type(settings))}; use it with --init")
+    stage, ours = checkpoint[STATE]["stage"], to_json(settings)
+    if stage != settings.stage:
+        raise CheckpointError(f"{path}: a checkpoint of {stage}, not of {settings.stage}; use it with --init")
+    theirs = _completed(checkpoint[STATE]["settings"], type(settings))
     differing = [key for key in differences(ours, theirs) if key.partition(".")[0] not in _FREE]
     if differing:
         lines = [f"  {key}: {_value(theirs, key)!r} in the checkpoint, {_value(ours, key)!r} now" for key in differing]
@@ -97,7 +100,7 @@ def _named(settings: RunSettings, *, newest: bool) -> Path:
         return Path(os.environ[_FOLDER_VARIABLE])
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
         raise SettingsError("several processes need one folder: give it with -o")
-    stage = stage_of(type(settings))
+    stage = settings.stage
     number = 1
     while (RUNS / f"{stage}-{number}").exists():
         number += 1
@@ -117,6 +120,15 @@ def _resumed(folder: Path, checkpoint: Path | None) -> RunFolder:
     for problem in problems:
         _log.warning("%s; going on from %s", problem, path.name)
     return RunFolder(folder, path, content)
+
+
+def _completed(stored: dict[str, Any], cls: type[RunSettings]) -> dict[str, Any]:
+    """The settings of a checkpoint; those that its version did not have yet have their defaults, which are what it did."""
+    try:
+        completed: dict[str, Any] = to_json(cls.model_validate(stored))
+    except ValidationError:  # it has what this version does not: the comparison names it
+        return stored
+    return completed
 
 
 def _value(tree: Any, key: str) -> Any:

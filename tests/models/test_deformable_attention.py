@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from helpers.paths import TESTS
 from torch import Tensor
 
 from siamdetr.models.attention import record_attention
@@ -134,7 +135,7 @@ def test_kernel_in_bfloat16_and_compiled_on_the_gpu() -> None:
 
 INTERPRETED = """
 import torch
-from tests.test_deformable_attention import LEVELS, make, result_and_gradients, sample_points
+from models.test_deformable_attention import LEVELS, make, result_and_gradients, sample_points
 from siamdetr.models.deformable.triton_kernel import deformable_sample, deformable_sample_backward
 for case in [(1, 5, 3, 5, 1, 3), (2, 3, 2, 4, 5, 2)]:
     tensors = make(case)
@@ -155,6 +156,7 @@ print("agreed")
 def test_kernel_agrees_in_tritons_interpreter() -> None:
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED],
+        cwd=TESTS,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
