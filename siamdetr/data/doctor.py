@@ -17,8 +17,9 @@ from siamdetr.data.readers.recognise import Source, find_source
 from siamdetr.data.readers.unread import unread_labels
 from siamdetr.data.splits import common_name, find_split, in_split_order
 from siamdetr.errors import DataError
-from siamdetr.images.check import DIGEST_BYTES, ImageFacts, check_images, default_workers
+from siamdetr.images.check import DIGEST_BYTES, ImageFacts, check_images
 from siamdetr.system.progress import Progress
+from siamdetr.system.threads import usable_cores
 
 SIDE_STEPS = (128, 256, 512, 1024, 2048, 4096)  # pixels, longer side of an image
 COCO_DETECTIONS = 100  # of an image, that COCO's AP counts
@@ -122,7 +123,7 @@ def diagnose(
     _note_many_objects(parts, log)
     if source.format != "folder":
         _note_unread(source.root, parts, log)
-    sides = _check_files(parts, log, progress, workers or default_workers())
+    sides = _check_files(parts, log, progress, workers or usable_cores())
     return Diagnosis(
         root=str(path),
         format=source.format,
