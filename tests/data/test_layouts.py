@@ -312,7 +312,7 @@ def test_labels_that_no_reader_takes_are_named_by_doctor_and_finetune(
     assert [(problem.kind, problem.file) for problem in diagnosis.problems] == [("unread-labels", files[0])]
     assert remedy in diagnosis.problems[0].what
     assert not diagnosis.clean
-    with pytest.raises(DataError, match="not one labelled box.*1 x file that may hold labels, which no reader takes"):
+    with pytest.raises(DataError, match=r"not one labelled box.*1 x file that may hold labels, which no reader takes"):
         require_labels(open_dataset(tmp_path))
 
 

@@ -72,6 +72,8 @@ def test_an_annotated_size_that_is_not_the_file_s_is_said_and_not_used(size: tup
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>"], ids=["empty", "html"])
 def test_a_file_that_is_no_image_is_left_out_by_every_reader(write: Any, content: bytes, tmp_path: Path) -> None:
     write(tmp_path)
+    if write is write_yolo:
+        write_image(tmp_path / "images" / "train" / "c.jpg", seed=9)
     first = sorted(tmp_path.rglob("*.jpg"))[0]
     first.write_bytes(content)
     index = open_dataset(tmp_path, split="train")

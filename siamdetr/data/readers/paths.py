@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,23 +107,36 @@ class NamedFiles:
 
     def local(self, name: str) -> str:
         """`name` with forward slashes, from `folder`."""
-        parts = split_name(name)
-        return name if self.kept == 0 and "\\" not in name else "/".join(parts[-self.kept :])
+        if self.kept == 0 and "\\" not in name:
+            return os.path.normpath(name) if "./" in name or "//" in name else name
+        return "/".join(split_name(name)[-self.kept :])
 
 
 def locate(names: Sequence[str], folders: Sequence[Path]) -> NamedFiles | None:
     """Where most of a sample of `names` lie: the first best folder, with as many components of the names as possible.
 
+    Names that differ from the files' in case or Unicode form alone count where nothing else fits.
+
     Args:
         names: as an annotation file writes them.
         folders: candidates, the likeliest first.
     """
-    sample = names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE]
+    sample = [name for name in names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE] if "\0" not in name]
+    exact = _best_place(sample, folders, lambda folder, local: os.path.isfile(folder / local))
+    if exact is not None:
+        return exact
+    listings = {folder: FolderListing(folder) for folder in folders}
+    return _best_place(sample, folders, lambda folder, local: listings[folder].find(local) is not None)
+
+
+def _best_place(
+    sample: Sequence[str], folders: Sequence[Path], is_there: Callable[[Path, str], bool]
+) -> NamedFiles | None:
     best, most = None, 0
     for kept in (0, 3, 2, 1):
         for folder in folders:
             place = NamedFiles(folder, kept)
-            hits = sum(os.path.isfile(folder / place.local(name)) for name in sample if "\0" not in name)
+            hits = sum(is_there(folder, place.local(name)) for name in sample)
             if hits > most:
                 best, most = place, hits
     return best
