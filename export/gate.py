@@ -1,6 +1,6 @@
-"""The gate: an exported file is measured against PyTorch before it is handed over, and its verdict goes into the bundle.
+"""The gate: compare an exported file with PyTorch; the verdict is written into the bundle.
 
-Several batches and sizes; the same image twice in a batch; the batch turned round; and, where the images have labels, COCO's AP
+Several batches and sizes; the same image twice in a batch; the batch reversed; and, where the images have labels, COCO's AP
 of both. Boxes are compared without regard to their order: a two-stage detector's queries change places when two proposals'
 scores are equal but for rounding.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
+from siamdetr.errors import NonFiniteOutputError
 from siamdetr.evaluation.coco import evaluate
 from siamdetr.export.compare import NO_DIFFERENCE, Difference, difference, worst
 from siamdetr.export.gate_images import Samples, drawn_samples
@@ -197,9 +198,17 @@ def run_gate(
     ]
     ap = None
     if truth is not None:
-        expected, found = (evaluate(predictor, truth, workers=0).ap for predictor in (reference, exported))
+        expected, found = (_ap(predictor, truth) for predictor in (reference, exported))
         ap = ApComparison(expected, found, len(truth))
     return GateReport(precision, runtime, samples.source, tuple(checks), ap)
+
+
+def _ap(predictor: Predictor, truth: DetectionIndex) -> float:
+    """AP, 0..1; NaN where the answers are no numbers, which no tolerance allows."""
+    try:
+        return evaluate(predictor, truth, workers=0).ap
+    except NonFiniteOutputError:
+        return float("nan")
 
 
 def pytorch_reference(model: SiamDETR, spec: PreprocessingSpec) -> PyTorchPredictor:

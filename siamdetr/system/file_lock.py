@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """One writer at a time: a lock of the system's, which ends with its process, however that ends (filelock)."""
+=======
+"""One writer at a time: a program waits while another one writes the same file."""
+>>>>>>> main
 
 from __future__ import annotations
 
@@ -26,8 +30,13 @@ def only_writer(path: Path, waiting: Callable[[], object] = lambda: None) -> Ite
     """Within it no other program of this kind writes `path`; its folder is made. While another one does, this one waits.
 
     Args:
+<<<<<<< HEAD
         path: the file to write; the lock is a hidden file beside it.
         waiting: called again and again while another program has the lock; may raise to give up.
+=======
+        path: the file to write.
+        waiting: called repeatedly while another program has the lock; may raise to give up.
+>>>>>>> main
     Raises:
         DataError: nothing can be written there.
     """
