@@ -53,19 +53,14 @@ GradAccum = Annotated[
     int | None, typer.Option("--grad-accum", min=1, help="Batches whose gradients are accumulated into one step.")
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the data.")]
-<<<<<<< HEAD
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; takes the place of --epochs.")]
-Resume = Annotated[str | None, typer.Option("--resume", metavar="auto|PATH", help="Go on from the last checkpoint.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps, instead of --epochs.")]
+Resume = Annotated[str | None, typer.Option("--resume", metavar="auto|PATH", help="Continue from the last checkpoint.")]
 AllowChanges = Annotated[
     bool,
     typer.Option(
-        "--allow-changes", help="--resume: go on with another length or rate, or other data; the lineage says so."
+        "--allow-changes", help="--resume: continue with another length or rate, or other data; the lineage says so."
     ),
 ]
-=======
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps, instead of --epochs.")]
-Resume = Annotated[str | None, typer.Option("--resume", metavar="auto|PATH", help="Continue from the last checkpoint.")]
->>>>>>> main
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as optimizer.clip=0.1.")]
 
 

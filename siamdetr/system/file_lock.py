@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""One writer at a time: a lock of the system's, which ends with its process, however that ends (filelock)."""
-=======
-"""One writer at a time: a program waits while another one writes the same file."""
->>>>>>> main
+"""One writer at a time: a lock of the operating system, which ends with its process, however that ends (filelock)."""
 
 from __future__ import annotations
 
@@ -30,13 +26,8 @@ def only_writer(path: Path, waiting: Callable[[], object] = lambda: None) -> Ite
     """Within it no other program of this kind writes `path`; its folder is made. While another one does, this one waits.
 
     Args:
-<<<<<<< HEAD
         path: the file to write; the lock is a hidden file beside it.
-        waiting: called again and again while another program has the lock; may raise to give up.
-=======
-        path: the file to write.
         waiting: called repeatedly while another program has the lock; may raise to give up.
->>>>>>> main
     Raises:
         DataError: nothing can be written there.
     """

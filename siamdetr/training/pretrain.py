@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from siamdetr.data.index import DetectionIndex
@@ -56,7 +57,6 @@ def pretrain(
     with SignalWatch() as watch:
         settings = resolved_pretraining(settings)
         data = open_pretraining(settings.data, as_callback(sink, "read", watch.raise_if_received))
-<<<<<<< HEAD
         with open_run(settings, resume, {"images": data.images}, allow_changes=allow_changes) as run:
             return _train(settings, data, run, watch, sink)
 
@@ -70,48 +70,8 @@ def _train(
         proposals = stored_proposals(settings, run.path, index, poll)
         figures = measure_proposals(proposals, data.labelled) if launch().is_first else None
     dataset = entry.dataset(index, proposals, settings.of_method, settings.seed)
-    session = _pretrain_session(settings, run, index, dataset)
+    session = _pretrain_session(settings, run, index, dataset, poll=as_callback(sink, "views", watch.raise_if_received))
     seconds = train(session, settings, run, watch=watch, progress=sink)
-=======
-        index = data.images
-        begin(settings, run)
-        with first_process_first(watch.raise_if_received):
-            poll = as_callback(sink, "proposals", watch.raise_if_received)
-            proposals = stored_proposals(settings, run.path, index, poll)
-            figures = measure_proposals(proposals, data.labelled) if launch().is_first else None
-        length = run_length(settings, len(index))
-        preprocessing = PreprocessingSpec.from_size(settings.of_method.size).normalized_by(
-            run_normalization(settings, run)
-        )
-        entry = PRETEXTS[settings.method]
-        dataset = entry.dataset(index, proposals, settings.of_method, settings.seed)
-        seed_weights(settings)
-        detector = Detector(settings.detector)
-        begun = start(detector, settings, (OBJECT,), resumed=run.content is not None)
-        with first_process_first(watch.raise_if_received):
-            poll = as_callback(sink, "views", watch.raise_if_received)
-            samples, collate = training_samples(dataset, settings, run, detector, preprocessing.normalization, poll)
-        module = PretrainModule(detector, settings, preprocessing, length.total)
-        if run.content is None:
-            module.pretext.load_weights(settings.backbone_weights)
-        what = f"pretext: {settings.method} on {', '.join(settings.data.paths)}"
-        session = Session(
-            module,
-            samples,
-            len(index),
-            lambda i: int(index.image_ids[i]),
-            collate,
-            lambda step: ModelMetadata(
-                class_names=(OBJECT,),
-                preprocessing=preprocessing,
-                lineage=(*begun.lineage, f"{what}, {step} steps"),
-            ),
-            WeightAverage(settings.ema) if settings.ema else None,
-            callbacks=(Diagnostics(run.path, dataset, len(index), entry.collate, total_steps=length.total),),
-            finished=lambda detector: module.pretext.transferred(class_agnostic(detector)),
-        )
-        seconds = train(session, settings, run, watch=watch, progress=sink)
->>>>>>> main
     if launch().is_first:
         # Of a run that was finished before they are there, unless it was killed right after its last checkpoint.
         if seconds or not (run.path / PROPOSALS_FILE).exists():
@@ -121,7 +81,12 @@ def _train(
 
 
 def _pretrain_session(
-    settings: PretrainSettings, run: RunFolder, index: DetectionIndex, dataset: UnlabelledDataset[Any]
+    settings: PretrainSettings,
+    run: RunFolder,
+    index: DetectionIndex,
+    dataset: UnlabelledDataset[Any],
+    *,
+    poll: Callable[[int, int], None],
 ) -> Session:
     entry = PRETEXTS[settings.method]
     length = run_length(settings, len(index))
@@ -129,20 +94,22 @@ def _pretrain_session(
     seed_weights(settings)
     detector = Detector(settings.detector)
     begun = start(detector, settings, (OBJECT,), resumed=run.content is not None)
+    with first_process_first():
+        samples, collate = training_samples(dataset, settings, run, detector, preprocessing.normalization, poll)
     module = PretrainModule(detector, settings, preprocessing, length.total)
     if run.content is None:
         module.pretext.load_weights(settings.backbone_weights)
     what = f"pretext: {settings.method} on {', '.join(settings.data.paths)}"
     return Session(
         module,
-        dataset,
+        samples,
         len(index),
         lambda i: int(index.image_ids[i]),
-        entry.collate,
+        collate,
         lambda step: ModelMetadata(
             class_names=(OBJECT,), preprocessing=preprocessing, lineage=(*begun.lineage, f"{what}, {step} steps")
         ),
         WeightAverage(settings.ema) if settings.ema else None,
         callbacks=(Diagnostics(run.path, dataset, len(index), entry.collate, total_steps=length.total),),
-        finished=class_agnostic,
+        finished=lambda detector: module.pretext.transferred(class_agnostic(detector)),
     )

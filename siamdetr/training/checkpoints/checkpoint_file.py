@@ -207,9 +207,7 @@ def _digest(checkpoint: Mapping[str, Any]) -> str:
 def _keep(path: Path) -> None:
     """Give the old checkpoint a second name, previous.ckpt, before the new one takes its first."""
     previous = path.with_name(PREVIOUS_CHECKPOINT)
-    if previous.exists() and previous.samefile(
-        path
-    ):  # killed in between: renaming one name of a file to the other would do nothing
+    if previous.exists() and previous.samefile(path):  # after a kill; renaming one name to the other would do nothing
         return
     spare = path.with_name(f".{PREVIOUS_CHECKPOINT}.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
