@@ -53,7 +53,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "kind": f"run folder of {_stage(settings)}",
         "data": settings["data"]["paths"],
         "so far": last or "no metrics yet",
-        "to resume": _resumable(folder),
+        **_resumable(folder),
     }
     for name in (BEST_MODEL, LAST_MODEL):
         if (folder / name).is_file():
@@ -62,13 +62,13 @@ def _run(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _resumable(folder: Path) -> str:
-    """Which checkpoint a run can go on from; reading it verifies every byte."""
+def _resumable(folder: Path) -> dict[str, Any]:
+    """Whether a run can go on, and from which checkpoint; reading it verifies every byte."""
     found = newest_valid(folder, read_resumable)
     if found is None:
-        return "no checkpoint"
+        return {"to resume": False}
     path, content, problems = found
-    return "; ".join([*problems, f"{path.name}, step {content['step']}"])
+    return {"to resume": True, "checkpoint": "; ".join([*problems, f"{path.name}, step {content['step']}"])}
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
