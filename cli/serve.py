@@ -25,7 +25,10 @@ def serve(
     name: Annotated[str, typer.Option("--name", help="Of the model, under /v2/models.")] = "siamdetr",
     device: options.Device = "cpu",
 ) -> None:
-    """Serve detections over HTTP: POST /v1/detect, the Open Inference Protocol under /v2, /metrics, /openapi.json."""
+    """Serve detections over HTTP.
+
+    POST /v1/detect, the Open Inference Protocol under /v2, /metrics, /openapi.json.
+    """
     from siamdetr.cli.console import console
     from siamdetr.serve.settings import ServeSettings, token_from_environment
 

@@ -88,7 +88,9 @@ def study(
         list[str], typer.Option("--finetune-set", metavar="KEY=VALUE", help="A setting of finetuning only.")
     ] = [],  # noqa: B006 - typer copies it
 ) -> None:
-    """Measure whether pretraining helps on your data: a grid of runs over seeds, and a report with intervals.
+    """Measure whether pretraining helps on your data.
+
+    A grid of runs over seeds, and a report with intervals.
 
     After an interruption the same command continues; finished cells are kept.
     """

@@ -129,7 +129,9 @@ def load_image(picture: Any) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright 8-bit RGB image; transparency is dropped, deeper pixels are scaled by the file's own depth or range.
+    """An upright 8-bit RGB image.
+
+    Transparency is dropped, deeper pixels are scaled by the file's own depth or range.
 
     Raises:
         ValueError: floating-point pixels without a finite one.
@@ -194,7 +196,9 @@ def grey_to_8_bits(image: Image.Image, declared: int) -> Image.Image:
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower byte of every channel of a 16-bit colour file that is not decoded yet; None: not such a file.
+    """The lower byte of every channel of a 16-bit colour file that is not decoded yet.
+
+    None: not such a file.
 
     Pillow decodes 16-bit colours to their upper byte. Told the other byte order, it decodes the lower one.
     """
@@ -249,7 +253,10 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
 
 
 def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
-    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size; without a letterbox as it is."""
+    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size.
+
+    Without a letterbox as it is.
+    """
     if spec["mode"] != "letterbox":
         return pixels
     padded = np.zeros((*spec["size"], 3), dtype=np.uint8)

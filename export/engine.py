@@ -1,4 +1,6 @@
-"""Run the TensorRT engine of a bundle. Memory and stream are PyTorch's; only pixels and boxes are copied.
+"""Run the TensorRT engine of a bundle.
+
+Memory and stream are PyTorch's; only pixels and boxes are copied.
 
 An engine is executable code: before it is opened, its digest must match the manifest. It fits one version of TensorRT and one kind
 of GPU. This file has not run on a GPU yet: docs/export.md says what has been tried.
@@ -89,7 +91,9 @@ class EngineDetector(Described):
         return {"kind": "TensorRT engine", "file": str(self.path), "runtime": self.runtime, **self._facts.to_json()}
 
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
-        """All scored boxes of a batch of images of one size; larger batches than the engine takes are computed in parts.
+        """All scored boxes of a batch of images of one size.
+
+        Larger batches than the engine takes are computed in parts.
 
         Raises:
             ExportError: the engine was built for other sizes.

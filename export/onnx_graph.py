@@ -142,7 +142,10 @@ def _example(names: Sequence[str], batch: int, height: int, width: int) -> dict[
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter speaks of its own internals on every channel; what matters is checked on the saved graph."""
+    """The exporter speaks of its own internals on every channel.
+
+    What matters is checked on the saved graph.
+    """
     exporters = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [exporter.level for exporter in exporters]
     for exporter in exporters:

@@ -177,7 +177,10 @@ class _Caster:
         return follows and bool(computed) and all(name in self._half for name in computed)
 
     def _is_gate(self, node: onnx.NodeProto) -> bool:
-        """A sigmoid that only scales something (SiLU, squeeze and excitation); others make scores and references."""
+        """A sigmoid that only scales something (SiLU, squeeze and excitation).
+
+        Others make scores and references.
+        """
         if node.op_type != "Sigmoid":
             return False
         users = [user for user in self._source.graph.node if node.output[0] in user.input]

@@ -1,4 +1,7 @@
-"""Model calls from an event loop: a few at a time, in threads; with micro-batching, images of one size together."""
+"""Model calls from an event loop: a few at a time, in threads.
+
+With micro-batching, images of one size together.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The way of an image through the server: admitted or refused at once, decoded in a thread, run, cut to the threshold.
+"""The way of an image through the server.
+
+Admitted or refused at once, decoded in a thread, run, cut to the threshold.
 
 Bounded everywhere: images admitted (`queue_size`), images decoded and not yet answered, model calls, seconds.
 """
@@ -48,7 +50,10 @@ class Engine:
         self._stopping = False
 
     async def start(self) -> None:
-        """Make the threads and begin to warm up; `ready` turns true when that is done, one of several processes waits for it."""
+        """Make the threads and begin to warm up.
+
+        `ready` turns true when that is done, one of several processes waits for it.
+        """
         settings = self.settings
         decoders = max(2, settings.runners)
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")

@@ -1,4 +1,6 @@
-"""From the bytes of a stranger's image to the model's input. What is too large is refused by its header, before decoding.
+"""From the bytes of a stranger's image to the model's input.
+
+What is too large is refused by its header, before decoding.
 
 No name, path or address that a client sends is ever opened: the bytes are all there is.
 """

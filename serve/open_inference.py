@@ -190,7 +190,10 @@ def _list_of(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _example(tensor: Tensor, spec: PreprocessingSpec) -> dict[str, Any]:
-    """An input as a request has it; images whose size is not free are too many numbers for a page: they follow as raw bytes."""
+    """An input as a request has it.
+
+    Images whose size is not free are too many numbers for a page: they follow as raw bytes.
+    """
     picture = (480, 640)
     values: dict[str, Any] = {
         "original_sizes": {"shape": [1, 2], "data": list(picture)},

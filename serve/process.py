@@ -93,9 +93,11 @@ def open_model(path: str | Path, device: str, threads: int) -> Predictor:
 
 
 def _settle_memory() -> None:
-    """Say which freed memory is kept, or glibc learns it from what comes. It learns to keep the blocks of the largest images, in every
-    thread: hundreds of megabytes after a few pictures of 40 megapixels. And it gives small ones back too soon: fetching that memory
-    anew for every picture is a third of decoding it.
+    """Say which freed memory is kept, or glibc learns it from what comes.
+
+    It learns to keep the blocks of the largest images, in every thread: hundreds of megabytes after a few pictures of
+    40 megapixels. And it gives small ones back too soon: fetching that memory anew for every picture is a third of
+    decoding it.
     """
     option = _glibc("mallopt")
     if option is not None:
@@ -104,7 +106,10 @@ def _settle_memory() -> None:
 
 
 def _return_free_memory() -> None:
-    """Give the system what reading the model took and freed: the C library would keep it, about as much as the file again."""
+    """Give the system what reading the model took and freed.
+
+    The C library would keep it, about as much as the file again.
+    """
     trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
@@ -130,8 +135,10 @@ class _Workers(Multiprocess):
         self._leave_pipes()
 
     def _leave_pipes(self) -> None:
-        """Close the processes' ends of the pipes over which they are asked for signs of life. Held open here, the pipe of a process that
-        died with a question unanswered would seem alive until the time to answer is over.
+        """Close the processes' ends of the pipes over which they are asked for signs of life.
+
+        Held open here, the pipe of a process that died with a question unanswered would seem alive until the time to
+        answer is over.
         """
         for process in self.processes:
             process.child_conn.close()

@@ -1,4 +1,7 @@
-"""Answers that are not detections: a status and {"error": text}, the form of the Open Inference Protocol, everywhere."""
+"""Answers that are not detections.
+
+A status and {"error": text}, the form of the Open Inference Protocol, everywhere.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What stands before the application: token, readiness, room, length and time of the body, and clients that leave.
+"""What stands before the application.
+
+Token, readiness, room, length and time of the body, and clients that leave.
 
 Plain ASGI, since all of this must happen before a framework reads the first byte of a body.
 """

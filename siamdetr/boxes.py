@@ -137,7 +137,10 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _least_area(areas: Tensor) -> float:
-    """The divisor that stands for a zero area: small beside any real box, large enough for a finite gradient."""
+    """The divisor that stands for a zero area.
+
+    Small beside any real box, large enough for a finite gradient.
+    """
     return float(torch.finfo(areas.dtype).tiny ** 0.5)
 
 

@@ -121,7 +121,9 @@ def read_metadata(path: str | Path) -> tuple[DetectorSettings, ModelMetadata]:
 
 
 def find_model_file(path: str | Path) -> Path:
-    """The model file that `path` means: itself, or of a run folder best.safetensors, else last.safetensors.
+    """The model file that `path` means.
+
+    Itself, or of a run folder best.safetensors, else last.safetensors.
 
     Raises:
         CheckpointError: nothing there, or a file of another kind; the text says what to do with it.

@@ -1,4 +1,6 @@
-"""What the demo's page is told, as plain values: detections of every model on a picture, and where a model looked.
+"""What the demo's page is told, as plain values.
+
+Detections of every model on a picture, and where a model looked.
 
 Threshold, number of boxes, layer and head are chosen in the browser: nothing here knows of them. Models run once a picture; the last
 few pictures are kept, so that a click is answered from what is there.

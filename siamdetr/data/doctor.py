@@ -152,7 +152,10 @@ def _note_empty_classes(parts: dict[str, DetectionIndex], log: ProblemLog) -> No
 def _check_files(
     parts: dict[str, DetectionIndex], log: ProblemLog, progress: Progress | None, workers: int
 ) -> dict[str, list[int]]:
-    """Opens every image once per split; returns the longer side in pixels of each readable image, by split."""
+    """Opens every image once per split.
+
+    Returns the longer side in pixels of each readable image, by split.
+    """
     total, done = sum(len(part) for part in parts.values()), 0
     digests = bytearray()
     sides: dict[str, list[int]] = {}

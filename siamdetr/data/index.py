@@ -22,7 +22,9 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class DetectionIndex:
-    """N images, M boxes, C classes. Arrays are read-only; labels and boxes of image i lie at `box_slice(i)`.
+    """N images, M boxes, C classes.
+
+    Arrays are read-only; labels and boxes of image i lie at `box_slice(i)`.
 
     Frame: sizes and boxes refer to the image AFTER its EXIF rotation, which is how every part of siamdetr sees it.
 
@@ -189,7 +191,9 @@ class DetectionIndex:
 
 
 def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
-    """One index of several, e.g. all splits of a data set. Ids are kept, unless two parts share one: then all are 1..N.
+    """One index of several, e.g. all splits of a data set.
+
+    Ids are kept, unless two parts share one: then all are 1..N.
 
     Raises:
         DataError: the parts do not have the same classes in the same order.

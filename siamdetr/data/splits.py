@@ -22,7 +22,10 @@ ORDER = ("train", "trainval", "val", "test")
 
 
 def common_name(name: str) -> str:
-    """The split that a file or folder name speaks of: "instances_val2017" -> "val"; the name itself if none."""
+    """The split that a file or folder name speaks of: "instances_val2017" -> "val".
+
+    The name itself if none.
+    """
     for word in re.split(r"[^a-z]+", name.lower()):
         if word in ALIASES:
             return ALIASES[word]

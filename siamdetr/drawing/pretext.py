@@ -30,7 +30,9 @@ def draw_regions(pixels: Pixels, boxes: Boxes) -> Image.Image:
 
 
 def draw_joined_views(views: Sequence[Pixels], boxes: Sequence[Boxes]) -> Image.Image:
-    """Two views of an image side by side; the same region has one colour in both, and a line from one to the other.
+    """Two views of an image side by side.
+
+    The same region has one colour in both, and a line from one to the other.
 
     Args:
         views: two images of one size.

@@ -271,7 +271,10 @@ def _as_predictor(
 
 
 def _run(truth: dict[str, Any], detections: list[dict[str, Any]], backend: Backend) -> dict[str, NDArray[np.float64]]:
-    """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no object. Categories in ascending order."""
+    """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no object.
+
+    Categories in ascending order.
+    """
     if backend == "fast":
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval

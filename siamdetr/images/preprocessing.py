@@ -1,4 +1,4 @@
-"""From a picture to the model's input: one recipe, stored in every model file and exported artifact.
+"""From an image to the model's input: one recipe, stored in every model file and exported file.
 
 Training's evaluation, `predict`, the ONNX runtime and the bundle's `infer.py` follow it bit for bit. Resizing is Pillow's
 bilinear filter on 8-bit RGB (it averages when it shrinks), after the EXIF rotation. The result is uint8: normalisation
@@ -25,7 +25,7 @@ from siamdetr.settings.base import Settings
 
 
 class Normalization(NamedTuple):
-    """What images are normalised with, (x / 255 - mean) / std: per channel (RGB), of values in 0..1."""
+    """Mean and standard deviation of (x / 255 - mean) / std, per channel (RGB), of values in 0..1."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -124,7 +124,7 @@ def batches(
 ) -> Iterator[tuple[list[int], Prepared]]:
     """Batches of images that have one size once resized, so that none is padded for the sake of another.
 
-    What is predicted on an image then never depends on its neighbours. At most 4 batches of images are held at a time.
+    So the predictions for an image never depend on its neighbours. At most 4 batches of images are held at a time.
 
     Yields:
         Positions in `images`, and those images prepared. Every position comes once; their order is by size.
@@ -179,7 +179,10 @@ def stack(samples: Sequence[Sample], spec: PreprocessingSpec) -> Prepared:
 
 
 def padding_of(sizes: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_] | None:
-    """[B, height, width], True = padded, of a batch whose images without padding are [B, 2] (H, W); None: nothing is padded."""
+    """[B, height, width], True = padded, of a batch whose images without padding are [B, 2] (H, W).
+
+    None: nothing is padded.
+    """
     if (sizes == (height, width)).all():
         return None
     rows = np.arange(height)[None, :, None] >= sizes[:, 0, None, None]

@@ -62,7 +62,10 @@ AttentionPass = DensePass | SampledPass
 
 @dataclass
 class AttentionTrace:
-    """The attentions that `trace_attention` records, layer by layer; later passes of the detector are appended."""
+    """The attentions that `trace_attention` records, layer by layer.
+
+    Later passes of the detector are appended.
+    """
 
     encoder: list[AttentionPass] = field(default_factory=list)
     decoder: list[AttentionPass] = field(default_factory=list)

@@ -29,7 +29,10 @@ class Facts(Protocol):
 
 
 class Described:
-    """A model with the facts of its file, which predicts. A subclass sets `_facts` and defines `predict_batch`."""
+    """A model with the facts of its file, which predicts.
+
+    A subclass sets `_facts` and defines `predict_batch`.
+    """
 
     _facts: Facts
 
@@ -60,7 +63,9 @@ class Described:
         *,
         progress: Progress | None = None,
     ) -> sv.Detections | list[sv.Detections]:
-        """Detections of one image, or a list of them for a sequence; see `siamdetr.inference.predictor.predict`.
+        """Detections of one image, or a list of them for a sequence.
+
+        See `siamdetr.inference.predictor.predict`.
 
         Args:
             images: one PIL image, uint8 RGB array [H, W, 3] or path; or a sequence of such.

@@ -1,4 +1,7 @@
-"""The protocol of every runtime, and the way from its scored boxes to `supervision.Detections`. No torch is imported here."""
+"""The protocol of every runtime, and the way from its scored boxes to `supervision.Detections`.
+
+No torch is imported here.
+"""
 
 from __future__ import annotations
 

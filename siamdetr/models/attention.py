@@ -128,7 +128,7 @@ def padding_bias(padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 @contextmanager
 def record_attention(detector: nn.Module) -> Iterator[list[Tensor]]:
-    """Watch where the decoder of a detector looks.
+    """Record the cross-attention maps of a detector's decoder.
 
     Yields:
         A list which each pass through the detector fills anew: per decoder layer a detached [B, heads, Q, H, W], H and W in

@@ -19,7 +19,7 @@ from siamdetr.structures.model import Decoded, Memory, Queries
 
 
 class VanillaDecoderLayer(nn.Module):
-    """Queries look at each other, then at the image; positions are added to queries and keys of both."""
+    """Self-attention, then cross-attention; positions are added to queries and keys of both."""
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()

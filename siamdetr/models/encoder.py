@@ -22,7 +22,7 @@ from siamdetr.structures.model import Memory
 def flatten_levels(
     levels: tuple[Tensor, ...], padding: Tensor | None, *, temperature: float, shift: float = 0.0
 ) -> Memory:
-    """Feature maps as one sequence of cells with their sine positions: what an encoder starts from.
+    """Flatten feature maps into one sequence of cells with their sine positions, the input of an encoder.
 
     Args:
         levels: [B, D, h, w] of each level, finest first.
@@ -48,7 +48,10 @@ def flatten_levels(
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention of feature cells, then a feed-forward part; positions enter queries and keys, not values."""
+    """Self-attention of feature cells, then a feed-forward part.
+
+    Positions enter queries and keys, not values.
+    """
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()

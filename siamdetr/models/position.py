@@ -59,7 +59,9 @@ def point_positions(points: Tensor, dim: int, *, temperature: float = 10000.0) -
 
 
 def box_positions(boxes: Tensor, dim: int, *, temperature: float = 10000.0) -> Tensor:
-    """Positions of boxes (DAB-DETR, arXiv:2201.12329, §4.2); the first half is `point_positions` of the centres.
+    """Positions of boxes (DAB-DETR, arXiv:2201.12329, §4.2).
+
+    The first half is `point_positions` of the centres.
 
     Args:
         boxes: [..., 4] (cx, cy, w, h) fractions.

@@ -1,4 +1,6 @@
-"""Compute the region proposals of a data set once, on all cores or a cluster, into one file; resumable.
+"""Compute the region proposals of a data set once, on all cores or a cluster, into one file.
+
+Resumable.
 
 `methods.py` computes the proposals of an image, `store.py` and `writing.py` read and write the file.
 """
@@ -140,7 +142,9 @@ def _complete(
 def open_proposals(
     index: DetectionIndex, paths: Sequence[str | Path], *, progress: Progress | None = None
 ) -> ProposalStore:
-    """Open computed proposals, or their shards, for a data set; a warning gives the number of images they lack.
+    """Open computed proposals, or their shards, for a data set.
+
+    A warning gives the number of images they lack.
 
     Images are compared by content, whatever their path; those whose path, size and time are in the store need not be read.
 

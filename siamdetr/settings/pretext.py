@@ -16,7 +16,10 @@ Augmentation = Literal["none", "flip", "scale", "detr"]
 
 
 class PretextSettings(Settings):
-    """Settings of every pretraining method: its images, its regions, and the weights of the matched box losses."""
+    """Settings of every pretraining method.
+
+    Its images, its regions, and the weights of the matched box losses.
+    """
 
     num_regions: int = Field(10, ge=1, description="regions of an image that are to be found")
     size: int | tuple[int, int] = Field(480, description="largest shortest side, pixels, or a fixed (height, width)")
@@ -36,7 +39,10 @@ class PretextSettings(Settings):
 
 
 class SiameseSettings(PretextSettings):
-    """Siamese DETR pretraining (arXiv:2303.18144). Weights: ImageNet 10 and 3 (Conditional 5), COCO .3 and 3, else 1 and 1."""
+    """Siamese DETR pretraining (arXiv:2303.18144).
+
+    Weights: ImageNet 10 and 3 (Conditional 5), COCO .3 and 3, else 1 and 1.
+    """
 
     num_regions: int = Field(10, ge=1, description="regions a view; the first is the intersection of the views")
     box_jitter: float = Field(0.1, ge=0, le=0.5, description="of width and height, on the boxes that are pooled")
@@ -46,7 +52,10 @@ class SiameseSettings(PretextSettings):
 
 
 class UPDETRSettings(PretextSettings):
-    """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): localise patches of an image in it. The defaults are the official ones."""
+    """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): localise patches of an image in it.
+
+    The defaults are the official ones.
+    """
 
     proposals: Proposals = Field("random", description="official: random; edgeboxes: the same boxes as other methods")
     augment: Augmentation = Field(

@@ -1,4 +1,7 @@
-"""Atomic files: at every moment the whole old file or the whole new one. Every file that matters is written through here."""
+"""Atomic files: at every moment the whole old file or the whole new one.
+
+Every file that matters is written through here.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,9 @@ def atomic_text(path: str | Path, text: str) -> None:
 
 
 def move_into_place(source: Path, target: Path) -> None:
-    """Give a finished file its name, in the place of the file that has it; whole at every moment, also after power loss.
+    """Give a finished file its name, in the place of the file that has it.
+
+    Whole at every moment, also after power loss.
 
     Args:
         source: a file on the same disk, such as one in a temporary folder beside the target.

@@ -54,7 +54,9 @@ class Engine:
     def run(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], *, stopped: Callable[[], bool] = _never
     ) -> Iterator[Result]:
-        """Yield results as they become ready, in any order. A task that raises ends the iteration with its error and cancels the others.
+        """Yield results as they become ready, in any order.
+
+        A task that raises ends the iteration with its error and cancels the others.
 
         Args:
             function: of a module's top level; with "processes" and "ray" it and the tasks are sent to other processes.
@@ -121,7 +123,10 @@ def _run_in_pool(
 def _run_in_processes(
     function: Callable[[Task], Result], tasks: Iterable[Task], *, count: int, fresh: bool, stopped: Callable[[], bool]
 ) -> Iterator[Result]:
-    """Run in processes that hold a pipe from this one. It closes when they should stop, and when this process dies."""
+    """Run in processes that hold a pipe from this one.
+
+    It closes when they should stop, and when this process dies.
+    """
     context = get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
     once = 1 if fresh else None

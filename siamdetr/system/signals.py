@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: finish the current step, save, exit with 130 or 143. A second signal exits at once."""
+"""Ctrl-C and SIGTERM: finish the current step, save, exit with 130 or 143.
+
+A second signal exits at once.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,10 @@ PEEK_BYTES = 65536
 
 
 def find_coco_files(root: Path) -> dict[str, Path]:
-    """Split name -> annotation file: annotations/*.json, *.json and <split>/*.json (Roboflow) below `root`."""
+    """Split name -> annotation file.
+
+    Annotations/*.json, *.json and <split>/*.json (Roboflow) below `root`.
+    """
     found: dict[str, Path] = {}
     for file in sorted((*root.glob("annotations/*.json"), *root.glob("*.json"))):
         named = file.name.startswith("instances_") or file.stem == "_annotations.coco"
@@ -68,7 +71,9 @@ def read_coco(
 
 
 def load_json(file: Path) -> dict[str, Any]:
-    """Parses an annotation file; segmentations are dropped while parsing, which halves the memory of the parse.
+    """Parses an annotation file.
+
+    Segmentations are dropped while parsing, which halves the memory of the parse.
 
     Raises:
         DataError: not readable, not JSON, or without the list "images".
@@ -93,7 +98,10 @@ def load_json(file: Path) -> dict[str, Any]:
 
 
 def find_image_folder(entries: list[dict[str, Any]], file: Path, root: Path) -> Path:
-    """The folder in which most of the first images lie: beside the JSON, root, images/, <split>/, images/<split>/."""
+    """The folder in which most of the first images lie.
+
+    Beside the JSON, root, images/, <split>/, images/<split>/.
+    """
     stem = file.stem.removeprefix("instances_")
     splits = dict.fromkeys((stem, common_name(stem)))
     if common_name(stem) == "val":

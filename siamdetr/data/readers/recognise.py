@@ -1,4 +1,7 @@
-"""Opens a data set in any of the layouts we read: says which layout it is, which splits it has, and reads one."""
+"""Opens a data set in any of the layouts we read.
+
+Says which layout it is, which splits it has, and reads one.
+"""
 
 from __future__ import annotations
 

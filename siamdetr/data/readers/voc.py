@@ -200,7 +200,10 @@ def _is_class_list(stem: str) -> bool:
 
 
 def _has_annotations(folder: Path) -> bool:
-    """Whether an XML file with VOC's outermost element lies directly in `folder`; one that cannot be parsed counts."""
+    """Whether an XML file with VOC's outermost element lies directly in `folder`.
+
+    One that cannot be parsed counts.
+    """
     first = next(iter(sorted(folder.glob("*.xml"))), None)
     if first is None:
         return False

@@ -1,4 +1,6 @@
-"""YOLO text labels: a data.yaml with `train`, `val`, `test` and `names`; one .txt per image, beside `images/` in `labels/`.
+"""YOLO text labels: a data.yaml with `train`, `val`, `test` and `names`.
+
+One .txt per image, beside `images/` in `labels/`.
 
 A row is `class cx cy w h`, fractions of the image, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon whose box is taken.
 Pixels need the image's size, so the header of every image is read. An image without a .txt is one without objects.
@@ -168,7 +170,10 @@ def _parse_row(columns: list[str]) -> tuple[int, tuple[float, float, float, floa
 
 
 def _list_images(sources: tuple[Path, ...], root: Path, log: ProblemLog) -> list[str]:
-    """Images of a split, from the root; a list file names one a line, from its own folder or from the root."""
+    """Images of a split, from the root.
+
+    A list file names one a line, from its own folder or from the root.
+    """
     images: dict[str, None] = {}
     for source in sources:
         if source.is_dir():
@@ -214,7 +219,10 @@ def _note_orphans(images: list[str], listing: FolderListing, log: ProblemLog) ->
 
 
 def _base_folder(file: Path, path: Any) -> Path:
-    """What the splits are relative to: `path`, from the file's folder; that folder itself when `path` is not there."""
+    """What the splits are relative to: `path`, from the file's folder.
+
+    That folder itself when `path` is not there.
+    """
     folder = file.parent / path if isinstance(path, str) else file.parent
     return folder if folder.is_dir() else file.parent
 

@@ -94,7 +94,10 @@ def write_synthetic(
 
 
 def draw_image(rng: Random, size: int, classes: Sequence[str] = SHAPES) -> tuple[NDArray[np.uint8], list[DrawnObject]]:
-    """Draw one picture [size, size, 3] uint8 RGB; returns it with its objects, of which later ones cover earlier ones."""
+    """Draw one picture [size, size, 3] uint8 RGB.
+
+    Returns it with its objects, of which later ones cover earlier ones.
+    """
     colours = palette(rng)
     picture = background(rng, size, colours)
     clutter(picture, rng, colours)

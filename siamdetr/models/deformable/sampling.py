@@ -1,4 +1,6 @@
-"""Sampling of feature maps at points, weighted: the inner step of deformable attention (arXiv:2010.04159, eq. 3), in three forms.
+"""Sampling of feature maps at points, weighted.
+
+The inner step of deformable attention (arXiv:2010.04159, eq. 3), in three forms.
 
 `reference` says in PyTorch what is meant; `kernel` (`deformable_attention_triton`) computes it on CUDA in one pass; `gather` needs
 no GridSample, which TensorRT and opset 20 get wrong, and keeps batch, height and width dynamic when exported.
@@ -58,7 +60,10 @@ def sample_points(
 def sample_reference(
     values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor, *, resample: bool = False
 ) -> Tensor:
-    """The definition; arguments as in `sample_points`. `resample` trades a second sampling in the backward pass for memory."""
+    """The definition; arguments as in `sample_points`.
+
+    `resample` trades a second sampling in the backward pass for memory.
+    """
     narrow, values = values.dtype, at_least_float32(values)
     batch, _, heads, channels = values.shape
     levels = torch.split(values, [height * width for height, width in shapes], dim=1)
@@ -101,7 +106,9 @@ class _Resampled(torch.autograd.Function):
 
 
 def sample_gather(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
-    """The same by looking up the four cells around each point in one table; arguments as in `sample_points`.
+    """The same by looking up the four cells around each point in one table.
+
+    Arguments as in `sample_points`.
 
     All levels at once: an exported graph is then no larger for having more of them.
     """
