@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2, so that clients of Triton and KServe move here and back unchanged.
+"""The Open Inference Protocol v2, so that clients of Triton and KServe work unchanged.
 
 `images` and `original_sizes` in (`valid_sizes` too, if the model pads its images), `boxes`, `scores` and `labels` out, as in the
 exported graph: pre- and post-processing are the client's, which finds what it needs in the model's `config` (Triton's model
@@ -36,7 +36,7 @@ class TensorDescription(BaseModel):
 
 
 class ServerDescription(BaseModel):
-    """What the server is."""
+    """Name and version of the server."""
 
     name: str
     version: str
@@ -44,7 +44,7 @@ class ServerDescription(BaseModel):
 
 
 class ModelDescription(BaseModel):
-    """What the model takes and gives."""
+    """Inputs and outputs of the model."""
 
     name: str
     versions: list[str]

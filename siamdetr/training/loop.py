@@ -1,4 +1,4 @@
-"""One training session: from a module and a batch stream to a run folder. What `pretrain` and `finetune` share."""
+"""One training session, from a module and a batch stream to a run folder, shared by both stages."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is."""
+    """The length of a run."""
 
     total: int  # optimiser steps
-    per_epoch: float  # optimiser steps in one pass over the data
+    per_epoch: float  # optimizer steps in one pass over the data
 
 
 @dataclass(frozen=True)
 class Session:
-    """What a stage hands over to be trained.
+    """Everything that a stage passes to the training loop.
 
     Attributes:
         dataset: takes (epoch, position).
@@ -72,7 +72,7 @@ class Session:
 
 
 def run_length(settings: RunSettings, num_images: int) -> Length:
-    """Optimiser steps of a run over `num_images` images."""
+    """The optimizer steps of a run over `num_images` images."""
     per_epoch = _order(settings, num_images, 0).num_batches / settings.grad_accum
     total = settings.steps if settings.steps is not None else max(1, round((settings.epochs or 0) * per_epoch))
     return Length(total, per_epoch)
@@ -84,7 +84,7 @@ def _order(settings: RunSettings, length: int, rank: int) -> SampleOrder:
 
 
 def begin(settings: RunSettings, run: RunFolder) -> None:
-    """Write config.yaml for a new run, or make sure that the checkpoint is of this one.
+    """Write config.yaml for a new run, or check that the checkpoint belongs to this run.
 
     Raises:
         CheckpointError: it is not.

@@ -18,7 +18,7 @@ from siamdetr.system.atomic_file import atomic_text
 
 
 class _RunLogger(Logger):
-    """What Lightning asks of every logger and a run's own have no use for."""
+    """Methods that Lightning requires of every logger, without effect here."""
 
     @property
     def version(self) -> str:
@@ -90,7 +90,7 @@ class TensorBoardEvents(_RunLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Everything to the disk."""
+        """Flush to disk."""
         self._writer.close()
 
 

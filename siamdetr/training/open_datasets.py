@@ -120,6 +120,6 @@ def _open(path: str, data: DataSettings, split: str | None, progress: Progress |
 
 
 def _first_there(path: str, format: str, names: tuple[str, ...]) -> str | None:
-    """The first of `names` that the data set has as a split; None: none of them."""
+    """The first of `names` that is a split of the data set; None: none is."""
     splits = available_splits(path, format=format)
     return next((name for name in names if name in splits), None)

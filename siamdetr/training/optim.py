@@ -1,4 +1,4 @@
-"""AdamW in two groups (backbone, rest), what is frozen, and the learning rate over the run."""
+"""AdamW with two groups (backbone, rest), frozen parameters, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def _cosine(along: float, start: float, end: float) -> float:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSettings, total: int) -> LambdaLR:
-    """The schedule, stepped once an optimiser step; its state is its counter alone."""
+    """The schedule, stepped once per optimizer step; its state is its counter."""
     return LambdaLR(optimizer, rate_factor(settings, total))

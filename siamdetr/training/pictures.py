@@ -26,7 +26,7 @@ _DPI = 160
 def save_pictures(run_folder: Path, index: DetectionIndex, *, count: int = 6, threshold: float = 0.4) -> None:
     """Write truth and prediction of `count` images, spread evenly over the data set, as jpg files into the run folder.
 
-    Of every other one also where the decoder looked for its best boxes.
+    For every other one also the attention of its best boxes.
     """
     detector, metadata = load_model(run_folder)
     predictor = PyTorchPredictor(detector, metadata.class_names, metadata.preprocessing)

@@ -32,7 +32,7 @@ _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 
 
 def build_trainer(settings: RunSettings, folder: Path, callbacks: list[Callback], resume_step: int) -> Trainer:
-    """A trainer for one pass over the batch stream; it evaluates, shows and saves nothing by itself."""
+    """A Lightning trainer for one pass over the batch stream, without evaluation, progress or saving of its own."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     accelerator, devices = _device(settings)
     world = world_size(settings)
@@ -66,7 +66,7 @@ def build_trainer(settings: RunSettings, folder: Path, callbacks: list[Callback]
 
 
 def world_size(settings: RunSettings) -> int:
-    """How many processes train together: as torchrun or SLURM say, else as the settings say."""
+    """The number of training processes: from torchrun or SLURM, else from the settings."""
     return launch().world_size or settings.devices * settings.num_nodes
 
 

@@ -28,7 +28,7 @@ Score = Callable[[Detector], DetectionMetrics | None]  # None on all processes b
 class Evaluator(Callback):
     """Evaluates every `every` steps and at the end, with the averaged weights if there are any.
 
-    A signal during an evaluation breaks it off; the resumed run repeats it before its next step.
+    A signal during an evaluation interrupts it; the resumed run repeats it before its next step.
 
     Args:
         score: evaluates the detector it is given.
@@ -66,7 +66,7 @@ class Evaluator(Callback):
             self._evaluate(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Evaluate where it is time."""
+        """Evaluate when it is due."""
         if completed_step(trainer, batch_idx) and self._due(pl_module):
             self._evaluate(trainer, pl_module)
 

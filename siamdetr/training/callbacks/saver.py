@@ -57,7 +57,7 @@ class Saver(Callback):
             self.save(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save where it is time; stop where a signal has come."""
+        """Save when it is due; stop after a signal."""
         if not completed_step(trainer, batch_idx):
             return
         step = pl_module.step

@@ -36,13 +36,13 @@ class StepLog(Callback):
         self._told: set[str] = set()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """The clock starts."""
+        """Start the clock."""
         self._last_time = time.perf_counter()
         if trainer.is_global_zero:
             self.progress.begin("train", pl_module.total_steps, pl_module.step)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Read what has arrived; at a logging step, everything."""
+        """Read the figures that have arrived; at a logging step, all of them."""
         while pl_module.records and pl_module.records[0].arrived():
             self._take(pl_module.records.popleft())
         if not completed_step(trainer, batch_idx):
@@ -54,7 +54,7 @@ class StepLog(Callback):
             self.progress.update("train", pl_module.step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """The bar is full."""
+        """Complete the progress bar."""
         if trainer.is_global_zero:
             self.progress.end("train")
 
