@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from siamdetr.study.run_cell import CellOutcome
     from siamdetr.study.runner import Grid
     from siamdetr.study.settings import StudySettings
-    from siamdetr.system.parallel import Engine
+    from siamdetr.system.parallel import TaskRunner
 
 _FAST: dict[str, Any] = {
     "fast": True,
@@ -96,6 +96,7 @@ def study(
     """
     from siamdetr.pretext.registry import PRETEXTS
     from siamdetr.study.runner import open_grid
+    from siamdetr.system.outputs import Read, Written, check_outputs
 
     values = {
         "study": name,
@@ -119,6 +120,8 @@ def study(
     given = {key: value for key, value in values.items() if value is not None}
     settings = _settings((_FAST if fast else {}) | given)
     folder = output or Path("runs") / f"study-{name}"
+    reads = [*(Read("--data", path) for path in data), *(Read("--unlabelled", path) for path in unlabelled)]
+    check_outputs(reads, folders=[Written("-o", folder)])
     with _warnings_only("siamdetr.training"):
         grid = open_grid(settings, folder, write=not dry_run)
         if dry_run:
@@ -157,14 +160,14 @@ def _settings(values: dict[str, Any]) -> StudySettings:
         raise StudyError(explain(error)) from None
 
 
-def _engine(settings: StudySettings, jobs: int, ray: str | None, cpus: float, gpus: float) -> Engine:
-    from siamdetr.system.parallel import Engine
+def _engine(settings: StudySettings, jobs: int, ray: str | None, cpus: float, gpus: float) -> TaskRunner:
+    from siamdetr.system.parallel import TaskRunner
 
     if ray is not None:
-        return Engine("ray", jobs if jobs > 1 else None, ray, cpus=cpus, gpus=gpus)
+        return TaskRunner("ray", jobs if jobs > 1 else None, ray, cpus=cpus, gpus=gpus)
     if settings.study == "cost":  # one after the other, each with its own peak of memory
-        return Engine("processes", 1, fresh=True)
-    return Engine("processes", jobs) if jobs > 1 else Engine("here")
+        return TaskRunner("processes", 1, fresh=True)
+    return TaskRunner("processes", jobs) if jobs > 1 else TaskRunner("here")
 
 
 @contextmanager
@@ -179,7 +182,7 @@ def _warnings_only(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _run(grid: Grid, engine: Engine, device: str, jobs: int) -> None:
+def _run(grid: Grid, engine: TaskRunner, device: str, jobs: int) -> None:
     """Run the missing cells and write the report; after a signal the report covers the finished ones."""
     from siamdetr.cli.console import console
     from siamdetr.study.report import write_study_report

@@ -26,7 +26,7 @@ from siamdetr.export.sessions import Array
 from siamdetr.export.tensorrt import Profile
 from siamdetr.files import ENGINE_FILE, MANIFEST_FILE
 from siamdetr.images.preprocessing import Prepared
-from siamdetr.inference.opened_model import Described
+from siamdetr.inference.opened_model import OpenedModel
 from siamdetr.inference.predictor import ScoredBoxes
 
 _REBUILD = "rebuild it here with `siamdetr export BUNDLE --trt -o BUNDLE`"
@@ -45,7 +45,7 @@ class EngineFacts:
     profiles: tuple[Profile, ...]
 
 
-class EngineDetector(Described):
+class EngineDetector(OpenedModel):
     """A detector in a TensorRT engine.
 
     Args:

@@ -15,7 +15,7 @@ from siamdetr.errors import CheckpointError
 from siamdetr.files import Kind, kind_of
 from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
 from siamdetr.inference.detector_attention import TracedInspection, inspect
-from siamdetr.inference.opened_model import Described
+from siamdetr.inference.opened_model import OpenedModel
 from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes
 from siamdetr.inference.pytorch import PyTorchPredictor, evaluating, normalize_prepared
 from siamdetr.model_file import ModelMetadata, find_model_file, load_model, save_model
@@ -48,7 +48,7 @@ class Model(Predictor, Protocol):
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
-        threshold: float = 0.5,
+        threshold: float | None = None,
         batch_size: int = 8,
         *,
         progress: Progress | None = None,
@@ -56,7 +56,7 @@ class Model(Predictor, Protocol):
         """Detections of one image, or of each of a sequence."""
 
 
-class SiamDETR(Described):
+class SiamDETR(OpenedModel):
     """A DETR detector that takes pictures and gives boxes.
 
     The weights are random; `siamdetr.load` opens trained ones.
@@ -116,7 +116,9 @@ class SiamDETR(Described):
         self._set(detector.eval(), metadata, None)
 
     def _set(self, detector: Detector, metadata: ModelMetadata, path: Path | None) -> None:
-        self._predictor = PyTorchPredictor(detector, metadata.class_names, metadata.preprocessing)
+        self._predictor = PyTorchPredictor(
+            detector, metadata.class_names, metadata.preprocessing, threshold=metadata.threshold
+        )
         self._metadata = self._facts = metadata
         self._path = path
 

@@ -1,6 +1,6 @@
 """The decoder of DETR (Carion et al. 2020, arXiv:2005.12872): learned query positions, zero content, boxes without reference.
 
-Post-norm as the encoder; with `pre_norm` each part looks at normalised queries and its output is added as it is.
+Post-norm as the encoder; with `pre_norm` each part takes normalised queries, and its output is added unnormalised.
 """
 
 from __future__ import annotations

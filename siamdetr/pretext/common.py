@@ -225,7 +225,7 @@ def crops_at_once(images: Tensor, crops: Tensor) -> int:
 
 
 def matched_feature_loss(head: nn.Module, wanted: Tensor, outputs: Outputs, matches: Matches) -> Tensor:
-    """What the matched queries say of their regions' features, in every layer.
+    """Loss of the features that matched queries predict for their regions, in every layer.
 
     Args:
         head: [K, D] decoder output of a matched query -> [K, F] feature.

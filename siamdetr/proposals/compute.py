@@ -24,7 +24,7 @@ from siamdetr.proposals.rows import Rows, StoredImage, concatenate_rows
 from siamdetr.proposals.store import ProposalStore
 from siamdetr.proposals.writing import file_stamp, read_known, write_part, write_store
 from siamdetr.system.file_lock import only_writer
-from siamdetr.system.parallel import Engine
+from siamdetr.system.parallel import TaskRunner
 from siamdetr.system.progress import Progress
 
 __all__ = ["ProposalStore", "compute_proposals", "open_proposals", "propose"]
@@ -59,7 +59,7 @@ def compute_proposals(
     store_path: str | Path,
     *,
     recipe: Recipe | None = None,
-    engine: Engine | None = None,
+    engine: TaskRunner | None = None,
     given: Mapping[int, Boxes] | None = None,
     part_size: int = 512,
     progress: Progress | None = None,
@@ -83,7 +83,7 @@ def compute_proposals(
     path, recipe = Path(store_path), recipe or Recipe()
     tell = progress or (lambda done, total: None)
     with only_writer(path, lambda: tell(0, len(index))):
-        _complete(index, path, recipe, engine or Engine(), given, part_size=part_size, tell=tell)
+        _complete(index, path, recipe, engine or TaskRunner(), given, part_size=part_size, tell=tell)
     return ProposalStore.open(path)
 
 
@@ -91,7 +91,7 @@ def _complete(
     index: DetectionIndex,
     path: Path,
     recipe: Recipe,
-    engine: Engine,
+    engine: TaskRunner,
     given: Mapping[int, Boxes] | None,
     *,
     part_size: int,
@@ -162,7 +162,7 @@ def open_proposals(
     checked = unknown[:: -(-len(unknown) // _CHECKED) or 1]
     tasks = [(tuple(index.path(i) for i in part), store) for part in _parts_of(checked, 64)]
     missing, done = 0, 0
-    for count, lacking in Engine().run(_count_missing, tasks):
+    for count, lacking in TaskRunner().run(_count_missing, tasks):
         missing, done = missing + lacking, done + count
         if progress is not None:
             progress(done, len(checked))

@@ -30,7 +30,7 @@ def _never() -> bool:
 
 
 @dataclass(frozen=True)
-class Engine:
+class TaskRunner:
     """Where tasks run.
 
     Attributes:
@@ -181,7 +181,7 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _run_on_ray(
-    function: Callable[[Task], Result], tasks: Iterable[Task], engine: Engine, stopped: Callable[[], bool]
+    function: Callable[[Task], Result], tasks: Iterable[Task], engine: TaskRunner, stopped: Callable[[], bool]
 ) -> Iterator[Result]:
     ray = _connected(engine)
     remote = ray.remote(num_cpus=engine.cpus, num_gpus=engine.gpus, max_retries=engine.retries)(function)
@@ -202,7 +202,7 @@ def _run_on_ray(
         ray.shutdown()
 
 
-def _connected(engine: Engine) -> Any:
+def _connected(engine: TaskRunner) -> Any:
     try:
         import ray
     except ImportError:
