@@ -1,4 +1,4 @@
-"""`siamdetr proposals DATA`: region proposals for pretraining, computed once on all cores or a cluster, and their recall."""
+"""`siamdetr proposals DATA`: compute region proposals for pretraining once, and their recall."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`siamdetr study NAME --data DATA`: measure whether pretraining helps, by a grid of runs that can be interrupted."""
+"""`siamdetr study NAME --data DATA`: measure whether pretraining helps, by a grid of runs."""
 
 from __future__ import annotations
 

@@ -287,7 +287,10 @@ def check_finite(*outputs: np.ndarray) -> None:
 
 
 def print_detections(predict: Callable[[Path], list[dict[str, Any]]], pictures: list[Path]) -> int:
-    """Prints the detections of pictures as JSON; what fails is said in a line and ends nothing. Returns the exit code."""
+    """Prints the detections of pictures as JSON; what fails is said in a line and ends nothing.
+
+    Returns the exit code.
+    """
     found: list[dict[str, Any]] = []
     for picture in pictures:
         try:

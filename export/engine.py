@@ -119,7 +119,7 @@ class EngineDetector(OpenedModel):
         return context
 
     def _run(self, index: int, feed: dict[str, Array], number: int) -> dict[str, Array]:
-        """One call of the engine. Rows that the profile needs beyond `number` repeat the last one, and are cut off."""
+        """Call the engine once; rows that the profile needs beyond `number` repeat the last one."""
         context, least = self._contexts[index], self.engine_facts.profiles[index].batch[0]
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             inputs = {name: self._upload(values, least) for name, values in feed.items()}

@@ -27,7 +27,10 @@ from PIL import Image, ImageFile, ImageOps
 
 
 class Detector:
-    """An exported model on the CPU, or wherever `providers` say: names, or (name, options) as onnxruntime takes them."""
+    """An exported model on the CPU, or wherever `providers` say.
+
+    Names, or (name, options) as onnxruntime takes them.
+    """
 
     def __init__(
         self, model: str | Path, providers: tuple[str | tuple[str, dict[str, Any]], ...] = ("CPUExecutionProvider",)
@@ -226,7 +229,10 @@ def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
 
 
 def print_detections(predict: Callable[[Path], list[dict[str, Any]]], pictures: list[Path]) -> int:
-    """Prints the detections of pictures as JSON; what fails is said in a line and ends nothing. Returns the exit code."""
+    """Prints the detections of pictures as JSON; what fails is said in a line and ends nothing.
+
+    Returns the exit code.
+    """
     found: list[dict[str, Any]] = []
     for picture in pictures:
         try:

@@ -1,4 +1,4 @@
-"""From a module to an ONNX graph with free batch, height and width, simplified where that changes nothing.
+"""Export a module as an ONNX graph with free batch, height and width.
 
 The exporter may silently make a dimension constant that was asked to be free, so the graph is read back. Opset 18: 17 brought
 LayerNormalization; from 20 on, TensorRT has misread operators.

@@ -1,4 +1,4 @@
-"""Eight-bit integers: scales measured on images, written into the graph as QuantizeLinear and DequantizeLinear.
+"""Eight-bit quantisation: scales measured on images, written as QuantizeLinear and DequantizeLinear.
 
 Symmetric, with one scale per channel for weights and one per tensor for activations, as TensorRT and OpenVINO need. Convolutions and
 projections become int8; attention's own products, projections to coordinates and the class head stay float32. Dynamic
@@ -95,7 +95,7 @@ def check_calibration(samples: Samples | None) -> Samples:
 
 
 def quantizable(graph: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions and projections, except those sensitive to rounding: coordinates and class scores."""
+    """Names of the convolutions and projections, except those to coordinates and class scores."""
     weights = {weight.name for weight in graph.graph.initializer}
     makers = {name: node for node in graph.graph.node for name in node.output}
     kept = islands(graph) | {node.name for node in scores_of("logits", makers)}

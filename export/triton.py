@@ -104,7 +104,10 @@ def config_text(
     *,
     threshold: float = DEFAULT_THRESHOLD,
 ) -> str:
-    """`config.pbtxt`: a ModelConfig of Triton in protobuf's text format; clients cut at `threshold` by default."""
+    """`config.pbtxt`: a ModelConfig of Triton in protobuf's text format.
+
+    Clients cut at `threshold` by default.
+    """
     inputs = input_tensors(preprocessing)
     free = resized_size(_WARM_UP_PICTURE, preprocessing)
     warm_ups = ",\n".join(_warm_up(rows, inputs, free) for rows in sorted({1, settings.max_batch}))

@@ -235,7 +235,7 @@ def _check_media_type(text: str) -> None:
 def _batch(
     tensors: dict[str, NDArray[Any]], inputs: tuple[Tensor, ...], spec: PreprocessingSpec, max_rows: int
 ) -> Prepared:
-    """The tensors as a batch, no larger than our own preprocessing would make it: attention grows with the square."""
+    """The tensors as a batch, no larger than our preprocessing makes it, since attention is quadratic."""
     _check_shapes(tensors, inputs)
     images, original_sizes = tensors["images"], tensors["original_sizes"]
     rows, _, height, width = images.shape

@@ -56,7 +56,10 @@ def refusal(error: HTTPException) -> Response:
 
 
 def not_ready(what: str, retry_after: int) -> Refused:
-    """The refusal of a server or model that takes no requests yet, or no more; clients of the protocol read `ready`."""
+    """The refusal of a server or model that takes no requests yet, or no more.
+
+    Clients of the protocol read `ready`.
+    """
     text = f"{what} is warming up or about to stop"
     return Refused(503, text, retry_after=retry_after, beside={"ready": False})
 

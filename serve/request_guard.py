@@ -1,4 +1,6 @@
-"""The guard before the application: token, readiness, free places, length and duration of the body, disconnects.
+"""The guard before the application.
+
+Token, readiness, free places, length and duration of the body, disconnects.
 
 Plain ASGI, since all of this must happen before a framework reads the first byte of a body.
 """

@@ -1,4 +1,4 @@
-"""The public API: `SiamDETR`, a detector with its classes and its preprocessing, and `load`, which opens any of our files."""
+"""The public API: `SiamDETR`, a detector with classes and preprocessing, and `load`, which opens any file of ours."""
 
 from __future__ import annotations
 

@@ -78,7 +78,10 @@ class ServeError(ValueError):
 
 
 class OutputError(ValueError):
-    """An output that would fall on what the command reads; the text says which option, on what, and what to do."""
+    """An output that would fall on what the command reads.
+
+    The text says which option, on what, and what to do.
+    """
 
 
 class NonFiniteOutputError(ValueError):

@@ -1,4 +1,4 @@
-"""The doctor: reads everything that training would read, and names every problem with file, place and remedy."""
+"""The doctor: reads all that training reads, and names every problem with file, place and remedy."""
 
 from __future__ import annotations
 

@@ -109,7 +109,10 @@ class DetectionIndex:
         return self.own_ids[i] if self.own_ids else int(self.image_ids[i])
 
     def positions_of_ids(self) -> dict[int | str, int]:
-        """The data set's own id of each image -> its position. An id that is written as a text elsewhere is found, too."""
+        """The data set's own id of each image -> its position.
+
+        An id that is written as a text elsewhere is found, too.
+        """
         found: dict[int | str, int] = {str(self.own_id(i)): i for i in range(len(self))}
         found.update({self.own_id(i): i for i in range(len(self))})
         return found
@@ -248,7 +251,10 @@ def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
 
 
 def _joined_ids(parts: Sequence[DetectionIndex]) -> tuple[Indices, tuple[int | str, ...], bool]:
-    """`image_ids`, `own_ids` and `numbered` of several parts: the data set's own ids, unless two parts share one."""
+    """`image_ids`, `own_ids` and `numbered` of several parts.
+
+    The data set's own ids, unless two parts share one.
+    """
     total = sum(map(len, parts))
     fresh = np.arange(1, total + 1, dtype=np.int64)
     if any(part.numbered for part in parts):

@@ -1,4 +1,4 @@
-"""Names of splits: "train" finds instances_train2017.json, valid/_annotations.coco.json is "val", and so on."""
+"""Names of splits: "train" finds instances_train2017.json, valid/ is "val", and so on."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class DetectionMetrics:
-    """COCO's figures, 0..1: AP over IoU .50:.95, by size of object (32² and 96² pixels divide), AR by number of boxes.
+    """COCO's figures, 0..1: AP over IoU .50:.95 and by size of object, AR by number of boxes.
 
     A figure by size is None where the data set has no object of that size.
     """

@@ -72,7 +72,7 @@ class PreprocessingSpec(Settings):
 
     @classmethod
     def from_size(cls, size: int | Size, max_size: int | None = None) -> PreprocessingSpec:
-        """One number is a shortest side (the longer one at most `max_size`, by default 5/3 of it), two are a fixed (H, W)."""
+        """The spec of one number, a shortest side, or of two, a fixed (H, W)."""
         if isinstance(size, int):
             return cls(mode="shortest-edge", size=size, max_size=max_size or round(size * 1333 / 800))
         return cls(mode="fixed", size=(size[0], size[1]))
@@ -167,7 +167,7 @@ def _batch(group: list[tuple[int, Sample]], spec: PreprocessingSpec) -> tuple[li
 
 
 def stack(samples: Sequence[Sample], spec: PreprocessingSpec) -> Prepared:
-    """One batch of resized images, zero-padded at the right and bottom to the largest (letterbox: to the spec's size)."""
+    """One batch of resized images, zero-padded right and below to the largest, or to the letterbox."""
     if not samples:
         raise ImageError("preprocess: got no image at all, expected at least one")
     sizes = np.array([pixels.shape[:2] for pixels, _ in samples], dtype=np.int64)

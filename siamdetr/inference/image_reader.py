@@ -38,7 +38,7 @@ def read_samples(index: DetectionIndex, spec: PreprocessingSpec, workers: int) -
 
 
 def _ordered_map(function: Callable[[Item], Answer], items: Sequence[Item], workers: int) -> Iterator[Answer]:
-    """`map` over threads that stay at most a few items ahead (Pillow decodes and resizes without the interpreter's lock)."""
+    """`map` over threads that stay at most a few items ahead."""
     if workers == 0:
         yield from map(function, items)
         return

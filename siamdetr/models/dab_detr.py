@@ -1,4 +1,4 @@
-"""DAB-DETR (Liu et al. 2022, arXiv:2201.12329): queries are boxes, which the decoder refines from layer to layer.
+"""DAB-DETR (Liu et al. 2022, arXiv:2201.12329): queries are boxes, refined from layer to layer.
 
 The decoder layer is Conditional DETR's. New are the origin of its positions and the cross-attention: the query position is
 read off the sine waves of the current box (cx, cy, w, h), and the spatial part of cross-attention is scaled by the ratio of a
@@ -84,7 +84,7 @@ def require_boxes(queries: Queries) -> Tensor:
 
 
 class RescalingEncoder(nn.Module):
-    """The encoder of DETR, the positions multiplied before each layer by a small network of what the cells hold."""
+    """The encoder of DETR, whose positions a small network rescales before each layer."""
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()

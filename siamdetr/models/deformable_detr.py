@@ -1,4 +1,4 @@
-"""The decoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159): queries sample a few points around a reference.
+"""The decoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159), which samples a few points.
 
 A reference point is read off the query's position. With `refine` each layer has heads of its own and starts from the boxes of the
 layer before it (§4.2, "iterative bounding box refinement"). With `two_stage` the encoder itself proposes a box at each cell, and

@@ -1,4 +1,4 @@
-"""The transformer encoder that all single-scale detectors share (DETR, arXiv:2005.12872, appendix A.3).
+"""The transformer encoder of all single-scale detectors (DETR, arXiv:2005.12872, appendix A.3).
 
 Post-norm: each part's output is added and the sum normalised. With `pre_norm` (official UP-DETR) a part takes normalised
 tokens, its output is added as it is, and one more norm ends the encoder.

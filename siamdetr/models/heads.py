@@ -1,4 +1,4 @@
-"""Prediction heads, the feed-forward part of a transformer layer, and how offsets from references become boxes."""
+"""Prediction heads, feed-forward networks, and the placing of boxes from offsets and references."""
 
 from __future__ import annotations
 

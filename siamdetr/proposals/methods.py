@@ -198,7 +198,7 @@ def merge_proposals(a: Boxes, b: Boxes) -> Boxes:
 
 
 def pairwise_overlap(a: Boxes, b: Boxes) -> NDArray[np.float32]:
-    """[n, m] intersection over union of (x0, y0, x1, y1) boxes [n, 4] and [m, 4] in one unit; 0 where both have no area."""
+    """[n, m] IoU of (x0, y0, x1, y1) boxes [n, 4] and [m, 4] in one unit; 0 where both have no area."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     sides = (high - low).clip(min=0)

@@ -1,4 +1,4 @@
-"""Plots of a study: one colour per initialisation, always with intervals, and names beside their lines."""
+"""Plots of a study: one colour per initialisation, with intervals and names beside the lines."""
 
 from __future__ import annotations
 

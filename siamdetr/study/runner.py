@@ -62,7 +62,7 @@ class Grid:
 
 
 def open_grid(study: StudySettings, folder: str | Path, *, write: bool = True) -> Grid:
-    """Open the grid of a study in a folder, with the cells that earlier calls or other studies have finished.
+    """Open the grid of a study in a folder, with the cells finished so far.
 
     Args:
         study: the settings.

@@ -147,7 +147,7 @@ def _run_in_processes(
 
 
 def _begin_worker(lifeline: connection.Connection) -> None:
-    """In a new process: from now on only the pipe stops it, whatever signals the terminal sends to all processes."""
+    """In a new process: from now on only the pipe stops it, not the terminal's signals."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     watch = SignalWatch().__enter__()  # never left: it is the outermost of this process
     threading.Thread(target=_hang_on, args=(lifeline, watch), daemon=True).start()
@@ -172,7 +172,7 @@ def _unless_called_off(task: tuple[Callable[[Task], Result], Task]) -> list[Resu
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Processes started inside the block begin with SIGINT and SIGTERM blocked, so that none dies while it still imports."""
+    """Processes started inside the block begin with SIGINT and SIGTERM blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

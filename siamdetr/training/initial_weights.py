@@ -1,4 +1,7 @@
-"""Starting weights and their normalization: from a pretrained run or model file, what fits; the rest starts afresh and is named."""
+"""Starting weights and their normalization: from a pretrained run or model file, what fits.
+
+The rest starts afresh and is named.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ def taken_over(detector: DetectorSettings, base: StartSettings) -> DetectorSetti
 
 
 def start(detector: Detector, settings: RunSettings, class_names: tuple[str, ...], *, resumed: bool) -> Start:
-    """Fill a new detector: from `init`, else its backbone from `backbone_weights`; a resumed run has its own weights."""
+    """Fill a new detector: from `init`, else its backbone from `backbone_weights`.
+
+    A resumed run has its own weights.
+    """
     if settings.init is None:
         if not resumed:
             fill_backbone(detector, settings)

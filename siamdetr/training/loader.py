@@ -18,7 +18,7 @@ from siamdetr.structures.targets import in_one_window
 
 
 class BatchStream:
-    """An iterable of batches [start, stop) in stream order, for Lightning's loop: not a DataLoader, so it is left alone.
+    """An iterable of batches [start, stop) in stream order; no DataLoader, so Lightning leaves it alone.
 
     Args:
         dataset: takes (epoch, position) and must be a function of them and its seed alone.

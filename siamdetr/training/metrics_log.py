@@ -1,4 +1,7 @@
-"""metrics.csv and TensorBoard events: one row a logging step or evaluation; a resumed run goes on in the same file."""
+"""metrics.csv and TensorBoard events: one row a logging step or evaluation.
+
+A resumed run goes on in the same file.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ class _RunLogger(Logger):
 
 
 class MetricsCsv(_RunLogger):
-    """Writes each row at once. A new column rewrites the file; rows after `resume_step` belong to a lost future and go."""
+    """Writes each row at once. A new column rewrites the file.
+
+    Rows after `resume_step` belong to a lost future and go.
+    """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
         super().__init__()

@@ -72,7 +72,10 @@ def _lead(
 
 
 def _usage_sentence(rows: Sequence[Mapping[str, float]]) -> str:
-    """Whether queries find the regions they are told, of the last diagnostics; "" where the method tells none."""
+    """Whether queries find the regions they are told, of the last diagnostics.
+
+    "" where the method tells none.
+    """
     last = next((row for row in reversed(rows) if "regions_own_iou" in row), None)
     if last is None:
         return ""

@@ -1,4 +1,7 @@
-"""What both stages' Lightning modules share: the step counter, the losses kept for the log, the optimiser."""
+"""What both stages' Lightning modules share.
+
+The step counter, the losses kept for the log, the optimiser.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,9 @@ class StepRecord:
 
 
 class StepModule(LightningModule):
-    """Counts optimiser steps itself: `step` is saved and restored, Lightning's own counters start at 0 in every session.
+    """Counts optimiser steps itself.
+
+    `step` is saved and restored, Lightning's own counters start at 0 in every session.
 
     Randomness inside the step (dropout, region jitter) is seeded from (seed, step, process), so that a resumed run repeats
     it without any generator's state. Ours.

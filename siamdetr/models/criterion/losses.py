@@ -1,4 +1,4 @@
-"""The DETR criterion (arXiv:2005.12872, §3.1), over all decoder layers at once: classes, box distance, generalized IoU.
+"""The DETR criterion (arXiv:2005.12872, §3.1) over all decoder layers: class, L1 and GIoU losses.
 
 `softmax`: cross entropy with a "no object" class of small weight (DETR). `focal`: sigmoid focal loss, no such class
 (arXiv:1708.02002, as Deformable and Conditional DETR use it). Every layer has its own matching and its own losses.

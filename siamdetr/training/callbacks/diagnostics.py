@@ -1,4 +1,7 @@
-"""Pictures of a pretraining run: what the method is shown, and the same few images again and again, predictions against targets."""
+"""Pictures of a pretraining run.
+
+What the method is shown, and the same few images again and again, predictions against targets.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ _WIDTH = 640  # pixels at most: the report carries the pictures inside
 
 
 class Diagnostics(Callback):
-    """Draws into the run folder; the report shows the pictures. Draws nothing at random, so that training is not changed.
+    """Draws into the run folder; the report shows the pictures.
+
+    Draws nothing at random, so that training is not changed.
 
     The samples are those of epoch 0 of a few images spread over the data; the detector is in eval mode meanwhile. With several
     processes the first one draws.

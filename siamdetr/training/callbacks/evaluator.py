@@ -1,4 +1,7 @@
-"""Scores the detector while it trains: the best weights by AP are kept, and training may stop when they no longer improve."""
+"""Scores the detector while it trains.
+
+The best weights by AP are kept, and training may stop when they no longer improve.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,10 @@ class Evaluator(Callback):
         self.processes: PatientGroup
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make ready to wait for the first process, which scores; repeat an evaluation that a signal broke off."""
+        """Make ready to wait for the first process, which scores.
+
+        Repeat an evaluation that a signal broke off.
+        """
         self.processes = PatientGroup()
         if self._due(pl_module) and self.evaluated_at != pl_module.step:
             self._evaluate(trainer, pl_module)

@@ -1,4 +1,7 @@
-"""Reads the figures of the steps when they have arrived: stops at a loss that is not finite, averages the rest for the log."""
+"""Reads the figures of the steps when they have arrived.
+
+Stops at a loss that is not finite, averages the rest for the log.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Exponential moving average of the weights: what is scored and saved, while the raw weights go on learning."""
+"""Exponential moving average of the weights.
+
+What is scored and saved, while the raw weights go on learning.
+"""
 
 from __future__ import annotations
 
