@@ -7,6 +7,7 @@ scores are equal but for rounding.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -203,8 +204,12 @@ def run_gate(
 
 
 def pytorch_reference(model: SiamDETR, spec: PreprocessingSpec) -> PyTorchPredictor:
-    """The model with an exported file's preprocessing, which may be another than its own."""
-    return PyTorchPredictor(model.detector, model.class_names, spec)
+    """The model with an exported file's preprocessing, which may be another than its own.
+
+    On the CPU, wherever the model is: a GPU may round the factors of its products to 10 bits (TF32), which is no reference.
+    """
+    detector = model.detector if model.device.type == "cpu" else copy.deepcopy(model.detector).cpu()
+    return PyTorchPredictor(detector, model.class_names, spec)
 
 
 def pytorch_raw(reference: PyTorchPredictor, batch: Prepared) -> Raw:
