@@ -1,7 +1,7 @@
-"""Sampling of feature maps at points, weighted: the inner step of deformable attention (arXiv:2010.04159, eq. 3), in three forms.
+"""Sampling of feature maps at points, weighted: the inner step of deformable attention (arXiv:2010.04159, eq. 3), in four forms.
 
-`reference` says in PyTorch what is meant; `kernel` (`deformable_attention_triton`) computes it on CUDA in one pass; `gather` needs
-no GridSample, which TensorRT and opset 20 get wrong, and keeps batch, height and width dynamic when exported.
+`reference` says in PyTorch what is meant; `kernel` (`triton_kernel`) computes it on CUDA in one pass, `bags` on a processor; `gather`
+needs no GridSample, which TensorRT and opset 20 get wrong, and keeps batch, height and width dynamic when exported.
 Coordinates are (x, y) fractions of a level's whole map, padding included: 0 is the outer edge of the first cell, 1 that of the last.
 Outside the map there are zeros, between cells values are bilinear.
 
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level, in cells
-Sampling = Literal["auto", "reference", "kernel", "gather"]
+from siamdetr.models.deformable.bags import Shapes, sample_bags
+
+Sampling = Literal["auto", "reference", "kernel", "bags", "gather"]
 
 MAX_KERNEL_LEVELS = 5
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -35,8 +36,8 @@ def sample_points(
         shapes: (height, width) of the L levels; they sum to N.
         points: [B, Q, M, L, P, 2] (x, y) fractions of each level's map.
         weights: [B, Q, M, L, P].
-        form: `auto` is the kernel on CUDA where Triton is installed, the gather form while exporting, else the reference,
-            which then keeps no samples for the backward pass but takes them again.
+        form: `auto` is the kernel on CUDA where Triton is installed, bags on the CPU, the gather form while exporting, else the
+            reference, which then keeps no samples for the backward pass but takes them again.
     Returns:
         [B, Q, M * d] in the type of `values`. Points and weights count in float32 at least, whatever autocast says:
         bfloat16 would move a point by up to half a cell of a large map.
@@ -51,6 +52,8 @@ def sample_points(
             return sample_reference(values, shapes, points, weights, resample=torch.is_grad_enabled())
     if form == "kernel":
         return _sample_kernel(values, shapes, points, weights)
+    if form == "bags":
+        return sample_bags(at_least_float32(values), shapes, points, weights).to(values.dtype)
     sample = sample_gather if form == "gather" else sample_reference
     return sample(values, shapes, points, weights)
 
@@ -169,7 +172,8 @@ def _choose(values: Tensor, shapes: Shapes) -> Sampling:
         return "gather"
     if values.is_cuda and _HAS_TRITON and values.dtype != torch.float64 and len(shapes) <= MAX_KERNEL_LEVELS:
         return "kernel"
-    return "reference"
+    # What is compiled fuses the reference; bags leave PyTorch for a moment.
+    return "bags" if values.device.type == "cpu" and not torch.compiler.is_compiling() else "reference"
 
 
 def _sample_kernel(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
