@@ -115,12 +115,19 @@ def test_points_in_half_precision_values_keep_their_place(form: Sampling) -> Non
 @pytest.mark.parametrize("form", ["reference", "bags", "gather"])
 def test_points_far_outside_see_nothing(form: Sampling) -> None:
     values, points, weights = make(CASES[0])
-    for far in (1e9, -1e9, 2.0, float("nan")):
+    for far in (1e9, -1e9, 2.0):
         outside = torch.full_like(points, far).detach().requires_grad_()
         out = sample_points(values, LEVELS[:1], outside, weights, form=form)
         assert out.eq(0).all()
         if form == "bags":
             assert all(found.eq(0).all() for found in torch.autograd.grad(out.sum(), (values, outside, weights)))
+
+
+@pytest.mark.parametrize("form", ["reference", "bags"])
+def test_a_point_that_is_no_number_shows_in_the_output(form: Sampling) -> None:
+    values, points, weights = make(CASES[0])
+    out = sample_points(values, LEVELS[:1], torch.full_like(points, float("nan")), weights, form=form)
+    assert out.isnan().all()
 
 
 @pytest.mark.parametrize("threads", [1, 3])

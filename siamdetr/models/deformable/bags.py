@@ -128,10 +128,10 @@ class _Axis:
 
     @classmethod
     def of(cls, coordinates: Tensor, size: Tensor) -> _Axis:
-        """Of fractions of a map of `size` cells; NaN counts as outside."""
+        """Of fractions of a map of `size` cells. NaN is outside, and its fraction NaN, so that the sum shows it."""
         place = coordinates * size - 0.5
-        clamped = torch.minimum(torch.where(place > -1, place, -1.0), size)
-        cell = torch.minimum(clamped.floor(), size - 1)
+        clamped = torch.minimum(place.clamp(min=-1), size)
+        cell = torch.minimum(clamped.floor(), size - 1).nan_to_num_(-1.0)
         return cls(cell, clamped - cell, clamped == place)
 
 

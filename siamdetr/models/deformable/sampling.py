@@ -104,22 +104,31 @@ class _Resampled(torch.autograd.Function):
 
 
 def sample_gather(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
-    """The same by looking up the four cells around each point in one table; arguments as in `sample_points`.
+    """The same by looking up cells in one table; arguments as in `sample_points`.
 
-    All levels at once: an exported graph is then no larger for having more of them.
+    All levels at once: an exported graph is then no larger for having more of them. A row of the table holds a cell and the one
+    before it, so that the four cells around a point are two rows, and a product of matrices weights and sums what was found.
     """
     batch, cells, heads, channels = values.shape
-    queries, levels, num_points = points.shape[1], points.shape[3], points.shape[4]
-    table = values.flatten(0, 2)  # [B N M, d]
+    queries, sampled = points.shape[1], points.shape[3] * points.shape[4]
+    flat = values.flatten(0, 2)  # [B N M, d]
+    table = torch.cat([F.pad(flat, (0, 0, heads, 0)), F.pad(flat, (0, 0, 0, heads))], dim=1)  # [(B N + 1) M, 2 d]
     image = torch.arange(batch, device=values.device)[:, None, None, None, None] * cells
     head = torch.arange(heads, device=values.device)[:, None, None]
     heights, widths, starts = _sides(shapes, values.device)
-    total = points.new_zeros((batch * queries * heads, channels))
-    for cell, share in corner_cells(points, heights, widths):
-        rows = ((image + starts + cell) * heads + head).flatten()
-        found = table.index_select(0, rows).reshape(-1, levels * num_points, channels)  # [BQM, LP, d]
-        strength = (share * weights).reshape(-1, levels * num_points, 1)
-        total = total + (strength * found).sum(1)
+    x, y = points[..., 0] * widths - 0.5, points[..., 1] * heights - 0.5
+    right, top = x.detach().floor() + 1, y.detach().floor()
+    left_share = torch.where((right > 0) & (right <= widths), right - x, 0.0) * weights
+    right_share = torch.where((right >= 0) & (right < widths), x - right + 1, 0.0) * weights
+    total = points.new_zeros((batch * queries * heads, 1, channels))
+    for row, row_share in ((top, top + 1 - y), (top + 1, y - top)):
+        inside = (row >= 0) & (row < heights) & (right >= 0) & (right <= widths)
+        # Chosen before the conversion: a point far outside, or NaN, has no integer.
+        cell = torch.where(inside, row * widths + right, 0.0).long()
+        share = torch.where(inside, row_share, 0.0)
+        strength = torch.stack([share * left_share, share * right_share], dim=-1).reshape(-1, 1, 2 * sampled)
+        found = table.index_select(0, ((image + starts + cell) * heads + head).flatten())
+        total = total + strength @ found.reshape(-1, 2 * sampled, channels)
     return total.reshape(batch, queries, heads * channels).to(values.dtype)
 
 
