@@ -8,6 +8,7 @@ from siamdetr.model_file import ModelMetadata, find_model_file
 from siamdetr.models.detector import Detector
 from siamdetr.settings.training import PretrainSettings
 from siamdetr.system.signals import SignalWatch
+from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.diagnostics import Diagnostics
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune import _log
@@ -37,6 +38,7 @@ def pretrain(
         DataError, CheckpointError, SettingsError, NonFiniteLossError: see there.
     """
     sink = progress or Silent()
+    prepare_arithmetic(settings.tf32)
     _log.info("Self-supervised pretraining: no labels are used. To train on labels: siamdetr finetune")
     with SignalWatch() as watch:
         settings = settings.model_copy(update={"detector": pretraining_detector(settings)})
