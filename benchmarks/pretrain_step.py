@@ -25,22 +25,26 @@ from torch import Tensor
 
 from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
 from siamdetr.models.detector import Detector, Outputs
-from siamdetr.pretext import PRETEXTS, UPDETR, DETReg, Pretext, SiameseDETR
+from siamdetr.pretext.batches import RegionBatch, ViewBatch
 from siamdetr.pretext.common import (
+    Pretext,
     condition_queries,
     group_mask,
     jitter_boxes,
-    object_targets,
     pretext_settings,
     region_features,
 )
+from siamdetr.pretext.detreg import DETReg
+from siamdetr.pretext.registry import PRETEXTS
+from siamdetr.pretext.siamese import SiameseDETR
+from siamdetr.pretext.updetr import UPDETR
 from siamdetr.settings.detector import DetectorSettings
-from siamdetr.settings.pretext import DETRegSettings, Method, PretextSettings, SiameseSettings, UPDETRSettings
-from siamdetr.structures.targets import RegionBatch, Targets, ViewBatch
+from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
+from siamdetr.structures.targets import Targets, region_targets
 
 NUM_REGIONS = 10
 CROP_SIZE = 128
-SETTINGS: dict[Method, PretextSettings] = {
+SETTINGS: dict[str, PretextSettings] = {
     "siamese": SiameseSettings(num_regions=NUM_REGIONS),
     "updetr": UPDETRSettings(num_regions=NUM_REGIONS, mask_ratio=0.0),
     "detreg": DETRegSettings(num_regions=NUM_REGIONS),
@@ -101,7 +105,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     settings = DetectorSettings(variant=options.variant, backbone=options.backbone, num_queries=options.queries)
     with device:
-        pretext = PRETEXTS[options.method](Detector(pretext_settings(settings)), SETTINGS[options.method])
+        pretext = PRETEXTS[options.method].build(Detector(pretext_settings(settings)), SETTINGS[options.method])
         batch = make_batch(options.batch, options.size)
         if options.method != "siamese":
             batch = first_views(batch)
@@ -147,7 +151,7 @@ def first_views(batch: ViewBatch) -> RegionBatch:
     return RegionBatch(
         images=batch.images[:samples],
         padding=batch.padding[:samples],
-        targets=object_targets(batch.boxes[:samples]),
+        targets=region_targets(batch.boxes[:samples].flatten(0, 1), [batch.boxes.shape[1]] * samples),
         crops=batch.crops[:samples].flatten(0, 1),
     )
 
@@ -179,7 +183,9 @@ def plain_losses(pretext: SiameseDETR, batch: ViewBatch) -> dict[str, Tensor]:
 
 def plain_view(pretext: SiameseDETR, outputs: Outputs, boxes: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     """Losses of one direction."""
-    return plain_layers(pretext, outputs, object_targets(boxes), wanted, name="loss_region")
+    return plain_layers(
+        pretext, outputs, region_targets(boxes.flatten(0, 1), [boxes.shape[1]] * len(boxes)), wanted, name="loss_region"
+    )
 
 
 def plain_regions(pretext: UPDETR | DETReg, batch: RegionBatch) -> dict[str, Tensor]:
@@ -223,7 +229,7 @@ def plain_layers(
     return losses
 
 
-PLAIN: dict[Method, Callable[..., dict[str, Tensor]]] = {
+PLAIN: dict[str, Callable[..., dict[str, Tensor]]] = {
     "siamese": plain_losses,
     "updetr": plain_regions,
     "detreg": plain_regions,

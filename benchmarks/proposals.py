@@ -19,7 +19,7 @@ from PIL import Image
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.readers.recognise import open_dataset
-from siamdetr.images.open import read_image
+from siamdetr.images.open import open_untrusted
 from siamdetr.proposals.compute import compute_proposals
 from siamdetr.proposals.methods import METHODS, Method, Recipe, propose
 from siamdetr.proposals.recall import proposal_recall
@@ -36,7 +36,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     index = open_dataset(arguments.data, split=arguments.split)
     started = time.process_time()
-    images = [read_image(index.path(i)).copy() for i in range(len(index))]
+    images = [open_untrusted(index.path(i)).copy() for i in range(len(index))]
     decoding = time.process_time() - started
     sides = sum(max(image.size) for image in images) / len(images)
     print(f"{len(index)} images, {(~index.crowd).sum()} boxes, longer side {sides:.0f} px on average")

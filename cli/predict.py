@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from siamdetr.api import Backend
 
-_IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-
 
 def predict(
     model: options.ModelPath,
@@ -62,17 +60,28 @@ def _files(paths: list[Path]) -> list[Path]:
     Raises:
         FileNotFoundError: a path is not there, or no path holds an image.
     """
+    from siamdetr.cli.console import console
+    from siamdetr.data.readers.paths import walk_files
+    from siamdetr.images.header import IMAGE_SUFFIXES, is_foreign_image, is_image
+
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in _IMAGES)
+            names = list(walk_files(path))
+            files += [path / name for name in names if is_image(name)]
+            if foreign := [name for name in names if is_foreign_image(name)]:
+                console.print(
+                    f"{path}: {len(foreign)} pictures in formats that are not decoded, such as {foreign[0]}: convert them",
+                    markup=False,
+                    soft_wrap=True,
+                )
         elif path.exists():
             files.append(path)
         else:
             raise FileNotFoundError(f"{path}: no such image or folder")
     if not files:
         raise FileNotFoundError(
-            f"{', '.join(map(str, paths))}: no images here; looked for {', '.join(sorted(_IMAGES))}"
+            f"{', '.join(map(str, paths))}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return files
 

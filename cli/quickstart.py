@@ -155,8 +155,8 @@ def _draw(folder: Path, budget: Budget, seed: int) -> Path:
 
 def _pretrain(data: Path, folder: Path, budget: Budget, seed: int) -> RunResult:
     from siamdetr.cli.console import RunProgress
+    from siamdetr.pretext.run_settings import PretrainSettings
     from siamdetr.settings.resolve import resolve
-    from siamdetr.settings.training import PretrainSettings
     from siamdetr.training.pretrain import pretrain
 
     flags = {

@@ -93,7 +93,7 @@ def study(
 
     Stopped or killed, the same command goes on: finished cells are kept.
     """
-    from siamdetr.settings.pretext import METHOD_NAMES
+    from siamdetr.pretext.registry import PRETEXTS
     from siamdetr.study.runner import open_grid
 
     values = {
@@ -112,7 +112,7 @@ def study(
         "finetune_steps": finetune_steps,
         "evaluations": evaluations,
         "both": [*both, *([] if batch_size is None else [f"batch_size={batch_size}"])],
-        "pretrain": [*pretrain, *(f"{method}.{size}" for size in _size(imgsz) for method in METHOD_NAMES)],
+        "pretrain": [*pretrain, *(f"{method}.{size}" for size in _size(imgsz) for method in PRETEXTS)],
         "finetune": [*finetune, *(f"images.{size}" for size in _size(imgsz))],
     }
     given = {key: value for key, value in values.items() if value is not None}

@@ -38,8 +38,9 @@ def train(
 ) -> None:
     """Pretrain a detector on images WITHOUT labels (self-supervised). To train on labels: `siamdetr finetune`."""
     from siamdetr.cli.console import RunProgress
+    from siamdetr.pretext.registry import PRETEXTS
+    from siamdetr.pretext.run_settings import PretrainSettings
     from siamdetr.settings.resolve import resolve
-    from siamdetr.settings.training import PretrainSettings
     from siamdetr.training.pretrain import pretrain
 
     flags = {
@@ -52,7 +53,7 @@ def train(
         "steps": steps,
         "epochs": epochs,
         "batch_size": batch_size,
-        **dict.fromkeys(("siamese.size", "updetr.size", "detreg.size"), options.image_size(imgsz)),
+        **dict.fromkeys((f"{key}.size" for key in PRETEXTS), options.image_size(imgsz)),
         "output": None if output is None else str(output),
         "optimizer.lr": lr,
         "grad_accum": grad_accum,

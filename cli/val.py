@@ -12,6 +12,7 @@ from siamdetr.cli import options
 if TYPE_CHECKING:
     from siamdetr.api import Backend
     from siamdetr.evaluation.coco import DetectionMetrics
+    from siamdetr.reports.evaluation_report import Analysis
 
 
 def val(
@@ -25,34 +26,57 @@ def val(
     workers: options.Workers = None,
     device: options.Device = "auto",
     backend: options.Backend = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Also write a report there: thresholds, confusion, curves, the worst mistakes."
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold", min=0.0, max=1.0, help="Score at which the report counts mistakes; default: the best F1's."
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the detections there, in COCO's results format.")
     ] = None,
 ) -> None:
     """Score a model (or a file of COCO results) on a labelled data set: AP, AR, and a table of classes."""
     from siamdetr.api import load
-    from siamdetr.cli.console import progress
+    from siamdetr.cli.console import console, progress
     from siamdetr.data.readers.recognise import available_splits, open_dataset
-    from siamdetr.evaluation.coco import evaluate, score_results
+    from siamdetr.evaluation.coco import detect, read_scorer
+    from siamdetr.evaluation.matched import match_results
+    from siamdetr.evaluation.results import write_results
+    from siamdetr.reports.evaluation_report import analyse, write_evaluation
 
     if split is None:
         splits = available_splits(data, format=data_format)
         split = next((name for name in ("val", "test") if name in splits), None)
     index = open_dataset(data, format=data_format, split=split)
     if model.suffix == ".json":
-        metrics = score_results(model, index)
+        scorer = read_scorer(model, index)
     else:
         opened = load(model, device=device, backend=cast("Backend | None", backend))
         with progress("evaluate") as update:
-            metrics = evaluate(
+            scorer = detect(
                 opened,
                 index,
                 batch_size=batch_size,
                 workers=2 if workers is None else workers,
                 progress=update,
-                results_file=json_file,
             )
-    show_metrics(metrics, f"{data} ({split or 'all'}, {len(index)} images)")
+    if json_file is not None:
+        write_results(json_file, scorer.results())
+    metrics, where = scorer.summarize(), f"{data} ({split or 'all'}, {len(index)} images)"
+    show_metrics(metrics, where)
+    analysis = analyse(match_results(scorer.results(), scorer.index), threshold)
+    show_analysis(analysis)
+    if output is not None:
+        lead = f"AP {metrics.ap:.3f}, AP50 {metrics.ap50:.3f} on {where}. Mistakes are counted at the score {analysis.threshold:.3f}."
+        report = write_evaluation(output, metrics, analysis, title=f"siamdetr val · {model}", lead=lead)
+        console.print(f"\nReport: {report}", markup=False)
 
 
 def show_metrics(metrics: DetectionMetrics, where: str) -> None:
@@ -71,6 +95,21 @@ def show_metrics(metrics: DetectionMetrics, where: str) -> None:
         classes.add_row(row.name, f"{row.num_boxes:,}", *(_figure(x) for x in (row.ap, row.ap50, row.ap75, row.ar100)))
     console.print()
     console.print(classes)
+
+
+def show_analysis(analysis: Analysis) -> None:
+    """Print the threshold of the best F1 and how many mistakes of each kind there are."""
+    from siamdetr.cli.console import console
+    from siamdetr.evaluation.mistakes import count_mistakes
+    from siamdetr.evaluation.thresholds import best_f1
+
+    best = best_f1(analysis.curves[0])
+    if best is not None:
+        console.print(
+            f"\nBest F1 {best.f1:.3f} at the threshold {best.threshold:.3f}: precision {best.precision:.3f}, recall {best.recall:.3f}"
+        )
+    counts = ", ".join(f"{number:,} {kind}" for kind, number in count_mistakes(analysis.mistakes).items())
+    console.print(f"Mistakes at {analysis.threshold:.3f}: {counts}")
 
 
 def _figure(value: float | None) -> str:

@@ -10,6 +10,7 @@ from Python: `Detector("model.onnx").predict("picture.jpg")`. It reads classes a
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import warnings
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 
 class Detector:
@@ -63,26 +64,113 @@ class Detector:
 
 
 def load_image(picture: Any) -> Image.Image:
-    """An upright 8-bit RGB image; transparency is dropped, 16-bit grey keeps its upper 8 bits."""
+    """An upright 8-bit RGB image of a path, a file's bytes, a file object, a PIL image or a uint8 RGB array."""
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(np.ascontiguousarray(picture))
-    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    if isinstance(picture, bytes):
+        picture = io.BytesIO(picture)
+    return to_rgb(picture if isinstance(picture, Image.Image) else Image.open(picture))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An upright 8-bit RGB image; transparency is dropped, deeper pixels are scaled by the file's own depth or range.
+
+    Raises:
+        ValueError: floating-point pixels without a finite one.
+    """
+    declared, low = declared_bits(image), low_bytes(image)
     image.load()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block must not cost the image
-        pass
-    if image.mode == "F":
-        raise ValueError(f"{picture}: floating-point pixels, whose range is not known; convert it to 8 bits")
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        values = values if values.dtype.itemsize == 2 else values.clip(0, 65535)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    image = upright(image)
+    if low is not None:
+        image = join_bytes(image, upright(low))
+    elif image.mode == "F" or image.mode.startswith("I"):
+        image = grey_to_8_bits(image, declared)
+    if image.mode == "RGB":
+        return image
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of EXIF that it then reads well enough
+            return ImageOps.exif_transpose(image)
+    except Exception:  # a broken EXIF block must not cost the image: Pillow raises what it likes here
+        return image
+
+
+def declared_bits(image: Image.Image) -> int:
+    """Bits a channel that a TIFF declares (BitsPerSample below 16, else MaxSampleValue); 0: it says nothing."""
+    tags = getattr(image, "tag_v2", {})
+    bits, largest = (np.atleast_1d(tags.get(tag, 0)).max() for tag in (258, 281))
+    return int(bits) if 8 < bits < 16 else int(largest).bit_length()
+
+
+def fitting_bits(largest: int, declared: int = 0) -> int:
+    """The smallest depth that holds `largest` and is not below `declared`: 8, 10, 12, 14, 16 or more bits."""
+    bits = max(8, largest.bit_length(), min(declared, 16))
+    return bits + bits % 2
+
+
+def grey_to_8_bits(image: Image.Image, declared: int) -> Image.Image:
+    """Integer or floating-point grey as 8-bit grey; `image.info` says how it was scaled."""
+    values = np.asarray(image)
+    if values.dtype.kind != "f" and (values.dtype.kind == "u" or values.min() >= 0):
+        bits = fitting_bits(int(values.max()), declared)
+        grey = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+        grey.info["depth"] = f"values of {bits} bits, divided by {2 ** (bits - 8)}"
+        return grey
+    reals = values.astype(np.float64)
+    finite = np.isfinite(reals)
+    if not finite.any():
+        raise ValueError("not one finite pixel")
+    low, high = float(reals.min(where=finite, initial=np.inf)), float(reals.max(where=finite, initial=-np.inf))
+    if values.dtype.kind == "f" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    scale = 255 / (high - low) if high > low else 0.0
+    reals = np.where(finite, (reals - low) * scale, 0.0)
+    grey = Image.fromarray(np.rint(reals).astype(np.uint8))
+    grey.info["depth"] = f"values of {low:g} to {high:g}, scaled to 0..255"
+    return grey
+
+
+def low_bytes(image: Image.Image) -> Image.Image | None:
+    """The lower byte of every channel of a 16-bit colour file that is not decoded yet; None: not such a file.
+
+    Pillow decodes 16-bit colours to their upper byte. Told the other byte order, it decodes the lower one.
+    """
+    swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if np.little_endian else "16L"}
+    if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not image.tile:
+        return None
+    arguments = image.tile[0].args
+    raw = str(arguments[0] if isinstance(arguments, tuple) else arguments)  # such as "RGB;16B"
+    if image.mode not in ("RGB", "RGBA", "RGBX") or raw[-3:] not in swapped:
+        return None
+    position = image.fp.tell()
+    image.fp.seek(0)
+    again = Image.open(io.BytesIO(image.fp.read()), formats=[str(image.format)])
+    image.fp.seek(position)
+    assert isinstance(again, ImageFile.ImageFile)
+    mode = raw[:-3] + swapped[raw[-3:]]
+    again.tile = [
+        tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode) for tile in again.tile
+    ]
+    again.load()
+    return again
+
+
+def join_bytes(high: Image.Image, low: Image.Image) -> Image.Image:
+    """RGB of 8 bits a channel of a 16-bit colour image, from the upper and the lower byte of each channel."""
+    upper = np.asarray(high)[..., :3]
+    bits = fitting_bits(int(upper.max()) << 8)
+    joined = high
+    if bits < 16:
+        joined = Image.fromarray((upper << (16 - bits)) | (np.asarray(low)[..., :3] >> (bits - 8)))
+    joined.info["depth"] = f"values of {bits} bits, divided by {2 ** (bits - 8)}"
+    return joined
 
 
 def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 
 from siamdetr.errors import ServeError
+from siamdetr.images.open import UPLOAD_LIMITS, ImageLimits
 
 TOKEN_VARIABLE = "SIAMDETR_SERVE_TOKEN"
 _SHORTEST_TOKEN = 16  # characters
@@ -30,14 +31,19 @@ class Limits:
     """
 
     max_body_bytes: int = 10 * 2**20 + 2**16
-    max_image_bytes: int = 10 * 2**20
+    max_image_bytes: int = UPLOAD_LIMITS.file_bytes
     max_images: int = 16
-    max_pixels: int = 40_000_000
-    max_side: int = 16_384
+    max_pixels: int = UPLOAD_LIMITS.pixels
+    max_side: int = UPLOAD_LIMITS.side
     max_uploads: int = 64
     body_seconds: float = 15.0
     inference_seconds: float = 10.0
     drain_seconds: int = 15
+
+    @property
+    def of_image(self) -> ImageLimits:
+        """The bounds on one image."""
+        return ImageLimits(self.max_pixels, self.max_side, self.max_image_bytes, UPLOAD_LIMITS.formats)
 
 
 @dataclass(frozen=True)

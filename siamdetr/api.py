@@ -19,6 +19,7 @@ from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes
 from siamdetr.inference.pytorch import PyTorchPredictor, evaluating, normalize_prepared
 from siamdetr.model_file import ModelMetadata, find_model_file, load_model, save_model
 from siamdetr.models.attention import record_attention
+from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.backbone.weights import load_backbone_weights
 from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import Classifier, DetectorSettings, Variant
@@ -65,7 +66,8 @@ class SiamDETR(Described):
         stride: of the feature map, 32 or 16 pixels.
         classifier: "softmax" or "focal"; None: as the variant's paper, softmax for vanilla, else focal.
         backbone_weights: "imagenet" or a file; None: random.
-        preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR.
+        preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR, normalised as the
+            backbone's pretrained weights expect.
     Raises:
         ValueError: neither or contradicting numbers of classes, or a setting that does not exist.
     """
@@ -97,7 +99,8 @@ class SiamDETR(Described):
         detector = Detector(settings)
         if backbone_weights is not None:
             load_backbone_weights(detector.backbone, backbone_weights)
-        metadata = ModelMetadata(class_names=names, preprocessing=preprocessing or PreprocessingSpec())
+        own = preprocessing or PreprocessingSpec().normalized_by(backbone_normalization(backbone))
+        metadata = ModelMetadata(class_names=names, preprocessing=own)
         self._set(detector.eval(), metadata, None)
 
     def _set(self, detector: Detector, metadata: ModelMetadata, path: Path | None) -> None:

@@ -15,12 +15,21 @@ class DataError(ValueError):
     """A data set that cannot be used as asked; the text says where, what, and what helps."""
 
 
-class UnreadableImageError(DataError):
-    """An image file that cannot be opened; the text names the file and the cause."""
-
-
 class ImageError(ValueError):
     """An image that cannot be used; the text says which, why and what to do."""
+
+
+class UnreadableImageError(DataError, ImageError):
+    """An image file that cannot be opened; the text names the file and the cause.
+
+    Args:
+        text: for a person.
+        reason: "missing" (also a file that may not be read), "empty", "too large", "unknown format" or "damaged".
+    """
+
+    def __init__(self, text: str, reason: str = "damaged") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class WeightFileError(ValueError):

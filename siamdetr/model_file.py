@@ -7,7 +7,9 @@ safetensors has no checksum of its own: a flipped byte would otherwise give sile
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from torch import Tensor
 
 from siamdetr.errors import CheckpointError
 from siamdetr.images.preprocessing import PreprocessingSpec
+from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.detector import Detector
 from siamdetr.settings.base import Settings
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.system.atomic_file import atomic_write
 
+_log = logging.getLogger(__name__)
 FORMAT = "siamdetr-model"
 FORMAT_VERSION = 1
 
@@ -88,7 +92,23 @@ def load_model(path: str | Path) -> tuple[Detector, ModelMetadata]:
         raise CheckpointError(
             f"{path}: whole, but it does not fit this version of siamdetr: {' '.join(str(error).split())[:500]}"
         ) from error
+    _say_of_normalization(path, settings, metadata)
     return detector.eval(), metadata
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    _log.warning("%s", text)
+
+
+def _say_of_normalization(path: Path, settings: DetectorSettings, metadata: ModelMetadata) -> None:
+    """Say, once a process, that a file's images are normalised otherwise than its backbone's weights expect."""
+    own, expected = metadata.preprocessing.normalization, backbone_normalization(settings.backbone)
+    if own != expected:
+        _say_once(
+            f"{path}: its images are normalised with {own}, the pretrained weights of {settings.backbone} expect {expected}. "
+            "The file keeps its own, with which it was trained; a run that starts from backbone weights takes the expected ones"
+        )
 
 
 def read_metadata(path: str | Path) -> tuple[DetectorSettings, ModelMetadata]:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from siamdetr.data.readers.paths import walk_images
 from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.data.synthetic.shapes import draw_image
 from siamdetr.errors import ImageError
-from siamdetr.images.preprocessing import load_image
+from siamdetr.images.open import UPLOAD_LIMITS, open_header, open_untrusted, read_bytes
 from siamdetr.model_file import find_model_file
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MOST_BYTES = 10_000_000
-MOST_PIXELS = 40_000_000
-LONGEST_SIDE = 16_384
+MOST_BYTES = UPLOAD_LIMITS.file_bytes
 MOST_ELONGATED = 20  # times the shorter side: a model enlarges the shorter one
 
 NUM_EXAMPLES = 8
@@ -42,48 +37,21 @@ class Example:
         """
         if isinstance(self.picture, Image.Image):
             return self.picture
-        try:
-            return open_upload(self.picture.read_bytes())
-        except OSError as error:
-            raise ImageError(f"{self.name}: {error.strerror or error}") from None
+        return open_upload(self.picture, name=self.name)
 
 
-def open_upload(data: bytes) -> Image.Image:
-    """A stranger's file as an upright RGB image (of an animation the first frame). Too large ones are refused by their header,
-    before decoding: 20 KB of PNG may unpack to hundreds of megabytes.
+def open_upload(source: bytes | Path, *, name: str = "the picture") -> Image.Image:
+    """A stranger's file as an upright RGB image, within the limits of an upload.
 
     Raises:
-        ImageError: empty, too large, of another format, truncated or damaged.
+        ImageError: no such file, empty, too large, too elongated, of another format, truncated or damaged.
     """
-    if not data:
-        raise ImageError("The file is empty.")
-    if len(data) > MOST_BYTES:
-        raise ImageError(f"The file has {len(data) / 1e6:.0f} MB, at most {MOST_BYTES / 1e6:.0f} MB are taken.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about files that it then reads, or that are refused below
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(*image.size)
-            return load_image(image)
-    except UnidentifiedImageError:
-        raise ImageError(f"This is no image in the formats {', '.join(FORMATS)}.") from None
-    except Image.DecompressionBombError:
-        raise ImageError(
-            f"The image has far more than the {MOST_PIXELS / 1e6:.0f} million pixels that are taken."
-        ) from None
-    except ImageError:
-        raise
-    except Exception:  # Pillow's readers raise what they like on damaged files
-        raise ImageError("The image is truncated or damaged.") from None
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
-        raise ImageError(
-            f"The image has {width} × {height} pixels, at most {MOST_PIXELS / 1e6:.0f} million and {LONGEST_SIDE} a side are taken."
-        )
+    data = read_bytes(source, name=name)
+    with open_header(data, UPLOAD_LIMITS, name=name) as header:
+        width, height = header.size
     if max(width, height) > MOST_ELONGATED * min(width, height):
-        raise ImageError(f"The image has {width} × {height} pixels: too elongated to be resized for a detector.")
+        raise ImageError(f"{name}: {width} × {height} pixels: too elongated to be resized for a detector")
+    return open_untrusted(data, UPLOAD_LIMITS, name=name)
 
 
 def find_examples(folder: Path | None, model: Path) -> list[Example]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -18,7 +19,8 @@ from torch.utils.data import Dataset
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.transforms import FinetuneTransform
 from siamdetr.errors import DataError, UnreadableImageError
-from siamdetr.images.open import decode_image, read_bytes
+from siamdetr.images.depth import DEPTH_KEY
+from siamdetr.images.open import open_untrusted, read_bytes
 from siamdetr.images.randomness import sample_random
 from siamdetr.structures.targets import DetectionBatch, Targets
 
@@ -63,6 +65,8 @@ class ImageFiles:
         self.index = index
         self.failed = torch.zeros(len(index), dtype=torch.bool)
         self.failed.share_memory_()  # type: ignore[no-untyped-call]
+        self._said_depth = torch.zeros(1, dtype=torch.bool)
+        self._said_depth.share_memory_()  # type: ignore[no-untyped-call]
         cv2.setNumThreads(0)  # its thread pool does not survive the fork of workers, and they are the parallelism
 
     def read(self, i: int, at_least: int | None = None) -> tuple[int, bytes, Image.Image]:
@@ -77,14 +81,26 @@ class ImageFiles:
             try:
                 path = self.index.path(position)
                 data = read_bytes(path)
-                return position, data, decode_image(data, source=path, at_least=at_least)
+                image = open_untrusted(data, name=path, at_least=at_least)
+                self._say_depth(path, image)
+                return position, data, image
             except UnreadableImageError as error:
                 self._note(position, error)
         raise DataError(f"{self.index.root}: none of {len(self.index)} images can be read; `siamdetr doctor` says why")
 
+    def _say_depth(self, path: Path, image: Image.Image) -> None:
+        """Say once in a run how an image of more than 8 bits a channel was scaled."""
+        if DEPTH_KEY in image.info and not self._said_depth.any():
+            self._said_depth[0] = True
+            logger.warning(
+                "%s: more than 8 bits a channel (%s); each such image is scaled by its own depth or range, and only this one is named",
+                path,
+                image.info[DEPTH_KEY],
+            )
+
     def _note(self, position: int, error: UnreadableImageError) -> None:
         self.failed[position] = True
-        logger.warning("%s; the next image takes its place", error)
+        logger.warning("%s; the next image takes its place (`siamdetr doctor` lists such images)", error)
         count, allowed = int(self.failed.sum()), max(UNREADABLE_AT_LEAST, int(UNREADABLE_SHARE * len(self.index)))
         if count > allowed:
             raise DataError(

@@ -176,7 +176,8 @@ def _note_findings(facts: ImageFacts, part: DetectionIndex, i: int, log: Problem
     height, width = (int(value) for value in part.sizes[i])
     if not height or not facts.size[0] or (height, width) == facts.size:
         return
-    kind = "exif-size-mismatch" if (height, width) == facts.stored_size else "size-mismatch"
+    turned = any(kind == "exif-rotated" for kind, _ in facts.findings) and (width, height) == facts.size
+    kind = "exif-size-mismatch" if turned else "size-mismatch"
     log.add(kind, file, where, f"annotated {width} x {height}, file {facts.size[1]} x {facts.size[0]}")
 
 

@@ -61,19 +61,28 @@ KINDS: dict[str, Kind] = {
     # image files
     "empty-file": Kind("error", "image file of zero bytes", "the image is left out"),
     "corrupt-image": Kind("error", "file that no image reader knows", "the image is left out"),
-    "truncated-image": Kind("error", "image whose data breaks off", "the image is left out"),
-    "huge-image": Kind(
-        "warning",
-        "image above the pixel limit",
-        "only its header was checked; training refuses above 179 million pixels",
+    "truncated-image": Kind(
+        "error",
+        "image whose data breaks off",
+        "training takes the next image in its place; scoring finds nothing in it",
     ),
-    "size-mismatch": Kind("warning", "annotated size is not the file's", "boxes count as pixels of the file"),
+    "too-large-image": Kind(
+        "error", "image beyond the pixel limit", "the image is left out: tile it or make it smaller"
+    ),
+    "huge-image": Kind("warning", "image of more than 40 million pixels", "used; it is slow to read: tile it"),
+    "size-mismatch": Kind(
+        "warning", "annotated size is not the file's", "the file's size counts, boxes are pixels of the file"
+    ),
     "exif-size-mismatch": Kind(
-        "warning", "annotated size is that before the EXIF rotation", "boxes count in the rotated image: check them"
+        "warning",
+        "annotated size is that before the EXIF rotation",
+        "the upright file's size counts, boxes are pixels of the upright image",
     ),
     "exif-rotated": Kind("info", "image with an EXIF rotation", "the rotation is applied"),
     "not-rgb": Kind("info", "image that is not RGB", "converted to RGB"),
-    "deep-image": Kind("warning", "image of more than 8 bits a channel", "cut to 8 bits: convert it yourself"),
+    "deep-image": Kind(
+        "warning", "image of more than 8 bits a channel", "scaled to 8 bits by its own depth or range, as figures say"
+    ),
     "several-frames": Kind("info", "image with several frames", "the first frame is used"),
     "wrong-extension": Kind("warning", "file name and content disagree on the format", "read by its content"),
     "leakage": Kind("warning", "the same image in two splits", "kept: scores on the later split flatter"),

@@ -15,6 +15,7 @@ PALETTE = sv.ColorPalette.from_hex(
     ["#c2185b", "#1565c0", "#2e7d32", "#b45309", "#6a1b9a", "#00796b", "#c62828", "#4527a0", "#5d6d00", "#0277bd"]
 )
 _LEAST_SIDE = 480  # pixels; smaller pictures are enlarged before drawing, so that letters stay letters
+_DASH = 6  # pixels
 
 
 def draw(image: ImageLike, detections: sv.Detections, *, least_side: int = _LEAST_SIDE) -> Image.Image:
@@ -83,6 +84,23 @@ def draw_side_by_side(
         canvas.paste(panel, (left, band))
         pen.text((left + 2, band / 2), caption, fill="#333333", font=font, anchor="lm")
     return canvas
+
+
+def dashed_rectangle(
+    pen: ImageDraw.ImageDraw,
+    box: tuple[float, float, float, float],
+    colour: str | tuple[int, int, int],
+    *,
+    width: int = 2,
+) -> None:
+    """Draw the outline of an (x0, y0, x1, y1) box in pixels as dashes."""
+    x0, y0, x1, y1 = box
+    for start in np.arange(x0, x1, 2 * _DASH):
+        for y in (y0, y1):
+            pen.line((start, y, min(start + _DASH, x1), y), fill=colour, width=width)
+    for start in np.arange(y0, y1, 2 * _DASH):
+        for x in (x0, x1):
+            pen.line((x, start, x, min(start + _DASH, y1)), fill=colour, width=width)
 
 
 def truth_of(index: DetectionIndex, i: int) -> sv.Detections:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from siamdetr.drawing.boxes import PALETTE
+from siamdetr.drawing.boxes import PALETTE, dashed_rectangle
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] RGB
 Boxes = NDArray[np.float32]  # [n, 4] (cx, cy, w, h) fractions of the image
@@ -18,7 +18,6 @@ Rect = tuple[float, float, float, float]  # (x0, y0, x1, y1) pixels
 _LEAST_SIDE = 240  # pixels; smaller pictures are enlarged by a whole factor
 _GAP = 0.16  # between two views, of their width
 _FILL = 36  # opacity of a target, of 255
-_DASH = 6  # pixels
 
 
 def draw_regions(pixels: Pixels, boxes: Boxes) -> Image.Image:
@@ -65,20 +64,10 @@ def draw_matches(pixels: Pixels, wanted: Boxes, found: Boxes) -> Image.Image:
     picture = tinted.convert("RGB")
     pen = ImageDraw.Draw(picture)
     for i, box in enumerate(targets):
-        _dashed(pen, box, _colour(i))
+        dashed_rectangle(pen, box, _colour(i))
     for i, box in enumerate(_corners(found, picture.size)):
         pen.rectangle(box, outline=_colour(i), width=3)
     return picture
-
-
-def _dashed(pen: ImageDraw.ImageDraw, box: Rect, colour: tuple[int, int, int]) -> None:
-    x0, y0, x1, y1 = box
-    for start in np.arange(x0, x1, 2 * _DASH):
-        for y in (y0, y1):
-            pen.line((start, y, min(start + _DASH, x1), y), fill=colour, width=2)
-    for start in np.arange(y0, y1, 2 * _DASH):
-        for x in (x0, x1):
-            pen.line((x, start, x, min(start + _DASH, y1)), fill=colour, width=2)
 
 
 def _enlarged(pixels: Pixels) -> Image.Image:

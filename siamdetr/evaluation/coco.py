@@ -180,7 +180,30 @@ def evaluate(
     progress: Progress | None = None,
     results_file: str | Path | None = None,
 ) -> DetectionMetrics:
-    """Predict on every image of a data set and score it. Images are batched with others of their size only.
+    """Predict on every image of a data set and score it; arguments and errors as of `detect`.
+
+    `results_file`: also write the detections there, in COCO's results format.
+    """
+    scorer = detect(
+        model, index, preprocessing=preprocessing, batch_size=batch_size, workers=workers, progress=progress
+    )
+    if results_file is not None:
+        write_results(results_file, scorer.results())
+    return scorer.summarize()
+
+
+def detect(
+    model: Predictor | Detector,
+    index: DetectionIndex,
+    *,
+    preprocessing: PreprocessingSpec | None = None,
+    batch_size: int = 8,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> CocoScorer:
+    """Predict on every image of a data set and collect the detections for scoring.
+
+    Images are batched with others of their size only.
 
     An image that cannot be read is warned of and counts as one without detections.
 
@@ -192,7 +215,6 @@ def evaluate(
         batch_size: images at a time.
         workers: threads that read images; 0: none.
         progress: called with (images done, images in all).
-        results_file: also write the detections there, in COCO's results format.
     Raises:
         DataError: the data set has no labels, or classes that the model does not know.
         ValueError: a bare detector without preprocessing, or whose number of classes is not the data set's.
@@ -212,9 +234,7 @@ def evaluate(
             progress(done, len(index))
     if progress is not None and done < len(index):
         progress(len(index), len(index))
-    if results_file is not None:
-        write_results(results_file, scorer.results())
-    return scorer.summarize()
+    return scorer
 
 
 def score_results(path: str | Path, index: DetectionIndex) -> DetectionMetrics:
@@ -223,9 +243,14 @@ def score_results(path: str | Path, index: DetectionIndex) -> DetectionMetrics:
     Raises:
         DataError: the file cannot be used, or the data set has no labels.
     """
+    return read_scorer(path, index).summarize()
+
+
+def read_scorer(path: str | Path, index: DetectionIndex) -> CocoScorer:
+    """A scorer of the detections in a COCO results file; errors as of `score_results`."""
     scorer = CocoScorer(index)
     scorer.add_results(read_results(path, index))
-    return scorer.summarize()
+    return scorer
 
 
 def _as_predictor(

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from siamdetr.images.header import QUARTER_TURNS, map_in_batches, orientation_of
+from siamdetr.errors import UnreadableImageError
+from siamdetr.images.depth import DEPTH_KEY
+from siamdetr.images.header import ENDINGS, QUARTER_TURNS, map_in_batches, orientation_of
+from siamdetr.images.open import open_header, open_untrusted, read_bytes
 
-MAX_PIXELS = 40_000_000  # a larger image is judged by its header alone: decoding it could take the machine's memory
+MANY_PIXELS = 40_000_000  # larger images are decoded one at a time: several at once could take the machine's memory
 DIGEST_BYTES = 16  # of the SHA-256: enough to tell a billion files apart
-DEEP_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
-
-# File endings that promise a format. MPO is what phones write under .jpg: a JPEG with a preview behind it.
-FORMATS_OF_SUFFIX = {
-    ".jpg": ("JPEG", "MPO"),
-    ".jpeg": ("JPEG", "MPO"),
-    ".png": ("PNG",),
-    ".bmp": ("BMP",),
-    ".webp": ("WEBP",),
-    ".gif": ("GIF",),
-    ".tif": ("TIFF",),
-    ".tiff": ("TIFF",),
+_KINDS = {
+    "missing": "missing-image",
+    "empty": "empty-file",
+    "too large": "too-large-image",
+    "unknown format": "corrupt-image",
+    "damaged": "corrupt-image",
 }
+_one_large_image = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -38,36 +38,26 @@ class ImageFacts:
     Args:
         digest: first bytes of the SHA-256 of the file; b"" when it cannot be read.
         size: (height, width) in pixels as seen, after the EXIF rotation; (0, 0) when not known.
-        stored_size: (height, width) before the rotation.
         findings: (kind, figures) for every problem of the file itself.
     """
 
     digest: bytes
     size: tuple[int, int]
-    stored_size: tuple[int, int]
     findings: tuple[tuple[str, str], ...]
 
 
 def check_image(path: Path) -> ImageFacts:
     """Hashes, opens and decodes one file."""
+    digest = b""
     try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").digest()[:DIGEST_BYTES]
-        length = path.stat().st_size
-    except OSError as error:
-        return ImageFacts(b"", (0, 0), (0, 0), (("missing-image", error.strerror or str(error)),))
-    if length == 0:
-        return ImageFacts(b"", (0, 0), (0, 0), (("empty-file", ""),))
-    try:
-        with Image.open(path) as image:
-            return _facts_of(image, path, digest)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        finding = ("huge-image", str(error).split(",")[0])
-    except UnidentifiedImageError:
-        finding = ("corrupt-image", f"{length} bytes")
-    except Exception as error:  # a damaged header: Pillow's readers raise many kinds
-        finding = ("corrupt-image", _short(error))
-    return ImageFacts(digest, (0, 0), (0, 0), (finding,))
+        data = read_bytes(path)
+        digest = hashlib.sha256(data).digest()[:DIGEST_BYTES] if data else b""
+        with open_header(data, name=path.name) as image:
+            size, findings = _facts_of_header(image, path)
+    except UnreadableImageError as error:
+        cause = f"{len(data)} bytes" if error.reason == "unknown format" else _cause(error)
+        return ImageFacts(digest, (0, 0), ((_KINDS[error.reason], "" if error.reason == "empty" else cause),))
+    return ImageFacts(digest, size, (*findings, *_facts_of_pixels(data, path, size)))
 
 
 def check_images(paths: Sequence[Path], workers: int) -> Iterator[ImageFacts]:
@@ -77,33 +67,33 @@ def check_images(paths: Sequence[Path], workers: int) -> Iterator[ImageFacts]:
         yield from map_in_batches(pool, check_image, paths)
 
 
-def _facts_of(image: Image.Image, path: Path, digest: bytes) -> ImageFacts:
+def _facts_of_header(image: Image.Image, path: Path) -> tuple[tuple[int, int], list[tuple[str, str]]]:
     findings: list[tuple[str, str]] = []
     width, height = image.size
-    mode = image.mode
-    expected = FORMATS_OF_SUFFIX.get(path.suffix.lower())
-    if expected is not None and image.format not in expected:
+    promised = [name for name, endings in ENDINGS.items() if path.suffix.lower() in endings]
+    if promised and image.format not in promised:
         findings.append(("wrong-extension", f"named {path.suffix}, is {image.format}"))
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    frames = 1 if image.format in ("MPO", "PSD") else getattr(image, "n_frames", 1)
     if frames > 1:
         findings.append(("several-frames", f"{frames} frames"))
-    if mode in DEEP_MODES:
-        findings.append(("deep-image", f"mode {mode}"))
-    elif mode != "RGB":
-        findings.append(("not-rgb", f"mode {mode}"))
-    if width * height > MAX_PIXELS:
-        findings.append(("huge-image", f"{width} x {height} pixels, limit {MAX_PIXELS // 1_000_000} million"))
-    else:
-        image.draft("RGB", (width // 8, height // 8))  # JPEG: reads every byte, but spares most of the arithmetic
-        try:
-            image.load()
-        except Exception as error:  # broken data: Pillow's decoders raise many kinds
-            findings.append(("truncated-image", _short(error)))
+    if image.mode != "RGB" and image.mode != "F" and not image.mode.startswith("I"):
+        findings.append(("not-rgb", f"mode {image.mode}"))
+    if width * height > MANY_PIXELS:
+        findings.append(("huge-image", f"{width} x {height} pixels"))
     orientation = orientation_of(image)
     if orientation != 1:
         findings.append(("exif-rotated", f"orientation {orientation}"))
-    size = (width, height) if orientation in QUARTER_TURNS else (height, width)
-    return ImageFacts(digest, size, (height, width), tuple(findings))
+    return (width, height) if orientation in QUARTER_TURNS else (height, width), findings
+
+
+def _facts_of_pixels(data: bytes, path: Path, size: tuple[int, int]) -> list[tuple[str, str]]:
+    """Decodes as training does; of a JPEG every byte is read, but most of the arithmetic is spared."""
+    with _one_large_image if size[0] * size[1] > MANY_PIXELS else nullcontext():
+        try:
+            image = open_untrusted(data, name=path.name, at_least=1)
+        except UnreadableImageError as error:
+            return [("truncated-image", _cause(error))]
+    return [("deep-image", image.info[DEPTH_KEY])] if DEPTH_KEY in image.info else []
 
 
 def default_workers() -> int:
@@ -111,5 +101,7 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _short(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:100]
+def _cause(error: UnreadableImageError) -> str:
+    """The text without the name of the file and without the advice, which the report gives itself."""
+    text = str(error).partition(": ")[2].partition(";")[0]
+    return text.removeprefix("truncated or damaged (").removesuffix(")")[:100]

@@ -1,4 +1,4 @@
-"""Image files by their header: suffix, size and EXIF orientation, without decoding."""
+"""Image files by their name and header: which formats are decoded, size and EXIF orientation, without decoding."""
 
 from __future__ import annotations
 
@@ -13,24 +13,104 @@ from PIL import Image
 
 from siamdetr.system.progress import Progress
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"})
+# Every format that is decoded, and the endings that promise it. MPO is what phones write under .jpg: a JPEG with a preview behind it.
+ENDINGS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".mpo", ".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif", ".avifs"),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "DIB": (".dib", ".bmp"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "QOI": (".qoi",),
+    "PCX": (".pcx",),
+    "PSD": (".psd",),
+}
+FORMATS = tuple(name for name in ENDINGS if name != "MPO")  # Pillow opens it as a JPEG
+IMAGE_SUFFIXES = frozenset(ending for endings in ENDINGS.values() for ending in endings)
 
+# Pictures that no format above decodes: they are counted and named, with the advice to convert them.
+FOREIGN_SUFFIXES = frozenset(
+    [
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".jxr",
+        ".jls",
+        ".exr",
+        ".hdr",
+        ".dng",
+        ".nef",
+        ".nrw",
+        ".cr2",
+        ".cr3",
+        ".crw",
+        ".arw",
+        ".sr2",
+        ".raf",
+        ".orf",
+        ".rw2",
+        ".pef",
+        ".srw",
+        ".raw",
+        ".x3f",
+        ".dcm",
+        ".dicom",
+        ".nii",
+        ".czi",
+        ".lif",
+        ".nd2",
+        ".svs",
+        ".ndpi",
+        ".vsi",
+        ".fits",
+        ".fit",
+        ".svg",
+        ".ai",
+        ".eps",
+        ".ico",
+        ".icns",
+        ".xcf",
+        ".kra",
+        ".jng",
+        ".bpg",
+        ".dds",
+        ".ras",
+        ".sgi",
+    ]
+)
+
+# Folders that operating systems, storage devices and editors put beside pictures; their previews are no pictures of the data.
+COMPANION_FOLDERS = frozenset(
+    {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
+
+ORIENTATION_TAG = 0x0112  # EXIF 2.32, 1 = upright
+PNG_EXIF_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+QUARTER_TURNS = frozenset({5, 6, 7, 8})  # orientations that exchange height and width
 
 T = TypeVar("T")
 
 
-ORIENTATION_TAG = 0x0112  # EXIF 2.32, 1 = upright
-
-
-PNG_EXIF_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
-
-
-QUARTER_TURNS = frozenset({5, 6, 7, 8})  # orientations that exchange height and width
-
-
 def is_image(name: str) -> bool:
-    """Whether a file name ends like an image; names that start with a dot are hidden files."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    """Whether a file name ends like an image that is decoded; names that start with a dot are hidden files."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not os.path.basename(name).startswith(".")
+
+
+def is_foreign_image(name: str) -> bool:
+    """Whether a file name ends like a picture in a format that is not decoded, such as .heic."""
+    return os.path.splitext(name)[1].lower() in FOREIGN_SUFFIXES and not os.path.basename(name).startswith(".")
+
+
+def is_companion_folder(name: str) -> bool:
+    """Whether a folder is hidden, or made by an operating system, a storage device or an editor."""
+    return name.startswith(".") or name in COMPANION_FOLDERS
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -47,10 +127,10 @@ def orientation_of(image: Image.Image) -> int:
 def read_size(path: Path) -> tuple[int, int] | None:
     """(height, width) in pixels after the EXIF rotation, from the header alone; None when it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             return (width, height) if orientation_of(image) in QUARTER_TURNS else (height, width)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Exception:  # a damaged header: Pillow's readers raise many kinds
         return None
 
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from siamdetr.structures.targets import DetectionBatch, RegionBatch, ViewBatch
 
-Batch = TypeVar("Batch", bound=DetectionBatch | ViewBatch | RegionBatch)
+class PixelBatch(Protocol):
+    """A batch that `normalize` takes: of labelled images, or of a pretext."""
+
+    @property
+    def images(self) -> Tensor:
+        """[B, 3, H, W] uint8 RGB, 0..255."""
+
+    @property
+    def padding(self) -> Tensor:
+        """[B, H, W] bool, True = padded, not image."""
+
+    def with_pixels(self, images: Tensor, of_crops: Callable[[Tensor], Tensor]) -> Self:
+        """The same batch with other images; whatever else is made of pixels goes through `of_crops`."""
+
+
+Batch = TypeVar("Batch", bound=PixelBatch)
 
 
 def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Batch:
@@ -27,9 +40,7 @@ def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Batc
     """
     images = normalize_images(batch.images, mean, std).masked_fill_(batch.padding[:, None], 0.0)
     images = images.contiguous(memory_format=torch.channels_last)  # in which convolutions are fastest
-    if isinstance(batch, ViewBatch | RegionBatch):
-        return dataclasses.replace(batch, images=images, crops=normalize_images(batch.crops, mean, std))
-    return dataclasses.replace(batch, images=images)
+    return batch.with_pixels(images, lambda crops: normalize_images(crops, mean, std))
 
 
 def normalize_images(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -9,25 +9,35 @@ that a runtime without PyTorch can import this file.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field, model_validator
 
 from siamdetr.errors import ImageError
+from siamdetr.images.depth import to_rgb
+from siamdetr.images.open import open_untrusted
 from siamdetr.settings.base import Settings
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of values in 0..1
-IMAGENET_STD = (0.229, 0.224, 0.225)
+
+class Normalization(NamedTuple):
+    """What images are normalised with, (x / 255 - mean) / std: per channel (RGB), of values in 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __str__(self) -> str:
+        return f"mean {' '.join(f'{x:g}' for x in self.mean)}, std {' '.join(f'{x:g}' for x in self.std)}"
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 Pixels: TypeAlias = NDArray[np.uint8]
-ImageLike: TypeAlias = "Image.Image | Pixels | str | os.PathLike[str]"
+ImageLike: TypeAlias = "Image.Image | Pixels | str | os.PathLike[str] | bytes | BinaryIO"
 Size: TypeAlias = tuple[int, int]  # (height, width), pixels
 
 
@@ -44,8 +54,8 @@ class PreprocessingSpec(Settings):
     max_size: int | None = Field(
         default=1333, ge=1, description="shortest-edge: bound of the longer side, pixels; None: none"
     )
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, float, float] = IMAGENET.mean
+    std: tuple[float, float, float] = IMAGENET.std
 
     @model_validator(mode="after")
     def _size_fits_mode(self) -> PreprocessingSpec:
@@ -65,6 +75,15 @@ class PreprocessingSpec(Settings):
         if isinstance(size, int):
             return cls(mode="shortest-edge", size=size, max_size=max_size or round(size * 1333 / 800))
         return cls(mode="fixed", size=(size[0], size[1]))
+
+    @property
+    def normalization(self) -> Normalization:
+        """`mean` and `std`."""
+        return Normalization(self.mean, self.std)
+
+    def normalized_by(self, normalization: Normalization) -> PreprocessingSpec:
+        """The same recipe with another mean and standard deviation."""
+        return self.model_copy(update=normalization._asdict())
 
 
 @dataclass(frozen=True)
@@ -195,36 +214,23 @@ def resized_size(original: Size, spec: PreprocessingSpec) -> Size:
 def load_image(image: ImageLike) -> Image.Image:
     """An 8-bit RGB image, upright.
 
-    EXIF orientation is applied to PIL images and files. Transparency is dropped, 16-bit grey keeps its upper 8 bits.
+    EXIF orientation is applied to PIL images and files. Transparency is dropped; deeper pixels are scaled to 8 bits, see
+    `siamdetr.images.depth`.
 
+    Args:
+        image: a PIL image, a uint8 RGB array [H, W, 3] (or grey [H, W]), a path, the content of a file, or a file object.
     Raises:
-        ImageError: no such file, not an image, truncated, or an array that is not uint8 [H, W, 3] or [H, W].
+        ImageError: no such file, not an image, truncated, too large, or an array that is not uint8 [H, W, 3] or [H, W].
     """
-    if isinstance(image, str | os.PathLike):
-        return _open(Path(image))
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if isinstance(image, Image.Image):
-        return _upright_rgb(image, "image")
-    raise ImageError(f"image: got {type(image).__name__}, expected a PIL image, a uint8 RGB array [H, W, 3] or a path")
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return _upright_rgb(image, str(path))
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ImageError(f"{path}: a folder, expected an image; give the files in it") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image that Pillow can read; convert it to JPEG or PNG") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: {error}; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{path}: truncated or damaged ({error}); fetch it again or leave it out") from error
+        return _from_pillow(image)
+    if isinstance(image, bytes | bytearray | memoryview | str | os.PathLike) or hasattr(image, "read"):
+        return open_untrusted(image)
+    raise ImageError(
+        f"image: got {type(image).__name__}, expected a PIL image, a uint8 RGB array [H, W, 3], a path, or a file's bytes"
+    )
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
@@ -237,29 +243,10 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
 
 
-def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    image.load()
+def _from_pillow(image: Image.Image) -> Image.Image:
     if image.width == 0 or image.height == 0:
-        raise ImageError(f"{name}: empty, {image.width} × {image.height} pixels")
-    image = _upright(image)
-    if image.mode == "RGB":
-        return image
-    if image.mode == "F":
-        raise ImageError(f"{name}: floating-point pixels, whose range is not known; convert it to 8 bits")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
-        # uint16 or int32: no wider copy, which for 40 megapixels would be hundreds of megabytes.
-        values = np.asarray(image)
-        values = values if values.dtype.itemsize == 2 else values.clip(0, 65535)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("P", "PA") and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
+        raise ImageError(f"image: empty, {image.width} × {image.height} pixels")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of EXIF that it then reads well enough
-            return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block must not cost the image: Pillow raises what it likes here
-        return image
+        return to_rgb(image)
+    except (OSError, SyntaxError, ValueError) as error:  # one that Pillow had opened and not decoded yet
+        raise ImageError(f"image: truncated or damaged ({error}); fetch it again or leave it out") from error

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, batches
 
@@ -73,7 +71,7 @@ def predict(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: got {threshold}, expected a score from 0 to 1")
-    if isinstance(images, Image.Image | np.ndarray | str | os.PathLike):
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
         return _predict_all(predictor, [images], threshold, 1, progress)[0]
     return _predict_all(predictor, images, threshold, batch_size, progress)
 

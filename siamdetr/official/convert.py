@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from siamdetr.errors import OfficialCheckpointError, WeightFileError
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, save_model
+from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.backbone.weight_files import read_weight_file, unwrap_state_dict
 from siamdetr.models.detector import Detector
 from siamdetr.official.families import IMPORTERS, Module, looks_like
@@ -159,7 +160,7 @@ def convert_file(
     metadata = ModelMetadata(
         class_names=tuple(class_names),
         category_ids=tuple(labels),
-        preprocessing=PreprocessingSpec(),
+        preprocessing=PreprocessingSpec().normalized_by(backbone_normalization(detector.settings.backbone)),
         lineage=(f"converted from the official {family} checkpoint {Path(path).name}",),
     )
     save_model(output, detector, metadata)

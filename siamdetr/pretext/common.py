@@ -23,7 +23,7 @@ from siamdetr.models.criterion.matcher import Matches
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.settings.detector import Classifier, DetectorSettings, LossSettings
 from siamdetr.structures.model import Memory, Queries
-from siamdetr.structures.targets import Targets, region_targets
+from siamdetr.structures.targets import Targets
 
 POOLED_LEVELS = 3  # of the memory, for the global loss
 POOLED_CELLS = 7  # RoIAlign grid, whose mean is the region's feature
@@ -107,6 +107,13 @@ class Pretext(nn.Module, abc.ABC):
         self.detector.backbone.eval()
         return self
 
+    def load_weights(self, source: str) -> None:
+        """Load what the method needs besides the backbone; most need nothing.
+
+        Args:
+            source: the run's `backbone_weights`: "imagenet", "none" or a file.
+        """
+
     @abc.abstractmethod
     def predict(self, batch: Any) -> tuple[Outputs, Any]:
         """The decoder's outputs, and what else the losses need."""
@@ -136,11 +143,6 @@ def check_detector(settings: DetectorSettings, num_regions: int, *, where: str) 
             f"{where}: {settings.num_queries} queries do not divide among {num_regions} regions; choose num_queries a multiple "
             "of num_regions"
         )
-
-
-def object_targets(boxes: Tensor) -> Targets:
-    """[B, P, 4] regions as detection targets, all labelled "an object"."""
-    return region_targets(boxes.flatten(0, 1), [boxes.shape[1]] * len(boxes))
 
 
 def jitter_boxes(boxes: Tensor, amount: float, generator: Generator | None = None) -> Tensor:

@@ -13,15 +13,16 @@ from siamdetr.data.dataset import ImageDataset, Sample, channels_first, logger, 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.images.open import content_key
 from siamdetr.images.randomness import Random, sample_random
+from siamdetr.pretext.batches import RegionBatch, ViewBatch
 from siamdetr.pretext.regions import OneViewSettings, RegionSample, make_regions
 from siamdetr.pretext.views import ViewSample, largest_side, make_views
 from siamdetr.proposals.methods import propose
 from siamdetr.proposals.store import ProposalStore
 from siamdetr.settings.pretext import SiameseSettings
-from siamdetr.structures.targets import RegionBatch, ViewBatch, region_targets
+from siamdetr.structures.targets import region_targets
 
 
-class _Unlabelled(ImageDataset[Sample]):
+class UnlabelledDataset(ImageDataset[Sample]):
     """Images with their proposals; an image that is not in the store (a file that has changed since) gets EdgeBoxes here.
 
     Which images those are is kept like the unreadable ones: counted once, in all workers together.
@@ -61,7 +62,7 @@ class _Unlabelled(ImageDataset[Sample]):
             )  # fmt: skip
 
 
-class SiameseDataset(_Unlabelled[ViewSample]):
+class SiameseDataset(UnlabelledDataset[ViewSample]):
     """Unlabelled images as pairs of views with common regions.
 
     Args:
@@ -83,7 +84,7 @@ class SiameseDataset(_Unlabelled[ViewSample]):
         return make_views(image, boxes, self.settings, random)
 
 
-class RegionDataset(_Unlabelled[RegionSample]):
+class RegionDataset(UnlabelledDataset[RegionSample]):
     """Unlabelled images with regions that are to be found in them (UP-DETR, DETReg).
 
     Args:

@@ -17,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from siamdetr.errors import WeightFileError
+from siamdetr.errors import SettingsError, WeightFileError
 from siamdetr.models.backbone.weight_files import read_weight_file, unwrap_state_dict
 from siamdetr.models.criterion.losses import boxes_per_process
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
+from siamdetr.pretext.batches import RegionBatch
 from siamdetr.pretext.common import Pretext, crop_features, crops_at_once, match_monitors
 from siamdetr.settings.pretext import DETRegSettings
-from siamdetr.structures.targets import OBJECT_LABEL, RegionBatch, Targets
+from siamdetr.structures.targets import OBJECT_LABEL, Targets
 
 PROJECTED = 128  # numbers in SwAV's projection
 _SWAV = "projection_head."
@@ -97,6 +98,22 @@ class DETReg(Pretext):
             distance = (found.float() - wanted[matches.target[in_last]]).abs().sum()
             losses["loss_embedding"] = distance / (wanted.shape[1] * boxes_per_process(targets))
         return losses | match_monitors(outputs, targets, matches)
+
+    def load_weights(self, source: str) -> None:
+        """SwAV's projection, where it is the embedding.
+
+        Raises:
+            SettingsError: `source` is no file that it could be in.
+            WeightFileError: see `load_projection`.
+        """
+        if self.projection is None:
+            return
+        if source in ("imagenet", "none"):
+            raise SettingsError(
+                f"detreg.embedding=projection needs SwAV's own file as backbone_weights, got '{source}'; give "
+                "the file, or set detreg.embedding=c3"
+            )
+        load_projection(self, source)
 
     def _embeddings(self, batch: RegionBatch) -> Tensor:
         """[M, F] float32, without gradient."""

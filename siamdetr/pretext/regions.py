@@ -41,6 +41,11 @@ class RegionSample:
     boxes: Boxes
     crops: Pixels
 
+    @property
+    def panels(self) -> list[tuple[Pixels, Boxes]]:
+        """The image with its regions, as pictures show it."""
+        return [(self.image, self.boxes)]
+
 
 def make_regions(image: Image.Image, proposals: Boxes | None, settings: OneViewSettings, rng: Random) -> RegionSample:
     """Draws the view of an image and cuts the regions out of it.

@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from siamdetr.models.criterion.losses import layer_weights, name_layers
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
+from siamdetr.pretext.batches import ViewBatch
 from siamdetr.pretext.common import (
     POOLED_LEVELS,
     Pretext,
@@ -26,12 +27,10 @@ from siamdetr.pretext.common import (
     jitter_boxes,
     match_monitors,
     matched_feature_loss,
-    object_targets,
     pool_memory,
     region_features,
 )
 from siamdetr.settings.pretext import SiameseSettings
-from siamdetr.structures.targets import ViewBatch
 
 
 class GlobalHead(nn.Module):
@@ -116,7 +115,7 @@ class SiameseDETR(Pretext):
         # The crops come first: nothing else is alive yet.
         wanted = self._wanted_features(batch) if self.feature_head is not None else None
         outputs, pooled = self.predict(batch, generator)
-        targets = object_targets(batch.boxes)
+        targets = batch.targets
         losses, matches = self.criterion.losses_and_matches(outputs, targets, float(len(targets.labels)))
         if wanted is not None:
             assert self.feature_head is not None

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from siamdetr.models.criterion.losses import layer_weights, name_layers
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
+from siamdetr.pretext.batches import RegionBatch
 from siamdetr.pretext.common import (
     Pretext,
     check_detector,
@@ -29,7 +30,6 @@ from siamdetr.pretext.common import (
     matched_feature_loss,
 )
 from siamdetr.settings.pretext import UPDETRSettings
-from siamdetr.structures.targets import RegionBatch
 
 
 class UPDETR(Pretext):

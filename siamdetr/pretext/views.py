@@ -68,6 +68,11 @@ class ViewSample:
     boxes: Boxes
     crops: Pixels
 
+    @property
+    def panels(self) -> list[tuple[Pixels, Boxes]]:
+        """Each view with its regions, as pictures show it."""
+        return list(zip(self.images, self.boxes, strict=True))
+
 
 def make_views(image: Image.Image, proposals: Boxes | None, settings: SiameseSettings, rng: Random) -> ViewSample:
     """Draws the two views of an image and cuts the regions out of them.

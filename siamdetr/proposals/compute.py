@@ -16,7 +16,7 @@ import numpy as np
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import DataError, UnreadableImageError
-from siamdetr.images.open import content_key, decode_image, read_bytes
+from siamdetr.images.open import content_key, open_untrusted, read_bytes
 from siamdetr.proposals.methods import CENTRED, Boxes, Recipe, propose
 from siamdetr.proposals.rows import Rows, StoredImage, concatenate_rows
 from siamdetr.proposals.store import ProposalStore
@@ -195,7 +195,7 @@ def _compute_one(path: Path, stamp: bytes, chunk: _Chunk, given: Boxes | None) -
     earlier = chunk.known.find(key)
     if earlier is not None:
         return StoredImage(stamp, key, earlier.size, earlier.boxes, earlier.fallback)
-    image = decode_image(data, source=path)
+    image = open_untrusted(data, name=path)
     size = (image.height, image.width)
     if given is not None:
         boxes = np.asarray(given[: chunk.recipe.keep] / np.asarray([image.width, image.height] * 2), dtype=np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -14,12 +13,6 @@ Proposals = Literal["edgeboxes", "selective-search", "merged", "random"]
 
 
 Augmentation = Literal["none", "flip", "scale", "detr"]
-
-
-Method = Literal["siamese", "updetr", "detreg"]
-
-
-METHOD_NAMES: Mapping[str, str] = {"siamese": "Siamese DETR", "updetr": "UP-DETR", "detreg": "DETReg"}
 
 
 class PretextSettings(Settings):
@@ -35,6 +28,11 @@ class PretextSettings(Settings):
         "edgeboxes", description="where regions come from, unless data.proposals names files of them"
     )
     losses: LossSettings = LossSettings(cost_class=1.0, weight_class=1.0)
+
+    @property
+    def class_loss(self) -> Classifier:
+        """Which class head the detector is pretrained with."""
+        return "softmax"
 
 
 class SiameseSettings(PretextSettings):
@@ -74,3 +72,8 @@ class DETRegSettings(PretextSettings):
         "maps that the detector looks at, as the other methods; projection: SwAV's unit vector of 128 numbers",
     )
     weight_embedding: float = Field(1.0, ge=0, description="of the embedding loss; 0: none")
+
+    @property
+    def class_loss(self) -> Classifier:
+        """See `PretextSettings`."""
+        return self.classifier

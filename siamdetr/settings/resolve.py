@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from siamdetr.errors import SettingsError
 from siamdetr.presets import preset_values
-from siamdetr.settings.training import PretrainSettings, RunSettings, RunSettingsType
+from siamdetr.settings.base import Settings
+from siamdetr.settings.training import RunSettingsType
 
 
 def resolve(
@@ -35,7 +36,7 @@ def resolve(
         SettingsError: an unknown preset or key (with the nearest one), or a value that does not hold.
     """
     try:
-        values = preset_values(preset, stage=stage_of(cls)) if preset is not None else {}
+        values = preset_values(preset, stage=cls.stage) if preset is not None else {}
     except ValueError as error:
         raise SettingsError(str(error)) from None
     if file is not None:
@@ -54,11 +55,6 @@ def resolve(
         raise SettingsError(explain(error)) from None
 
 
-def stage_of(cls: type[RunSettings]) -> Literal["pretrain", "finetune"]:
-    """Which stage a settings class belongs to."""
-    return "pretrain" if issubclass(cls, PretrainSettings) else "finetune"
-
-
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys whose values differ between two nested mappings."""
     found: list[str] = []
@@ -71,17 +67,16 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
     return found
 
 
-def _leaves(cls: type[BaseModel], prefix: str = "") -> list[str]:
+def _leaves(cls: type[Settings], prefix: str = "") -> list[str]:
     """Every dotted key of a settings class, branches included."""
     keys: list[str] = []
-    for name, field in cls.model_fields.items():
+    for name, below in cls.branches().items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _leaves(field.annotation, f"{prefix}{name}.")
+        keys += [] if below is None else _leaves(below, f"{prefix}{name}.")
     return keys
 
 
-def _check_key(key: str, cls: type[BaseModel], source: str) -> None:
+def _check_key(key: str, cls: type[Settings], source: str) -> None:
     known = _leaves(cls)
     if key in known:
         return
@@ -90,11 +85,11 @@ def _check_key(key: str, cls: type[BaseModel], source: str) -> None:
         names = [name.rpartition(".")[2] for name in known]
         last = difflib.get_close_matches(key.rpartition(".")[2], names, n=1, cutoff=0.6)
         near = [name for name in known if last and name.rpartition(".")[2] == last[0]][:1]
-    hint = f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(cls.model_fields)}"
+    hint = f"; did you mean '{near[0]}'?" if near else f"; there are: {', '.join(cls.branches())}"
     raise SettingsError(f"{source}no such setting '{key}'{hint}")
 
 
-def _assign(values: dict[str, Any], key: str, value: Any, cls: type[BaseModel]) -> None:
+def _assign(values: dict[str, Any], key: str, value: Any, cls: type[Settings]) -> None:
     _check_key(key, cls, "")
     *branches, leaf = key.split(".")
     for branch in branches:
@@ -121,7 +116,7 @@ def _scalar(text: str) -> Any:
     return value
 
 
-def _read_yaml(path: Path, cls: type[BaseModel]) -> dict[str, Any]:
+def _read_yaml(path: Path, cls: type[Settings]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

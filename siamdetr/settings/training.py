@@ -5,14 +5,14 @@ This file imports no torch: the command line reads it to explain itself.
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from siamdetr.settings.base import Settings
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings, LossSettings
-from siamdetr.settings.pretext import DETRegSettings, Method, SiameseSettings, UPDETRSettings
 
+Stage = Literal["pretrain", "finetune"]
 Precision = Literal["fp32", "bf16", "fp16"]
 TF32 = Literal["none", "convolutions", "all"]
 Freeze = Literal["none", "backbone", "body"]
@@ -69,7 +69,9 @@ class ScheduleSettings(Settings):
 
 
 class RunSettings(Settings):
-    """What both stages share."""
+    """What both stages share. Those of pretraining are in `siamdetr.pretext.run_settings`, which knows the pretexts."""
+
+    stage: ClassVar[Stage]
 
     detector: DetectorSettings = DetectorSettings()
     data: DataSettings
@@ -106,25 +108,10 @@ class RunSettings(Settings):
         return self
 
 
-class PretrainSettings(RunSettings):
-    """Self-supervised pretraining: `siamdetr train`, `siamdetr pretrain`."""
-
-    method: Method = Field("siamese", description="siamese, updetr or detreg; its settings stand under its name")
-    siamese: SiameseSettings = SiameseSettings()
-    updetr: UPDETRSettings = UPDETRSettings()
-    detreg: DETRegSettings = DETRegSettings()
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none")
-
-    @property
-    def of_method(self) -> SiameseSettings | UPDETRSettings | DETRegSettings:
-        """The settings of the method."""
-        if self.method == "siamese":
-            return self.siamese
-        return self.updetr if self.method == "updetr" else self.detreg
-
-
 class FinetuneSettings(RunSettings):
     """Supervised training of a detector: `siamdetr finetune`."""
+
+    stage: ClassVar[Stage] = "finetune"
 
     images: ImageSettings = ImageSettings()
     losses: LossSettings = LossSettings()

@@ -6,7 +6,8 @@ says where. Boxes are fractions (cx, cy, w, h) of the image without its padding,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +97,10 @@ class DetectionBatch:
     image_ids: tuple[int, ...]
     original_sizes: Tensor
 
+    def with_pixels(self, images: Tensor, of_crops: Callable[[Tensor], Tensor]) -> DetectionBatch:
+        """The same batch with other images [B, 3, H, W]; it has no crops."""
+        return dataclasses.replace(self, images=images)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> DetectionBatch:
         """The same batch on another device."""
         return DetectionBatch(
@@ -114,78 +119,4 @@ class DetectionBatch:
             targets=self.targets.pin_memory(),
             image_ids=self.image_ids,
             original_sizes=self.original_sizes.pin_memory(),
-        )
-
-
-@dataclass(frozen=True)
-class ViewBatch:
-    """Two views of each of B unlabelled images: view 1 of all, then view 2 of all.
-
-    Attributes:
-        images: [2B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
-        padding: [2B, H, W] bool, True = padded, not image.
-        boxes: [2B, P, 4] (cx, cy, w, h) fractions of the unpadded view: the same P regions, seen in either view.
-        sizes: [2B, 2] int64 (H, W) of the unpadded views, pixels.
-        crops: [2B, P, 3, C, C] the regions cut out and resized; uint8, then float like the images.
-    """
-
-    images: Tensor
-    padding: Tensor
-    boxes: Tensor
-    sizes: Tensor
-    crops: Tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
-        """The same batch on another device."""
-        return ViewBatch(
-            images=self.images.to(device, non_blocking=non_blocking),
-            padding=self.padding.to(device, non_blocking=non_blocking),
-            boxes=self.boxes.to(device, non_blocking=non_blocking),
-            sizes=self.sizes.to(device, non_blocking=non_blocking),
-            crops=self.crops.to(device, non_blocking=non_blocking),
-        )
-
-    def pin_memory(self) -> ViewBatch:
-        """The same batch in page-locked memory (the data loader calls this)."""
-        return ViewBatch(
-            images=self.images.pin_memory(),
-            padding=self.padding.pin_memory(),
-            boxes=self.boxes.pin_memory(),
-            sizes=self.sizes.pin_memory(),
-            crops=self.crops.pin_memory(),
-        )
-
-
-@dataclass(frozen=True)
-class RegionBatch:
-    """B unlabelled images with regions to be found in them, as UP-DETR and DETReg take them.
-
-    Attributes:
-        images: [B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
-        padding: [B, H, W] bool, True = padded, not image.
-        targets: the M regions as boxes, all of one label; an image may have none.
-        crops: [M, 3, C, C] the regions cut out and resized, in the order of the targets; uint8, then float like the images.
-    """
-
-    images: Tensor
-    padding: Tensor
-    targets: Targets
-    crops: Tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> RegionBatch:
-        """The same batch on another device."""
-        return RegionBatch(
-            images=self.images.to(device, non_blocking=non_blocking),
-            padding=self.padding.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking=non_blocking),
-            crops=self.crops.to(device, non_blocking=non_blocking),
-        )
-
-    def pin_memory(self) -> RegionBatch:
-        """The same batch in page-locked memory (the data loader calls this)."""
-        return RegionBatch(
-            images=self.images.pin_memory(),
-            padding=self.padding.pin_memory(),
-            targets=self.targets.pin_memory(),
-            crops=self.crops.pin_memory(),
         )

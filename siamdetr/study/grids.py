@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from siamdetr.settings.pretext import SiameseSettings
 from siamdetr.study.cell import SCRATCH, Cell
 from siamdetr.study.settings import StudyName, StudySettings, pretrain_settings
 
@@ -97,7 +98,7 @@ def _vary(study: StudySettings, **values: str) -> Variation:
 
 def _own(study: StudySettings) -> dict[str, str]:
     """The preset's own values of what is varied."""
-    siamese = pretrain_settings(study, Cell("pretrain", "siamese"), Path("unused")).siamese
+    siamese = pretrain_settings(study, Cell("pretrain", "siamese"), Path("unused")).of(SiameseSettings)
     return {
         "proposals": siamese.proposals,
         "view_iou": f"{siamese.view_iou:g}",

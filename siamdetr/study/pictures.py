@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
-from siamdetr.images.open import read_image
+from siamdetr.images.open import open_untrusted
 from siamdetr.images.preprocessing import preprocess
 from siamdetr.inference.pytorch import evaluating, normalize_prepared
 from siamdetr.models.attention import record_attention
@@ -37,7 +37,7 @@ def save_qualitative(model: SiamDETR, index: DetectionIndex, folder: Path) -> No
         folder: to write into.
     """
     for i in range(len(index)):
-        image = read_image(index.path(i))
+        image = open_untrusted(index.path(i))
         count = int(np.clip((~index.crowd[index.box_slice(i)]).sum(), 1, MOST_BOXES))
         found = model.predict(image, 0.0)
         assert isinstance(found, sv.Detections)

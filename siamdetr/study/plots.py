@@ -2,59 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from siamdetr.drawing.plot import INK, Plot, plot_figure, rendered
+from siamdetr.study.inits import init_colour, init_name
 from siamdetr.study.statistics import Interval
-from siamdetr.system.atomic_file import atomic_write
-
-PLOTS = "plots"
-COLOURS = {"scratch": "#8b939c", "siamese": "#2f7ed8", "updetr": "#e4572e", "detreg": "#2a9d6f"}
-_OTHER = "#b07aa1"
-_INK = "#010203"  # stands for the page's text colour until it is replaced
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "siamdetr",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "axes.linewidth": 0.8,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 Point = tuple[float, Interval]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A picture: its file's name, its title in the report, its SVG text and its PNG bytes."""
-
-    name: str
-    title: str
-    svg: str
-    png: bytes
-
-    @property
-    def inline(self) -> Markup:
-        """For the report: in the page's own text colour."""
-        return Markup(self.svg[self.svg.index("<svg") :].replace(_INK, "currentColor"))
 
 
 @dataclass(frozen=True)
@@ -66,17 +27,9 @@ class Line:
     points: tuple[Point, ...]
 
 
-def save_plots(folder: Path, plots: Sequence[Plot]) -> None:
-    """Writes `plots/NAME.svg` and `.png`."""
-    for plot in plots:
-        svg = plot.svg.replace(_INK, "#1d2126").encode()
-        _write(folder / PLOTS / f"{plot.name}.svg", svg)
-        _write(folder / PLOTS / f"{plot.name}.png", plot.png)
-
-
 def lines(name: str, title: str, series: Sequence[Line], *, x_label: str, y_label: str, shares: bool = False) -> Plot:
     """Lines with bands of their intervals; `shares`: x are shares of the labels, on a logarithmic scale."""
-    with _figure(5.8, 3.4) as figure:
+    with plot_figure(5.8, 3.4) as figure:
         axes = figure.add_subplot()
         for line in series:
             _line(axes, line)
@@ -89,20 +42,20 @@ def lines(name: str, title: str, series: Sequence[Line], *, x_label: str, y_labe
         axes.set_ylabel(y_label)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         _grid(axes, "y")
-        return _rendered(name, title, figure)
+        return rendered(name, title, figure)
 
 
 def differences(name: str, title: str, rows: Mapping[str, Sequence[tuple[str, Interval]]], *, x_label: str) -> Plot:
     """Dots with intervals beside a line at zero: group -> (initialisation, difference)."""
     count = sum(map(len, rows.values())) + len(rows)
-    with _figure(5.8, max(2.0, 0.7 + 0.26 * count)) as figure:
+    with plot_figure(5.8, max(2.0, 0.7 + 0.26 * count)) as figure:
         axes = figure.add_subplot()
-        axes.axvline(0, color=_INK, linewidth=0.8, alpha=0.5)
+        axes.axvline(0, color=INK, linewidth=0.8, alpha=0.5)
         place, ticks = 0.0, []
         for group, entries in rows.items():
             start = place
             for init, found in entries:
-                _dot(axes, found, place, COLOURS.get(init, _OTHER))
+                _dot(axes, found, place, init_colour(init))
                 place += 1
             ticks.append(((start + place - 1) / 2, group))
             place += 0.8
@@ -113,7 +66,7 @@ def differences(name: str, title: str, rows: Mapping[str, Sequence[tuple[str, In
         axes.set_xlabel(x_label)
         _grid(axes, "x")
         _legend(figure, dict.fromkeys(init for entries in rows.values() for init, _ in entries))
-        return _rendered(name, title, figure)
+        return rendered(name, title, figure)
 
 
 def labelled_dots(
@@ -121,7 +74,7 @@ def labelled_dots(
 ) -> Plot:
     """Dots with intervals, a row each, in titled groups: group -> (label, value); `base` is drawn as a band behind."""
     count = sum(map(len, groups.values())) + 1.2 * len(groups)
-    with _figure(5.8, max(2.0, 0.7 + 0.25 * count)) as figure:
+    with plot_figure(5.8, max(2.0, 0.7 + 0.25 * count)) as figure:
         axes = figure.add_subplot()
         place = 0.0
         ticks: list[float] = []
@@ -131,38 +84,38 @@ def labelled_dots(
             texts.append(f"$\\bf{{{group.replace(' ', '~')}}}$")
             place += 1
             for label, found in entries:
-                _dot(axes, found, place, COLOURS["siamese"])
+                _dot(axes, found, place, init_colour("siamese"))
                 ticks.append(place)
                 texts.append(label)
                 place += 1
             place += 0.4
         if base is not None:
-            axes.axvline(base.mean, color=COLOURS["scratch"], linewidth=1.4)
+            axes.axvline(base.mean, color=init_colour("scratch"), linewidth=1.4)
             axes.axvspan(
-                base.low or base.mean, base.high or base.mean, color=COLOURS["scratch"], alpha=0.15, linewidth=0
+                base.low or base.mean, base.high or base.mean, color=init_colour("scratch"), alpha=0.15, linewidth=0
             )
-            axes.text(base.mean, -1.0, "scratch", color=COLOURS["scratch"], ha="center", va="bottom", fontsize=9)
+            axes.text(base.mean, -1.0, "scratch", color=init_colour("scratch"), ha="center", va="bottom", fontsize=9)
         axes.set_yticks(ticks, texts)
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(x_label)
         _grid(axes, "x")
-        return _rendered(name, title, figure)
+        return rendered(name, title, figure)
 
 
 def bars(name: str, title: str, groups: Mapping[str, Sequence[tuple[str, Interval]]], *, y_label: str) -> Plot:
     """Upright bars in groups, with intervals: group -> (initialisation, value)."""
-    with _figure(5.8, 3.2) as figure:
+    with plot_figure(5.8, 3.2) as figure:
         axes = figure.add_subplot()
         inits = list(dict.fromkeys(init for entries in groups.values() for init, _ in entries))
         width = 0.8 / max(1, len(inits))
         for k, entries in enumerate(groups.values()):
             for init, found in entries:
                 at = k + (inits.index(init) - (len(inits) - 1) / 2) * width
-                axes.bar(at, found.mean, width * 0.9, color=COLOURS.get(init, _OTHER), linewidth=0)
+                axes.bar(at, found.mean, width * 0.9, color=init_colour(init), linewidth=0)
                 if found.half is not None:
-                    axes.errorbar(at, found.mean, found.half, color=_INK, linewidth=1, capsize=2.5)
+                    axes.errorbar(at, found.mean, found.half, color=INK, linewidth=1, capsize=2.5)
                 top = found.mean if found.high is None else found.high
                 axes.annotate(
                     f"{found.mean:.1f}", (at, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8
@@ -173,15 +126,15 @@ def bars(name: str, title: str, groups: Mapping[str, Sequence[tuple[str, Interva
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         _grid(axes, "y")
         _legend(figure, inits)
-        return _rendered(name, title, figure)
+        return rendered(name, title, figure)
 
 
 def costs(name: str, title: str, rows: Sequence[tuple[str, str, float]], *, x_label: str, format: str) -> Plot:
     """Lying bars with their value at the end: (initialisation, name, value)."""
-    with _figure(5.8, 0.8 + 0.42 * len(rows)) as figure:
+    with plot_figure(5.8, 0.8 + 0.42 * len(rows)) as figure:
         axes = figure.add_subplot()
         for place, (init, _, value) in enumerate(rows):
-            axes.barh(place, value, 0.62, color=COLOURS.get(init, _OTHER), linewidth=0)
+            axes.barh(place, value, 0.62, color=init_colour(init), linewidth=0)
             axes.annotate(
                 format.format(value), (value, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
             )
@@ -193,7 +146,7 @@ def costs(name: str, title: str, rows: Sequence[tuple[str, str, float]], *, x_la
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.set_xlabel(x_label)
-        return _rendered(name, title, figure)
+        return rendered(name, title, figure)
 
 
 def heatmap(
@@ -204,7 +157,7 @@ def heatmap(
     grid = np.full((len(ys), len(xs)), np.nan)
     for (x, y), found in cells.items():
         grid[ys.index(y), xs.index(x)] = found.mean
-    with _figure(1.9 + 0.95 * len(xs), 1.1 + 0.72 * len(ys)) as figure:
+    with plot_figure(1.9 + 0.95 * len(xs), 1.1 + 0.72 * len(ys)) as figure:
         axes = figure.add_subplot()
         spread = float(np.nanmax(grid) - np.nanmin(grid)) or 1.0
         axes.imshow(
@@ -233,14 +186,14 @@ def heatmap(
         axes.spines[:].set_visible(False)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        return _rendered(name, title, figure)
+        return rendered(name, title, figure)
 
 
 def _line(axes: Axes, line: Line) -> None:
     x = [at for at, _ in line.points]
     mean = np.asarray([found.mean for _, found in line.points])
     half = np.asarray([found.half or 0.0 for _, found in line.points])
-    colour = COLOURS.get(line.init, _OTHER)
+    colour = init_colour(line.init)
     axes.fill_between(x, mean - half, mean + half, color=colour, alpha=0.14, linewidth=0)
     marker = "o" if len(x) <= 12 else None
     axes.plot(x, mean, color=colour, linewidth=1.9, marker=marker, markersize=4.5, markeredgecolor="none")
@@ -263,7 +216,7 @@ def _name_the_ends(axes: Axes, series: Sequence[Line]) -> None:
             (right, place - over),
             xytext=(9, 0),
             textcoords="offset points",
-            color=COLOURS.get(line.init, _OTHER),
+            color=init_colour(line.init),
             va="center",
             fontsize=9.5,
             fontweight="bold",
@@ -290,14 +243,12 @@ def _share_axis(axes: Axes, shares: Sequence[float]) -> None:
 
 
 def _grid(axes: Axes, axis: str) -> None:
-    axes.grid(axis=axis, color=_INK, alpha=0.1, linewidth=0.7)  # type: ignore[arg-type]
+    axes.grid(axis=axis, color=INK, alpha=0.1, linewidth=0.7)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
 
 
 def _legend(figure: Figure, inits: Sequence[str] | Mapping[str, None]) -> None:
-    from siamdetr.study.summary import NAMES
-
-    handles = [matplotlib.patches.Patch(color=COLOURS.get(init, _OTHER), label=NAMES.get(init, init)) for init in inits]
+    handles = [matplotlib.patches.Patch(color=init_colour(init), label=init_name(init)) for init in inits]
     figure.legend(
         handles=handles,
         loc="outside upper left",
@@ -307,21 +258,3 @@ def _legend(figure: Figure, inits: Sequence[str] | Mapping[str, None]) -> None:
         handlelength=1,
         handleheight=1,
     )
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    with matplotlib.rc_context(_STYLE):
-        yield Figure(figsize=(width, height), layout="constrained")
-
-
-def _rendered(name: str, title: str, figure: Figure) -> Plot:
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    figure.savefig(png, format="png", dpi=200, facecolor="white")
-    return Plot(name, title, svg.getvalue(), png.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    writer: Callable[[Any], object] = lambda file: file.write(data)  # noqa: E731
-    atomic_write(path, writer)

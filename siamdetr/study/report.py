@@ -9,17 +9,19 @@ from pathlib import Path
 from markupsafe import Markup
 
 from siamdetr.drawing.html_page import REPORT_FILE, Section, page, picture, table
+from siamdetr.drawing.plot import Plot, save_plots
 from siamdetr.settings.base import to_json
 from siamdetr.study import plots
 from siamdetr.study.cell import SCRATCH, Cell
 from siamdetr.study.grids import ablation_variations, sensitivity_variations
+from siamdetr.study.inits import init_name
 from siamdetr.study.pictures import ATTENTION, BOXES, TRUTH
-from siamdetr.study.plots import Line, Plot, save_plots
+from siamdetr.study.plots import Line
 from siamdetr.study.run_cell import CELLS, ERROR_FILE, cell_folder, scored_index
 from siamdetr.study.runner import Grid
 from siamdetr.study.statistics import Interval, interval
 from siamdetr.study.study_folder import SPLITS_FILE
-from siamdetr.study.summary import CSV_FILE, NAMES, answer, gain_of, mean_of, select, shown, study_csv
+from siamdetr.study.summary import CSV_FILE, answer, gain_of, mean_of, select, shown, study_csv
 from siamdetr.system.atomic_file import atomic_write
 
 TITLES = {
@@ -57,7 +59,7 @@ def _data_efficiency(grid: Grid) -> Drawn:
     inits, fractions = (SCRATCH, *grid.study.methods), sorted(grid.study.fractions)
     drawn = []
     for metric, label in (("ap", "AP"), ("ap50", "AP50")):
-        series = [Line(init, NAMES[init], tuple(_over(grid, init, metric))) for init in inits]
+        series = [Line(init, init_name(init), tuple(_over(grid, init, metric))) for init in inits]
         series = [line for line in series if line.points]
         if series:
             title = f"{label} on the scored images, mean and 95 % interval"
@@ -90,7 +92,7 @@ def _efficiency_table(grid: Grid, fractions: Sequence[float]) -> Section:
                 gains = [
                     shown(gain_of(grid, init, metric, fraction=fraction), signed=True) for metric in ("ap", "ap50")
                 ]
-            rows.append([f"{100 * fraction:g} %", NAMES[init], len(found), *figures, *gains])
+            rows.append([f"{100 * fraction:g} %", init_name(init), len(found), *figures, *gains])
     header = ["labels", _INITS, "runs", "AP", "AP50", "AR@100", "AP over scratch", "AP50 over scratch"]
     return Section("Mean ± half of the 95 % interval, in points", table(header, rows), wide=True)
 
@@ -119,7 +121,7 @@ def _initialization(grid: Grid) -> Drawn:
         frozen = select(grid, init, freeze="body")
         figures = [shown(mean_of(frozen, metric)) for metric in (*names, "ap", "ap50")]
         plain = [f"{100 * raw[init].metrics[metric]:.1f}" if init in raw else None for metric in names]
-        rows.append([NAMES[init], *figures, *plain])
+        rows.append([init_name(init), *figures, *plain])
     header = [_INITS, *names.values(), "AP", "AP50", *(f"{name}, not finetuned" for name in names.values())]
     return drawn, [
         *_shown(drawn),
@@ -185,15 +187,15 @@ def _cost(grid: Grid) -> Drawn:
     if not found:
         return [], []
     where = "of the GPU" if found[0][1]["on_gpu"] else "of the process (no GPU)"
-    seconds = [(init, NAMES[init], metrics["seconds_per_step"]) for init, metrics in found]
-    memory = [(init, NAMES[init], metrics["memory_mib"]) for init, metrics in found]
+    seconds = [(init, init_name(init), metrics["seconds_per_step"]) for init, metrics in found]
+    memory = [(init, init_name(init), metrics["memory_mib"]) for init, metrics in found]
     drawn = [
         plots.costs("seconds", "Time of a pretraining step, median", seconds, x_label="seconds", format="{:.3g} s"),
         plots.costs("memory", f"Peak memory {where}", memory, x_label="MiB", format="{:,.0f}"),
     ]
     rows = [
         [
-            NAMES[init],
+            init_name(init),
             f"{metrics['batch_size']:.0f}",
             f"{metrics['seconds_per_step']:.4f}",
             f"{metrics['memory_mib']:,.0f}",
@@ -207,7 +209,7 @@ def _cost(grid: Grid) -> Drawn:
 def _convergence(grid: Grid) -> Drawn:
     drawn = []
     for which, label in ((1, "AP"), (2, "AP50")):
-        series = [Line(init, NAMES[init], _curve(grid, init, which)) for init in (SCRATCH, *grid.study.methods)]
+        series = [Line(init, init_name(init), _curve(grid, init, which)) for init in (SCRATCH, *grid.study.methods)]
         series = [line for line in series if line.points]
         if series:
             title = f"{label} on the val part while finetuning, mean and 95 % interval"
@@ -229,10 +231,10 @@ def _qualitative(grid: Grid) -> Drawn:
     for i in range(grid.study.shown if cells else 0):
         row = _picture(grid, cells[0], f"{i}-{TRUTH}", "labels")
         for cell in cells:
-            row += _picture(grid, cell, f"{i}-{BOXES}", f"{NAMES[cell.init]}: best boxes")
+            row += _picture(grid, cell, f"{i}-{BOXES}", f"{init_name(cell.init)}: best boxes")
         row += Markup("<div></div>")
         for cell in cells:
-            row += _picture(grid, cell, f"{i}-{ATTENTION}", f"{NAMES[cell.init]}: attention")
+            row += _picture(grid, cell, f"{i}-{ATTENTION}", f"{init_name(cell.init)}: attention")
         columns = f"grid-template-columns:repeat({1 + len(cells)},minmax(0,1fr))"
         body += Markup('<div class=strip style="{}">{}</div>').format(columns, row)
     title = "As many best boxes as there are labels; attention of their queries in the last decoder layer"

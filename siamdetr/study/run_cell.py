@@ -22,8 +22,10 @@ from siamdetr.drawing.html_page import read_metrics
 from siamdetr.evaluation.classes import OBJECT
 from siamdetr.evaluation.coco import evaluate
 from siamdetr.images.preprocessing import PreprocessingSpec
+from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.detector import Detector
-from siamdetr.settings.training import FinetuneSettings, PretrainSettings
+from siamdetr.pretext.run_settings import PretrainSettings
+from siamdetr.settings.training import FinetuneSettings
 from siamdetr.study.cell import SCRATCH, Cell
 from siamdetr.study.pictures import save_qualitative
 from siamdetr.study.settings import StudySettings, finetune_settings, images_of, pretrain_settings
@@ -229,6 +231,7 @@ def _untrained(task: CellTask, place: Path) -> SiamDETR:
     detector = Detector(pretraining_detector(settings))
     fill_backbone(detector, settings)
     spec = PreprocessingSpec.from_size(settings.of_method.size)
+    spec = spec.normalized_by(backbone_normalization(settings.detector.backbone))
     return SiamDETR.from_parts(class_agnostic(detector).eval(), class_names=(OBJECT,), preprocessing=spec)
 
 

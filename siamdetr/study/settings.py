@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from siamdetr.pretext import PRETEXTS
+from siamdetr.pretext.registry import PRETEXTS
+from siamdetr.pretext.run_settings import PretrainSettings, check_method
 from siamdetr.settings.base import Settings
-from siamdetr.settings.pretext import Method
 from siamdetr.settings.resolve import resolve
-from siamdetr.settings.training import FinetuneSettings, PretrainSettings
+from siamdetr.settings.training import FinetuneSettings
 from siamdetr.study.cell import Cell
 
 StudyName = Literal[
@@ -39,11 +39,7 @@ _FAST_DETECTOR: dict[str, Any] = {
     "log_every": 1,
     "checkpoint_every": 1000,
 }
-_FAST_METHODS: dict[str, Any] = {
-    f"{method}.{key}": value
-    for method in PRETEXTS
-    for key, value in (("size", 96), ("num_regions", 5), ("crop_size", 32))
-}
+_FAST_METHOD: dict[str, Any] = {"size": 96, "num_regions": 5, "crop_size": 32}
 _FAST_FINETUNE: dict[str, Any] = {"images.size": 96, "images.max_size": 160, "images.augment": "flip"}
 
 
@@ -72,7 +68,9 @@ class StudySettings(Settings):
         None, description="the part that is scored; None: test, where there is one, else val"
     )
     preset: str = "small"
-    methods: tuple[Method, ...] = Field(tuple(PRETEXTS), min_length=1, description="compared with scratch")
+    methods: tuple[Annotated[str, AfterValidator(check_method)], ...] = Field(
+        default_factory=lambda: tuple(PRETEXTS), min_length=1, description="compared with scratch"
+    )
     fractions: tuple[float, ...] = Field((0.1, 0.3, 1.0), min_length=1, description="of the labelled images")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="of splits, weights and order; paired")
     pretrain_steps: int | None = Field(None, ge=1, description="None: as the preset says")
@@ -108,6 +106,10 @@ class StudySettings(Settings):
 GROWING = ("methods", "fractions", "seeds", "weights", "view_ious", "shown")
 
 
+def _fast_methods() -> dict[str, Any]:
+    return {f"{method}.{key}": value for method in PRETEXTS for key, value in _FAST_METHOD.items()}
+
+
 def pretrain_settings(study: StudySettings, cell: Cell, folder: Path, *, device: str = "auto") -> PretrainSettings:
     """Settings of a pretraining cell; `folder` is its run folder."""
     flags: dict[str, Any] = {
@@ -119,7 +121,7 @@ def pretrain_settings(study: StudySettings, cell: Cell, folder: Path, *, device:
         "seed": cell.seed,
         "device": device,
         "output": str(folder),
-        **(_FAST_DETECTOR | _FAST_METHODS if study.fast else {}),
+        **(_FAST_DETECTOR | _fast_methods() if study.fast else {}),
     }
     timing = ("log_every=1", "checkpoint_every=1000000") if cell.kind == "cost" else ()
     varied = (f"{key}={value}" for key, value in cell.variation)

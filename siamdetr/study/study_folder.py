@@ -12,6 +12,7 @@ import numpy as np
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import StudyError
+from siamdetr.pretext.registry import PRETEXTS
 from siamdetr.settings.base import to_json
 from siamdetr.settings.resolve import differences, resolve
 from siamdetr.settings.training import FinetuneSettings
@@ -109,9 +110,7 @@ def _identity(study: StudySettings) -> dict[str, Any]:
     base = to_json(pretrain_settings(study, cell, Path("cell")))
     fine = to_json(resolve(FinetuneSettings, preset=study.preset, flags={"data.paths": list(study.data)}))
     kept = {
-        "siamese",
-        "updetr",
-        "detreg",
+        *PRETEXTS,
         "detector",
         "optimizer",
         "schedule",

@@ -6,14 +6,13 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from siamdetr.settings.pretext import METHOD_NAMES
 from siamdetr.study.cell import SCRATCH, Cell
+from siamdetr.study.inits import init_name
 from siamdetr.study.run_cell import CellResult
 from siamdetr.study.runner import Grid
 from siamdetr.study.statistics import Interval, interval, paired_difference
 
 CSV_FILE = "study.csv"
-NAMES: dict[str, str] = {SCRATCH: "scratch", **METHOD_NAMES}
 
 
 def study_csv(grid: Grid) -> str:
@@ -73,7 +72,7 @@ def answer(grid: Grid) -> str:
 def gain_sentence(grid: Grid, init: str, fraction: float) -> str:
     """ "With 10 % of the labels Siamese pretraining gives +x.x AP (95 % CI a to b) over scratch"."""
     found = gain_of(grid, init, "ap", fraction=fraction)
-    start = f"With {100 * fraction:g} % of the labels {NAMES[init].removesuffix(' DETR')} pretraining "
+    start = f"With {100 * fraction:g} % of the labels {init_name(init).removesuffix(' DETR')} pretraining "
     if found is None:
         return f"{start}has no finished pair with scratch yet."
     if found.low is None or found.high is None:
@@ -88,7 +87,7 @@ def _efficiency_answer(grid: Grid) -> str:
     fraction = min(grid.study.fractions)
     sentences = [gain_sentence(grid, first, fraction)]
     others = [
-        f"{NAMES[init]} {shown(gain_of(grid, init, 'ap', fraction=fraction), signed=True)}"
+        f"{init_name(init)} {shown(gain_of(grid, init, 'ap', fraction=fraction), signed=True)}"
         for init in grid.study.methods
         if init != first
     ]
@@ -104,12 +103,13 @@ def _initialization_answer(grid: Grid) -> str:
     if random is None:
         return "The run with a random body is not finished yet."
     gains = {init: gain_of(grid, init, "ar100", fraction=max(grid.study.fractions)) for init in grid.study.methods}
-    parts = [f"{NAMES[init]} {shown(gain, signed=True)}" for init, gain in gains.items()]
+    parts = [f"{init_name(init)} {shown(gain, signed=True)}" for init, gain in gains.items()]
     unsure = any(gain is not None and gain.holds_zero for gain in gains.values())
     note = "; an interval that holds 0 shows no effect" if unsure else ""
     raw = {cell.init: result for cell, result in grid.results.items() if cell.kind == "agnostic"}
     as_is = [
-        f"{'random' if init == SCRATCH else NAMES[init]} {100 * one.metrics['ar100']:.1f}" for init, one in raw.items()
+        f"{'random' if init == SCRATCH else init_name(init)} {100 * one.metrics['ar100']:.1f}"
+        for init, one in raw.items()
     ]
     return (
         f"With the body frozen and only the heads finetuned, AR@100 is {shown(random)} with a random body; over it: {_listed(parts)}{note}."
@@ -138,7 +138,7 @@ def _best_answer(grid: Grid) -> str:
 
 def _cost_answer(grid: Grid) -> str:
     parts = [
-        f"{NAMES[cell.init]} {result.metrics['seconds_per_step']:.3g} s and {result.metrics['memory_mib']:,.0f} MiB"
+        f"{init_name(cell.init)} {result.metrics['seconds_per_step']:.3g} s and {result.metrics['memory_mib']:,.0f} MiB"
         for cell, result in grid.results.items()
         if cell.kind == "cost"
     ]
@@ -157,9 +157,9 @@ def _convergence_answer(grid: Grid) -> str:
         curve = mean_curve(select(grid, init).values())
         reached = next((epoch for epoch, ap, _ in curve if ap >= best), None)
         if reached is not None:
-            parts.append(f"{NAMES[init]} after {reached:.3g} ({100 * reached / took:.0f} % of them)")
+            parts.append(f"{init_name(init)} after {reached:.3g} ({100 * reached / took:.0f} % of them)")
         else:
-            parts.append(f"{NAMES[init]} {f'not within {curve[-1][0]:.3g}' if curve else 'is not finished yet'}")
+            parts.append(f"{init_name(init)} {f'not within {curve[-1][0]:.3g}' if curve else 'is not finished yet'}")
     return (
         f"Scratch reaches its best AP on the val part, {100 * best:.1f}, after {took:.3g} epochs; pretrained, it is reached by: "
         f"{_listed(parts)}. Looked at {len(scratch)} times; means over seeds."
@@ -178,7 +178,7 @@ def mean_curve(results: Iterable[CellResult]) -> list[tuple[float, float, float]
 
 
 def _qualitative_answer(grid: Grid) -> str:
-    names = [NAMES[cell.init] for cell in grid.results if cell.kind == "qualitative"]
+    names = [init_name(cell.init) for cell in grid.results if cell.kind == "qualitative"]
     return (
         f"What {_listed(names)} find before any finetuning, and where the decoder looks." if names else "Nothing yet."
     )

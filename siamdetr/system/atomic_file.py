@@ -45,6 +45,11 @@ def atomic_write(path: str | Path, writer: Callable[[IO[bytes]], object]) -> Non
     sync_folder(path.parent)
 
 
+def atomic_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` as a file; see `atomic_write`."""
+    atomic_write(path, lambda file: file.write(data))
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive power loss."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -18,6 +18,7 @@ from siamdetr.model_file import digest
 from siamdetr.system.atomic_file import atomic_write, sweep_temporaries
 
 STATE = "siamdetr"  # our section of the checkpoint
+NORMALIZATION = "normalization"  # in it: [mean, std] of the run's images, three values each
 FORMAT_VERSION = 1
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 

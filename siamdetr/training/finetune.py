@@ -20,7 +20,7 @@ from siamdetr.training.callbacks.evaluator import Evaluator, scores
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune_module import FinetuneModule
 from siamdetr.training.finetune_setup import first_batch, resolved, start
-from siamdetr.training.initial_weights import Start
+from siamdetr.training.initial_weights import Start, run_normalization
 from siamdetr.training.loop import Session, begin, run_length, save_detector, seed_weights, train
 from siamdetr.training.open_datasets import open_labelled
 from siamdetr.training.optim import freeze
@@ -49,9 +49,14 @@ def finetune(
         length = run_length(settings, len(index))
         seed_weights(settings)
         detector = Detector(settings.detector)
+        normalization = run_normalization(settings, run)
         begun = start(detector, settings, index.class_names, resumed=run.content is not None)
         freeze(detector, settings.freeze)
-        session = _finetune_session(detector, settings, index, begun, length.total)
+        images = settings.images
+        preprocessing = PreprocessingSpec.from_size(images.size, images.max_size).normalized_by(normalization)
+        session = _finetune_session(
+            detector, settings, index, begun, preprocessing=preprocessing, total_steps=length.total
+        )
         evaluator = None
         if data.val is not None:
             every = max(1, round(settings.val_every * length.per_epoch))
@@ -67,9 +72,14 @@ def finetune(
 
 
 def _finetune_session(
-    detector: Detector, settings: FinetuneSettings, index: DetectionIndex, begun: Start, total_steps: int
+    detector: Detector,
+    settings: FinetuneSettings,
+    index: DetectionIndex,
+    begun: Start,
+    *,
+    preprocessing: PreprocessingSpec,
+    total_steps: int,
 ) -> Session:
-    preprocessing = _preprocessing(settings)
     what = f"finetune: {settings.detector.variant} on {', '.join(settings.data.paths)} ({len(index)} images)"
 
     def metadata(step: int) -> ModelMetadata:
@@ -93,10 +103,6 @@ def _finetune_session(
     )
 
 
-def _preprocessing(settings: FinetuneSettings) -> PreprocessingSpec:
-    return PreprocessingSpec.from_size(settings.images.size, settings.images.max_size)
-
-
 def _evaluator(
     session: Session,
     settings: FinetuneSettings,
@@ -107,7 +113,7 @@ def _evaluator(
     watch: SignalWatch,
     progress: ProgressSink,
 ) -> Evaluator:
-    preprocessing = _preprocessing(settings)
+    preprocessing = session.module.preprocessing
 
     def score(detector: Detector) -> DetectionMetrics | None:
         if process_rank() > 0:

@@ -20,9 +20,8 @@ class FinetuneModule(StepModule):
     def __init__(
         self, detector: Detector, settings: FinetuneSettings, preprocessing: PreprocessingSpec, total_steps: int
     ) -> None:
-        super().__init__(settings, total_steps)
+        super().__init__(settings, preprocessing, total_steps)
         self.detector = detector
-        self.preprocessing = preprocessing
         self.denoising = settings.denoising
         shape = detector.settings
         self.criterion = DetectionCriterion(

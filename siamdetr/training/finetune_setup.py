@@ -54,10 +54,11 @@ def start(detector: Detector, settings: FinetuneSettings, class_names: tuple[str
         return Start(loaded=0, fresh=(), lineage=())
     found = load_start(detector, class_names, settings.init)
     _log.info(
-        "Starting from %s: %d tensors taken over; %s.",
+        "Starting from %s: %d tensors taken over; %s. Images are normalised as there: %s.",
         settings.init,
         found.loaded,
         f"starting afresh: {', '.join(found.fresh)}" if found.fresh else "nothing starts afresh",
+        read_metadata(settings.init)[1].preprocessing.normalization,
     )
     return found
 

@@ -1,4 +1,4 @@
-"""Starting weights: from a pretrained run or model file, what fits; what does not fit starts afresh and is named."""
+"""Starting weights and their normalization: from a pretrained run or model file, what fits; the rest starts afresh and is named."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siamdetr.errors import CheckpointError
-from siamdetr.model_file import load_model
+from siamdetr.images.preprocessing import IMAGENET, Normalization
+from siamdetr.model_file import load_model, read_metadata
+from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.detector import Detector
+from siamdetr.settings.training import FinetuneSettings, RunSettings
+from siamdetr.training.checkpoint_io import NORMALIZATION, STATE
+from siamdetr.training.run_folder import RunFolder
 
 # Depend on the classes (with denoising there is a content for each), and on the number of queries.
 _OF_CLASSES, _QUERIES = ("class_head", "learned_queries.labels"), "learned_queries"
@@ -44,6 +49,30 @@ def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Pat
     detector.load_state_dict(fits, strict=False)
     fresh = tuple(sorted({_module(name) for name in left_out if name in ours}))
     return Start(loaded=len(fits), fresh=fresh, lineage=metadata.lineage)
+
+
+def run_normalization(settings: RunSettings, run: RunFolder) -> Normalization:
+    """The normalization that belongs to the weights a run has or starts from.
+
+    A resumed run keeps its own; checkpoints from before it was stored used ImageNet's figures. Finetuning with `init` takes that of
+    the model it starts from. A run whose `backbone_weights` are a model file of ours takes that file's. Else it is the backbone's.
+    """
+    if run.content is not None:
+        stored = run.content[STATE].get(NORMALIZATION)
+        return IMAGENET if stored is None else Normalization(mean=tuple(stored[0]), std=tuple(stored[1]))
+    if isinstance(settings, FinetuneSettings) and settings.init is not None:
+        return read_metadata(settings.init)[1].preprocessing.normalization
+    return _of_weight_file(settings.backbone_weights) or backbone_normalization(settings.detector.backbone)
+
+
+def _of_weight_file(path: str) -> Normalization | None:
+    """Of a model file of ours; None: weights of another program, which do not say."""
+    if not path.endswith(".safetensors"):
+        return None
+    try:
+        return read_metadata(path)[1].preprocessing.normalization
+    except CheckpointError:
+        return None
 
 
 def _module(name: str) -> str:

@@ -6,17 +6,19 @@ from siamdetr.evaluation.classes import OBJECT
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, find_model_file
 from siamdetr.models.detector import Detector
-from siamdetr.settings.training import PretrainSettings
+from siamdetr.pretext.registry import PRETEXTS
+from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.system.signals import SignalWatch
 from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.diagnostics import Diagnostics
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune import _log
 from siamdetr.training.finetune_setup import fill_backbone
+from siamdetr.training.initial_weights import run_normalization
 from siamdetr.training.loop import Session, begin, first_process_first, run_length, seed_weights, train
 from siamdetr.training.open_datasets import open_pretraining
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
-from siamdetr.training.pretrain_setup import fill_pretext, pretraining_data, pretraining_detector, stored_proposals
+from siamdetr.training.pretrain_setup import pretraining_detector, stored_proposals
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
 from siamdetr.training.proposal_figures import measure_proposals, save_proposal_figures
 from siamdetr.training.run_folder import choose_folder, process_rank
@@ -50,27 +52,30 @@ def pretrain(
             poll = as_callback(sink, "proposals", watch.raise_if_received)
             proposals = stored_proposals(settings, run.path, index, poll)
         length = run_length(settings, len(index))
-        preprocessing = PreprocessingSpec.from_size(settings.of_method.size)
-        dataset, collate = pretraining_data(settings, index, proposals)
+        preprocessing = PreprocessingSpec.from_size(settings.of_method.size).normalized_by(
+            run_normalization(settings, run)
+        )
+        entry = PRETEXTS[settings.method]
+        dataset = entry.dataset(index, proposals, settings.of_method, settings.seed)
         seed_weights(settings)
         detector = Detector(settings.detector)
         if run.content is None:
             fill_backbone(detector, settings)
         module = PretrainModule(detector, settings, preprocessing, length.total)
         if run.content is None:
-            fill_pretext(module.pretext, settings)
+            module.pretext.load_weights(settings.backbone_weights)
         what = f"pretext: {settings.method} on {', '.join(settings.data.paths)}"
         session = Session(
             module,
             dataset,
             len(index),
             lambda i: int(index.image_ids[i]),
-            collate,
+            entry.collate,
             lambda step: ModelMetadata(
                 class_names=(OBJECT,), preprocessing=preprocessing, lineage=(f"{what}, {step} steps",)
             ),
             WeightAverage(settings.ema) if settings.ema else None,
-            callbacks=(Diagnostics(run.path, dataset, len(index), collate, total_steps=length.total),),
+            callbacks=(Diagnostics(run.path, dataset, len(index), entry.collate, total_steps=length.total),),
             finished=class_agnostic,
         )
         figures = measure_proposals(proposals, data.labelled) if process_rank() == 0 else None

@@ -13,12 +13,12 @@ from siamdetr.models.criterion.losses import weighted_sum
 from siamdetr.models.denoising import DenoisingQueries
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
-from siamdetr.pretext import PRETEXTS, Pretext
-from siamdetr.settings.training import PretrainSettings
-from siamdetr.structures.targets import OBJECT_LABEL, RegionBatch, ViewBatch
+from siamdetr.pretext.batches import PretextBatch
+from siamdetr.pretext.common import Pretext
+from siamdetr.pretext.registry import PRETEXTS
+from siamdetr.pretext.run_settings import PretrainSettings
+from siamdetr.structures.targets import OBJECT_LABEL
 from siamdetr.training.step_module import StepModule
-
-PretextBatch = ViewBatch | RegionBatch
 
 
 class PretrainModule(StepModule):
@@ -27,9 +27,8 @@ class PretrainModule(StepModule):
     def __init__(
         self, detector: Detector, settings: PretrainSettings, preprocessing: PreprocessingSpec, total_steps: int
     ) -> None:
-        super().__init__(settings, total_steps)
-        self.preprocessing = preprocessing
-        self.pretext: Pretext = PRETEXTS[settings.method](detector, settings.of_method)
+        super().__init__(settings, preprocessing, total_steps)
+        self.pretext: Pretext = PRETEXTS[settings.method].build(detector, settings.of_method)
 
     @property
     def detector(self) -> Detector:  # type: ignore[override]

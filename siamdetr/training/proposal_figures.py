@@ -11,7 +11,7 @@ from typing import Any
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import UnreadableImageError
 from siamdetr.images.open import content_key, read_bytes
-from siamdetr.pretext.datasets import RegionDataset, SiameseDataset
+from siamdetr.pretext.datasets import UnlabelledDataset
 from siamdetr.proposals.recall import ProposalRecall, proposal_recall
 from siamdetr.proposals.store import ProposalStore
 from siamdetr.system.atomic_file import atomic_write
@@ -61,9 +61,7 @@ def measure_proposals(store: ProposalStore | None, labelled: DetectionIndex | No
     return ProposalFigures(store.recipe, len(store), store.num_boxes, *store.fallback_counts(), len(known), recall)
 
 
-def save_proposal_figures(
-    folder: Path, figures: ProposalFigures | None, dataset: SiameseDataset | RegionDataset
-) -> None:
+def save_proposal_figures(folder: Path, figures: ProposalFigures | None, dataset: UnlabelledDataset[Any]) -> None:
     """Leave the figures in the run folder, with what the data set has counted; warn of what it had to make do without."""
     if dataset.num_unreadable:
         _log.warning("%d images could not be read; others took their places", dataset.num_unreadable)

@@ -10,7 +10,7 @@ from typing import Any
 
 from siamdetr.errors import CheckpointError, SettingsError
 from siamdetr.settings.base import to_json
-from siamdetr.settings.resolve import differences, stage_of
+from siamdetr.settings.resolve import differences
 from siamdetr.settings.training import RunSettings
 from siamdetr.training.checkpoint_io import LAST, STATE, newest_valid, read_checkpoint
 
@@ -79,8 +79,8 @@ def check_same_run(checkpoint: dict[str, Any], settings: RunSettings, path: Path
         CheckpointError: naming each setting that differs, with both values.
     """
     stage, theirs, ours = checkpoint[STATE]["stage"], checkpoint[STATE]["settings"], to_json(settings)
-    if stage != stage_of(type(settings)):
-        raise CheckpointError(f"{path}: a checkpoint of {stage}, not of {stage_of(type(settings))}; use it with --init")
+    if stage != settings.stage:
+        raise CheckpointError(f"{path}: a checkpoint of {stage}, not of {settings.stage}; use it with --init")
     differing = [key for key in differences(ours, theirs) if key.partition(".")[0] not in _FREE]
     if differing:
         lines = [f"  {key}: {_value(theirs, key)!r} in the checkpoint, {_value(ours, key)!r} now" for key in differing]
@@ -97,7 +97,7 @@ def _named(settings: RunSettings, *, newest: bool) -> Path:
         return Path(os.environ[_FOLDER_VARIABLE])
     if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
         raise SettingsError("several processes need one folder: give it with -o")
-    stage = stage_of(type(settings))
+    stage = settings.stage
     number = 1
     while (RUNS / f"{stage}-{number}").exists():
         number += 1

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from siamdetr.drawing.html_page import REPORT_FILE, Section, curve, curves_svg, page, picture, read_metrics, table
 from siamdetr.pretext.collapse import COLLAPSE_REMEDY, collapsed
-from siamdetr.settings.pretext import METHOD_NAMES
+from siamdetr.pretext.registry import PRETEXTS, name_of
 from siamdetr.system.atomic_file import atomic_write
 
 EVALUATION_FILE = "evaluation.json"  # of the best weights: {"step", "metrics": {name: value}, "per_class": [row, …]}
@@ -55,7 +55,7 @@ def _lead(
     settings: Mapping[str, Any], rows: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any] | None
 ) -> str:
     detector = settings["detector"]
-    what = f"Pretraining without labels ({METHOD_NAMES[settings['method']]})" if "method" in settings else "Finetuning"
+    what = f"Pretraining without labels ({name_of(settings['method'])})" if "method" in settings else "Finetuning"
     model = f"{detector['variant']} DETR on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
     steps = f"{max((row['step'] for row in rows), default=0):.0f} steps of {settings['batch_size']}"
     text = f"{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
@@ -141,11 +141,7 @@ def _sample_sections(folder: Path, method: str | None) -> list[Section]:
     """What a pretraining method was shown."""
     files = sorted((folder / DIAGNOSTICS).glob("sample-*.jpg"))
     body = Markup("").join(picture(file.read_bytes(), f"image {i + 1}") for i, file in enumerate(files))
-    what = (
-        "two views of an image, the same regions joined"
-        if method == "siamese"
-        else "regions to be found in their image"
-    )
+    what = PRETEXTS[method].shown if method in PRETEXTS else "regions of images"
     body = Markup("<div class=samples>{}</div>").format(body)
     return [Section(f"What the method is shown: {what}", body, wide=True)] if files else []
 

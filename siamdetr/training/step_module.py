@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from siamdetr.errors import NonFiniteLossError
+from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.models.detector import Detector
 from siamdetr.settings.training import RunSettings
 from siamdetr.training.optim import build_optimizer, build_schedule
@@ -56,8 +57,9 @@ class StepModule(LightningModule):
 
     detector: Detector
 
-    def __init__(self, settings: RunSettings, total_steps: int) -> None:
+    def __init__(self, settings: RunSettings, preprocessing: PreprocessingSpec, total_steps: int) -> None:
         super().__init__()
+        self.preprocessing = preprocessing
         self.run_settings = settings
         self.total_steps = total_steps
         self.step = 0

@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from siamdetr.errors import SettingsError
-from siamdetr.settings.training import PretrainSettings, RunSettings
+from siamdetr.pretext.run_settings import PretrainSettings
+from siamdetr.settings.training import RunSettings
 from siamdetr.training.checkpoint_io import AtomicCheckpointIO
 from siamdetr.training.metrics_log import MetricsCsv, TensorBoardEvents
 

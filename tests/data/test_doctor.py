@@ -314,7 +314,7 @@ def forty_two_million_pixels(root: Path) -> tuple[str, str]:
     return "train/002.jpg", "image 2"
 
 
-@defect("huge-image")
+@defect("too-large-image")
 def decompression_bomb(root: Path) -> tuple[str, str]:
     write_coco(root)
     Image.new("1", (20000, 10000)).save(root / "train" / "002.jpg", format="PNG")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import struct
 import zlib
+from pathlib import Path
 
+import gradio
+import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -14,6 +17,13 @@ def coordinate_image(width: int = 240, height: int = 160) -> Image.Image:
     x = np.broadcast_to((np.arange(width) + 0.5) / width * 255, (height, width))
     y = np.broadcast_to(((np.arange(height) + 0.5) / height * 255)[:, None], (height, width))
     return Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=2).round().astype(np.uint8))
+
+
+def photos() -> list[Image.Image]:
+    """Natural photos that installed packages carry, 224 pixels square."""
+    files = [Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"]
+    files += sorted((Path(gradio.__file__).parent / "media_assets" / "images").glob("*.jpg"))
+    return [Image.open(file).convert("RGB").resize((224, 224)) for file in files]
 
 
 def bomb(width: int, height: int) -> bytes:

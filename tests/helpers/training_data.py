@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from siamdetr.settings.training import FinetuneSettings, PretrainSettings
+from siamdetr.pretext.run_settings import PretrainSettings
+from siamdetr.settings.training import FinetuneSettings
 
 SIDE = 64
 

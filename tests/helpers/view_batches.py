@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from siamdetr.structures.targets import ViewBatch
+from siamdetr.pretext.batches import ViewBatch
 
 
 def chosen(batch: ViewBatch, samples: list[int]) -> ViewBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ CORE_LAYERS = [
     {"data", "models"},
     {"inference", "model_file", "proposals"},
     {"drawing", "evaluation", "pretext"},
-    {"api", "official"},
+    {"api", "official", "reports"},
     {"training"},
     {"study"},
 ]
@@ -73,9 +74,13 @@ def _is_deferred(node: ast.AST) -> bool:
     )
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
+@cache
+def imports(path: Path) -> tuple[tuple[str, bool], ...]:
     """Every imported module of a file, and whether the import stands at the top level (else inside a function)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return tuple(_imports(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
     inside = {id(node) for parent in ast.walk(tree) if _is_deferred(parent) for node in ast.walk(parent)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

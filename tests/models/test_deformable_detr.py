@@ -18,12 +18,13 @@ from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.models.position import box_positions
 from siamdetr.presets import preset_values
+from siamdetr.pretext.batches import ViewBatch
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.settings.detector import DetectorSettings, LossSettings
 from siamdetr.settings.pretext import SiameseSettings
 from siamdetr.settings.training import OptimizerSettings
 from siamdetr.structures.model import Memory, Outputs
-from siamdetr.structures.targets import Targets, ViewBatch
+from siamdetr.structures.targets import Targets
 from siamdetr.training.optim import build_optimizer
 from siamdetr.training.pretrain_module import class_agnostic
 

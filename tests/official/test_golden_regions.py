@@ -19,10 +19,11 @@ from siamdetr.models.criterion.matcher import Matches
 from siamdetr.models.detector import Outputs
 from siamdetr.official.convert import IMPORTERS, load_official
 from siamdetr.official.keys import translate
+from siamdetr.pretext.batches import RegionBatch
 from siamdetr.pretext.common import FrozenTeacher, crop_features, group_mask
 from siamdetr.pretext.detreg import DETReg
 from siamdetr.pretext.updetr import UPDETR
-from siamdetr.structures.targets import RegionBatch, Targets
+from siamdetr.structures.targets import Targets
 
 UPDETR_CASES = ["recon_mask0", "norecon_mask0", "recon_masked"]
 Arrays = Mapping[str, np.ndarray]

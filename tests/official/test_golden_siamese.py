@@ -17,9 +17,9 @@ from siamdetr.boxes import xyxy_to_cxcywh
 from siamdetr.models.criterion.losses import weighted_sum
 from siamdetr.official.convert import IMPORTERS, load_official
 from siamdetr.official.keys import translate
-from siamdetr.pretext.common import condition_queries, crop_features, object_targets, region_features
+from siamdetr.pretext.batches import ViewBatch
+from siamdetr.pretext.common import condition_queries, crop_features, region_features
 from siamdetr.pretext.siamese import SiameseDETR, swap_views
-from siamdetr.structures.targets import ViewBatch
 
 CASES = ["vanilla", "vanilla_enc", "conditional", "conditional_enc", "conditional_r50", "deformable", "deformable_enc"]
 OFFICIAL_NAMES = {
@@ -122,7 +122,7 @@ def test_queries_predictions_targets_and_matches_equal_the_official_ones(case: s
         position = condition_queries(model.detector.queries(len(batch.boxes)), projected).position
         outputs, _ = model.predict(batch)
         wanted = crop_features(model.teacher, batch.crops)
-        _, matches = model.criterion.losses_and_matches(outputs, object_targets(batch.boxes))
+        _, matches = model.criterion.losses_and_matches(outputs, batch.targets)
     assert position is not None
     samples, regions_each = len(batch.boxes) // 2, batch.boxes.shape[1]
     last = len(outputs.logits) - 1

@@ -14,14 +14,17 @@ from siamdetr.models.backbone.pyramid import Maps, as_levels
 from siamdetr.models.criterion.losses import weighted_sum
 from siamdetr.models.detector import BUILDERS, Detector
 from siamdetr.models.heads import each_head
-from siamdetr.pretext import PRETEXTS, UPDETR, DETReg, Pretext
-from siamdetr.pretext.common import crop_features, group_mask, pretext_settings
+from siamdetr.pretext.batches import RegionBatch, ViewBatch
+from siamdetr.pretext.common import Pretext, crop_features, group_mask, pretext_settings
+from siamdetr.pretext.detreg import DETReg
+from siamdetr.pretext.registry import PRETEXTS
+from siamdetr.pretext.updetr import UPDETR
 from siamdetr.settings.detector import DetectorSettings
-from siamdetr.settings.pretext import DETRegSettings, Method, SiameseSettings, UPDETRSettings
-from siamdetr.structures.targets import RegionBatch, Targets, ViewBatch, region_targets
+from siamdetr.settings.pretext import DETRegSettings, SiameseSettings, UPDETRSettings
+from siamdetr.structures.targets import Targets, region_targets
 
 REGIONS = 3
-SETTINGS: dict[Method, Any] = {
+SETTINGS: dict[str, Any] = {
     "siamese": SiameseSettings(num_regions=REGIONS, box_jitter=0.0, weight_global=0.0),
     "updetr": UPDETRSettings(num_regions=REGIONS, mask_ratio=0.0),
     "detreg": DETRegSettings(num_regions=REGIONS, embedding="last"),
@@ -43,11 +46,11 @@ def tiny(variant: str, **changes: Any) -> Detector:
     return detector
 
 
-def pretext(variant: str, method: Method) -> Pretext:
-    return PRETEXTS[method](tiny(variant), SETTINGS[method])
+def pretext(variant: str, method: str) -> Pretext:
+    return PRETEXTS[method].build(tiny(variant), SETTINGS[method])
 
 
-def batch_of(method: Method, images: int, *, height: int = 64, width: int = 96) -> Batch:
+def batch_of(method: str, images: int, *, height: int = 64, width: int = 96) -> Batch:
     """The first image is narrower than the canvas; regions of all sizes."""
     many = 2 * images if method == "siamese" else images
     make = torch.Generator().manual_seed(1)
@@ -82,7 +85,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize(("variant", "method"), EACH)
 @torch.no_grad()
-def test_permuting_the_batch_permutes_predictions_and_keeps_losses(variant: str, method: Method) -> None:
+def test_permuting_the_batch_permutes_predictions_and_keeps_losses(variant: str, method: str) -> None:
     model, batch, order = pretext(variant, method), batch_of(method, 3), [2, 0, 1]
     (before, _), (after, _) = model.predict(batch), model.predict(select(batch, order))  # type: ignore[arg-type]
     rows = [*order, *(3 + i for i in order)] if method == "siamese" else order
@@ -96,7 +99,7 @@ def test_permuting_the_batch_permutes_predictions_and_keeps_losses(variant: str,
 
 @pytest.mark.parametrize(("variant", "method"), EACH)
 @torch.no_grad()
-def test_batched_equals_single(variant: str, method: Method) -> None:
+def test_batched_equals_single(variant: str, method: str) -> None:
     model, batch = pretext(variant, method), batch_of(method, 2)
     together = model(batch)
     single = [model(select(batch, [image])) for image in range(2)]
@@ -123,7 +126,7 @@ class OnWiderCanvas:
 @pytest.mark.parametrize("method", PRETEXTS)
 @pytest.mark.parametrize("variant", [variant for variant in BUILDERS if "deformable" not in variant])
 @torch.no_grad()
-def test_more_padding_changes_nothing(variant: str, method: Method) -> None:
+def test_more_padding_changes_nothing(variant: str, method: str) -> None:
     """Of one level; with several the group norm before the encoder sees the padding, as in the official code."""
     model, batch = pretext(variant, method), batch_of(method, 2)
     if isinstance(batch, ViewBatch):  # RoIAlign enlarges small regions to a cell, which here must not leave the image
@@ -138,9 +141,7 @@ def test_more_padding_changes_nothing(variant: str, method: Method) -> None:
 
 
 @pytest.mark.parametrize(("variant", "method"), EACH)
-def test_all_but_the_backbone_trains_and_stays_finite_on_flat_and_repeated_regions(
-    variant: str, method: Method
-) -> None:
+def test_all_but_the_backbone_trains_and_stays_finite_on_flat_and_repeated_regions(variant: str, method: str) -> None:
     model, batch = pretext(variant, method).train(), batch_of(method, 2)
     if isinstance(batch, ViewBatch):
         boxes = batch.boxes[:, :1].repeat(1, REGIONS, 1)
@@ -228,9 +229,9 @@ def test_a_share_of_the_queries_is_not_told_its_patch_in_training_alone() -> Non
 
 
 @pytest.mark.parametrize("method", ["updetr", "detreg"])
-def test_no_weight_no_head_no_loss(method: Method) -> None:
+def test_no_weight_no_head_no_loss(method: str) -> None:
     name = {"updetr": "feature", "detreg": "embedding"}[method]
-    model = PRETEXTS[method](
+    model = PRETEXTS[method].build(
         tiny("conditional"), SETTINGS[method].model_copy(update={f"weight_{name}": 0.0, "embedding": "projection"})
     )
     losses = model(batch_of(method, 1))

@@ -12,7 +12,7 @@ from torch import Tensor
 from siamdetr.models.backbone.body import Backbone, takes_blocked_layout
 from siamdetr.models.criterion.losses import weighted_sum
 from siamdetr.models.detector import Detector, Queries
-from siamdetr.pretext import PRETEXTS
+from siamdetr.pretext.batches import ViewBatch
 from siamdetr.pretext.common import (
     FrozenTeacher,
     condition_queries,
@@ -21,10 +21,10 @@ from siamdetr.pretext.common import (
     pretext_settings,
     region_features,
 )
+from siamdetr.pretext.registry import PRETEXTS
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.settings.detector import DetectorSettings, Variant
 from siamdetr.settings.pretext import SiameseSettings
-from siamdetr.structures.targets import ViewBatch
 
 VARIANTS: list[Variant] = ["vanilla", "conditional"]
 
@@ -280,7 +280,7 @@ def test_cosine_distance_runs_from_zero_to_four() -> None:
 
 def test_the_table_of_pretexts_has_them_by_name() -> None:
     assert list(PRETEXTS) == ["siamese", "updetr", "detreg"]
-    assert PRETEXTS["siamese"] is SiameseDETR
+    assert PRETEXTS["siamese"].build is SiameseDETR
 
 
 def test_queries_that_do_not_divide_are_refused() -> None:

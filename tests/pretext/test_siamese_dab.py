@@ -10,9 +10,9 @@ from helpers.view_batches import chosen
 
 from siamdetr.boxes import xyxy_to_cxcywh
 from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.pretext.batches import ViewBatch
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.settings.pretext import SiameseSettings
-from siamdetr.structures.targets import ViewBatch
 
 REGIONS = 3
 VARIANTS = [*DENSE, "dab_deformable", "dn_deformable"]

@@ -9,8 +9,10 @@ import pytest
 
 from siamdetr.errors import SettingsError
 from siamdetr.presets import PRESETS
+from siamdetr.pretext.run_settings import PretrainSettings
+from siamdetr.settings.pretext import DETRegSettings, SiameseSettings, UPDETRSettings
 from siamdetr.settings.resolve import differences, resolve
-from siamdetr.settings.training import FinetuneSettings, PretrainSettings, RunSettings
+from siamdetr.settings.training import FinetuneSettings, RunSettings
 
 DATA = {"data.paths": ["images"]}
 CLASSES: dict[str, type[RunSettings]] = {"pretrain": PretrainSettings, "finetune": FinetuneSettings}
@@ -30,7 +32,7 @@ def test_every_preset_is_valid(name: str, stage: str) -> None:
 
 def test_paper_weights_are_those_of_the_official_configs() -> None:
     def weights(name: str) -> tuple[float, float]:
-        siamese = resolve(PretrainSettings, preset=name, flags=DATA).siamese
+        siamese = resolve(PretrainSettings, preset=name, flags=DATA).of(SiameseSettings)
         return siamese.weight_global, siamese.weight_region
 
     assert weights("siamese-imagenet-vanilla") == (10.0, 3.0)
@@ -42,10 +44,12 @@ def test_paper_weights_are_those_of_the_official_configs() -> None:
 def test_official_differences_of_the_methods_are_in_their_presets() -> None:
     updetr = resolve(PretrainSettings, preset="updetr-imagenet-vanilla", flags=DATA)
     assert (updetr.method, updetr.detector.pre_norm, updetr.steps, updetr.batch_size) == ("updetr", True, 300_000, 256)
-    assert (updetr.updetr.proposals, updetr.updetr.augment, updetr.updetr.mask_ratio) == ("random", "scale", 0.1)
+    patches = updetr.of(UPDETRSettings)
+    assert (patches.proposals, patches.augment, patches.mask_ratio) == ("random", "scale", 0.1)
     detreg = resolve(PretrainSettings, preset="detreg-imagenet-deformable", flags=DATA)
-    assert (detreg.method, detreg.epochs, detreg.detreg.num_regions) == ("detreg", 5, 30)
-    assert (detreg.detreg.proposals, detreg.detreg.embedding, detreg.detreg.classifier) == (
+    regions = detreg.of(DETRegSettings)
+    assert (detreg.method, detreg.epochs, regions.num_regions) == ("detreg", 5, 30)
+    assert (regions.proposals, regions.embedding, regions.classifier) == (
         "selective-search",
         "c3",
         "focal",
@@ -56,7 +60,7 @@ def test_official_differences_of_the_methods_are_in_their_presets() -> None:
 @pytest.mark.parametrize("method", ["siamese", "updetr", "detreg"])
 def test_the_small_preset_puts_the_methods_on_equal_footing(method: str) -> None:
     settings = resolve(PretrainSettings, preset="small", flags=DATA | {"method": method})
-    mine, theirs = settings.of_method, settings.siamese
+    mine, theirs = settings.of_method, settings.of(SiameseSettings)
     assert (mine.proposals, mine.size, mine.crop_size, mine.losses) == ("edgeboxes", 320, 128, theirs.losses)
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from siamdetr.images.normalize import normalize, normalize_images
-from siamdetr.structures.targets import DetectionBatch, Targets, ViewBatch
+from siamdetr.pretext.batches import ViewBatch
+from siamdetr.structures.targets import DetectionBatch, Targets
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -14,7 +14,6 @@ from siamdetr.drawing.boxes import PALETTE
 from siamdetr.drawing.pretext import draw_joined_views, draw_matches, draw_regions
 from siamdetr.pretext import collapse
 from siamdetr.pretext.collapse import Limit, collapsed
-from siamdetr.settings.pretext import Method
 from siamdetr.training.callbacks import diagnostics
 from siamdetr.training.pretrain import pretrain
 from siamdetr.training.run_report import write_report
@@ -40,7 +39,7 @@ def losses(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("method", ["siamese", "detreg"])
 def test_a_run_shows_what_it_saw_and_what_it_found_at_several_steps(
-    method: Method, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = pretrain(pretrain_settings(data, tmp_path / "run", method=method)).folder
     names = sorted(file.stem for file in (run / "diagnostics").iterdir())

@@ -15,12 +15,12 @@ from siamdetr.errors import SettingsError, WeightFileError
 from siamdetr.models.detector import Detector
 from siamdetr.pretext.common import pretext_settings
 from siamdetr.pretext.detreg import DETReg, load_projection
+from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.proposals.compute import compute_proposals
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.pretext import DETRegSettings
-from siamdetr.settings.training import PretrainSettings
 from siamdetr.training.pretrain_module import class_agnostic
-from siamdetr.training.pretrain_setup import fill_pretext, stored_proposals
+from siamdetr.training.pretrain_setup import stored_proposals
 
 SHAPE = {"backbone": "resnet18", "dim": 32, "heads": 4, "encoder_layers": 0, "decoder_layers": 1, "num_queries": 8}
 
@@ -59,7 +59,7 @@ def test_boxes_are_those_that_were_given_or_of_the_method_s_own_kind(tmp_path: P
 
 def test_the_projection_is_swavs_and_stays_as_it_is(tmp_path: Path) -> None:
     model = projecting()
-    fill_pretext(model, settings(detreg={"embedding": "projection"}, backbone_weights=str(swav(tmp_path / "swav.pth"))))
+    model.load_weights(str(swav(tmp_path / "swav.pth")))
     assert model.projection is not None
     stored = torch.load(tmp_path / "swav.pth", weights_only=True)
     assert torch.equal(model.projection[3].weight, stored["module.projection_head.3.weight"])
@@ -71,7 +71,7 @@ def test_a_projection_without_swavs_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SettingsError, match="projection needs SwAV's own file as backbone_weights, got 'imagenet'; give"
     ):
-        fill_pretext(projecting(), settings(detreg={"embedding": "projection"}))
+        projecting().load_weights("imagenet")
     with pytest.raises(WeightFileError, match=r"wide\.pth: expected SwAV's projection head .* for 512 channels, got"):
         load_projection(projecting(), swav(tmp_path / "wide.pth", channels=64))
 

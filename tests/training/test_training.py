@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +22,16 @@ from torch import Tensor
 
 from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.errors import CheckpointError, NonFiniteLossError, SettingsError
-from siamdetr.model_file import load_model, read_metadata
+from siamdetr.images.preprocessing import IMAGENET, Normalization
+from siamdetr.model_file import load_model, read_metadata, save_model
 from siamdetr.models.criterion.losses import DetectionCriterion
-from siamdetr.pretext import PRETEXTS
+from siamdetr.pretext.registry import PRETEXTS
+from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.proposals.compute import compute_proposals
 from siamdetr.proposals.methods import Recipe
-from siamdetr.settings.training import FinetuneSettings, PretrainSettings
+from siamdetr.settings.training import FinetuneSettings
 from siamdetr.system.signals import Interrupted
-from siamdetr.training.checkpoint_io import read_checkpoint
+from siamdetr.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from siamdetr.training.describe_file import describe
 from siamdetr.training.finetune import finetune
 from siamdetr.training.pretrain import pretrain
@@ -52,9 +55,9 @@ def killed(settings: FinetuneSettings | PretrainSettings, step: int) -> int:
         import sys, torch
         sys.path.insert(0, {str(TESTS)!r})
         torch.set_num_threads(1)
-        from test_training import SignalAt
+        from helpers.signals import SignalAt
         from siamdetr.training.finetune import {stage}
-        from siamdetr.settings.training import {type(settings).__name__} as Settings
+        from {type(settings).__module__} import {type(settings).__name__} as Settings
         {stage}(Settings.model_validate_json(sys.stdin.read()), progress=SignalAt({int(signal.SIGKILL)}, "train", {step}))
         """
     )
@@ -478,3 +481,55 @@ def test_two_processes_pretrain_what_one_with_twice_the_batch_pretrains(data: Pa
         weights = [read_checkpoint(tmp_path / f"{method}{n}" / "last.ckpt")["state_dict"] for n in (1, 2)]
         for name in weights[0]:
             torch.testing.assert_close(weights[1][name], weights[0][name], atol=2e-5, rtol=1e-4, msg=f"{method} {name}")
+
+
+def old_normalization(run: Path) -> Path:
+    """The run's model file as if from before the backbone's own figures were used; its metadata alone changes."""
+    detector, metadata = load_model(run)
+    spec = metadata.preprocessing.normalized_by(IMAGENET)
+    save_model(run / "last.safetensors", detector, metadata.model_copy(update={"preprocessing": spec}))
+    return run
+
+
+def normalization_of(run: Path) -> Normalization:
+    return read_metadata(run)[1].preprocessing.normalization
+
+
+def test_a_run_is_normalised_as_its_backbone_expects_and_says_so_in_file_and_checkpoint(pretrained: Path) -> None:
+    half = (0.5, 0.5, 0.5)
+    assert normalization_of(pretrained) == (half, half)
+    assert read_checkpoint(pretrained / "last.ckpt")["siamdetr"]["normalization"] == [list(half), list(half)]
+
+
+def test_finetuning_takes_the_normalization_of_what_it_starts_from_and_says_so(
+    data: Path, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    start = old_normalization(Path(shutil.copytree(pretrained, tmp_path / "old")))
+    result = finetune(finetune_settings(data, tmp_path / "tuned", init=str(start), steps=1))
+    assert normalization_of(result.folder) == IMAGENET
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("normalised as there: mean 0.485 0.456 0.406, std 0.229 0.224 0.225" in text for text in said) == 1
+    strange = [text for text in said if str(start) in text and "expect mean 0.5 0.5 0.5, std 0.5 0.5 0.5" in text]
+    assert len(strange) == 1
+
+
+def test_a_resumed_run_keeps_its_normalization(data: Path, tmp_path: Path) -> None:
+    """A checkpoint that does not name it is from when every run used ImageNet's figures."""
+    settings = pretrain_settings(data, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        pretrain(settings, progress=SignalAt(signal.SIGTERM, "train", 2))
+    checkpoint = read_checkpoint(tmp_path / "run" / "last.ckpt")
+    del checkpoint["siamdetr"]["normalization"]
+    AtomicCheckpointIO().save_checkpoint(checkpoint, tmp_path / "run" / "last.ckpt")
+    pretrain(settings, resume="auto")
+    assert normalization_of(tmp_path / "run") == IMAGENET
+
+
+def test_backbone_weights_from_a_model_file_bring_their_normalization(
+    data: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    start = old_normalization(Path(shutil.copytree(pretrained, tmp_path / "old")))
+    weights = str(start / "last.safetensors")
+    result = pretrain(pretrain_settings(data, tmp_path / "run", backbone_weights=weights, steps=1))
+    assert normalization_of(result.folder) == IMAGENET

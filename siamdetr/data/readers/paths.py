@@ -1,4 +1,4 @@
-"""Image files: which there are, how large they are, and which way up."""
+"""The files of a data set: which there are, and what their names mean on this machine."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from siamdetr.images.header import is_image
+from siamdetr.images.header import is_companion_folder, is_image
 
 
-def walk_images(root: Path) -> Iterator[str]:
-    """Paths of all image files below `root`, relative with forward slashes, sorted folder by folder.
+def walk_files(root: Path) -> Iterator[str]:
+    """Paths of all files below `root`, relative with forward slashes, sorted folder by folder.
 
-    Links to folders are followed, each real folder once.
+    Hidden files and the companion folders of operating systems are left out. Links to folders are followed, each real folder once.
     """
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
@@ -21,10 +21,15 @@ def walk_images(root: Path) -> Iterator[str]:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if not is_companion_folder(name))
         prefix = os.path.relpath(folder, root).replace(os.sep, "/")
         head = "" if prefix == "." else f"{prefix}/"
-        yield from (head + name for name in sorted(names) if is_image(name))
+        yield from (head + name for name in sorted(names) if not name.startswith("."))
+
+
+def walk_images(root: Path) -> Iterator[str]:
+    """`walk_files`, of files that end like an image that is decoded."""
+    return (path for path in walk_files(root) if is_image(path))
 
 
 class FolderListing:

@@ -18,12 +18,9 @@ from siamdetr.boxes import cxcywh_to_xyxy, elementwise_iou
 from siamdetr.drawing.pretext import draw_joined_views, draw_matches, draw_regions
 from siamdetr.images.normalize import normalize
 from siamdetr.models.criterion.matcher import match
-from siamdetr.pretext.common import object_targets
-from siamdetr.pretext.regions import RegionSample
-from siamdetr.pretext.views import ViewSample
-from siamdetr.structures.targets import ViewBatch
+from siamdetr.pretext.batches import PretextBatch, PretextSample
 from siamdetr.system.atomic_file import atomic_write
-from siamdetr.training.pretrain_module import PretextBatch, PretrainModule
+from siamdetr.training.pretrain_module import PretrainModule
 from siamdetr.training.run_report import DIAGNOSTICS
 from siamdetr.training.step_module import completed_step
 
@@ -31,8 +28,6 @@ NUM_SAMPLES = 3
 NUM_DRAWN = 5  # regions of an image whose predictions are drawn: more would hide each other
 WHEN = (0.0, 0.1, 0.3, 0.6, 1.0)  # shares of the run after which predictions are drawn
 _WIDTH = 640  # pixels at most: the report carries the pictures inside
-
-Sample = ViewSample | RegionSample
 
 
 class Diagnostics(Callback):
@@ -62,7 +57,7 @@ class Diagnostics(Callback):
         self.dataset, self.collate = dataset, collate
         self.images = np.unique(np.linspace(0, length - 1, NUM_SAMPLES).round().astype(int)).tolist()
         self.steps = frozenset(round(share * total_steps) for share in WHEN)
-        self.samples: list[Sample] = []
+        self.samples: list[PretextSample] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """What the method is shown, and what it finds before it has learned."""
@@ -88,7 +83,7 @@ class Diagnostics(Callback):
         pretext.eval()
         outputs, _ = pretext.predict(batch)
         pretext.train(was_training)
-        targets = object_targets(batch.boxes) if isinstance(batch, ViewBatch) else batch.targets
+        targets = batch.targets
         boxes, logits = outputs.boxes[-1:].float(), outputs.logits[-1:].float()
         criterion = pretext.criterion
         matches = match(logits, boxes, targets, criterion.settings, criterion.classifier)
@@ -97,7 +92,7 @@ class Diagnostics(Callback):
             # In the order of the regions: each keeps its place, and so its colour, from step to step.
             here = here[matches.target[here].argsort()]
             found, wanted = boxes[0, i, matches.query[here]], targets.boxes[matches.target[here]].float()
-            pixels = sample.images[0] if isinstance(sample, ViewSample) else sample.image
+            pixels, _ = sample.panels[0]
             name = f"matched-{i}-{module.step:07d}"
             for old in self.folder.glob(f"{name}-*.jpg"):
                 old.unlink()  # of this step, from before the run was resumed
@@ -109,10 +104,9 @@ class Diagnostics(Callback):
         atomic_write(self.folder / f"{name}.jpg", lambda file: picture.save(file, "JPEG", quality=85))
 
 
-def _shown(sample: Sample) -> Image.Image:
-    if isinstance(sample, ViewSample):
-        return draw_joined_views(sample.images, list(sample.boxes))
-    return draw_regions(sample.image, sample.boxes)
+def _shown(sample: PretextSample) -> Image.Image:
+    views, boxes = zip(*sample.panels, strict=True)
+    return draw_joined_views(views, boxes) if len(views) > 1 else draw_regions(views[0], boxes[0])
 
 
 def _mean_iou(found: Tensor, wanted: Tensor) -> float:

@@ -15,10 +15,9 @@ from torch import distributed
 
 from siamdetr.errors import NonFiniteLossError
 from siamdetr.settings.base import to_json
-from siamdetr.settings.resolve import stage_of
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.step_log import StepLog
-from siamdetr.training.checkpoint_io import FORMAT_VERSION, LAST, STATE
+from siamdetr.training.checkpoint_io import FORMAT_VERSION, LAST, NORMALIZATION, STATE
 from siamdetr.training.step_module import StepModule, completed_step
 
 _log = logging.getLogger(__name__)
@@ -82,11 +81,12 @@ class Saver(Callback):
         """Our section: what the run is, so that resuming can refuse another one."""
         checkpoint[STATE] = {
             "format_version": FORMAT_VERSION,
-            "stage": stage_of(type(pl_module.run_settings)),
+            "stage": pl_module.run_settings.stage,
             "settings": to_json(pl_module.run_settings),
             "step": pl_module.step,
             "world_size": trainer.world_size,
             "torch": str(torch.__version__),
+            NORMALIZATION: [list(values) for values in pl_module.preprocessing.normalization],
         }
 
     def save(self, trainer: Any, module: StepModule) -> None:

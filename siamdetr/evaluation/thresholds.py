@@ -1,0 +1,96 @@
+"""Precision, recall and F1 over the score threshold, and the thresholds that follow: best F1, or a wanted precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from siamdetr.errors import DataError
+from siamdetr.evaluation.matched import Matched
+
+
+@dataclass(frozen=True)
+class ThresholdCurve:
+    """What becomes of one class, or of all together, as the threshold falls.
+
+    Attributes:
+        name: of the class.
+        num_objects: true boxes, crowds left out.
+        thresholds: [n] scores of the detections, falling; at `thresholds[i]` the first i + 1 detections are kept.
+        precision: [n] share of the kept detections that are right.
+        recall: [n] share of the objects that are found.
+    """
+
+    name: str
+    num_objects: int
+    thresholds: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+    @property
+    def f1(self) -> NDArray[np.float64]:
+        """[n] harmonic mean of precision and recall; 0 where both are."""
+        total = self.precision + self.recall
+        return np.divide(2 * self.precision * self.recall, total, out=np.zeros_like(total), where=total > 0)
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold, and precision, recall and F1 there, all in [0, 1]."""
+
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+
+
+ALL_CLASSES = "all classes"
+
+
+def threshold_curves(matched: Matched) -> tuple[ThresholdCurve, ...]:
+    """The curve of all detections together, then of each class that has objects or detections, in label order."""
+    names = [(None, ALL_CLASSES), *enumerate(matched.index.class_names)]
+    curves = [_curve(matched, label, name) for label, name in names]
+    return tuple(curve for curve in curves if curve.name == ALL_CLASSES or curve.num_objects or len(curve.thresholds))
+
+
+def best_f1(curve: ThresholdCurve) -> OperatingPoint | None:
+    """The threshold of the best F1; of several the highest. None where nothing was found."""
+    if not len(curve.thresholds) or not curve.f1.max():
+        return None
+    return _point(curve, int(curve.f1.argmax()))
+
+
+def for_precision(curve: ThresholdCurve, wanted: float) -> OperatingPoint:
+    """The lowest threshold whose precision is at least `wanted`: as many objects as that precision allows.
+
+    Raises:
+        DataError: no threshold reaches it.
+    """
+    if not 0 < wanted <= 1:
+        raise DataError(f"precision: got {wanted}, expected a share above 0 and at most 1")
+    reached = np.flatnonzero(curve.precision >= wanted)
+    if not len(reached):
+        best = f"{curve.precision.max():.3f}" if len(curve.precision) else "none: nothing was found"
+        raise DataError(
+            f"{curve.name}: no threshold reaches a precision of {wanted:g} (best: {best}); ask for less, or train longer"
+        )
+    return _point(curve, int(reached[-1]))
+
+
+def _curve(matched: Matched, label: int | None, name: str) -> ThresholdCurve:
+    scores, right, objects = matched.counted(label)
+    found = right.cumsum()
+    # Detections of one score are kept or dropped together.
+    last = np.flatnonzero(np.append(np.diff(scores) != 0, True)) if len(scores) else np.zeros(0, dtype=int)
+    return ThresholdCurve(
+        name, objects, scores[last], found[last] / (last + 1), found[last] / objects if objects else np.zeros(len(last))
+    )
+
+
+def _point(curve: ThresholdCurve, i: int) -> OperatingPoint:
+    return OperatingPoint(
+        float(curve.thresholds[i]), float(curve.precision[i]), float(curve.recall[i]), float(curve.f1[i])
+    )

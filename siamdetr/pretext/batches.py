@@ -1,0 +1,135 @@
+"""Batches of pretraining: what a pretext's data set makes of unlabelled images. uint8 until `normalize` makes them float."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from siamdetr.structures.targets import Targets, region_targets
+
+
+class PretextSample(Protocol):
+    """What pictures of a run need to know of a pretext's sample."""
+
+    @property
+    def panels(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
+        """One or two images [H, W, 3] uint8 RGB with their regions [n, 4] (cx, cy, w, h) fractions; the first is predicted on."""
+
+
+class PretextBatch(Protocol):
+    """What training needs to know of a pretext's batch; its pretext knows the rest."""
+
+    @property
+    def images(self) -> Tensor:
+        """[B, 3, H, W] RGB; uint8 from the loader, float after `normalize`."""
+
+    @property
+    def padding(self) -> Tensor:
+        """[B, H, W] bool, True = padded, not image."""
+
+    @property
+    def targets(self) -> Targets:
+        """The regions that are to be found in the B images."""
+
+    def with_pixels(self, images: Tensor, of_crops: Callable[[Tensor], Tensor]) -> Self:
+        """The same batch with other images; whatever else is made of pixels goes through `of_crops`."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same batch on another device."""
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory (the data loader calls this)."""
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Two views of each of B unlabelled images: view 1 of all, then view 2 of all.
+
+    Attributes:
+        images: [2B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
+        padding: [2B, H, W] bool, True = padded, not image.
+        boxes: [2B, P, 4] (cx, cy, w, h) fractions of the unpadded view: the same P regions, seen in either view.
+        sizes: [2B, 2] int64 (H, W) of the unpadded views, pixels.
+        crops: [2B, P, 3, C, C] the regions cut out and resized; uint8, then float like the images.
+    """
+
+    images: Tensor
+    padding: Tensor
+    boxes: Tensor
+    sizes: Tensor
+    crops: Tensor
+
+    @property
+    def targets(self) -> Targets:
+        """The 2B P regions as detection targets, all labelled "an object"."""
+        return region_targets(self.boxes.flatten(0, 1), [self.boxes.shape[1]] * len(self.boxes))
+
+    def with_pixels(self, images: Tensor, of_crops: Callable[[Tensor], Tensor]) -> ViewBatch:
+        """The same batch with other images, and with crops that went through `of_crops`."""
+        return dataclasses.replace(self, images=images, crops=of_crops(self.crops))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
+        """The same batch on another device."""
+        return ViewBatch(
+            images=self.images.to(device, non_blocking=non_blocking),
+            padding=self.padding.to(device, non_blocking=non_blocking),
+            boxes=self.boxes.to(device, non_blocking=non_blocking),
+            sizes=self.sizes.to(device, non_blocking=non_blocking),
+            crops=self.crops.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> ViewBatch:
+        """The same batch in page-locked memory (the data loader calls this)."""
+        return ViewBatch(
+            images=self.images.pin_memory(),
+            padding=self.padding.pin_memory(),
+            boxes=self.boxes.pin_memory(),
+            sizes=self.sizes.pin_memory(),
+            crops=self.crops.pin_memory(),
+        )
+
+
+@dataclass(frozen=True)
+class RegionBatch:
+    """B unlabelled images with regions to be found in them, as UP-DETR and DETReg take them.
+
+    Attributes:
+        images: [B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
+        padding: [B, H, W] bool, True = padded, not image.
+        targets: the M regions as boxes, all of one label; an image may have none.
+        crops: [M, 3, C, C] the regions cut out and resized, in the order of the targets; uint8, then float like the images.
+    """
+
+    images: Tensor
+    padding: Tensor
+    targets: Targets
+    crops: Tensor
+
+    def with_pixels(self, images: Tensor, of_crops: Callable[[Tensor], Tensor]) -> RegionBatch:
+        """The same batch with other images, and with crops that went through `of_crops`."""
+        return dataclasses.replace(self, images=images, crops=of_crops(self.crops))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RegionBatch:
+        """The same batch on another device."""
+        return RegionBatch(
+            images=self.images.to(device, non_blocking=non_blocking),
+            padding=self.padding.to(device, non_blocking=non_blocking),
+            targets=self.targets.to(device, non_blocking=non_blocking),
+            crops=self.crops.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> RegionBatch:
+        """The same batch in page-locked memory (the data loader calls this)."""
+        return RegionBatch(
+            images=self.images.pin_memory(),
+            padding=self.padding.pin_memory(),
+            targets=self.targets.pin_memory(),
+            crops=self.crops.pin_memory(),
+        )

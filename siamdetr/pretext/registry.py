@@ -1,0 +1,83 @@
+"""Which pretexts there are, and all in which one differs from another: a new pretext is a file and an entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from siamdetr.data.index import DetectionIndex
+from siamdetr.models.detector import Detector
+from siamdetr.pretext.batches import PretextBatch
+from siamdetr.pretext.common import Pretext
+from siamdetr.pretext.datasets import (
+    RegionDataset,
+    SiameseDataset,
+    UnlabelledDataset,
+    collate_regions,
+    collate_views,
+)
+from siamdetr.pretext.detreg import DETReg
+from siamdetr.pretext.siamese import SiameseDETR
+from siamdetr.pretext.updetr import UPDETR
+from siamdetr.proposals.store import ProposalStore
+from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
+
+__all__ = ["PRETEXTS", "PretextEntry", "name_of"]
+
+
+@dataclass(frozen=True)
+class PretextEntry:
+    """What command line, settings, training, report and study know of a pretext. Its key in `PRETEXTS` is its name in settings.
+
+    Attributes:
+        name: in reports and plots, such as "Siamese DETR".
+        colour: in plots, "#rrggbb".
+        settings: its class; the settings stand under the key of the entry. `settings.proposals` says where regions come from.
+        build: (detector, settings) -> the module that holds the detector.
+        dataset: (images, stored proposals or None for random regions, settings, seed) -> samples by (epoch, position).
+        collate: samples -> a batch.
+        shown: what the pictures of its samples show, in the run's report.
+    """
+
+    name: str
+    colour: str
+    settings: type[PretextSettings]
+    build: Callable[[Detector, Any], Pretext]
+    dataset: Callable[[DetectionIndex, ProposalStore | None, Any, int], UnlabelledDataset[Any]]
+    collate: Callable[[list[Any]], PretextBatch]
+    shown: str = "regions to be found in their image"
+
+
+PRETEXTS: dict[str, PretextEntry] = {
+    "siamese": PretextEntry(
+        name="Siamese DETR",
+        colour="#2f7ed8",
+        settings=SiameseSettings,
+        build=SiameseDETR,
+        dataset=SiameseDataset,
+        collate=collate_views,
+        shown="two views of an image, the same regions joined",
+    ),
+    "updetr": PretextEntry(
+        name="UP-DETR",
+        colour="#e4572e",
+        settings=UPDETRSettings,
+        build=UPDETR,
+        dataset=RegionDataset,
+        collate=collate_regions,
+    ),
+    "detreg": PretextEntry(
+        name="DETReg",
+        colour="#2a9d6f",
+        settings=DETRegSettings,
+        build=DETReg,
+        dataset=RegionDataset,
+        collate=collate_regions,
+    ),
+}
+
+
+def name_of(method: str) -> str:
+    """The name in reports; of a method that this version does not know, the key itself."""
+    return PRETEXTS[method].name if method in PRETEXTS else method
