@@ -17,8 +17,9 @@ import torch
 from siamdetr.drawing.html_page import read_metrics
 from siamdetr.errors import CheckpointError
 from siamdetr.model_file import digest
+from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.settings.base import to_json
-from siamdetr.settings.training import PretrainSettings, ScheduleSettings
+from siamdetr.settings.training import ScheduleSettings
 from siamdetr.system.atomic_file import atomic_write, sweep_temporaries
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.saver import agreed
