@@ -92,11 +92,11 @@ def fold_batchnorm(network: Network) -> Network:
     return folded.to(memory_format=torch.channels_last)
 
 
-class _Uses(TorchDispatchMode):
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts how many operations read each watched tensor."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.watched: dict[int, Tensor] = {}  # holding the tensor keeps its id from being used again
         self.counts: Counter[int] = Counter()
 

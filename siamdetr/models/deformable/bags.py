@@ -180,7 +180,7 @@ def _tile(grid: _Grid, points: Tensor, weights: Tensor, image: int, queries: sli
 def _to_table(values: Tensor, shapes: Shapes) -> Tensor:
     """[B, N, M, d] -> [B, N' M, d], zeros in the borders."""
     batch, _, heads, channels = values.shape
-    levels = values.split([height * width for height, width in shapes], dim=1)
+    levels = torch.split(values, [height * width for height, width in shapes], dim=1)
     framed = [
         F.pad(level.reshape(batch, *shape, heads * channels), (0, 0, 1, 1, 1, 1)).flatten(1, 2)
         for level, shape in zip(levels, shapes, strict=True)
@@ -191,7 +191,7 @@ def _to_table(values: Tensor, shapes: Shapes) -> Tensor:
 def _from_table(table: Tensor, shapes: Shapes, heads: int) -> Tensor:
     """[B, N' M, d] -> [B, N, M, d], without the borders."""
     batch, _, channels = table.shape
-    levels = table.view(batch, -1, heads, channels).split([(h + 2) * (w + 2) for h, w in shapes], dim=1)
+    levels = torch.split(table.view(batch, -1, heads, channels), [(h + 2) * (w + 2) for h, w in shapes], dim=1)
     inner = [
         level.view(batch, height + 2, width + 2, heads, channels)[:, 1:-1, 1:-1].flatten(1, 2)
         for level, (height, width) in zip(levels, shapes, strict=True)
@@ -207,7 +207,7 @@ def _products(tile: _Tile, upstream: Tensor, table: Tensor) -> Tensor:
             tile.starts, tile.rows.flatten(), tile.shares.flatten(), (len(upstream), len(table)), check_invariants=False
         )
         found: Tensor = torch.sparse.sampled_addmm(places, upstream, table.t(), beta=0.0)
-        return found.values().view(tile.rows.shape)  # type: ignore[no-untyped-call]
+        return found.values().view(tile.rows.shape)
 
 
 def _chain(products: Tensor, tile: _Tile, weights: Tensor, grid: _Grid) -> tuple[Tensor, Tensor]:

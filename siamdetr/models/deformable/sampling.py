@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from siamdetr.models.deformable.bags import Shapes, sample_bags
+from siamdetr.models.deformable.bags import Shapes as Shapes
+from siamdetr.models.deformable.bags import sample_bags
 
 Sampling = Literal["auto", "reference", "kernel", "bags", "gather"]
 
