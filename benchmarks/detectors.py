@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
-from siamdetr.models.detector import BUILDERS, Detector
-from siamdetr.settings.detector import Classifier, DenoisingSettings, DetectorSettings, LossSettings, Variant
+from siamdetr.models.detector import Detector
+from siamdetr.settings.detector import DenoisingSettings, DetectorSettings, LossSettings
+from siamdetr.settings.registry import DETECTORS
 from siamdetr.structures.targets import Targets
 
 Call = Callable[[], object]
@@ -51,7 +52,7 @@ class Example:
 def main() -> None:
     """Measure and print a table of medians and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", nargs="+", default=list(BUILDERS), choices=list(BUILDERS))
+    parser.add_argument("--variants", nargs="+", default=list(DETECTORS), choices=list(DETECTORS))
     parser.add_argument("--size", type=int, default=256, help="side of the images, pixels")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--layers", type=int, default=3, help="of encoder and of decoder; the papers have 6")
@@ -119,12 +120,12 @@ def make_example(batch: int, size: int, device: torch.device) -> Example:
     return Example(images.masked_fill(padding[:, None], 0).to(device), padding.to(device), targets.to(device))
 
 
-def ours(variant: Variant, options: argparse.Namespace, example: Example) -> Measured:
+def ours(variant: str, options: argparse.Namespace, example: Example) -> Measured:
     """The variant as it is here."""
-    classifier: Classifier = "softmax" if variant == "vanilla" else "focal"
+    entry = DETECTORS[variant]
     settings = DetectorSettings(
         variant=variant,
-        classifier=classifier,
+        classifier=entry.classifier,
         backbone=options.backbone,
         num_classes=CLASSES,
         num_queries=options.queries,
@@ -132,11 +133,16 @@ def ours(variant: Variant, options: argparse.Namespace, example: Example) -> Mea
         decoder_layers=options.layers,
         feedforward=options.feedforward,
         dropout=DROPOUT,
-        levels=LEVELS if "deformable" in variant else 1,
+        levels=LEVELS if entry.multi_scale else 1,
     )
     detector = Detector(settings).to(example.images.device)
     criterion = DetectionCriterion(
-        LossSettings(), classifier, CLASSES, num_layers=options.layers, denoising=detector.denoises
+        LossSettings(),
+        entry.classifier,
+        CLASSES,
+        num_layers=options.layers,
+        denoising=entry.denoises,
+        proposals=settings.proposes,
     )
     denoising = DenoisingSettings()
 

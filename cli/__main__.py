@@ -15,6 +15,7 @@ from siamdetr.cli.doctor import doctor
 from siamdetr.cli.export import export
 from siamdetr.cli.finetune import finetune
 from siamdetr.cli.info import info
+from siamdetr.cli.label import label
 from siamdetr.cli.predict import predict
 from siamdetr.cli.presets import presets
 from siamdetr.cli.proposals import proposals
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "study": study,
     "val": val,
     "predict": predict,
+    "label": label,
     "demo": demo,
     "attention": attention,
     "export": export,

@@ -210,7 +210,7 @@ def _measure(
         batch=options.batch,
         samples=samples,
         truth=truth,
-        raw=None if model.detector.settings.two_stage else raw,  # whose queries may change places
+        raw=None if model.detector.settings.proposes else raw,  # whose queries may change places
     )
     probe.unlink()
     return report

@@ -22,7 +22,8 @@ from siamdetr.models.attention import record_attention
 from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.backbone.weights import load_backbone_weights
 from siamdetr.models.detector import Detector
-from siamdetr.settings.detector import Classifier, DetectorSettings, Variant
+from siamdetr.settings.detector import Classifier, DetectorSettings
+from siamdetr.settings.registry import detector_entry
 
 ONNX_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
@@ -57,14 +58,14 @@ class SiamDETR(Described):
     The weights are random; `siamdetr.load` opens trained ones.
 
     Args:
-        variant: "vanilla", "conditional", "dab", "dn", "deformable", "dab_deformable" or "dn_deformable". The deformable ones
-            have one feature level here; `from_parts` takes a detector of other settings.
+        variant: a detector of `siamdetr.settings.registry.DETECTORS`, such as "conditional" or "dn"; docs/detectors.md tells
+            what each is. Those of several feature levels have one here; `from_parts` takes a detector of other settings.
         backbone: resnet18/34/50/101 or any timm model with feature maps.
         num_classes: number of classes, named class_0, class_1, … ; or give `class_names`.
         class_names: names in label order.
         num_queries: boxes that the detector proposes for an image.
         stride: of the feature map, 32 or 16 pixels.
-        classifier: "softmax" or "focal"; None: as the variant's paper, softmax for vanilla, else focal.
+        classifier: "softmax" or "focal"; None: as the variant's paper.
         backbone_weights: "imagenet" or a file; None: random.
         preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR, normalised as the
             backbone's pretrained weights expect.
@@ -74,7 +75,7 @@ class SiamDETR(Described):
 
     def __init__(
         self,
-        variant: Variant = "conditional",
+        variant: str = "conditional",
         *,
         backbone: str = "resnet50",
         num_classes: int | None = None,
@@ -93,7 +94,7 @@ class SiamDETR(Described):
                 "num_classes": len(names),
                 "num_queries": num_queries,
                 "stride": stride,
-                "classifier": classifier or ("softmax" if variant == "vanilla" else "focal"),
+                "classifier": classifier or detector_entry(variant).classifier,
             }
         )
         detector = Detector(settings)
@@ -148,6 +149,11 @@ class SiamDETR(Described):
     def detector(self) -> Detector:
         """The module: float normalised images [B, 3, H, W] and padding in, `Outputs` out."""
         return self._predictor.detector
+
+    @property
+    def predictor(self) -> PyTorchPredictor:
+        """The runtime: detector, classes and preprocessing."""
+        return self._predictor
 
     @property
     def metadata(self) -> ModelMetadata:

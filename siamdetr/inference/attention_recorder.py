@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from siamdetr.models.attention import Observed, ScaledDotProduct
@@ -57,13 +56,6 @@ class SampledPass:
             points = points / self.levels.valid[image, :, None]
         return points[0, 0].flatten(1, 2), weights[0, 0].flatten(1, 2)
 
-    def reference(self, image: int) -> Tensor:
-        """[Q, 2 | 4] (cx, cy[, w, h]) fractions of the unpadded image."""
-        reference = self.references[image, :, 0]
-        if self.levels.valid is None:
-            return reference
-        return reference / self.levels.valid[image, 0].repeat(reference.shape[-1] // 2)
-
 
 AttentionPass = DensePass | SampledPass
 
@@ -74,15 +66,10 @@ class AttentionTrace:
 
     encoder: list[AttentionPass] = field(default_factory=list)
     decoder: list[AttentionPass] = field(default_factory=list)
-    references: Tensor | None = None  # [L, B, Q, 2 | 4] fractions of the unpadded image; None: the decoder has none
+    references: Tensor | None = None  # of `Decoded`
 
     def references_of(self, image: int) -> Tensor | None:
         """[L, Q, 2 | 4], where each layer of the decoder looked from; None for a decoder without references."""
-        sampled = [one.reference(image) for one in self.decoder if isinstance(one, SampledPass)]
-        if sampled and len({reference.shape for reference in sampled}) == 1:
-            return torch.stack(sampled)
-        if sampled:  # points in the first layer, boxes in those that refine it
-            return torch.stack([reference[:, :2] for reference in sampled])
         return None if self.references is None else self.references[:, image]
 
 

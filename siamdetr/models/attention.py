@@ -86,9 +86,9 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
         self.attend = ScaledDotProduct(dropout, observable=observable)
-        self.reset_parameters()
+        self.initialize()
 
-    def reset_parameters(self) -> None:
+    def initialize(self) -> None:
         """As in PyTorch's packed form, whose three projections count as one matrix of 3D outputs."""
         for layer in (self.query, self.key, self.value):
             nn.init.xavier_uniform_(layer.weight, gain=1 / math.sqrt(2))

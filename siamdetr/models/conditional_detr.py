@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from siamdetr.models.attention import ScaledDotProduct, mask_bias, padding_bias, split_heads
+from siamdetr.models.backbone.pyramid import LastMapProjection
 from siamdetr.models.encoder import Encoder
-from siamdetr.models.heads import MLP, FeedForward
-from siamdetr.models.parts import VariantParts
+from siamdetr.models.heads import MLP, FeedForward, Heads, place_boxes, shared_heads
+from siamdetr.models.parts import VariantParts, initialize_transformer
 from siamdetr.models.position import point_positions
 from siamdetr.models.queries import LearnedQueries
 from siamdetr.settings.detector import DetectorSettings
@@ -138,7 +139,7 @@ class ConditionalDecoder(nn.Module):
         self.reference_head = MLP(dim, dim, 2, num_layers=2)
         self.spatial_scale = MLP(dim, dim, dim, num_layers=2)
 
-    def forward(self, queries: Queries, memory: Memory) -> Decoded:
+    def forward(self, queries: Queries, memory: Memory, heads: Heads) -> Decoded:
         """Decode queries with a position; references [L, B, Q, 2] are the same points in every layer.
 
         The points are read off the position the queries come with, hence also off what a pretext added to it.
@@ -154,14 +155,18 @@ class ConditionalDecoder(nn.Module):
             spatial = sine if index == 0 else sine * self.spatial_scale(content)
             content = layer(content, queries.position, spatial, memory, self_bias=self_bias, cross_bias=cross_bias)
             hidden.append(self.norm(content))
-        return Decoded(hidden=torch.stack(hidden), references=points.expand(len(self.layers), -1, -1, -1))
+        stack, references = torch.stack(hidden), points.expand(len(self.layers), -1, -1, -1)
+        return Decoded(stack, place_boxes(heads.box_head(stack), references), references=references)
 
 
-def build_conditional(settings: DetectorSettings) -> VariantParts:
-    """Queries and decoder of Conditional DETR."""
-    return VariantParts(
+def build_conditional(settings: DetectorSettings, channels: tuple[int, ...]) -> VariantParts:
+    """The parts of Conditional DETR."""
+    parts = VariantParts(
         encoder=Encoder(settings),
         queries=LearnedQueries(settings.num_queries, settings.dim),
         decoder=ConditionalDecoder(settings),
-        boxes_start_at_reference=True,
+        input_projection=LastMapProjection(channels, settings.dim),
+        heads=shared_heads(settings),
     )
+    initialize_transformer(parts.encoder, parts.decoder)
+    return parts

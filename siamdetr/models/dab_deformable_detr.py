@@ -12,26 +12,30 @@ on the size it is padded to. Ours: boxes may differ from image to image (the off
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from siamdetr.models.attention import mask_bias
+from siamdetr.models.backbone.pyramid import LevelProjections
 from siamdetr.models.dab_detr import REFERENCE_EPS, repeat_for_patterns, require_boxes
 from siamdetr.models.deformable.attention import Levels, describe_levels, place_on_levels
 from siamdetr.models.deformable.encoder import DeformableEncoder
-from siamdetr.models.deformable_detr import DeformableDecoderLayer
-from siamdetr.models.heads import MLP, LayerHeads, place_boxes
-from siamdetr.models.parts import VariantParts
+from siamdetr.models.deformable_detr import FIRST_SIZE, DeformableDecoderLayer
+from siamdetr.models.heads import MLP, Heads, layer_heads, place_boxes
+from siamdetr.models.parts import VariantParts, initialize_transformer
 from siamdetr.models.position import box_positions
+from siamdetr.models.queries import QuerySource
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Queries
 
 
-class ContentAnchorQueries(nn.Module):
+class ContentAnchorQueries(QuerySource):
     """Learned boxes, each with a learned content, the same for every image; with `num_patterns` each once per pattern."""
 
     def __init__(self, settings: DetectorSettings) -> None:
-        super().__init__()
+        super().__init__(region_width=settings.dim)
         self.anchors = nn.Embedding(settings.num_queries, 4)  # before the sigmoid
         self.content = nn.Embedding(settings.num_queries, settings.dim)
         self.patterns = nn.Embedding(settings.num_patterns, settings.dim) if settings.num_patterns else None
@@ -55,30 +59,30 @@ class DeformableAnchorDecoder(nn.Module):
         self.position_head = MLP(2 * dim, dim, dim, num_layers=2)
         self.position_scale = MLP(dim, dim, dim, num_layers=2)
 
-    def forward(self, queries: Queries, memory: Memory, box_head: nn.Module) -> Decoded:
+    def forward(self, queries: Queries, memory: Memory, heads: Heads) -> Decoded:
         """Decode queries with anchors [B, Q, 4].
 
         Args:
             queries: content and anchors; whatever a pretext knows of a query is in its content.
             memory: the encoded images.
-            box_head: the detector's `LayerHeads`, which place the boxes and, detached, the next layer's references.
+            heads: the detector's, one of each a layer; a layer's boxes are, detached, the next layer's references.
         Returns:
-            Boxes [L, B, Q, 4]. The anchors learn through the first layer.
+            References [L, B, Q, 4]. The anchors learn through the first layer.
         Raises:
             ValueError: the queries have no boxes.
         """
-        assert isinstance(box_head, LayerHeads)
         current = require_boxes(queries)
-        content, hidden, boxes = queries.content, [], []
+        content, hidden, boxes, references = queries.content, [], [], []
         levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
         self_bias = mask_bias(queries.attention_mask, memory.tokens.dtype)
         for index, layer in enumerate(self.layers):
+            references.append(current)
             position = self._position(content, current, levels, is_first=index == 0)
             content = layer(content, position, current, memory, levels=levels, self_bias=self_bias)
             hidden.append(content)
-            boxes.append(place_boxes(box_head.heads[index](content), current, eps=REFERENCE_EPS))
+            boxes.append(place_boxes(heads.offsets(content, index), current, eps=REFERENCE_EPS))
             current = boxes[-1].detach()
-        return Decoded(torch.stack(hidden), None, boxes=torch.stack(boxes))
+        return Decoded(torch.stack(hidden), torch.stack(boxes), references=torch.stack(references))
 
     def _position(self, content: Tensor, boxes: Tensor, levels: Levels, *, is_first: bool) -> Tensor:
         """[B, Q, D] content, [B, Q, 4] fractions of the unpadded image -> [B, Q, D]."""
@@ -87,14 +91,21 @@ class DeformableAnchorDecoder(nn.Module):
         return position if is_first else position * self.position_scale(content)
 
 
-def build_dab_deformable(settings: DetectorSettings) -> VariantParts:
-    """Encoder, queries and decoder of DAB-Deformable-DETR."""
-    return VariantParts(
+def build_dab_deformable(settings: DetectorSettings, channels: tuple[int, ...]) -> VariantParts:
+    """The parts of DAB-Deformable-DETR."""
+    return assemble_dab_deformable(settings, channels, ContentAnchorQueries)
+
+
+def assemble_dab_deformable(
+    settings: DetectorSettings, channels: tuple[int, ...], queries: Callable[[DetectorSettings], QuerySource]
+) -> VariantParts:
+    """The parts of DAB-Deformable-DETR with queries of another kind, which have anchors."""
+    parts = VariantParts(
         encoder=DeformableEncoder(settings),
-        queries=ContentAnchorQueries(settings),
+        queries=queries(settings),
         decoder=DeformableAnchorDecoder(settings),
-        boxes_start_at_reference=True,
-        refines=True,
-        reference_eps=REFERENCE_EPS,
-        deformable=True,
+        input_projection=LevelProjections(channels, settings.dim, settings.levels),
+        heads=layer_heads(settings, first_size=FIRST_SIZE),
     )
+    initialize_transformer(parts.encoder, parts.decoder)
+    return parts

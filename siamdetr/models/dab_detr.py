@@ -12,15 +12,20 @@ from are not, so that each prediction also trains the step that made its referen
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from siamdetr.models.attention import mask_bias, padding_bias
+from siamdetr.models.backbone.pyramid import LastMapProjection
 from siamdetr.models.conditional_detr import ConditionalDecoderLayer
-from siamdetr.models.encoder import EncoderLayer
-from siamdetr.models.heads import MLP, place_boxes
-from siamdetr.models.parts import VariantParts
+from siamdetr.models.encoder import EncoderLayer, flatten_levels
+from siamdetr.models.heads import MLP, Heads, place_boxes, shared_heads
+from siamdetr.models.parts import VariantParts, initialize_transformer
 from siamdetr.models.position import box_positions
+from siamdetr.models.queries import QuerySource
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Queries
 
@@ -28,7 +33,7 @@ from siamdetr.structures.model import Decoded, Memory, Queries
 REFERENCE_EPS = 1e-3
 
 
-class AnchorQueries(nn.Module):
+class AnchorQueries(QuerySource):
     """`num_queries` learned boxes, the same for every image, with content zero.
 
     With `num_patterns` > 0 every box is asked once per pattern, a learned content (Anchor DETR, arXiv:2109.07107): the queries are
@@ -36,7 +41,7 @@ class AnchorQueries(nn.Module):
     """
 
     def __init__(self, settings: DetectorSettings) -> None:
-        super().__init__()
+        super().__init__(region_width=settings.dim)
         self.dim = settings.dim
         self.anchors = nn.Embedding(settings.num_queries, 4)  # before the sigmoid
         self.patterns = nn.Embedding(settings.num_patterns, settings.dim) if settings.num_patterns else None
@@ -85,13 +90,15 @@ class RescalingEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(settings) for _ in range(settings.encoder_layers))
         self.position_scale = MLP(settings.dim, settings.dim, settings.dim, num_layers=2)
+        self.temperature = settings.own_position_temperature
 
-    def forward(self, tokens: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
-        """[B, N, D], [B, N, D], [B, N] bool (True = padded) or None -> [B, N, D]."""
-        bias = padding_bias(padding, tokens.dtype)
+    def forward(self, levels: tuple[Tensor, ...], padding: Tensor | None) -> Memory:
+        """Encode one projected map [B, D, h, w]; `padding` [B, H, W] bool of the images, True = padded."""
+        start = flatten_levels(levels, padding, temperature=self.temperature)
+        tokens, bias = start.tokens, padding_bias(start.padding, start.tokens.dtype)
         for layer in self.layers:
-            tokens = layer(tokens, position * self.position_scale(tokens), bias)
-        return tokens
+            tokens = layer(tokens, start.position * self.position_scale(tokens), bias)
+        return dataclasses.replace(start, tokens=tokens)
 
 
 class AnchorDecoder(nn.Module):
@@ -107,13 +114,13 @@ class AnchorDecoder(nn.Module):
         self.spatial_scale = MLP(dim, dim, dim, num_layers=2)
         self.size_head = MLP(dim, dim, 2, num_layers=2)
 
-    def forward(self, queries: Queries, memory: Memory, box_head: nn.Module) -> Decoded:
+    def forward(self, queries: Queries, memory: Memory, heads: Heads) -> Decoded:
         """Decode queries with anchors [B, Q, 4].
 
         Args:
             queries: content and anchors; whatever a pretext knows of a query is in its content.
             memory: the encoded image.
-            box_head: the detector's, [B, Q, D] -> [B, Q, 4]; it also moves the references.
+            heads: the detector's; the box head also moves the references.
         Returns:
             References [L, B, Q, 4]: the first are the anchors, the others what the layer before made of its own.
         """
@@ -128,10 +135,11 @@ class AnchorDecoder(nn.Module):
             content = layer(content, position, spatial, memory, self_bias=self_bias, cross_bias=cross_bias)
             hidden.append(self.norm(content))
             if index < len(self.layers) - 1:
-                moved = place_boxes(box_head(content), current, eps=REFERENCE_EPS)
+                moved = place_boxes(heads.offsets(content, index), current, eps=REFERENCE_EPS)
                 references.append(moved)
                 current = moved.detach()
-        return Decoded(hidden=torch.stack(hidden), references=torch.stack(references))
+        stack, starts = torch.stack(hidden), torch.stack(references)
+        return Decoded(stack, place_boxes(heads.box_head(stack), starts, eps=REFERENCE_EPS), references=starts)
 
     def _spatial(self, sine: Tensor, content: Tensor, boxes: Tensor, *, is_first: bool) -> Tensor:
         """[B, Q, D] sine of the centres, y half first -> the spatial query, modulated by size (eq. 6)."""
@@ -142,13 +150,21 @@ class AnchorDecoder(nn.Module):
         return torch.cat([y * height[..., None], x * width[..., None]], dim=-1)
 
 
-def build_dab(settings: DetectorSettings) -> VariantParts:
-    """Encoder, queries and decoder of DAB-DETR."""
-    return VariantParts(
+def build_dab(settings: DetectorSettings, channels: tuple[int, ...]) -> VariantParts:
+    """The parts of DAB-DETR."""
+    return assemble_dab(settings, channels, AnchorQueries)
+
+
+def assemble_dab(
+    settings: DetectorSettings, channels: tuple[int, ...], queries: Callable[[DetectorSettings], QuerySource]
+) -> VariantParts:
+    """The parts of DAB-DETR with queries of another kind, which have anchors."""
+    parts = VariantParts(
         encoder=RescalingEncoder(settings),
-        queries=AnchorQueries(settings),
+        queries=queries(settings),
         decoder=AnchorDecoder(settings),
-        boxes_start_at_reference=True,
-        refines=True,
-        reference_eps=REFERENCE_EPS,
+        input_projection=LastMapProjection(channels, settings.dim),
+        heads=shared_heads(settings),
     )
+    initialize_transformer(parts.encoder, parts.decoder)
+    return parts

@@ -13,24 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from siamdetr.models.attention import MultiHeadAttention, mask_bias
+from siamdetr.models.backbone.pyramid import LevelProjections
 from siamdetr.models.deformable.attention import DeformableAttention, Levels, describe_levels, place_on_levels
 from siamdetr.models.deformable.encoder import DeformableEncoder, cell_centres
 from siamdetr.models.deformable.sampling import at_least_float32
-from siamdetr.models.heads import FeedForward, LayerHeads, place_boxes
-from siamdetr.models.parts import VariantParts
+from siamdetr.models.heads import FeedForward, Heads, layer_heads, place_boxes, shared_heads
+from siamdetr.models.parts import VariantParts, initialize_transformer
 from siamdetr.models.position import box_positions
+from siamdetr.models.queries import QuerySource
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Outputs, Queries
 
-REFERENCE_EPS = 1e-5
+# Added at first to the logits of the width and height of a box whose reference has none: alone it is 12 % of the image.
+FIRST_SIZE = -2.0
 _PROPOSAL_SIZE = 0.05  # of the finest level, as a fraction of the image; each coarser level doubles it
 
 
-class ContentQueries(nn.Module):
+class ContentQueries(QuerySource):
     """Learned positions and contents, the same for every image."""
 
     def __init__(self, num_queries: int, dim: int) -> None:
-        super().__init__()
+        super().__init__(region_width=dim)
         self.position = nn.Embedding(num_queries, dim)
         self.content = nn.Embedding(num_queries, dim)
 
@@ -42,13 +45,13 @@ class ContentQueries(nn.Module):
         )
 
 
-class ProposedQueries(nn.Module):
+class ProposedQueries(QuerySource):
     """Queries of which nothing is known before the encoder has proposed boxes: zeros, to which a two-stage decoder adds."""
 
     device_of: Tensor
 
     def __init__(self, num_queries: int, dim: int) -> None:
-        super().__init__()
+        super().__init__(region_width=dim)
         self.num_queries, self.dim = num_queries, dim
         self.register_buffer("device_of", torch.zeros(()), persistent=False)
 
@@ -106,16 +109,15 @@ class DeformableDecoder(nn.Module):
         if self.reference_head is not None:
             nn.init.zeros_(self.reference_head.bias)
 
-    def forward(self, queries: Queries, memory: Memory, class_head: nn.Module, box_head: nn.Module) -> Decoded:
+    def forward(self, queries: Queries, memory: Memory, heads: Heads) -> Decoded:
         """Decode queries with content and position.
 
         Args:
             queries: of all images; a two-stage decoder adds to them what it reads off the chosen proposals.
             memory: the encoded images.
-            class_head: the detector's; only a two-stage decoder asks it.
-            box_head: the detector's.
+            heads: the detector's; with `refine` one of each a layer.
         Returns:
-            References [L, B, Q, 2], the same for all layers; or, with `refine`, boxes [L, B, Q, 4].
+            References [L, B, Q, 2], with `two_stage` [L, B, Q, 4]; with `refine` each layer's are the boxes of the one before.
         Raises:
             ValueError: the queries have no position, or there are fewer cells than queries to choose.
         """
@@ -123,24 +125,29 @@ class DeformableDecoder(nn.Module):
             raise ValueError("deformable decoder: expected queries with a position [B, Q, D], got None")
         content, position, proposals = queries.content, queries.position, None
         if self.proposer is not None:
-            chosen = self.proposer(queries, memory, class_head, box_head)
-            content, position, current, proposals = chosen
+            content, position, current, proposals = self.proposer(queries, memory, heads)
         else:
             assert self.reference_head is not None
             current = at_least_float32(self.reference_head(position)).sigmoid()  # [B, Q, 2]
         levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
         self_bias = mask_bias(queries.attention_mask, memory.tokens.dtype)
-        hidden, boxes, first = [], [], current
+        hidden, boxes, references = [], [], []
         for index, layer in enumerate(self.layers):
+            references.append(current)
             content = layer(content, position, current, memory, levels=levels, self_bias=self_bias)
             hidden.append(content)
             if self.refine:
-                assert isinstance(box_head, LayerHeads)
-                boxes.append(place_boxes(box_head.heads[index](content), current, eps=REFERENCE_EPS))
+                boxes.append(place_boxes(heads.offsets(content, index), current))
                 current = boxes[-1].detach()
-        if self.refine:
-            return Decoded(torch.stack(hidden), None, boxes=torch.stack(boxes), proposals=proposals)
-        return Decoded(torch.stack(hidden), first.expand(len(hidden), -1, -1, -1))
+        stack, starts = torch.stack(hidden), _stack_references(references)
+        placed = torch.stack(boxes) if self.refine else place_boxes(heads.box_head(stack), starts)
+        return Decoded(stack, placed, references=starts, proposals=proposals)
+
+
+def _stack_references(references: list[Tensor]) -> Tensor:
+    """[B, Q, 2 | 4] of each layer -> [L, B, Q, 4], or [L, B, Q, 2] where the first layer has points."""
+    width = references[0].shape[-1]
+    return torch.stack([one[..., :width] for one in references])
 
 
 class Proposer(nn.Module):
@@ -155,21 +162,16 @@ class Proposer(nn.Module):
         self.query = nn.Linear(2 * dim, 2 * dim)
         self.query_norm = nn.LayerNorm(2 * dim)
 
-    def forward(
-        self, queries: Queries, memory: Memory, class_head: nn.Module, box_head: nn.Module
-    ) -> tuple[Tensor, Tensor, Tensor, Outputs]:
+    def forward(self, queries: Queries, memory: Memory, heads: Heads) -> tuple[Tensor, Tensor, Tensor, Outputs]:
         """Content [B, Q, D], position [B, Q, D], references [B, Q, 4], and all proposals.
 
         As in the official code the score is that of class 0 alone, padded cells and boxes near the border take part with an
         empty feature and the box 1, 1, 1, 1, and what a query knows of its proposal is the box.
         """
-        assert isinstance(class_head, LayerHeads)
-        assert isinstance(box_head, LayerHeads)
         anchors, valid = _anchors(memory)
         features = self.norm(self.project(memory.tokens.masked_fill(~valid, 0.0)))
-        logits = class_head.heads[-1](features)
-        boxes = place_boxes(box_head.heads[-1](features), anchors, eps=REFERENCE_EPS)
-        boxes = torch.where(valid, boxes, 1.0)
+        logits, offsets = heads.of_proposals(features)
+        boxes = torch.where(valid, place_boxes(offsets, anchors), 1.0)
         count = queries.content.shape[1]
         if not torch.compiler.is_compiling() and logits.shape[1] < count:
             raise ValueError(
@@ -199,15 +201,18 @@ def _anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     return anchors, valid if memory.padding is None else valid & ~memory.padding[..., None]
 
 
-def build_deformable(settings: DetectorSettings) -> VariantParts:
-    """Encoder, queries and decoder of Deformable DETR."""
+def build_deformable(settings: DetectorSettings, channels: tuple[int, ...]) -> VariantParts:
+    """The parts of Deformable DETR."""
     queries = ProposedQueries if settings.two_stage else ContentQueries
-    return VariantParts(
+    first_size = 0.0 if settings.two_stage else FIRST_SIZE
+    parts = VariantParts(
         encoder=DeformableEncoder(settings),
         queries=queries(settings.num_queries, settings.dim),
         decoder=DeformableDecoder(settings),
-        boxes_start_at_reference=True,
-        reference_eps=REFERENCE_EPS,
-        proposes=True,
-        deformable=True,
+        input_projection=LevelProjections(channels, settings.dim, settings.levels),
+        heads=layer_heads(settings, first_size=first_size, proposals=settings.two_stage)
+        if settings.refine
+        else shared_heads(settings, first_size=first_size),
     )
+    initialize_transformer(parts.encoder, parts.decoder)
+    return parts

@@ -14,19 +14,17 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from siamdetr.boxes import inverse_sigmoid
-from siamdetr.models.dab_deformable_detr import DeformableAnchorDecoder
-from siamdetr.models.dab_detr import REFERENCE_EPS, AnchorDecoder, RescalingEncoder, repeat_for_patterns
-from siamdetr.models.deformable.encoder import DeformableEncoder
-from siamdetr.models.parts import VariantParts
-from siamdetr.settings.detector import DenoisingSettings, DetectorSettings
+from siamdetr.settings.detector import DenoisingSettings
 from siamdetr.structures.model import Queries
 from siamdetr.structures.targets import Targets
 
 # Channels of the content that say "denoising"; a pretext must not write into them.
 INDICATOR_CHANNELS = 1
+# Distance that noised boxes are kept from 0 and 1, as DAB-DETR's references.
+ANCHOR_EPS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -116,84 +114,11 @@ def prepend_denoising(
     content = content.index_put(slots, indicated.to(content.dtype))
     # The way through the logit keeps anchors off 0 and 1, where no sigmoid reaches.
     anchors = torch.full_like(content[..., :4], 0.5, dtype=queries.anchors.dtype)
-    anchors = anchors.index_put(slots, inverse_sigmoid(noised_boxes, REFERENCE_EPS).sigmoid().to(anchors.dtype))
+    anchors = anchors.index_put(slots, inverse_sigmoid(noised_boxes, ANCHOR_EPS).sigmoid().to(anchors.dtype))
     return dataclasses.replace(
         queries,
         content=torch.cat([content, queries.content], dim=1),
         anchors=torch.cat([anchors, queries.anchors], dim=1),
         attention_mask=group_mask(groups, group_size, num_matching, device),
         num_denoising=groups * group_size,
-    )
-
-
-class DenoisingQueries(nn.Module):
-    """Learned boxes with learned content, and in training denoising queries before them.
-
-    Args:
-        settings: the detector's.
-        contents: 1, common to all boxes (DN-DETR), or one a box (DN-DAB-Deformable-DETR).
-    """
-
-    def __init__(self, settings: DetectorSettings, contents: int) -> None:
-        super().__init__()
-        dim = settings.dim - INDICATOR_CHANNELS
-        self.num_classes = settings.num_classes
-        self.anchors = nn.Embedding(settings.num_queries, 4)  # before the sigmoid
-        self.content = nn.Embedding(contents, dim)
-        self.labels = nn.Embedding(settings.num_classes, dim)
-        self.patterns = nn.Embedding(settings.num_patterns, settings.dim) if settings.num_patterns else None
-
-    def forward(self, batch_size: int) -> Queries:
-        """The matching queries alone, for `batch_size` images: anchors [B, Q, 4], content, no position."""
-        content = nn.functional.pad(self.content.weight, (0, INDICATOR_CHANNELS))  # [1 | Q, D]
-        content, anchors = repeat_for_patterns(content, self.anchors.weight.sigmoid(), self.patterns)
-        if self.training:  # several processes wait for every gradient, also where nothing was noised
-            content = content + 0 * self.labels.weight.sum()
-        return Queries(
-            content=content.expand(batch_size, -1, -1), position=None, anchors=anchors.expand(batch_size, -1, -1)
-        )
-
-    def keep_labels(self, first: int, last: int) -> None:
-        """Forget, in place, the contents of all labels but first..last-1, which become 0, 1, ..."""
-        kept = self.labels.weight[first:last].detach().clone()
-        self.labels = nn.Embedding(last - first, kept.shape[1], _weight=kept)
-        self.num_classes = last - first
-
-    def denoise(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
-        """Denoising and matching queries for the images of `targets`; only the matching ones where no image has a box."""
-        queries: Queries = self(len(targets.counts))
-        count = settings.groups * len(targets.labels)
-        if count == 0:
-            return queries
-        draws = draws or Draws.sample(count, self.num_classes, device=queries.content.device)
-        labels, boxes = add_noise(targets, settings, draws)
-        return prepend_denoising(
-            queries, targets, label_content=self.labels(labels), noised_boxes=boxes, groups=settings.groups
-        )
-
-
-def build_dn(settings: DetectorSettings) -> VariantParts:
-    """Encoder, queries and decoder of DN-DETR: DAB-DETR's with queries that say what they are."""
-    return VariantParts(
-        encoder=RescalingEncoder(settings),
-        queries=DenoisingQueries(settings, contents=1),
-        decoder=AnchorDecoder(settings),
-        boxes_start_at_reference=True,
-        refines=True,
-        reference_eps=REFERENCE_EPS,
-        reserved_channels=INDICATOR_CHANNELS,
-    )
-
-
-def build_dn_deformable(settings: DetectorSettings) -> VariantParts:
-    """Encoder, queries and decoder of DN-DAB-Deformable-DETR: DAB-Deformable-DETR's with queries that say what they are."""
-    return VariantParts(
-        encoder=DeformableEncoder(settings),
-        queries=DenoisingQueries(settings, contents=settings.num_queries),
-        decoder=DeformableAnchorDecoder(settings),
-        boxes_start_at_reference=True,
-        refines=True,
-        reference_eps=REFERENCE_EPS,
-        deformable=True,
-        reserved_channels=INDICATOR_CHANNELS,
     )

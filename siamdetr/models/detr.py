@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from siamdetr.models.attention import MultiHeadAttention, mask_bias, padding_bias
+from siamdetr.models.backbone.pyramid import LastMapProjection
 from siamdetr.models.encoder import Encoder
-from siamdetr.models.heads import FeedForward
-from siamdetr.models.parts import VariantParts
+from siamdetr.models.heads import FeedForward, Heads, place_boxes, shared_heads
+from siamdetr.models.parts import VariantParts, initialize_transformer
 from siamdetr.models.queries import LearnedQueries
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Queries
@@ -68,7 +69,7 @@ class VanillaDecoder(nn.Module):
         self.layers = nn.ModuleList(VanillaDecoderLayer(settings) for _ in range(settings.decoder_layers))
         self.norm = nn.LayerNorm(settings.dim)
 
-    def forward(self, queries: Queries, memory: Memory) -> Decoded:
+    def forward(self, queries: Queries, memory: Memory, heads: Heads) -> Decoded:
         """Decode queries with a position; there are no references."""
         if queries.position is None:
             raise ValueError("vanilla decoder: expected queries with a position [B, Q, D], got None")
@@ -81,14 +82,18 @@ class VanillaDecoder(nn.Module):
                 content, queries.position, memory, memory_keys=memory_keys, self_bias=self_bias, cross_bias=cross_bias
             )
             hidden.append(self.norm(content))
-        return Decoded(hidden=torch.stack(hidden), references=None)
+        stack = torch.stack(hidden)
+        return Decoded(stack, place_boxes(heads.box_head(stack), None), references=None)
 
 
-def build_vanilla(settings: DetectorSettings) -> VariantParts:
-    """Queries and decoder of DETR."""
-    return VariantParts(
+def build_vanilla(settings: DetectorSettings, channels: tuple[int, ...]) -> VariantParts:
+    """The parts of DETR."""
+    parts = VariantParts(
         encoder=Encoder(settings),
         queries=LearnedQueries(settings.num_queries, settings.dim),
         decoder=VanillaDecoder(settings),
-        boxes_start_at_reference=False,
+        input_projection=LastMapProjection(channels, settings.dim),
+        heads=shared_heads(settings, starts_at_reference=False),
     )
+    initialize_transformer(parts.encoder, parts.decoder)
+    return parts

@@ -6,11 +6,45 @@ tokens, its output is added as it is, and one more norm ends the encoder.
 
 from __future__ import annotations
 
+import dataclasses
+
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from siamdetr.models.attention import MultiHeadAttention, padding_bias
 from siamdetr.models.heads import FeedForward
+from siamdetr.models.position import full_image_positions, image_positions
 from siamdetr.settings.detector import DetectorSettings
+from siamdetr.structures.model import Memory
+
+
+def flatten_levels(
+    levels: tuple[Tensor, ...], padding: Tensor | None, *, temperature: float, shift: float = 0.0
+) -> Memory:
+    """Feature maps as one sequence of cells with their sine positions: what an encoder starts from.
+
+    Args:
+        levels: [B, D, h, w] of each level, finest first.
+        padding: [B, H, W] bool of the images, True = padded; None = nothing is.
+        temperature: of the sine positions.
+        shift: of the cell numbers, see `image_positions`.
+    """
+    shapes = tuple((level.shape[2], level.shape[3]) for level in levels)
+    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # [B, N, D]
+    batch_size, dim = tokens.shape[0], tokens.shape[2]
+    if padding is None:
+        positions = [
+            full_image_positions(shape, dim, device=tokens.device, temperature=temperature, shift=shift)
+            for shape in shapes
+        ]
+        position = torch.cat(positions, dim=1).to(tokens.dtype).expand(batch_size, -1, -1)
+        return Memory(tokens=tokens, position=position, padding=None, shapes=shapes)
+    grids = [F.interpolate(padding[:, None].float(), size=shape)[:, 0] > 0.5 for shape in shapes]  # [B, h, w]
+    positions = [image_positions(grid, dim, temperature=temperature, shift=shift) for grid in grids]
+    position = torch.cat(positions, dim=1).to(tokens.dtype)
+    cells = torch.cat([grid.flatten(1) for grid in grids], dim=1)  # [B, N]
+    return Memory(tokens=tokens, position=position, padding=cells, shapes=shapes)
 
 
 class EncoderLayer(nn.Module):
@@ -46,10 +80,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(settings) for _ in range(settings.encoder_layers))
         self.norm = nn.LayerNorm(settings.dim) if settings.pre_norm else None
+        self.temperature = settings.own_position_temperature
 
-    def forward(self, tokens: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
-        """[B, N, D], [B, N, D], [B, N] bool (True = padded) or None -> [B, N, D]."""
-        bias = padding_bias(padding, tokens.dtype)
+    def forward(self, levels: tuple[Tensor, ...], padding: Tensor | None) -> Memory:
+        """Encode one projected map [B, D, h, w]; `padding` [B, H, W] bool of the images, True = padded."""
+        start = flatten_levels(levels, padding, temperature=self.temperature)
+        tokens, bias = start.tokens, padding_bias(start.padding, start.tokens.dtype)
         for layer in self.layers:
-            tokens = layer(tokens, position, bias)
-        return tokens if self.norm is None else self.norm(tokens)
+            tokens = layer(tokens, start.position, bias)
+        return dataclasses.replace(start, tokens=tokens if self.norm is None else self.norm(tokens))

@@ -1,8 +1,10 @@
-"""Small stacks of linear layers: prediction heads and the feed-forward part of a transformer layer; and what a box is."""
+"""Prediction heads, the feed-forward part of a transformer layer, and how offsets from references become boxes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -10,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from siamdetr.boxes import inverse_sigmoid
-from siamdetr.settings.detector import Activation
+from siamdetr.settings.detector import Activation, DetectorSettings
+
+# Focal loss: every query starts at this probability for every class (Lin et al. 2017, arXiv:1708.02002, §3.3).
+_PRIOR = 0.01
 
 
 class MLP(nn.Module):
@@ -29,7 +34,7 @@ class MLP(nn.Module):
 
 
 class LayerHeads(nn.Module):
-    """A head of its own for each decoder layer, and, of a two-stage detector, one more for the proposals."""
+    """A head of its own for each decoder layer, and, where the encoder proposes boxes, one more for the proposals."""
 
     def __init__(self, heads: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -43,6 +48,69 @@ class LayerHeads(nn.Module):
 def each_head(head: nn.Module) -> list[nn.Module]:
     """The heads of all layers; one where they share it."""
     return list(head.heads) if isinstance(head, LayerHeads) else [head]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The two prediction heads of a detector, as its decoder uses them."""
+
+    class_head: nn.Module  # [L, ..., D] of all layers -> [L, ..., C] logits
+    box_head: nn.Module  # [L, ..., D] of all layers -> [L, ..., 4] offsets
+
+    def offsets(self, hidden: Tensor, layer: int) -> Tensor:
+        """[..., D] of one decoder layer -> [..., 4] offsets of its boxes."""
+        head = self.box_head.heads[layer] if isinstance(self.box_head, LayerHeads) else self.box_head
+        offsets: Tensor = head(hidden)
+        return offsets
+
+    def of_proposals(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., D] features of cells -> [..., C] logits and [..., 4] offsets of the boxes proposed there."""
+        return each_head(self.class_head)[-1](features), each_head(self.box_head)[-1](features)
+
+
+def build_class_head(settings: DetectorSettings) -> nn.Linear:
+    """[..., D] -> [..., C], plus 1 for "no object" with softmax; with focal loss it starts at the prior."""
+    head = nn.Linear(settings.dim, settings.num_classes + (settings.classifier == "softmax"))
+    if settings.classifier == "focal":
+        nn.init.constant_(head.bias, -math.log((1 - _PRIOR) / _PRIOR))
+    return head
+
+
+def build_box_head(settings: DetectorSettings, *, first_size: float = 0.0, starts_at_reference: bool = True) -> MLP:
+    """[..., D] -> [..., 4] offsets.
+
+    Args:
+        settings: of the width.
+        first_size: what it first adds to the logits of width and height.
+        starts_at_reference: its last layer starts at zero: the first boxes lie on their references.
+    """
+    head = MLP(settings.dim, settings.dim, 4, num_layers=3)
+    if starts_at_reference:
+        last = head.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        last.bias = nn.Parameter(torch.tensor([0.0, 0.0, first_size, first_size]))
+    return head
+
+
+def shared_heads(settings: DetectorSettings, *, first_size: float = 0.0, starts_at_reference: bool = True) -> Heads:
+    """One class head and one box head for all decoder layers; arguments as in `build_box_head`."""
+    classes = build_class_head(settings)
+    return Heads(classes, build_box_head(settings, first_size=first_size, starts_at_reference=starts_at_reference))
+
+
+def layer_heads(settings: DetectorSettings, *, first_size: float = 0.0, proposals: bool = False) -> Heads:
+    """Heads of its own for each decoder layer; the first box head has `first_size`.
+
+    Args:
+        settings: of the detector.
+        first_size: as in `build_box_head`.
+        proposals: one more of each, for the encoder's proposals.
+    """
+    count = settings.decoder_layers + proposals
+    classes = LayerHeads(build_class_head(settings) for _ in range(count))
+    sizes = [first_size, *[0.0] * (count - 1)]
+    return Heads(classes, LayerHeads(build_box_head(settings, first_size=size) for size in sizes))
 
 
 class FeedForward(nn.Module):
@@ -68,7 +136,7 @@ class FeedForward(nn.Module):
         return out if self.pre_norm else self.norm(out)
 
 
-def place_boxes(offsets: Tensor, references: Tensor | None, *, eps: float) -> Tensor:
+def place_boxes(offsets: Tensor, references: Tensor | None, *, eps: float = 1e-5) -> Tensor:
     """Boxes: sigmoid(offsets + inverse_sigmoid(references)).
 
     Ends in float32 at least: in half precision a box is up to a quarter of a pixel off.
@@ -76,7 +144,7 @@ def place_boxes(offsets: Tensor, references: Tensor | None, *, eps: float) -> Te
     Args:
         offsets: [..., 4] from a box head.
         references: [..., 2 | 4] (cx, cy[, w, h]) fractions that the offsets start from; None: from nothing (vanilla DETR).
-        eps: distance that references are kept from 0 and 1.
+        eps: distance that references are kept from 0 and 1; DAB-DETR and its successors have 1e-3.
     Returns:
         [..., 4] (cx, cy, w, h) fractions.
     """

@@ -1,27 +1,52 @@
-"""What makes a detector a variant: its encoder, its queries and its decoder."""
+"""What a detector's builder supplies: the parts that a `Detector` is composed of.
+
+A builder takes the settings and the channels of the backbone's maps, and returns parts that are ready to train: initialised.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import nn
+
+from siamdetr.models.heads import Heads
+from siamdetr.models.queries import QuerySource
 
 
 @dataclass(frozen=True)
 class VariantParts:
-    """The parts that a builder supplies.
+    """The modules between backbone and predictions. Their calls are the same for every detector:
 
-    `encoder(tokens, position, padding) -> tokens`, `queries(batch_size) -> Queries` and `decoder(queries, memory) -> Decoded`
-    (`siamdetr.structures.model`). A decoder that refines its references from layer to layer gets the box head as well, one that
-    may propose them from the image the class head and the box head.
+    `input_projection(maps of the backbone) -> ([B, D, h, w] of each level, finest first)`
+    `encoder(projected levels, padding [B, H, W] | None) -> Memory`
+    `queries(batch_size) -> Queries`; see `QuerySource`
+    `decoder(queries, memory, heads) -> Decoded`, which places its own boxes
     """
 
+    input_projection: nn.Module
     encoder: nn.Module
-    queries: nn.Module
+    queries: QuerySource
     decoder: nn.Module
-    boxes_start_at_reference: bool  # the box head's last layer starts at zero: the first boxes lie on their references
-    refines: bool = False  # decoder(queries, memory, box_head): references follow the boxes from layer to layer
-    proposes: bool = False  # decoder(queries, memory, class_head, box_head)
-    reference_eps: float = 1e-5  # distance that references are kept from 0 and 1
-    deformable: bool = False  # encoder(maps, padding) -> Memory
-    reserved_channels: int = 0  # the last channels of a query's content that no pretext may write into
+    heads: Heads
+
+
+@runtime_checkable
+class OwnInitialization(Protocol):
+    """A module whose weights do not start as Xavier's."""
+
+    def initialize(self) -> None:
+        """Fill the module's own parameters anew."""
+
+
+@torch.no_grad()
+def initialize_transformer(*modules: nn.Module) -> None:
+    """As the official code: Xavier for all weights, after which the modules with an initialisation of their own have it."""
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+        for part in module.modules():
+            if isinstance(part, OwnInitialization):
+                part.initialize()

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from siamdetr.errors import OfficialCheckpointError
-from siamdetr.settings.detector import Activation, DetectorSettings, Variant
+from siamdetr.settings.detector import Activation, DetectorSettings
+from siamdetr.settings.registry import detector_entry
 
 # (bottleneck blocks, blocks of the third stage) of each ResNet.
 _RESNETS = {(False, 2): "resnet18", (False, 6): "resnet34", (True, 6): "resnet50", (True, 23): "resnet101"}
@@ -77,7 +78,7 @@ def detector_settings(
     arguments: Mapping[str, Any],
     state_dict: Mapping[str, Tensor],
     *,
-    variant: Variant,
+    variant: str,
     classifier: Literal["softmax", "focal"],
 ) -> DetectorSettings:
     """Settings of an official detector: from the arguments, else from the tensors, else the official defaults.
@@ -86,13 +87,11 @@ def detector_settings(
         OfficialCheckpointError: arguments contradict tensors, or ask for what there is not here.
     """
     _refuse_unsupported(arguments, variant)
-    of_dab = variant in ("dab", "dn")
-    boxes_as_queries = variant in ("dab", "dn", "dab_deformable", "dn_deformable")
-    of_deformable = "deformable" in variant
+    entry = detector_entry(variant)
     facts = observe(state_dict, classifier=classifier)
     if variant == "vanilla":
         facts |= _observe_pre_norm(state_dict)
-    if of_deformable:
+    if entry.multi_scale:
         facts |= observe_deformable(state_dict, heads=arguments.get("nheads", 8), classifier=classifier)
     for name, fact in facts.items():
         if name in arguments and arguments[name] != fact.value:
@@ -107,22 +106,22 @@ def detector_settings(
         stride=16 if known.get("dilation") else 32,
         num_classes=known.get("num_classes", 91),
         classifier=classifier,
-        num_queries=known.get("num_queries", 300 if of_deformable else 100),
+        num_queries=known.get("num_queries", 300 if entry.multi_scale else 100),
         num_patterns=known.get("num_patterns", 0),
         dim=known.get("hidden_dim", 256),
         heads=known.get("nheads", 8),
         encoder_layers=known.get("enc_layers", 6),
         decoder_layers=known.get("dec_layers", 6),
         feedforward=known.get("dim_feedforward", 1024 if variant == "deformable" else 2048),
-        dropout=known.get("dropout", 0.0 if boxes_as_queries else 0.1),
+        dropout=known.get("dropout", 0.0 if entry.learned_boxes else 0.1),
         levels=known.get("num_feature_levels", 1),
         encoder_points=known.get("enc_n_points", 4),
         decoder_points=known.get("dec_n_points", 4),
         refine=variant == "deformable" and bool(known.get("with_box_refine", False)),
         two_stage=bool(known.get("two_stage", False)),
         pre_norm=bool(known.get("pre_norm", False)),
-        activation=_activation(known) if of_dab else None,
-        position_temperature=_temperature(known) if of_dab else None,
+        activation=_activation(known) if entry.activation == "prelu" else None,
+        position_temperature=_temperature(known) if entry.position_temperature != 10000.0 else None,
     )
 
 
@@ -220,7 +219,7 @@ def _temperature(known: Mapping[str, Any]) -> float:
     return float(height)
 
 
-def _refuse_unsupported(arguments: Mapping[str, Any], variant: Variant) -> None:
+def _refuse_unsupported(arguments: Mapping[str, Any], variant: str) -> None:
     position = arguments.get("position_embedding", "sine")
     if position not in ("sine", "v2"):
         raise OfficialCheckpointError(

@@ -47,7 +47,7 @@ from siamdetr.official.losses import detreg_settings, siamese_settings, updetr_s
 from siamdetr.pretext.detreg import PROJECTED, DETReg
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.updetr import UPDETR
-from siamdetr.settings.detector import Classifier, Variant
+from siamdetr.settings.detector import Classifier
 
 Module = Detector | SiameseDETR | UPDETR | DETReg
 
@@ -123,9 +123,7 @@ def _deformable_rules(module: Module) -> Sequence[Rule | Aside]:
 def _build_siamese(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> SiameseDETR:
     """`transformer` and `depth` are the official pretraining's words for variant and backbone."""
     names = "\n".join(tensors)
-    seen: Variant = (
-        "deformable" if "sampling_offsets" in names else "conditional" if "ca_qcontent_proj" in names else "vanilla"
-    )
+    seen = "deformable" if "sampling_offsets" in names else "conditional" if "ca_qcontent_proj" in names else "vanilla"
     variant = arguments.get("transformer", seen)
     if variant != seen:
         raise OfficialCheckpointError(
@@ -173,7 +171,7 @@ def _build_detreg(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -
     """The pretext over Deformable DETR or DETR; of a finetuned file, which has no embeddings any more, the detector."""
     deformable = any("sampling_offsets" in name for name in tensors)
     classifier: Classifier = "focal" if deformable else "softmax"
-    variant: Variant = "deformable" if deformable else "vanilla"
+    variant = "deformable" if deformable else "vanilla"
     detector = Detector(detector_settings(arguments, tensors, variant=variant, classifier=classifier))
     last = tensors.get("feature_embed.layers.1.weight")
     if last is None:

@@ -92,7 +92,7 @@ class Pretext(nn.Module, abc.ABC):
             shape.classifier,
             shape.num_classes,
             num_layers=shape.decoder_layers,
-            proposals=shape.two_stage,
+            proposals=shape.proposes,
         )
         self.teacher = FrozenTeacher(detector.backbone)
 

@@ -1,29 +1,24 @@
-"""Settings: typed, frozen, closed. An unknown key is an error that names its nearest neighbour."""
+"""Settings of a detector, of its denoising queries, and of the losses it is trained with."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from siamdetr.settings.base import Settings
+from siamdetr.settings.registry import DETECTORS, Activation, Classifier, DetectorEntry, detector_entry, takers
 
-Variant = Literal["vanilla", "conditional", "dab", "dn", "deformable", "dab_deformable", "dn_deformable"]
-Classifier = Literal["softmax", "focal"]
-Activation = Literal["relu", "prelu"]
-
-_OWN_ACTIVATION: dict[Variant, Activation] = {"dab": "prelu", "dn": "prelu"}
-_OWN_TEMPERATURE: dict[Variant, float] = {"dab": 20.0, "dn": 20.0}
-_ALWAYS_REFINED: tuple[Variant, ...] = ("dab_deformable", "dn_deformable")
+__all__ = ["Activation", "Classifier", "DenoisingSettings", "DetectorSettings", "LossSettings"]
 
 
 class DetectorSettings(Settings):
     """All that is needed to rebuild a detector's modules; stored in every model file.
 
-    The defaults are those of the official Conditional DETR with 100 queries (FACTS: 6+6 layers, width 256).
+    The defaults are those of the official Conditional DETR with 100 queries: 6+6 layers, width 256.
     """
 
-    variant: Variant = "conditional"
+    variant: str = Field("conditional", description="a detector of `siamdetr.settings.registry`; see docs/detectors.md")
     backbone: str = Field("resnet50", description="resnet18/34/50/101 or any timm model with features_only")
     stride: Literal[16, 32] = Field(32, description="of the feature map; 16 is DC5: the last stage dilated")
     num_classes: int = Field(80, ge=1)
@@ -68,30 +63,40 @@ class DetectorSettings(Settings):
         None, gt=1, description="of the cells' sine positions; None: the variant's own, 20 for dab and dn, else 10000"
     )
 
+    @field_validator("variant")
+    @classmethod
+    def _is_registered(cls, variant: str) -> str:
+        detector_entry(variant)
+        return variant
+
     @model_validator(mode="after")
-    def _check_deformable(self) -> DetectorSettings:
+    def _levels_and_stages_fit(self) -> DetectorSettings:
         if self.levels == 2:
             raise ValueError("levels is 2, expected 1 (the last map) or 3 to 5 (strides 8, 16, 32 and coarser ones)")
-        if self.two_stage and self.variant in _ALWAYS_REFINED:
+        if self.two_stage and self.entry.learned_boxes:
             raise ValueError(
                 f"two_stage is on: the queries of '{self.variant}' start from learned boxes, not from the encoder's; "
                 "leave it out, or take the variant 'deformable'"
             )
         if self.two_stage and not self.refine:
             raise ValueError("two_stage is on and refine is off: the encoder's boxes are refined; set refine as well")
-        own = {"levels", "encoder_points", "decoder_points", "refine", "two_stage", "cell_shift"}
-        changed = sorted(name for name in own if getattr(self, name) != type(self).model_fields[name].default)
-        if changed and "deformable" not in self.variant:
-            raise ValueError(
-                f"{', '.join(changed)}: only deformable variants have such a setting, not '{self.variant}'"
-            )
         return self
 
     @model_validator(mode="after")
-    def _check_pre_norm(self) -> DetectorSettings:
-        if self.pre_norm and self.variant != "vanilla":
-            raise ValueError(f"pre_norm: only the variant 'vanilla' has such a setting, not '{self.variant}'")
+    def _takes_its_options(self) -> DetectorSettings:
+        options = frozenset().union(*(entry.options for entry in DETECTORS.values()))
+        changed = {name for name in options if getattr(self, name) != type(self).model_fields[name].default}
+        refused = sorted(changed - self.entry.options)
+        if refused:
+            names = [f"'{name}'" for name in takers(refused[0])]
+            have = f"variant {names[0]} has" if len(names) == 1 else f"variants {', '.join(names)} have"
+            raise ValueError(f"{', '.join(refused)}: only the {have} such a setting, not '{self.variant}'")
         return self
+
+    @property
+    def entry(self) -> DetectorEntry:
+        """What the registry says of the variant."""
+        return detector_entry(self.variant)
 
     @property
     def coarsest_stride(self) -> int:
@@ -99,23 +104,23 @@ class DetectorSettings(Settings):
         return int(self.stride * 2 ** max(0, self.levels - 3))
 
     @property
-    def refines(self) -> bool:
-        """Whether each decoder layer has heads of its own and starts from the boxes of the one before it."""
-        return self.refine or self.variant in _ALWAYS_REFINED
+    def proposes(self) -> bool:
+        """Whether the queries start from the encoder's best boxes, which then have losses of their own."""
+        return self.two_stage or self.entry.proposes
 
     @property
     def own_activation(self) -> Activation:
         """`activation`, or the variant's."""
-        return self.activation or _OWN_ACTIVATION.get(self.variant, "relu")
+        return self.activation or self.entry.activation
 
     @property
     def own_position_temperature(self) -> float:
         """`position_temperature`, or the variant's."""
-        return self.position_temperature or _OWN_TEMPERATURE.get(self.variant, 10000.0)
+        return self.position_temperature or self.entry.position_temperature
 
 
 class DenoisingSettings(Settings):
-    """Noised copies of the targets that variants `dn` and `dn_deformable` learn to repair (DN-DETR, arXiv:2203.01305, §4)."""
+    """Noised copies of the targets that denoising detectors learn to repair (DN-DETR, arXiv:2203.01305, §4)."""
 
     groups: int = Field(5, ge=0, description="copies of every target, each in a group of its own; 0: no denoising")
     label_noise: float = Field(0.2, ge=0, le=1, description="share of the labels that are drawn anew")

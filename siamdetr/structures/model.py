@@ -40,9 +40,9 @@ class Decoded:
     """What a decoder makes of queries and memory."""
 
     hidden: Tensor  # [L, B, Q, D], normalised
-    references: Tensor | None  # [L, B, Q, 2 | 4] (cx, cy[, w, h]) fractions which the boxes are offsets from
-    boxes: Tensor | None = None  # [L, B, Q, 4] where the decoder has placed them itself, layer by layer
-    proposals: Outputs | None = None  # what a two-stage decoder chose its queries from: one layer, a box per cell
+    boxes: Tensor  # [L, B, Q, 4] (cx, cy, w, h) fractions of the unpadded image
+    references: Tensor | None  # [L, B, Q, 2 | 4] where each layer attends from; points where one of them has no box
+    proposals: Outputs | None = None  # the encoder's boxes that have losses of their own, one layer
 
 
 @dataclass(frozen=True)

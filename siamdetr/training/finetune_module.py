@@ -30,8 +30,8 @@ class FinetuneModule(StepModule):
             shape.num_classes,
             num_layers=shape.decoder_layers,
             denoising=detector.denoises,
-            proposals=shape.two_stage,
-            box_parts=shape.variant in ("dab", "dn"),
+            proposals=shape.proposes,
+            box_parts=shape.entry.box_parts,
         )
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:

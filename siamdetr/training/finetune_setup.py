@@ -38,7 +38,7 @@ def resolved(settings: FinetuneSettings, index: DetectionIndex) -> FinetuneSetti
     base = read_metadata(settings.init)[0] if settings.init is not None else settings.detector
     base = base.model_copy(update={**asked, "num_classes": index.num_classes})
     if "classifier" not in asked:
-        base = base.model_copy(update={"classifier": "softmax" if base.variant == "vanilla" else "focal"})
+        base = base.model_copy(update={"classifier": base.entry.classifier})
     changes: dict[str, Any] = {"detector": DetectorSettings.model_validate(base.model_dump())}
     if base.classifier == "softmax" and not settings.losses.model_fields_set:
         changes["losses"] = LossSettings(cost_class=1.0, weight_class=1.0)  # DETR's own

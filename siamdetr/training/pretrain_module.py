@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from siamdetr.images.normalize import normalize
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.models.criterion.losses import weighted_sum
-from siamdetr.models.denoising import DenoisingQueries
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.pretext.batches import PretextBatch
@@ -69,7 +68,6 @@ def class_agnostic(detector: Detector) -> Detector:
         head.weight = nn.Parameter(head.weight.detach()[list(rows)])
         head.bias = nn.Parameter(head.bias.detach()[list(rows)])
         head.out_features = len(rows)
-    if isinstance(copied.learned_queries, DenoisingQueries):
-        copied.learned_queries.keep_labels(OBJECT_LABEL, OBJECT_LABEL + 1)
+    copied.learned_queries.keep_labels(OBJECT_LABEL, OBJECT_LABEL + 1)
     copied.settings = detector.settings.model_copy(update={"num_classes": 1})
     return copied

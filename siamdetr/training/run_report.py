@@ -13,6 +13,7 @@ from markupsafe import Markup
 from siamdetr.drawing.html_page import REPORT_FILE, Section, curve, curves_svg, page, picture, read_metrics, table
 from siamdetr.pretext.collapse import COLLAPSE_REMEDY, collapsed
 from siamdetr.pretext.registry import PRETEXTS, name_of
+from siamdetr.settings.registry import DETECTORS
 from siamdetr.system.atomic_file import atomic_write
 
 EVALUATION_FILE = "evaluation.json"  # of the best weights: {"step", "metrics": {name: value}, "per_class": [row, …]}
@@ -56,7 +57,7 @@ def _lead(
 ) -> str:
     detector = settings["detector"]
     what = f"Pretraining without labels ({name_of(settings['method'])})" if "method" in settings else "Finetuning"
-    model = f"{detector['variant']} DETR on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
+    model = f"{_name(detector['variant'])} on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
     steps = f"{max((row['step'] for row in rows), default=0):.0f} steps of {settings['batch_size']}"
     text = f"{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
     losses = [row["loss"] for row in rows if "loss" in row]
@@ -69,6 +70,11 @@ def _lead(
         scores = evaluation["metrics"]
         text += f" Best AP {scores['ap']:.3f}, AP50 {scores['ap50']:.3f}, at step {evaluation['step']}."
     return text
+
+
+def _name(variant: str) -> str:
+    """A detector's name; of one that this version does not know, what its settings call it."""
+    return DETECTORS[variant].name if variant in DETECTORS else variant
 
 
 def _curve_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:

@@ -18,8 +18,9 @@ from siamdetr.export.onnx import ExportResult, write_bundle
 from siamdetr.export.onnx_graph import trace
 from siamdetr.export.options import ExportOptions
 from siamdetr.images.preprocessing import PreprocessingSpec
-from siamdetr.models.detector import BUILDERS, Detector
+from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import DetectorSettings
+from siamdetr.settings.registry import DETECTORS
 
 NAMES = ("cat", "dog", "cell")
 _TINY = {"backbone": "test_resnet", "dim": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 32}
@@ -28,7 +29,7 @@ _TWO_STAGE = {"variant": "deformable", "levels": 3, "refine": True, "two_stage":
 
 # Every detector there is, and the deformable one with all that it can be given.
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {"variant": name} for name in BUILDERS},
+    **{name: {"variant": name} for name in DETECTORS},
     "vanilla": {"variant": "vanilla", "classifier": "softmax"},
     "two-stage": _TWO_STAGE,
 }

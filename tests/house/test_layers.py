@@ -30,7 +30,7 @@ CORE_LAYERS = [
     {"data", "models"},
     {"inference", "model_file", "proposals"},
     {"drawing", "evaluation", "pretext"},
-    {"api", "official", "reports"},
+    {"api", "labelling", "official", "reports"},
     {"training"},
     {"study"},
 ]

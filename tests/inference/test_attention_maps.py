@@ -16,8 +16,9 @@ from siamdetr.inference.predictor import ScoredBoxes
 from siamdetr.inference.pytorch import normalize_prepared
 from siamdetr.models.attention import ScaledDotProduct, record_attention
 from siamdetr.models.deformable.attention import DeformableAttention
-from siamdetr.models.detector import BUILDERS, Detector
+from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import DetectorSettings
+from siamdetr.settings.registry import DETECTORS
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def picture() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
 
 
-@pytest.fixture(scope="module", params=sorted(BUILDERS))
+@pytest.fixture(scope="module", params=sorted(DETECTORS))
 def model(request: pytest.FixtureRequest) -> SiamDETR:
     model = tiny_model(request.param)
     model.detector.eval()

@@ -30,7 +30,7 @@ def test_first_references_are_the_anchors_and_each_layer_moves_the_one_before() 
     model = detector("dab").eval()
     torch.nn.init.normal_(model.decoder.norm.weight)
     memory, queries = model.encode(images()), model.queries(2)
-    decoded = model.decoder(queries, memory, model.box_head)
+    decoded = model.decoder(queries, memory, model.heads)
     assert decoded.references.shape == (3, 2, 6, 4)
     close(decoded.references[0], queries.anchors)
     assert (decoded.references[1] - decoded.references[0]).abs().max() > 0.01
@@ -42,36 +42,17 @@ def test_first_references_are_the_anchors_and_each_layer_moves_the_one_before() 
 
 def test_references_carry_a_gradient_of_one_step_only() -> None:
     model = detector("dab")
-    decoded = model.decoder(model.queries(2), model.encode(images()), model.box_head)
+    decoded = model.decoder(model.queries(2), model.encode(images()), model.heads)
     assert decoded.references.requires_grad
     with torch.no_grad():
         for layer in model.decoder.layers:  # cut what goes from layer to layer as content
             layer.feedforward.norm.weight.zero_()
-    decoded = model.decoder(model.queries(2), model.encode(images()), model.box_head)
+    decoded = model.decoder(model.queries(2), model.encode(images()), model.heads)
     anchors = model.learned_queries.anchors.weight
     (step,) = torch.autograd.grad(decoded.references[1].sum(), anchors, retain_graph=True)
     (further,) = torch.autograd.grad(decoded.references[2].sum(), anchors)
     assert step.abs().max() > 0
     assert further.abs().max() == 0
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_permuting_the_batch_permutes_the_outputs(variant: str) -> None:
-    model, order = detector(variant).eval(), torch.tensor([2, 0, 1])
-    close(model(images(3)[order]).boxes, model(images(3)).boxes[:, order])
-    close(model(images(3)[order]).logits, model(images(3)).logits[:, order])
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_batched_equals_single_and_padding_changes_nothing(variant: str) -> None:
-    model = detector(variant).eval()
-    features, padding = torch.randn(2, model.backbone.num_channels, 3, 4), torch.zeros(2, 96, 128, dtype=torch.bool)
-    padding[1, 64:], padding[1, :, 96:] = True, True
-    together = model.decode(model.queries(2), model.encode_features(features, padding))
-    for index, alone in enumerate((features[:1], features[1:, :, :2, :3])):
-        single = model.decode(model.queries(1), model.encode_features(alone))
-        close(together.boxes[:, index : index + 1], single.boxes)
-        close(together.logits[:, index : index + 1], single.logits)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

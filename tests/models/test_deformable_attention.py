@@ -167,8 +167,7 @@ def test_kernel_in_bfloat16_and_compiled_on_the_gpu() -> None:
 
 INTERPRETED = """
 import torch
-import sys; sys.path[:0] = ["tests", "tests/models"]
-from test_deformable_attention import LEVELS, make, result_and_gradients, sample_points
+from models.test_deformable_attention import LEVELS, make, result_and_gradients, sample_points
 from siamdetr.models.deformable.triton_kernel import deformable_sample, deformable_sample_backward
 for case in [(1, 5, 3, 5, 1, 3), (2, 3, 2, 4, 5, 2)]:
     tensors = make(case)
@@ -189,6 +188,7 @@ print("agreed")
 def test_kernel_agrees_in_tritons_interpreter() -> None:
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED],
+        cwd=TESTS,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

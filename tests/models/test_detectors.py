@@ -1,4 +1,4 @@
-"""What every detector of `BUILDERS` can do: the table in docs/detectors.md is written from the tests of this file that passed.
+"""What every detector of the registry can do: the tables in docs/detectors.md are written from it and from the tests that passed.
 
 pytest tests/models/test_detectors.py --write-docs
 """
@@ -25,11 +25,12 @@ from siamdetr.data.synthetic.shapes import write_synthetic
 from siamdetr.export.onnx import export_onnx
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import load_model
-from siamdetr.models.detector import BUILDERS, Detector
+from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.official.convert import convert_file
 from siamdetr.presets import preset_values
 from siamdetr.settings.detector import DetectorSettings
+from siamdetr.settings.registry import DETECTORS
 from siamdetr.training.finetune import finetune
 from siamdetr.training.pretrain import pretrain
 
@@ -37,18 +38,19 @@ DOCUMENT = ROOT / "docs" / "detectors.md"
 START, END = "<!-- from here: tests/models/test_detectors.py --write-docs -->", "<!-- to here -->"
 NOTHING = "–"
 
-# The golden forward pass of each variant's official code, and the family of its importer.
-OFFICIAL = {
-    "vanilla": ("A_detr", "detr"),
-    "conditional": ("A_conditional", "conditional-detr"),
-    "deformable": ("A_deformable_ms", "deformable-detr"),
-    "dab": ("A_dab", "dab-detr"),
-    "dn": ("A_dn", "dn-detr"),
-    "dab_deformable": ("A_dab_deformable", "dab-deformable-detr"),
-    "dn_deformable": ("A_dn_deformable", "dn-deformable-detr"),
+REGISTRY_START = "<!-- the registry: tests/models/test_detectors.py --write-docs -->"
+REGISTRY_END = "<!-- end of the registry -->"
+
+# The golden forward pass of each variant's official code.
+GOLDEN_CASES = {
+    "vanilla": "A_detr",
+    "conditional": "A_conditional",
+    "deformable": "A_deformable_ms",
+    "dab": "A_dab",
+    "dn": "A_dn",
+    "dab_deformable": "A_dab_deformable",
+    "dn_deformable": "A_dn_deformable",
 }
-# Presets; of the others: small-conditional.
-SMALL = {"deformable": "small", "dab_deformable": "small", "dn": "small-dn", "dn_deformable": "small-dn-deformable"}
 NARROW = {"dim": 64, "heads": 4, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 128, "num_queries": 30}
 Shown = dict[tuple[str, str], str]  # (variant, column): what the table says
 
@@ -66,7 +68,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def own(variant: str) -> dict[str, Any]:
     """The settings that a variant needs."""
-    return {"variant": variant, "classifier": "softmax" if variant == "vanilla" else "focal"}
+    return {"variant": variant, "classifier": DETECTORS[variant].classifier}
 
 
 def tiny(variant: str) -> Detector:
@@ -88,10 +90,10 @@ def model_of(variant: str) -> SiamDETR:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 def test_trains_from_its_small_preset_and_improves(variant: str, shapes: Path, tmp_path: Path, shown: Shown) -> None:
     """The preset, but narrow, on 96 pixels, 80 steps on features of the frozen backbone."""
-    preset = preset_values(SMALL.get(variant, "small-conditional"), stage="finetune")
+    preset = preset_values(DETECTORS[variant].small_preset, stage="finetune")
     detector = preset["detector"] | own(variant) | NARROW
     losses = {"losses": preset["losses"]} if "losses" in preset else {}
     images = {"size": 96, "max_size": 96, "augment": "flip"}
@@ -108,7 +110,7 @@ def test_trains_from_its_small_preset_and_improves(variant: str, shapes: Path, t
     shown[variant, "train"] = "yes"
 
 
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 def test_a_pretrained_run_is_finetuned(variant: str, tmp_path: Path, shown: Shown) -> None:
     data = write_data(tmp_path / "data", empty=(1, 2))
     shape = {**DETECTOR, "variant": variant}
@@ -124,13 +126,13 @@ def test_a_pretrained_run_is_finetuned(variant: str, tmp_path: Path, shown: Show
     shown[variant, "pretrain"] = "yes"
 
 
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 @torch.no_grad()
 def test_an_official_file_becomes_a_model_file_that_answers_alike(variant: str, tmp_path: Path, shown: Shown) -> None:
-    if variant not in OFFICIAL:
-        pytest.skip(f"there are no golden figures of '{variant}'")
-    case, family = OFFICIAL[variant]
-    meta, stored = read(case)
+    family = DETECTORS[variant].family
+    if family is None:
+        pytest.skip(f"there are no official checkpoints of '{variant}'")
+    meta, stored = read(GOLDEN_CASES[variant])
     weights = fill(dict(meta["state_dict"]), meta["aliases"])
     torch.save({"model": weights, "args": argparse.Namespace(**meta["spec"]["model"])}, tmp_path / "official.pth")
     convert_file(tmp_path / "official.pth", family=family, output=tmp_path / "ours.safetensors")
@@ -142,7 +144,7 @@ def test_an_official_file_becomes_a_model_file_that_answers_alike(variant: str, 
     shown[variant, "import"] = f"`{family}`"
 
 
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 def test_exports_with_free_sizes_and_answers_alike(variant: str, tmp_path: Path, shown: Shown) -> None:
     report = export_onnx(model_of(variant), tmp_path).gate
     assert report is not None
@@ -153,14 +155,14 @@ def test_exports_with_free_sizes_and_answers_alike(variant: str, tmp_path: Path,
     shown[variant, "export"] = "yes"
 
 
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 def test_attention_of_every_layer_is_one_map_a_head_and_query(variant: str, shown: Shown) -> None:
     maps = model_of(variant).attention(Image.new("RGB", (96, 64), "orange"))
     grid = maps.shape[-2:]
     assert maps.shape[:3] == (1, DETECTOR["heads"], DETECTOR["num_queries"])
     assert grid[0] / grid[1] == pytest.approx(64 / 96, rel=0.2)
     sums = maps.sum((-2, -1))
-    if "deformable" in variant:  # points may lie outside the image
+    if DETECTORS[variant].multi_scale:  # points may lie outside the image
         assert sums.max() <= 1 + 1e-5
         assert sums.mean() > 0.2
     else:
@@ -181,9 +183,30 @@ def table(cells: Shown) -> str:
     lines = [f"| variant | {' | '.join(COLUMNS)} |", f"|---|{'---|' * len(COLUMNS)}"]
     lines += [
         f"| `{variant}` | {' | '.join(cells.get((variant, column), NOTHING) for column in COLUMNS)} |"
-        for variant in BUILDERS
+        for variant in DETECTORS
     ]
     return "\n".join(lines) + "\n"
+
+
+def registry_table() -> str:
+    """The detectors there are, as the registry describes them."""
+    lines = ["| variant | detector | idea | its own settings | file |", "|---|---|---|---|---|"]
+    for variant, entry in DETECTORS.items():
+        paper = f" ([{entry.paper}](https://arxiv.org/abs/{entry.paper}))" if entry.paper else ""
+        options = ", ".join(f"`{name}`" for name in sorted(entry.options)) or NOTHING
+        file = entry.builder.partition(":")[0].rpartition(".")[2]
+        lines.append(f"| `{variant}` | {entry.name}{paper} | {entry.idea} | {options} | `{file}.py` |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_document_lists_the_registry(request: pytest.FixtureRequest) -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    before, after = text.split(REGISTRY_START)[0], text.split(REGISTRY_END)[1]
+    if request.config.getoption("--write-docs"):
+        DOCUMENT.write_text(f"{before}{REGISTRY_START}\n{registry_table()}{REGISTRY_END}{after}", encoding="utf-8")
+        return
+    there = text.split(REGISTRY_START)[1].split(REGISTRY_END)[0].strip()
+    assert there == registry_table().strip(), "stale: run pytest tests/models/test_detectors.py --write-docs"
 
 
 def written(text: str) -> Shown:
@@ -207,12 +230,14 @@ def test_the_table_of_detectors_says_what_the_tests_showed(request: pytest.Fixtu
     """Compares the cells whose tests ran: all of them where the whole file runs."""
     ran, text = set(collected(request.session.items)), DOCUMENT.read_text(encoding="utf-8")
     if request.config.getoption("--write-docs"):
-        assert len(ran) == len(BUILDERS) * len(COLUMNS), "the table is written from the whole file: leave out -k and -m"
+        assert len(ran) == len(DETECTORS) * len(COLUMNS), (
+            "the table is written from the whole file: leave out -k and -m"
+        )
         before, after = text.split(START)[0], text.split(END)[1]
         DOCUMENT.write_text(f"{before}{START}\n{table(shown)}{END}{after}", encoding="utf-8")
         return
     there = written(text)
-    assert {variant for variant, _ in there} == set(BUILDERS)
+    assert {variant for variant, _ in there} == set(DETECTORS)
     differing = {
         cell: (there.get(cell), shown.get(cell, NOTHING)) for cell in ran if there.get(cell) != shown.get(cell, NOTHING)
     }

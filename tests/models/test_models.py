@@ -52,58 +52,6 @@ def assert_same(a: Outputs, b: Outputs, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_permuting_the_batch_permutes_the_outputs(variant: str) -> None:
-    detector, (images, padding), order = build(variant), example(), torch.tensor([2, 0, 1])
-    queries = detector.queries(3)
-    assert queries.position is not None
-    generator = torch.Generator().manual_seed(2)
-    shifted = queries.position + torch.randn(queries.position.shape, generator=generator)  # queries of one image only
-
-    def run(images: Tensor, padding: Tensor, position: Tensor) -> Outputs:
-        memory = detector.encode(images, padding)
-        return detector.decode(dataclasses.replace(queries, position=position), memory)
-
-    plain, permuted = run(images, padding, shifted), run(images[order], padding[order], shifted[order])
-    assert_same(permuted, Outputs(plain.logits[:, order], plain.boxes[:, order], plain.hidden[:, order]))
-    assert (plain.boxes[:, 0] - plain.boxes[:, 1]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.no_grad()
-def test_batched_equals_single(variant: str) -> None:
-    """Of the same padded size: a frozen convolution sees the zeros beyond the image in either case."""
-    detector, (images, padding) = build(variant), example()
-    together = detector(images, padding)
-    for index in range(3):
-        alone = detector(images[index : index + 1], padding[index : index + 1])
-        assert_same(
-            alone, Outputs(*(x[:, index : index + 1] for x in (together.logits, together.boxes, together.hidden)))
-        )
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.no_grad()
-def test_more_padding_changes_nothing(variant: str) -> None:
-    detector = build(variant)
-    image = torch.randn(1, 3, 128, 96, generator=torch.Generator().manual_seed(3))
-    padding = torch.zeros(1, 192, 160).bool()
-    padding[:, 128:] = padding[:, :, 96:] = True
-    memory = detector.encode(image)
-    wide = torch.zeros(1, detector.backbone.num_channels, 6, 5)
-    wide[:, :, :4, :3] = detector.backbone(image)
-    padded = detector.decode(detector.queries(1), detector.encode_features(wide, padding))
-    assert_same(padded, detector.decode(detector.queries(1), memory))
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.no_grad()
-def test_no_mask_equals_a_mask_without_padding(variant: str) -> None:
-    detector, (images, padding) = build(variant), example()
-    assert_same(detector(images), detector(images, torch.zeros_like(padding)))
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.no_grad()
 def test_recorded_attention_sums_to_one_and_changes_nothing(variant: str) -> None:
     detector, (images, padding) = build(variant), example()
     plain = detector(images, padding)

@@ -120,11 +120,15 @@ def test_a_pre_norm_transformer_is_pytorchs() -> None:
         prefix = f"transformer.{name}."
         theirs.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     tokens, content = torch.randn(2, 9, 32), torch.randn(2, 4, 32)
-    memory = module.encoder(tokens, torch.zeros_like(tokens), None)
+    memory = tokens
+    for layer in module.encoder.layers:
+        memory = layer(memory, torch.zeros_like(tokens), None)
+    memory = module.encoder.norm(memory)
     torch.testing.assert_close(memory, encoder(tokens), rtol=0, atol=1e-5)
     decoded = module.decoder(
         Queries(content=content, position=torch.zeros_like(content)),
         Memory(memory, torch.zeros_like(memory), None, ((3, 3),)),
+        module.heads,
     )
     torch.testing.assert_close(decoded.hidden[-1], decoder(content, memory), rtol=0, atol=1e-5)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from siamdetr.models.criterion.losses import weighted_sum
 from siamdetr.models.detector import Detector
+from siamdetr.models.heads import each_head
 from siamdetr.official.convert import OfficialCheckpointError, import_official, load_criterion
 from siamdetr.settings.detector import DenoisingSettings
 from siamdetr.structures.targets import Targets
@@ -64,7 +65,7 @@ def test_settings_are_read_off_tensors_of_other_sizes(kind: str) -> None:
     settings = detector.settings
     assert (settings.variant, settings.levels, settings.decoder_layers, settings.num_queries) == (kind, 3, 3, 7)
     assert (settings.encoder_points, settings.decoder_points, settings.feedforward) == (2, 2, 512)
-    assert (settings.refines, settings.dropout, settings.own_activation) == (True, 0, "relu")
+    assert (len(each_head(detector.box_head)) == 3, settings.dropout, settings.own_activation) == (True, 0, "relu")
     assert coverage.missing == {}
     assert coverage.ignored_options == ("lr", "transformer_activation")  # which the official code ignores as well
     rows = {"label_enc.weight[-1]"} if kind == "dn_deformable" else set()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from siamdetr.models.backbone.pyramid import Maps, as_levels
 from siamdetr.models.criterion.losses import weighted_sum
-from siamdetr.models.detector import BUILDERS, Detector
+from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.pretext.batches import RegionBatch, ViewBatch
 from siamdetr.pretext.common import Pretext, crop_features, group_mask, pretext_settings
@@ -21,6 +21,7 @@ from siamdetr.pretext.registry import PRETEXTS
 from siamdetr.pretext.updetr import UPDETR
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.pretext import DETRegSettings, SiameseSettings, UPDETRSettings
+from siamdetr.settings.registry import DETECTORS
 from siamdetr.structures.targets import Targets, region_targets
 
 REGIONS = 3
@@ -29,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "updetr": UPDETRSettings(num_regions=REGIONS, mask_ratio=0.0),
     "detreg": DETRegSettings(num_regions=REGIONS, embedding="last"),
 }
-EACH = list(product(BUILDERS, PRETEXTS))
+EACH = list(product(DETECTORS, PRETEXTS))
 Batch = ViewBatch | RegionBatch
 
 
@@ -124,7 +125,7 @@ class OnWiderCanvas:
 
 
 @pytest.mark.parametrize("method", PRETEXTS)
-@pytest.mark.parametrize("variant", [variant for variant in BUILDERS if "deformable" not in variant])
+@pytest.mark.parametrize("variant", [variant for variant, entry in DETECTORS.items() if not entry.multi_scale])
 @torch.no_grad()
 def test_more_padding_changes_nothing(variant: str, method: str) -> None:
     """Of one level; with several the group norm before the encoder sees the padding, as in the official code."""
@@ -168,7 +169,7 @@ def test_all_but_the_backbone_trains_and_stays_finite_on_flat_and_repeated_regio
 
 
 @pytest.mark.parametrize("counts", [(REGIONS, 0), (0, 0)])
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 def test_an_image_without_proposals_trains(variant: str, counts: tuple[int, int]) -> None:
     """DETReg; the data sets of the other methods always have their number of regions."""
     model, batch = pretext(variant, "detreg").train(), batch_of("detreg", 2)
@@ -195,7 +196,7 @@ def test_queries_of_one_patch_see_each_other_and_nobody_else(num_queries: int, n
     assert not hidden.all(1).any()
 
 
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 @torch.no_grad()
 def test_a_patch_of_updetr_reaches_its_own_queries_only(variant: str) -> None:
     model, batch = pretext(variant, "updetr").eval(), batch_of("updetr", 2)

@@ -25,9 +25,9 @@ from siamdetr.cli.__main__ import app
 from siamdetr.cli.demo import _names
 from siamdetr.errors import ImageError
 from siamdetr.inference.attention_maps import Look
-from siamdetr.models.detector import BUILDERS
 from siamdetr.serve.demo.answers import Answers, NamedModel, data_url, pack
 from siamdetr.serve.demo.example_images import find_examples, open_upload
+from siamdetr.settings.registry import DETECTORS
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def unpack(answer: dict[str, Any]) -> np.ndarray:
     return levels * np.array(answer["peaks"]).reshape(*answer["shape"][:2], 1, 1) / 255
 
 
-@pytest.mark.parametrize("variant", sorted(BUILDERS))
+@pytest.mark.parametrize("variant", sorted(DETECTORS))
 def test_every_variant_answers_for_boxes_and_points(variant: str, picture: Image.Image) -> None:
     model = tiny_model(variant)
     model.detector.eval()

@@ -13,9 +13,10 @@ from helpers.training_data import DETECTOR, pretrain_settings, write_data
 
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, load_model, save_model
-from siamdetr.models.detector import BUILDERS, Detector
+from siamdetr.models.detector import Detector
 from siamdetr.pretext.common import pretext_settings
 from siamdetr.settings.detector import DetectorSettings
+from siamdetr.settings.registry import DETECTORS
 from siamdetr.training.initial_weights import load_start
 from siamdetr.training.pretrain import pretrain
 from siamdetr.training.pretrain_module import class_agnostic
@@ -59,7 +60,7 @@ def test_pretraining_in_half_precision_keeps_and_saves_whole_weights(data: Path,
     assert not torch.equal(trained, trained.bfloat16().float())
 
 
-@pytest.mark.parametrize("variant", BUILDERS)
+@pytest.mark.parametrize("variant", DETECTORS)
 def test_of_a_pretrained_detector_all_is_taken_over_but_what_the_classes_decide(variant: str, tmp_path: Path) -> None:
     deformable = {"levels": 3, "backbone": "resnet18"} if "deformable" in variant else {}
     refine = {"refine": True} if variant == "deformable" else {}

@@ -124,7 +124,7 @@ def test_finetuning_leaves_a_run_folder(data: Path, tmp_path: Path) -> None:
     assert len(losses) == 6
     page = (result.folder / "report.html").read_text()
     for text in (
-        "Finetuning of conditional DETR on test_resnet",
+        "Finetuning of Conditional DETR on test_resnet",
         "Per class",
         "red",
         "<svg",

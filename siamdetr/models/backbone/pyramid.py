@@ -15,6 +15,17 @@ def as_levels(maps: Maps) -> tuple[Tensor, ...]:
     return (maps,) if isinstance(maps, Tensor) else maps
 
 
+class LastMapProjection(nn.Conv2d):
+    """The backbone's last map to one map of width `dim`, for detectors with a single feature level."""
+
+    def __init__(self, channels: tuple[int, ...], dim: int) -> None:
+        super().__init__(channels[-1], dim, kernel_size=1)
+
+    def forward(self, maps: Maps) -> tuple[Tensor, ...]:  # type: ignore[override]  # of maps, as `LevelProjections`
+        """[B, C, h, w] -> one [B, D, h, w]."""
+        return (super().forward(as_levels(maps)[-1]),)
+
+
 class LevelProjections(nn.Module):
     """Backbone maps to `levels` maps of one width, each normalised in groups.
 

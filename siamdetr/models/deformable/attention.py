@@ -90,10 +90,10 @@ class DeformableAttention(Observed):
         self.weights = nn.Linear(dim, heads * levels * points)
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
-        self.reset_parameters()
+        self.initialize()
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def initialize(self) -> None:
         """Each head looks in a direction of its own, its points 1, 2, ... cells away, all of equal weight (§A.2)."""
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)

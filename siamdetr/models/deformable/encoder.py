@@ -1,19 +1,16 @@
-"""The encoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159, §4.2): cells of all levels look at points near themselves
-in all levels.
+"""The encoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159, §4.2): each cell attends to points near itself in all levels.
 
-Which of its level a cell is, a learned embedding says; where it is, the sine position of its centre.
+The position of a cell is the sine position of its centre plus a learned embedding of its level.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from siamdetr.models.deformable.attention import DeformableAttention, Levels, describe_levels, place_on_levels
-from siamdetr.models.deformable.sampling import Shapes
+from siamdetr.models.encoder import flatten_levels
 from siamdetr.models.heads import FeedForward
-from siamdetr.models.position import full_image_positions, image_positions
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.structures.model import Memory
 
@@ -45,46 +42,37 @@ class DeformableEncoder(nn.Module):
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()
-        self.dim, self.shift = settings.dim, -0.5 if settings.cell_shift else 0.0
+        self.shift = -0.5 if settings.cell_shift else 0.0
         self.temperature = settings.own_position_temperature
         self.layers = nn.ModuleList(DeformableEncoderLayer(settings) for _ in range(settings.encoder_layers))
         self.level_embedding = nn.Parameter(torch.empty(settings.levels, settings.dim))
-        self.reset_parameters()
+        self.initialize()
 
-    def reset_parameters(self) -> None:
+    def initialize(self) -> None:
         """Of the level embedding alone."""
         nn.init.normal_(self.level_embedding)
 
-    def forward(self, maps: tuple[Tensor, ...], padding: Tensor | None) -> Memory:
+    def forward(self, levels: tuple[Tensor, ...], padding: Tensor | None) -> Memory:
         """Encode projected maps.
 
         Args:
-            maps: [B, D, h, w] of each level, finest first.
+            levels: [B, D, h, w] of each level, finest first.
             padding: [B, H, W] bool of the images, True = padded; None = nothing is.
         """
-        shapes: Shapes = tuple((level.shape[2], level.shape[3]) for level in maps)
-        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)  # [B, N, D]
-        grids = None if padding is None else [_resize(padding, shape) for shape in shapes]
-        cells = None if grids is None else torch.cat([grid.flatten(1) for grid in grids], dim=1)  # [B, N]
-        position = self._positions(shapes, grids, tokens)
-        levels = describe_levels(shapes, cells, device=tokens.device)
-        references = place_on_levels(cell_centres(levels, tokens.shape[0]), levels)
+        start = flatten_levels(levels, padding, temperature=self.temperature, shift=self.shift)
+        tokens, position = start.tokens, start.position + self._level_positions(start)
+        described = describe_levels(start.shapes, start.padding, device=tokens.device)
+        references = place_on_levels(cell_centres(described, tokens.shape[0]), described)
         for layer in self.layers:
-            tokens = layer(tokens, position, references, cells, levels=levels)
-        return Memory(tokens=tokens, position=position, padding=cells, shapes=shapes)
+            tokens = layer(tokens, position, references, start.padding, levels=described)
+        return Memory(tokens=tokens, position=position, padding=start.padding, shapes=start.shapes)
 
-    def _positions(self, shapes: Shapes, grids: list[Tensor] | None, tokens: Tensor) -> Tensor:
-        """[B, N, D] in the type of `tokens`."""
-        parts = []
-        for index, (shape, embedding) in enumerate(zip(shapes, self.level_embedding, strict=True)):
-            if grids is None:
-                sine = full_image_positions(
-                    shape, self.dim, device=tokens.device, temperature=self.temperature, shift=self.shift
-                ).expand(tokens.shape[0], -1, -1)
-            else:
-                sine = image_positions(grids[index], self.dim, temperature=self.temperature, shift=self.shift)
-            parts.append(sine.to(tokens.dtype) + embedding.to(tokens.dtype))
-        return torch.cat(parts, dim=1)
+    def _level_positions(self, memory: Memory) -> Tensor:
+        """[N, D]: of each cell the embedding of its level."""
+        embeddings = self.level_embedding.to(memory.position.dtype)
+        return torch.cat(
+            [one.expand(height * width, -1) for one, (height, width) in zip(embeddings, memory.shapes, strict=True)]
+        )
 
 
 def cell_centres(levels: Levels, batch_size: int) -> Tensor:
@@ -98,8 +86,3 @@ def cell_centres(levels: Levels, batch_size: int) -> Tensor:
         whole = grid.expand(batch_size, -1, -1)
         parts.append(whole if levels.valid is None else whole / levels.valid[:, None, index])
     return torch.cat(parts, dim=1)
-
-
-def _resize(padding: Tensor, shape: tuple[int, int]) -> Tensor:
-    """[B, H, W] bool -> [B, h, w]."""
-    return F.interpolate(padding[:, None].float(), size=shape)[:, 0] > 0.5
