@@ -23,6 +23,15 @@ Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", min=1, help="Images a step (pretraining: pairs of views).")
 ]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        "--init",
+        metavar="PATH|hf:ORG/NAME",
+        help="The model to start from: a run folder, a model file, a folder of transformers' save_pretrained, or a name of the "
+        "Hugging Face hub; without: from scratch.",
+    ),
+]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="The folder to write.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a data set with problems instead of skipping them.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="A named recipe; `siamdetr presets` lists them.")]

@@ -18,6 +18,7 @@ def train(
         typer.Option("--proposals", help="A file that `siamdetr proposals` made; again for each shard."),
     ] = [],  # noqa: B006 - typer copies it
     method: Annotated[str | None, typer.Option("--method", help="siamese, updetr or detreg.")] = None,
+    init: options.Init = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
@@ -50,6 +51,7 @@ def train(
         "data.strict": strict or None,
         "data.proposals": [str(path) for path in proposals] or None,
         "method": method,
+        "init": init,
         "steps": steps,
         "epochs": epochs,
         "batch_size": batch_size,

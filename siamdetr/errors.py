@@ -40,6 +40,10 @@ class OfficialCheckpointError(ValueError):
     """A checkpoint that does not fit what was said about it; the text says which tensor, got, expected and what to do."""
 
 
+class HubError(ValueError):
+    """A Hugging Face repository or folder that cannot be fetched, read or sent; the text says why and what to do."""
+
+
 class StudyError(ValueError):
     """A study that cannot be run as asked; the text says why and what to do."""
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from siamdetr.errors import OfficialCheckpointError, WeightFileError
 from siamdetr.images.preprocessing import PreprocessingSpec
@@ -21,8 +21,8 @@ from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.backbone.weight_files import read_weight_file, unwrap_state_dict
 from siamdetr.models.detector import Detector
 from siamdetr.official.families import IMPORTERS, Module, looks_like
-from siamdetr.official.keys import UNUSED_ROW, Aside, Rule, translate
 from siamdetr.official.losses import load_criterion
+from siamdetr.official.placement import Coverage, distribute, fill
 from siamdetr.pretext.common import PRETEXT_CLASSES
 
 __all__ = [
@@ -41,16 +41,6 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What became of every tensor of a checkpoint, and of every tensor of ours."""
-
-    used: tuple[str, ...]  # official names
-    left_aside: Mapping[str, str]  # official name: why it has no place here
-    missing: Mapping[str, str]  # our name, which keeps its random values: why the file cannot have it
-    ignored_options: tuple[str, ...]  # official options that say nothing about the modules
 
 
 @dataclass(frozen=True)
@@ -97,8 +87,8 @@ def import_official(
     tensors = _plain(state_dict)
     _check_family(tensors, family)
     module = importer.build(tensors, options)
-    used, left_aside, values = _distribute(tensors, module, importer.rules(module))
-    missing = _fill(module, values, why=lambda name: importer.may_miss(tensors, name))
+    used, left_aside, values = distribute(tensors, module, importer.rules(module))
+    missing = fill(module, values, why=lambda name: importer.may_miss(tensors, name))
     ignored = tuple(sorted(name for name in options if name not in importer.options))
     coverage = Coverage(used, left_aside, missing, ignored)
     _logger.info(
@@ -188,64 +178,3 @@ def _check_family(tensors: Mapping[str, Tensor], family: str) -> None:
         raise OfficialCheckpointError(
             f"expected a checkpoint of '{family}', got tensors that look like '{likely}'; {remedy}"
         )
-
-
-def _distribute(
-    tensors: Mapping[str, Tensor], module: nn.Module, rules: Sequence[Rule | Aside]
-) -> tuple[tuple[str, ...], dict[str, str], dict[str, Tensor]]:
-    """Used official names, left-aside ones with reasons, and our names with their tensors."""
-    expected = module.state_dict()
-    used, left_aside, strangers = [], {}, []
-    values: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        place = translate(name, rules)
-        if isinstance(place, Aside):
-            left_aside[name] = place.reason
-        elif place is not None and getattr(module, place[0].split(".")[0], ...) is None:
-            left_aside[name] = "its loss has no weight in these arguments"
-        elif place is None or any(
-            target != UNUSED_ROW and (target not in expected or target in values) for target in place
-        ):
-            strangers.append(name)
-        else:
-            used.append(name)
-            first = expected[place[0]]
-            targets = [first[:1] if target == UNUSED_ROW else expected[target] for target in place]
-            values |= dict(zip(place, _split(name, tensor, targets), strict=True))
-            if values.pop(UNUSED_ROW, None) is not None:
-                left_aside[f"{name}[-1]"] = "a row that the official code never reads"
-    if strangers:
-        raise OfficialCheckpointError(
-            f"{len(strangers)} tensors have no place in a model of these arguments: {_few(strangers)}; "
-            "is it another family, or a variant that is not supported?"
-        )
-    return tuple(used), left_aside, values
-
-
-def _split(name: str, tensor: Tensor, targets: Sequence[Tensor]) -> Sequence[Tensor]:
-    """A tensor in as many parts as it has targets: along the first axis, or, of as many rows as each target, along the second."""
-    first = targets[0]
-    axis = int(len(targets) > 1 and first.ndim == tensor.ndim == 2 and tensor.shape[0] == first.shape[0])
-    parts = [target.shape[axis] if target.ndim else 1 for target in targets]
-    shape = [*first.shape[:axis], sum(parts), *first.shape[axis + 1 :]] if first.ndim else []
-    if list(tensor.shape) != shape:
-        raise OfficialCheckpointError(
-            f"tensor '{name}': got {list(tensor.shape)}, expected {shape} for these arguments; correct the arguments"
-        )
-    return tensor.split_with_sizes(parts, dim=axis) if len(targets) > 1 else [tensor]
-
-
-def _fill(module: nn.Module, values: Mapping[str, Tensor], *, why: Callable[[str], str | None]) -> dict[str, str]:
-    """Load; returns what the file cannot have, with reasons."""
-    reasons = {name: why(name) for name in module.state_dict() if name not in values}
-    lost = [name for name, reason in reasons.items() if reason is None]
-    if lost:
-        raise OfficialCheckpointError(
-            f"the checkpoint lacks {len(lost)} tensors: {_few(lost)} (our names); is it cut, or are the arguments of another model?"
-        )
-    module.load_state_dict(dict(values), strict=not reasons)
-    return {name: reason for name, reason in reasons.items() if reason is not None}
-
-
-def _few(names: Sequence[str], limit: int = 6) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

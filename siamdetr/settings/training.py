@@ -75,6 +75,11 @@ class RunSettings(Settings):
 
     detector: DetectorSettings = DetectorSettings()
     data: DataSettings
+    init: str | None = Field(
+        None,
+        description="the model to start from: a run folder, a model file, a folder of transformers' save_pretrained, or "
+        "hf:ORG/NAME of the Hugging Face hub",
+    )
     backbone_weights: str = Field("imagenet", description="imagenet, none, or a file of weights")
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -116,7 +121,6 @@ class FinetuneSettings(RunSettings):
     images: ImageSettings = ImageSettings()
     losses: LossSettings = LossSettings()
     denoising: DenoisingSettings = DenoisingSettings()
-    init: str | None = Field(None, description="a run folder or model file to start from")
     freeze: Freeze = Field("none", description="backbone: only the backbone; body: all but the class and box heads")
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none. They are what is scored and saved"

@@ -33,7 +33,7 @@ from siamdetr.system.atomic_file import atomic_write
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.evaluator import scores
 from siamdetr.training.finetune import finetune
-from siamdetr.training.finetune_setup import fill_backbone
+from siamdetr.training.initial_weights import fill_backbone
 from siamdetr.training.pretrain import pretrain
 from siamdetr.training.pretrain_module import class_agnostic
 from siamdetr.training.pretrain_setup import pretraining_detector

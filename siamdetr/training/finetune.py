@@ -19,8 +19,8 @@ from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.evaluator import Evaluator, scores
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune_module import FinetuneModule
-from siamdetr.training.finetune_setup import first_batch, resolved, start
-from siamdetr.training.initial_weights import Start, run_normalization
+from siamdetr.training.finetune_setup import first_batch, resolved
+from siamdetr.training.initial_weights import Start, run_normalization, start
 from siamdetr.training.loop import Session, begin, run_length, save_detector, seed_weights, train
 from siamdetr.training.open_datasets import open_labelled
 from siamdetr.training.optim import freeze

@@ -13,12 +13,11 @@ from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.diagnostics import Diagnostics
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune import _log
-from siamdetr.training.finetune_setup import fill_backbone
-from siamdetr.training.initial_weights import run_normalization
+from siamdetr.training.initial_weights import run_normalization, start
 from siamdetr.training.loop import Session, begin, first_process_first, run_length, seed_weights, train
 from siamdetr.training.open_datasets import open_pretraining
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
-from siamdetr.training.pretrain_setup import pretraining_detector, stored_proposals
+from siamdetr.training.pretrain_setup import resolved_pretraining, stored_proposals
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
 from siamdetr.training.proposal_figures import measure_proposals, save_proposal_figures
 from siamdetr.training.run_folder import choose_folder, process_rank
@@ -43,7 +42,7 @@ def pretrain(
     prepare_arithmetic(settings.tf32)
     _log.info("Self-supervised pretraining: no labels are used. To train on labels: siamdetr finetune")
     with SignalWatch() as watch:
-        settings = settings.model_copy(update={"detector": pretraining_detector(settings)})
+        settings = resolved_pretraining(settings)
         run = choose_folder(settings, resume)
         data = open_pretraining(settings.data, as_callback(sink, "read", watch.raise_if_received))
         index = data.images
@@ -59,8 +58,7 @@ def pretrain(
         dataset = entry.dataset(index, proposals, settings.of_method, settings.seed)
         seed_weights(settings)
         detector = Detector(settings.detector)
-        if run.content is None:
-            fill_backbone(detector, settings)
+        begun = start(detector, settings, (OBJECT,), resumed=run.content is not None)
         module = PretrainModule(detector, settings, preprocessing, length.total)
         if run.content is None:
             module.pretext.load_weights(settings.backbone_weights)
@@ -72,7 +70,9 @@ def pretrain(
             lambda i: int(index.image_ids[i]),
             entry.collate,
             lambda step: ModelMetadata(
-                class_names=(OBJECT,), preprocessing=preprocessing, lineage=(f"{what}, {step} steps",)
+                class_names=(OBJECT,),
+                preprocessing=preprocessing,
+                lineage=(*begun.lineage, f"{what}, {step} steps"),
             ),
             WeightAverage(settings.ema) if settings.ema else None,
             callbacks=(Diagnostics(run.path, dataset, len(index), entry.collate, total_steps=length.total),),

@@ -11,11 +11,24 @@ from siamdetr.proposals.compute import ProposalStore, compute_proposals, open_pr
 from siamdetr.proposals.methods import Recipe
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.system.progress import Progress
+from siamdetr.training.initial_weights import read_start, taken_over
 
 
 def pretraining_detector(settings: PretrainSettings) -> DetectorSettings:
     """The detector with the class head that the method trains."""
     return pretext_settings(settings.detector, settings.of_method.class_loss)
+
+
+def resolved_pretraining(settings: PretrainSettings) -> PretrainSettings:
+    """The settings with what the starting model decides: with `init`, whatever was not said about the detector is as in it.
+
+    Raises:
+        CheckpointError, HubError, OfficialCheckpointError: `init` cannot be read.
+    """
+    if settings.init is not None:
+        detector = taken_over(settings.detector, read_start(settings.init))
+        settings = settings.model_copy(update={"detector": detector})
+    return settings.model_copy(update={"detector": pretraining_detector(settings)})
 
 
 def stored_proposals(

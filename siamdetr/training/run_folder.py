@@ -80,10 +80,14 @@ def check_same_run(checkpoint: dict[str, Any], settings: RunSettings, path: Path
     Raises:
         CheckpointError: naming each setting that differs, with both values.
     """
-    stage, theirs, ours = checkpoint[STATE]["stage"], checkpoint[STATE]["settings"], to_json(settings)
+    stage, ours = checkpoint[STATE]["stage"], to_json(settings)
     if stage != settings.stage:
         raise CheckpointError(f"{path}: a checkpoint of {stage}, not of {settings.stage}; use it with --init")
+<<<<<<< HEAD
     theirs = _with_defaults(theirs, type(settings))
+=======
+    theirs = _completed(checkpoint[STATE]["settings"], type(settings))
+>>>>>>> main
     differing = [key for key in differences(ours, theirs) if key.partition(".")[0] not in _FREE]
     if differing:
         lines = [f"  {key}: {_value(theirs, key)!r} in the checkpoint, {_value(ours, key)!r} now" for key in differing]
@@ -129,6 +133,15 @@ def _resumed(folder: Path, checkpoint: Path | None) -> RunFolder:
     for problem in problems:
         _log.warning("%s; going on from %s", problem, path.name)
     return RunFolder(folder, path, content)
+
+
+def _completed(stored: dict[str, Any], cls: type[RunSettings]) -> dict[str, Any]:
+    """The settings of a checkpoint; those that its version did not have yet have their defaults, which are what it did."""
+    try:
+        completed: dict[str, Any] = to_json(cls.model_validate(stored))
+    except ValidationError:  # it has what this version does not: the comparison names it
+        return stored
+    return completed
 
 
 def _value(tree: Any, key: str) -> Any:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from helpers.paths import TESTS
 from torch import Tensor
 
 from siamdetr.models.attention import record_attention
