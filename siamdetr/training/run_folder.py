@@ -83,11 +83,7 @@ def check_same_run(checkpoint: dict[str, Any], settings: RunSettings, path: Path
     stage, ours = checkpoint[STATE]["stage"], to_json(settings)
     if stage != settings.stage:
         raise CheckpointError(f"{path}: a checkpoint of {stage}, not of {settings.stage}; use it with --init")
-<<<<<<< HEAD
-    theirs = _with_defaults(theirs, type(settings))
-=======
     theirs = _completed(checkpoint[STATE]["settings"], type(settings))
->>>>>>> main
     differing = [key for key in differences(ours, theirs) if key.partition(".")[0] not in _FREE]
     if differing:
         lines = [f"  {key}: {_value(theirs, key)!r} in the checkpoint, {_value(ours, key)!r} now" for key in differing]
@@ -95,15 +91,6 @@ def check_same_run(checkpoint: dict[str, Any], settings: RunSettings, path: Path
             f"{path}: cannot resume with other settings than the run's own:\n" + "\n".join(lines) + "\n"
             "Give the same settings (they are in config.yaml beside it), or start a new run from its weights with --init"
         )
-
-
-def _with_defaults(values: dict[str, Any], cls: type[RunSettings]) -> dict[str, Any]:
-    """An older run's settings with the defaults of settings that came later, which reproduce what there was."""
-    try:
-        filled: dict[str, Any] = to_json(cls.model_validate(values))
-    except ValidationError:
-        return values  # whatever this version does not know differs, and is named
-    return filled
 
 
 def _named(settings: RunSettings, *, newest: bool) -> Path:
