@@ -63,8 +63,10 @@ def main() -> None:
     Exit codes: 0 done, 1 an error that was explained, 2 wrong usage, 130 and 143 stopped by Ctrl-C and SIGTERM.
     """
     from siamdetr.cli.console import console, log_to_console
+    from siamdetr.system.threads import limit_numeric_libraries
 
     log_to_console()
+    limit_numeric_libraries()
     try:
         app()
     except (ValueError, OSError) as error:

@@ -83,7 +83,7 @@ def export(
     ] = None,
 ) -> None:
     """Export to ONNX (opset 18, any batch and image size); what does not agree with PyTorch is not handed over."""
-    from siamdetr.api import MANIFEST_FILE, SiamDETR
+    from siamdetr.api import SiamDETR, kind_of
     from siamdetr.cli.console import console, progress
     from siamdetr.export.gate import pytorch_reference
     from siamdetr.export.gate_images import samples_of
@@ -103,7 +103,7 @@ def export(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
     )
-    if trt and (model / MANIFEST_FILE).is_file():
+    if trt and kind_of(model) == "bundle":
         _add_engine(model, output, shapes, engine, samples=samples, truth=labelled, gate=gate)
         return
     if trt:
@@ -196,7 +196,7 @@ def verdict(report: GateReport) -> str:
 
 def _data(model: Path, data: Path | None, split: str | None, data_format: str) -> DetectionIndex | None:
     from siamdetr.data.readers.recognise import open_dataset
-    from siamdetr.training.open_datasets import validation_part
+    from siamdetr.training.run_folder import validation_part
 
     return validation_part(model) if data is None else open_dataset(data, format=data_format, split=split)
 

@@ -86,7 +86,7 @@ def _bands(
     from siamdetr.evaluation.matched import match_results
     from siamdetr.evaluation.thresholds import threshold_curves
     from siamdetr.labelling.bands import Bands, choose_bands
-    from siamdetr.training.open_datasets import validation_part
+    from siamdetr.training.run_folder import validation_part
 
     chosen = Bands()
     if sure is None or look is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,6 +184,7 @@ def _run(grid: Grid, engine: Engine, device: str, jobs: int) -> None:
     from siamdetr.study.runner import run_grid
     from siamdetr.study.summary import answer
     from siamdetr.system.signals import SignalWatch
+    from siamdetr.system.threads import usable_cores
 
     failed: list[CellOutcome] = []
 
@@ -193,7 +193,7 @@ def _run(grid: Grid, engine: Engine, device: str, jobs: int) -> None:
             failed.append(outcome)
         console.print(f"  {_line(outcome)}", markup=False, soft_wrap=True)
 
-    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    threads = max(1, usable_cores() // jobs) if jobs > 1 else None
     console.print(f"{len(grid.cells)} cells, {len(grid.results)} finished already; {grid.folder}", soft_wrap=True)
     with SignalWatch() as watch:
         with _cells_bar() as progress:

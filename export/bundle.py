@@ -22,13 +22,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from siamdetr.errors import ExportError
+from siamdetr.files import ONNX_FILE
 from siamdetr.images.preprocessing import PreprocessingSpec
 
-ONNX_FILE = "model.onnx"
-MANIFEST_FILE = "manifest.json"
-LABELS_FILE = "labels.txt"
-INFER_FILE = "infer.py"
-ENGINE_FILE = "model.engine"
 METADATA_KEY = "siamdetr"  # the graph's metadata entry; a JSON object
 FORMAT_VERSION = 1
 

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from siamdetr.errors import ExportError
-from siamdetr.export.bundle import ENGINE_FILE, MANIFEST_FILE, ModelCard, digest_file, read_card
+from siamdetr.export.bundle import ModelCard, digest_file, read_card
 from siamdetr.export.runtime import feed_of
 from siamdetr.export.sessions import Array
 from siamdetr.export.tensorrt import Profile
+from siamdetr.files import ENGINE_FILE, MANIFEST_FILE
 from siamdetr.images.preprocessing import Prepared
 from siamdetr.inference.opened_model import Described
 from siamdetr.inference.predictor import ScoredBoxes

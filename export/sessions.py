@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from siamdetr.errors import ExportError
 from siamdetr.export.bundle import METADATA_KEY
+from siamdetr.system.threads import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +98,7 @@ class OpenVinoSession:
             half = any(weight.data_type == onnx.TensorProto.BFLOAT16 for weight in proto.graph.initializer)
             known = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if half and known else "f32"}
-            if threads is not None:
-                hints["INFERENCE_NUM_THREADS"] = threads
+            hints["INFERENCE_NUM_THREADS"] = threads or usable_cores()
             self._model = core.compile_model(core.read_model(str(path)), "CPU", hints)
         except Exception as error:  # protobuf's and OpenVINO's exceptions share no base but this
             raise ExportError(
@@ -163,8 +163,7 @@ def cuda_at_hand() -> bool:
 def _open(path: Path, providers: list[Any], threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or usable_cores()
     try:
         return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no base but this

@@ -19,17 +19,17 @@ from pathlib import Path
 
 from siamdetr.errors import ExportError
 from siamdetr.export import client
-from siamdetr.export.bundle import LABELS_FILE, ONNX_FILE, find_onnx
+from siamdetr.export.bundle import find_onnx
 from siamdetr.export.protocol import OUTPUTS, PARAMETER, Tensor, client_card, input_tensors
 from siamdetr.export.runtime import OnnxDetector
+from siamdetr.files import ENGINE_FILE, LABELS_FILE, ONNX_FILE
 from siamdetr.images.preprocessing import PreprocessingSpec, Size, resized_size
 from siamdetr.system.atomic_file import atomic_write, sync_folder
 
 CLIENT_FILE = "client.py"
 CONFIG_FILE = "config.pbtxt"
-ENGINE_FILE = "model.engine"  # in a bundle
 _WARM_UP_PICTURE = (480, 640)  # (height, width)
-_BACKENDS = {"model.onnx": "onnxruntime", "model.plan": "tensorrt"}
+_BACKENDS = {ONNX_FILE: "onnxruntime", "model.plan": "tensorrt"}
 
 
 @dataclass(frozen=True)

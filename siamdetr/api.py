@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import supervision as sv
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from siamdetr.errors import CheckpointError
+from siamdetr.files import Kind, kind_of
 from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
 from siamdetr.inference.detector_attention import TracedInspection, inspect
 from siamdetr.inference.opened_model import Described
@@ -25,9 +26,12 @@ from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import Classifier, DetectorSettings
 from siamdetr.settings.registry import detector_entry
 
-ONNX_FILE = "model.onnx"
-MANIFEST_FILE = "manifest.json"
 Backend = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
+_BACKENDS: dict[Kind, tuple[Backend, ...]] = {  # that run a kind of file, the usual one first
+    "onnx": ("onnxruntime", "openvino"),
+    "bundle": ("onnxruntime", "openvino", "tensorrt"),
+    "engine": ("tensorrt",),
+}
 
 
 class Model(Predictor, Protocol):
@@ -233,16 +237,14 @@ def load(
             model.engine.
         device: where it runs: "cpu", "cuda", "cuda:N", or "auto": the GPU where there is one.
         backend: what runs it; None: PyTorch for our model files, ONNX Runtime for .onnx files and bundles, TensorRT for engines.
-        threads: of exported files on the CPU; None: one a core.
+        threads: of exported files on the CPU; None: one for each core that this process may use.
     Raises:
         CheckpointError: not there, not ours, or damaged.
         ValueError: the backend cannot run such a file.
     """
     path = Path(path)
-    kind = "onnx" if path.suffix == ".onnx" or (path / MANIFEST_FILE).is_file() or (path / ONNX_FILE).is_file() else ""
-    kind = "engine" if path.suffix == ".engine" or (kind and path.is_dir() and backend == "tensorrt") else kind
-    backends = {"onnx": ("onnxruntime", "openvino"), "engine": ("tensorrt",)}.get(kind, ("pytorch",))
-    backend = backend or cast("Backend", backends[0])
+    backends = _BACKENDS.get(kind_of(path), ("pytorch",))
+    backend = backend or backends[0]
     if backend not in backends:
         raise ValueError(f"{path}: backend '{backend}' does not run such a file; take {' or '.join(backends)}")
     if backend == "tensorrt":
@@ -268,4 +270,4 @@ def _class_names(number: int | None, names: Sequence[str] | None) -> tuple[str, 
     return tuple(names)
 
 
-__all__ = ["Backend", "CheckpointError", "Model", "SiamDETR", "load"]
+__all__ = ["Backend", "CheckpointError", "Kind", "Model", "SiamDETR", "kind_of", "load"]

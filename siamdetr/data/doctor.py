@@ -16,8 +16,9 @@ from siamdetr.data.problems import SEVERITIES, Problem, ProblemLog, Severity, co
 from siamdetr.data.readers.recognise import DataSource, find_source
 from siamdetr.data.splits import common_name, find_split, in_split_order
 from siamdetr.errors import DataError
-from siamdetr.images.check import DIGEST_BYTES, ImageFacts, check_images, default_workers
+from siamdetr.images.check import DIGEST_BYTES, ImageFacts, check_images
 from siamdetr.system.progress import Progress
+from siamdetr.system.threads import usable_cores
 
 SIDE_STEPS = (128, 256, 512, 1024, 2048, 4096)  # pixels, longer side of an image
 COCO_AREAS = (32**2, 96**2)  # pixels², small | medium | large (https://cocodataset.org/#detection-eval)
@@ -117,7 +118,7 @@ def diagnose(
         except (DataError, OSError) as error:
             log.add("unreadable-annotations", str(source.root), f"split '{name}'", str(error))
     _note_empty_classes(parts, log)
-    sides = _check_files(parts, log, progress, workers or default_workers())
+    sides = _check_files(parts, log, progress, workers or usable_cores())
     return Diagnosis(
         root=str(path),
         format=source.format,

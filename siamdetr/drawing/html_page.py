@@ -19,8 +19,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-REPORT_FILE = "report.html"
-METRICS_FILE = "metrics.csv"  # of a run: a row every few steps, a column a figure
+from siamdetr.files import METRICS_FILE
+
 _COLOURS = ("#2f7ed8", "#e4572e", "#2a9d6f", "#b07aa1", "#c99700", "#5b8c9e")  # readable on white and on black
 _INK = "#010203"  # stands for the page's text colour until it is replaced
 

@@ -10,15 +10,17 @@ import hashlib
 import os
 import uuid
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from siamdetr.errors import DataError
+from siamdetr.errors import CheckpointError, DataError
 from siamdetr.images.open import KEY_BYTES
 from siamdetr.proposals.rows import Rows
 from siamdetr.proposals.store import FORMAT, SCHEMA, ProposalStore
+from siamdetr.system.atomic_file import atomic_write
 
 
 def file_stamp(path: Path) -> bytes:
@@ -77,21 +79,19 @@ def _write(path: Path, recipe: str, rows: Rows) -> None:
         pa.LargeListArray.from_arrays(pa.array(rows.offsets * 4), pa.array(rows.values.reshape(-1))),
     ]
     schema = SCHEMA.with_metadata({"siamdetr.proposals": FORMAT, "recipe": recipe})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+    def write(file: IO[bytes]) -> None:
+        with pa.ipc.new_file(file, schema) as writer:
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
     try:
-        with temporary.open("wb") as file:
-            with pa.ipc.new_file(file, schema) as writer:
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
+        atomic_write(path, write)
+    except (OSError, CheckpointError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
         raise DataError(
-            f"{path}: cannot be written ({error.strerror}); what was written before is kept. Make room there, or choose another place"
+            f"{path}: cannot be written ({getattr(cause, 'strerror', cause)}); what was written before is kept. Make room there, "
+            "or choose another place"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _fanout(keys: NDArray[np.uint8]) -> NDArray[np.int32]:

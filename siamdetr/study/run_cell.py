@@ -21,6 +21,7 @@ from siamdetr.data.readers.recognise import available_splits, open_dataset
 from siamdetr.drawing.html_page import read_metrics
 from siamdetr.evaluation.classes import OBJECT
 from siamdetr.evaluation.coco import evaluate
+from siamdetr.files import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.detector import Detector
@@ -29,7 +30,7 @@ from siamdetr.settings.training import FinetuneSettings
 from siamdetr.study.cell import SCRATCH, Cell
 from siamdetr.study.pictures import save_qualitative
 from siamdetr.study.settings import StudySettings, finetune_settings, images_of, pretrain_settings
-from siamdetr.system.atomic_file import atomic_write
+from siamdetr.system.atomic_file import atomic_text
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.evaluator import scores
 from siamdetr.training.finetune import finetune
@@ -124,7 +125,7 @@ def run_cell(task: CellTask) -> CellOutcome:
             if watch.received is not None:  # a signal to all processes ends the workers that read images, too
                 return CellOutcome(task.cell, error=text, interrupted=True)
             _log.exception("%s failed", task.cell.key)
-            atomic_write(place / ERROR_FILE, lambda file: file.write(text.encode()))
+            atomic_text(place / ERROR_FILE, text)
             return CellOutcome(task.cell, error=text)
     result = dataclasses.replace(result, seconds=time.perf_counter() - started)
     _save(place, result)
@@ -257,6 +258,6 @@ def _save(place: Path, result: CellResult) -> None:
         "seconds": round(result.seconds, 3),
         "curve": result.curve,
     }
-    atomic_write(place / RESULT_FILE, lambda file: file.write(json.dumps(content, indent=1).encode()))
-    for name in ("last.ckpt", "previous.ckpt", ERROR_FILE):
+    atomic_text(place / RESULT_FILE, json.dumps(content, indent=1))
+    for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, ERROR_FILE):
         (place / name).unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from siamdetr.settings.resolve import differences, resolve
 from siamdetr.settings.training import FinetuneSettings
 from siamdetr.study.cell import Cell
 from siamdetr.study.settings import GROWING, StudySettings, pretrain_settings
-from siamdetr.system.atomic_file import atomic_write
+from siamdetr.system.atomic_file import atomic_text
 
 SETTINGS_FILE = "study.json"
 SPLITS_FILE = "splits.json"
@@ -81,8 +81,8 @@ def splits_of(
 def write_folder(study: StudySettings, folder: Path, splits: dict[str, list[str]]) -> None:
     """Writes study.json and splits.json; the folder is made."""
     text = json.dumps(_identity(study), indent=1)
-    atomic_write(folder / SETTINGS_FILE, lambda file: file.write(text.encode()))
-    atomic_write(folder / SPLITS_FILE, lambda file: file.write(json.dumps(splits, indent=1).encode()))
+    atomic_text(folder / SETTINGS_FILE, text)
+    atomic_text(folder / SPLITS_FILE, json.dumps(splits, indent=1))
 
 
 def _with_earlier(folder: Path, splits: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from siamdetr.errors import EngineError
 from siamdetr.system.signals import SIGNALS, SignalWatch
+from siamdetr.system.threads import usable_cores
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -35,7 +36,7 @@ class Engine:
     Attributes:
         kind: "here", one after the other; "threads" of this process (for functions that leave Python's lock); "processes", started
             afresh (spawn), which end with this one however it ends; or "ray".
-        workers: threads or processes; None: one a core. Ray counts for itself.
+        workers: threads or processes; None: one for each core that this process may use. Ray counts for itself.
         address: of the Ray cluster: "auto", "ray://host:port", or "local" to start one on this machine.
         cpus, gpus: what a task occupies on the Ray cluster.
         retries: how often Ray repeats a task whose machine or process died.
@@ -67,7 +68,7 @@ class Engine:
             return _run_on_ray(function, tasks, self, stopped)
         if self.kind == "here":
             return _run_here(function, tasks, stopped)
-        count = self.workers or os.cpu_count() or 1
+        count = self.workers or usable_cores()
         if self.kind == "processes":
             return _run_in_processes(function, tasks, count=count, fresh=self.fresh, stopped=stopped)
         pool, window = ThreadPoolExecutor(count), count * (1 + _WAITING)

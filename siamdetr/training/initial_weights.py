@@ -16,7 +16,7 @@ from siamdetr.official.huggingface.read import import_huggingface
 from siamdetr.official.huggingface.repository import is_huggingface
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.training import RunSettings
-from siamdetr.training.checkpoint_io import NORMALIZATION, STATE
+from siamdetr.training.checkpoints.checkpoint_file import NORMALIZATION, STATE
 from siamdetr.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+
 from siamdetr.evaluation.classes import OBJECT
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, find_model_file
 from siamdetr.models.detector import Detector
 from siamdetr.pretext.registry import PRETEXTS
 from siamdetr.pretext.run_settings import PretrainSettings
+from siamdetr.system.distributed import first_process_first
+from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
 from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.diagnostics import Diagnostics
 from siamdetr.training.callbacks.weight_average import WeightAverage
-from siamdetr.training.finetune import _log
 from siamdetr.training.initial_weights import run_normalization, start
-from siamdetr.training.loop import Session, begin, first_process_first, run_length, seed_weights, train
+from siamdetr.training.loop import Session, begin, run_length, seed_weights, train
 from siamdetr.training.open_datasets import open_pretraining
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
 from siamdetr.training.pretrain_setup import resolved_pretraining, stored_proposals
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
 from siamdetr.training.proposal_figures import measure_proposals, save_proposal_figures
-from siamdetr.training.run_folder import choose_folder, process_rank
+from siamdetr.training.run_folder import choose_folder
 from siamdetr.training.run_report import write_report
 from siamdetr.training.run_result import RunResult
+
+_log = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -47,9 +52,10 @@ def pretrain(
         data = open_pretraining(settings.data, as_callback(sink, "read", watch.raise_if_received))
         index = data.images
         begin(settings, run)
-        with first_process_first(settings):
+        with first_process_first(watch.raise_if_received):
             poll = as_callback(sink, "proposals", watch.raise_if_received)
             proposals = stored_proposals(settings, run.path, index, poll)
+            figures = measure_proposals(proposals, data.labelled) if launch().is_first else None
         length = run_length(settings, len(index))
         preprocessing = PreprocessingSpec.from_size(settings.of_method.size).normalized_by(
             run_normalization(settings, run)
@@ -78,9 +84,8 @@ def pretrain(
             callbacks=(Diagnostics(run.path, dataset, len(index), entry.collate, total_steps=length.total),),
             finished=class_agnostic,
         )
-        figures = measure_proposals(proposals, data.labelled) if process_rank() == 0 else None
         seconds = train(session, settings, run, watch=watch, progress=sink)
-    if process_rank() == 0:
+    if launch().is_first:
         if seconds:  # else the run was finished before, and its figures are there
             save_proposal_figures(run.path, figures, dataset)
         write_report(run.path)

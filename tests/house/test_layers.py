@@ -23,7 +23,7 @@ ROOMS = ["siamdetr.cli", "siamdetr.serve", "siamdetr.export", "siamdetr"]
 # Inside the core: a room may import itself and rooms of lower layers, never one beside it. So there is no circle of rooms.
 CORE_LAYERS = [
     {"errors"},
-    {"boxes", "presets", "system"},
+    {"boxes", "files", "presets", "system"},
     {"settings"},
     {"structures"},
     {"images"},

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,9 @@ from PIL import Image
 
 from siamdetr.data.synthetic.paint import background, clutter, finish, paint, palette, texture
 from siamdetr.images.randomness import Random
+from siamdetr.system.atomic_file import atomic_text, atomic_write
 from siamdetr.system.progress import Progress
+from siamdetr.system.threads import usable_cores
 
 SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
 NUM_OBJECTS = (1, 3)
@@ -79,7 +80,7 @@ def write_synthetic(
     for part, count in counts.items():
         (root / part).mkdir(parents=True, exist_ok=True)
         drawn: list[list[DrawnObject]] = []
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(4, usable_cores())) as pool:
             for objects in pool.map(
                 lambda i, part=part: _write_image(root / part, i, (seed, _PARTS[part], i), size, classes), range(count)
             ):
@@ -170,7 +171,8 @@ def _write_image(
 ) -> list[DrawnObject]:
     rng = np.random.default_rng(seed)
     pixels, objects = draw_image(rng, size, classes)
-    Image.fromarray(pixels).save(folder / _file_name(i), quality=int(rng.integers(80, 96)))
+    quality = int(rng.integers(80, 96))
+    atomic_write(folder / _file_name(i), lambda file: Image.fromarray(pixels).save(file, "JPEG", quality=quality))
     return objects
 
 
@@ -195,6 +197,5 @@ def _write_annotations(path: Path, drawn: Sequence[Sequence[DrawnObject]], size:
             )
     images = [{"id": i + 1, "file_name": _file_name(i), "height": size, "width": size} for i in range(len(drawn))]
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"images": images, "annotations": annotations, "categories": categories}
-    path.write_text(json.dumps(content), encoding="utf-8")
+    atomic_text(path, json.dumps(content))

@@ -2,8 +2,9 @@
 
 `softmax`: cross entropy with a "no object" class of small weight (DETR). `focal`: sigmoid focal loss, no such class
 (arXiv:1708.02002, as Deformable and Conditional DETR use it). Every layer has its own matching and its own losses.
-Ours: the classes' normaliser is averaged over processes like the number of boxes, and the number of boxes of ALL processes
-(not of each) is at least 1, so that two processes train exactly what one process with twice the batch trains.
+Ours: the number of boxes and the classes' normaliser are averaged over processes and over the batches of a step (gradient accumulation),
+and the number of boxes of ALL of them (not of each) is at least 1: two processes, or two batches a step, train exactly what one batch of
+all their images trains.
 Denoising queries (DN-DETR) have the same losses against the boxes they were made from, without matching.
 """
 
@@ -13,7 +14,6 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from siamdetr.models.denoising import denoising_slots
 from siamdetr.settings.detector import Classifier, LossSettings
 from siamdetr.structures.model import Outputs
 from siamdetr.structures.targets import Targets
+from siamdetr.system import distributed
 
 LOSSES = ("loss_class", "loss_bbox", "loss_giou")
 
@@ -73,7 +74,8 @@ class DetectionCriterion(nn.Module):
         Args:
             outputs: predictions of `num_layers` layers for B images.
             targets: their boxes; images, or all, may have none.
-            num_boxes: divisor of box and focal losses; None: the boxes of this batch, averaged over processes.
+            num_boxes: divisor of box and focal losses; None: the boxes of the targets' window, averaged over its batches and over
+                processes.
         Returns:
             Scalars: `loss_class`, `loss_bbox`, `loss_giou` of the last layer, the same with suffix `_0`, `_1`, ... of the
             earlier ones, and without weight or gradient `class_error` (percent of matched boxes, last layer) and
@@ -196,11 +198,12 @@ class DetectionCriterion(nn.Module):
     def _normalisers(
         self, logits: Tensor, targets: Targets, num_boxes: Tensor | float | None
     ) -> tuple[Tensor | float, Tensor | float]:
-        """Number of boxes, and summed class weights of all queries: known on the host, averaged over processes."""
-        _, images, queries = logits.shape[:3]
-        matched = sum(min(queries, count) for count in targets.counts)
-        class_weight = matched + self.settings.no_object_weight * (images * queries - matched)
-        boxes, weight = _mean_over_processes((float(sum(targets.counts)), class_weight), logits.device)
+        """Number of boxes, and summed class weights of all queries: known on the host, averaged over the window and over processes."""
+        queries, class_weight = logits.shape[2], 0.0
+        for counts in targets.window_counts:
+            matched = sum(min(queries, count) for count in counts)
+            class_weight += matched + self.settings.no_object_weight * (len(counts) * queries - matched)
+        boxes, weight = _mean_over_window(targets, class_weight, logits.device)
         return (boxes if num_boxes is None else num_boxes), weight
 
     def _check(self, outputs: Outputs) -> None:
@@ -281,16 +284,26 @@ def _monitors(logits: Tensor, targets: Targets, matches: Matches) -> dict[str, T
 
 
 def boxes_per_process(targets: Targets) -> Tensor | float:
-    """Number of boxes of a batch, averaged over processes; those of all processes together count at least 1."""
-    boxes, _ = _mean_over_processes((float(sum(targets.counts)), 0.0), targets.boxes.device)
-    return boxes
+    """Number of boxes of a batch, averaged over its window and over processes; all together count at least 1."""
+    return _mean_over_window(targets, 0.0, targets.boxes.device)[0]
 
 
-def _mean_over_processes(values: tuple[float, float], device: torch.device) -> tuple[Tensor | float, Tensor | float]:
-    """(boxes, class weight) averaged over processes; the boxes of all processes together count at least 1."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return max(values[0], 1.0), values[1]
-    both = torch.stack([torch.full((), value, device=device) for value in values])
-    torch.distributed.all_reduce(both)
-    world = torch.distributed.get_world_size()
-    return both[0].clamp(min=1.0) / world, both[1] / world
+def _mean_over_window(
+    targets: Targets, class_weight: float, device: torch.device
+) -> tuple[Tensor | float, Tensor | float]:
+    """(boxes, class weight) of the targets' window, averaged over its batches and over processes; all boxes together count at least 1.
+
+    The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one batch with all
+    images of the window.
+
+    Args:
+        targets: of one batch.
+        class_weight: summed over the window.
+        device: of the result, where several processes share it.
+    """
+    boxes, batches = float(sum(map(sum, targets.window_counts))), len(targets.window_counts)
+    if not distributed.started():
+        return max(boxes, 1.0) / batches, class_weight / batches
+    both = distributed.total(torch.stack([torch.full((), value, device=device) for value in (boxes, class_weight)]))
+    batches *= distributed.world_size()
+    return both[0].clamp(min=1.0) / batches, both[1] / batches

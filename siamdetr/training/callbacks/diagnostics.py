@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 
 from siamdetr.boxes import cxcywh_to_xyxy, elementwise_iou
 from siamdetr.drawing.pretext import draw_joined_views, draw_matches, draw_regions
+from siamdetr.files import DIAGNOSTICS
 from siamdetr.images.normalize import normalize
 from siamdetr.models.criterion.matcher import match
 from siamdetr.pretext.batches import PretextBatch, PretextSample
 from siamdetr.system.atomic_file import atomic_write
 from siamdetr.training.pretrain_module import PretrainModule
-from siamdetr.training.run_report import DIAGNOSTICS
 from siamdetr.training.step_module import completed_step
 
 NUM_SAMPLES = 3
