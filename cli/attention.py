@@ -36,13 +36,13 @@ def attention(
         )
     from siamdetr.api import load
     from siamdetr.cli.console import console
-    from siamdetr.drawing.attention import Wanted, attention_figure
+    from siamdetr.drawing.attention import FigureOptions, attention_figure
     from siamdetr.images.preprocessing import load_image
     from siamdetr.serve.demo.inspection import inspect_image
     from siamdetr.system.atomic_file import atomic_write
 
     opened, picture = load(model, device=device), load_image(image)
-    wanted = Wanted(boxes=boxes, layer=layer, heads=heads, point=_fractions(point, picture.size))
+    wanted = FigureOptions(boxes=boxes, layer=layer, heads=heads, point=_fractions(point, picture.size))
     figure = attention_figure(picture, inspect_image(opened, picture), opened.class_names, wanted)
     output.parent.mkdir(parents=True, exist_ok=True)
     content = BytesIO()  # matplotlib insists on a real file or this

@@ -37,7 +37,10 @@ def demo(
     from siamdetr.serve.demo.answers import NamedModel
     from siamdetr.serve.demo.example_images import find_examples
 
-    named = [NamedModel(name, load(path, device=device)) for name, path in zip(_names(models), models, strict=True)]
+    named = [
+        NamedModel(name, load(path, device=device))
+        for name, path in zip(distinguishing_names(models), models, strict=True)
+    ]
     served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port)
     console.print(
         f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)", markup=False, soft_wrap=True
@@ -45,7 +48,7 @@ def demo(
     served.wait()
 
 
-def _names(paths: list[Path]) -> list[str]:
+def distinguishing_names(paths: list[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart, without the endings of files where those do not."""
     whole = [path.resolve() for path in paths]
     short = [path.with_suffix("") if path.suffix in _SUFFIXES else path for path in whole]

@@ -73,7 +73,7 @@ def quickstart(
 
     budget = FAST if fast else FULL
     started = time.perf_counter()
-    output = _free(output)
+    output = free_folder(output)
     step = _Steps(total=6)
     with step.say("Draw a data set of shapes", "seconds"):
         data = _draw(output / "data", budget, seed)
@@ -109,7 +109,7 @@ NEXT = (
 )
 
 
-def _free(folder: Path) -> Path:
+def free_folder(folder: Path) -> Path:
     """`folder`, or where something is there already `folder`-2, -3, …: nothing of anybody's is written over."""
     candidate, number = folder, 1
     while candidate.exists():

@@ -61,7 +61,7 @@ class EngineDetector(Described):
         self._facts: ModelCard
         self._facts, self.engine_facts = read_engine_facts(folder)
         check_module(self.engine_facts)
-        self._device = _gpu(device, self.engine_facts)
+        self._device = choose_gpu(device, self.engine_facts)
         trt: Any = importlib.import_module(self.engine_facts.module)
         self._trt = trt
         logger = trt.Logger(trt.Logger.ERROR)
@@ -223,7 +223,12 @@ def spans(number: int, batch: tuple[int, int, int]) -> list[tuple[int, int]]:
     return [(start, min(start + batch[2], number)) for start in range(0, number, batch[2])]
 
 
-def _gpu(device: str, facts: EngineFacts) -> torch.device:
+def choose_gpu(device: str, facts: EngineFacts) -> torch.device:
+    """The GPU that an engine runs on.
+
+    Raises:
+        ExportError: no GPU, a device that is none, or a GPU that the engine was not built for.
+    """
     if not torch.cuda.is_available():
         raise ExportError(
             "engine: TensorRT needs an NVIDIA GPU, and PyTorch finds none here; take --backend onnxruntime or openvino"

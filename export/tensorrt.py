@@ -161,7 +161,7 @@ def build_engine(
     cache = _timing_cache(config, options.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ExportError(f"{onnx_file}: TensorRT {trt.__version__} built no engine: {_reason(logger.errors)}")
+        raise ExportError(f"{onnx_file}: TensorRT {trt.__version__} built no engine: {failure_reason(logger.errors)}")
     if options.timing_cache is not None and cache is not None:
         blob = bytes(cache.serialize())
         atomic_write(options.timing_cache, lambda file: file.write(blob))
@@ -221,7 +221,8 @@ def _parser_error(error: Any) -> str:
     return f"{error.node_operator()} '{error.node_name()}': {error.desc()}"
 
 
-def _reason(errors: Sequence[str]) -> str:
+def failure_reason(errors: Sequence[str]) -> str:
+    """What TensorRT's last errors say, for a message; with the remedy when memory ran out."""
     text = " | ".join(errors[-3:]) or "it gave no reason"
     if any(word in text.lower() for word in _OUT_OF_MEMORY):
         return f"the GPU ran out of memory ({text[:300]}); take a smaller --batch or --workspace, or free the GPU"
