@@ -12,7 +12,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,9 @@ from siamdetr.evaluation.results import Results, concatenate_results, read_resul
 from siamdetr.images.preprocessing import PreprocessingSpec, group_by_size
 from siamdetr.inference.image_reader import read_samples
 from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes
-from siamdetr.inference.pytorch import PyTorchPredictor
-from siamdetr.models.detector import Detector
+
+if TYPE_CHECKING:
+    from siamdetr.models.detector import Detector
 
 Backend = Literal["fast", "reference"]
 _MAX_DETECTIONS = (1, 10, 100)
@@ -257,18 +258,21 @@ def read_scorer(path: str | Path, index: DetectionIndex) -> CocoScorer:
 def _as_predictor(
     model: Predictor | Detector, index: DetectionIndex, preprocessing: PreprocessingSpec | None
 ) -> Predictor:
-    if not isinstance(model, Detector):
-        return model
+    if hasattr(model, "predict_batch"):  # asked like this, so that an exported file is scored without PyTorch
+        return cast("Predictor", model)
+    from siamdetr.inference.pytorch import PyTorchPredictor
+
+    detector = cast("Detector", model)
     if preprocessing is None:
         raise ValueError(
             "evaluate: a bare detector does not know its preprocessing; give `preprocessing`, or a SiamDETR"
         )
-    if model.settings.num_classes != index.num_classes:
+    if detector.settings.num_classes != index.num_classes:
         raise ValueError(
-            f"evaluate: the detector has {model.settings.num_classes} classes, the data set {index.root} has "
+            f"evaluate: the detector has {detector.settings.num_classes} classes, the data set {index.root} has "
             f"{index.num_classes}: {list(index.class_names)}; give a SiamDETR, whose class names can be matched"
         )
-    return PyTorchPredictor(model, index.class_names, preprocessing)
+    return PyTorchPredictor(detector, index.class_names, preprocessing)
 
 
 def _run(truth: dict[str, Any], detections: Results, backend: Backend) -> dict[str, NDArray[np.float64]]:
