@@ -23,6 +23,8 @@ from siamdetr.cli.quickstart import quickstart
 from siamdetr.cli.serve import serve
 from siamdetr.cli.study import study
 from siamdetr.cli.train import train
+from siamdetr.cli.usage.rules import RULES
+from siamdetr.cli.usage.unused_options import refusing_unused
 from siamdetr.cli.val import val
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -54,13 +56,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for name, command in COMMANDS.items():
-    app.command(name, hidden=name == "pretrain")(command)
+    app.command(name, hidden=name == "pretrain")(refusing_unused(command, RULES.get(name, ())))
 
 
 def main() -> None:
-    """Run a command. What is wrong with the input or the machine is said in one message, without a traceback.
+    """Run a command. Errors of the input or of the machine are printed as one message, without a traceback.
 
-    Exit codes: 0 done, 1 an error that was explained, 2 wrong usage, 130 and 143 stopped by Ctrl-C and SIGTERM.
+    Exit codes: 0 done, 1 an error with a message, 2 wrong usage, 130 and 143 stopped by Ctrl-C and SIGTERM.
     """
     from siamdetr.cli.console import console, log_to_console
     from siamdetr.system.threads import limit_numeric_libraries

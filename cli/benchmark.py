@@ -1,4 +1,4 @@
-"""`siamdetr benchmark MODEL…`: how long models take, what they need, and with labelled data how good they are."""
+"""`siamdetr benchmark MODEL…`: time and memory of models, and with labelled data their AP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from siamdetr.export.benchmark import Measurement
 
-_LEAST_WIDTH = 120  # of the table, which must not lose letters in a narrow terminal or a pipe
+_LEAST_WIDTH = 120  # of the table, so that a narrow terminal or a pipe truncates no text
 
 
 def benchmark(
@@ -38,12 +38,19 @@ def benchmark(
         Path | None, typer.Option("-o", "--output", help="Also write benchmark.csv and .svg there.")
     ] = None,
 ) -> None:
-    """Time models before, in and after the network; several models and backends side by side."""
+    """Time preprocessing, network and postprocessing of models and backends, side by side."""
     from rich.console import Console
 
     from siamdetr.cli.console import console
     from siamdetr.export.benchmark import write_csv, write_plot
+    from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
+    if output is not None:
+        models_read = [read for text in models for read in model_reads("MODEL", split_backend(text)[0])]
+        check_outputs(
+            [*models_read, *([] if data is None else [Read("--data", data)])],
+            files=[Written("-o", output / name) for name in ("benchmark.csv", "benchmark.svg")],
+        )
     found: list[Measurement] = []
     for text in models:
         found += _one(

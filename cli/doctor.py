@@ -1,4 +1,4 @@
-"""`siamdetr doctor DATA`: every problem of a data set, where it is and what will be done with it."""
+"""`siamdetr doctor DATA`: every problem of a data set, its place, and what training does with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from siamdetr.data.doctor import Diagnosis
     from siamdetr.data.problems import Severity
 
-_CLASSES = 12  # named in the statistics
+_CLASSES = 12  # listed in the statistics
 _COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 
 
@@ -26,14 +26,20 @@ def doctor(
     show: Annotated[int, typer.Option("--show", min=0, help="Lines shown of each kind of problem.")] = 10,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all of it to this file.")] = None,
 ) -> None:
-    """Read every annotation and every image; list what is wrong and what training does with it.
+    """Read every annotation and every image; list the problems and what training does with each.
 
     Exits with 1 if something will be left out.
     """
     from siamdetr.cli.console import progress
     from siamdetr.data.doctor import diagnose
     from siamdetr.system.atomic_file import atomic_write
+    from siamdetr.system.outputs import Read, Written, check_outputs
 
+    if json_file is not None and not _is_report(json_file):
+        # A new file in the data's own folder is no annotation file for any reader, unless it is named like one.
+        beside = json_file.parent.resolve() == data.resolve() and not json_file.exists()
+        named = json_file.suffix != ".json" or json_file.name.startswith(("instances_", "_annotations"))
+        check_outputs([] if beside and not named else [Read("DATA", data)], files=[Written("--json", json_file)])
     with progress("read images") as update:
         found = diagnose(data, format=data_format, splits=split, progress=update, workers=workers)
     _show_statistics(found)
@@ -43,6 +49,17 @@ def doctor(
     if json_file is not None:
         atomic_write(json_file, lambda file: file.write(found.to_json().encode()))
     raise typer.Exit(1 if found.count("error") else 0)
+
+
+def _is_report(file: Path) -> bool:
+    """Whether a file is what an earlier call wrote, which may be written anew wherever it lies."""
+    import json
+
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"counts", "problems"} <= found.keys()
 
 
 def _show_statistics(found: Diagnosis) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
+
+if TYPE_CHECKING:
+    from siamdetr.settings.training import DataSettings
+
+_RUN_FILES = ("config.yaml", "metrics.csv", "last.ckpt", "best.safetensors", "last.safetensors", "report.html")
 
 Data = Annotated[Path, typer.Option("--data", help="A data set: COCO, PASCAL VOC or YOLO, or a folder of images.")]
 DataList = Annotated[list[Path], typer.Option("--data", help="A data set or a folder of images; may be given again.")]
 Format = Annotated[str, typer.Option("--format", help="auto, coco, voc, yolo or folder.")]
-# Of runs: a flag that is not given leaves the word to preset and file.
+# Of runs: without the flag, preset and file decide.
 RunFormat = Annotated[str | None, typer.Option("--format", help="auto, coco, voc, yolo or folder.")]
 RunDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Split = Annotated[str | None, typer.Option("--split", help="The part to use, such as val or test.")]
@@ -21,7 +28,7 @@ Backend = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that load images.")]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Images a step (pretraining: pairs of views).")
+    int | None, typer.Option("--batch-size", min=1, help="Images per step (pretraining: pairs of views).")
 ]
 Init = Annotated[
     str | None,
@@ -39,13 +46,15 @@ Config = Annotated[Path | None, typer.Option("--config", help="A YAML file of se
 ImageSize = Annotated[
     str | None, typer.Option("--imgsz", metavar="N|H,W", help="Shortest side, or a fixed height,width.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of data order, augmentation and initial weights.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of data order, augmentation and initial weights.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", min=0.0, help="Learning rate.")]
-GradAccum = Annotated[int | None, typer.Option("--grad-accum", min=1, help="Batches whose gradients make one step.")]
+GradAccum = Annotated[
+    int | None, typer.Option("--grad-accum", min=1, help="Batches whose gradients are accumulated into one step.")
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the data.")]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; takes the place of --epochs.")]
-Resume = Annotated[str | None, typer.Option("--resume", metavar="auto|PATH", help="Go on from the last checkpoint.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps, instead of --epochs.")]
+Resume = Annotated[str | None, typer.Option("--resume", metavar="auto|PATH", help="Continue from the last checkpoint.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as optimizer.clip=0.1.")]
 
 
@@ -66,8 +75,26 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
+def check_run_outputs(
+    data: DataSettings, output: str | None, *, init: str | None, config: Path | None, resume: str | None
+) -> None:
+    """Refuse a run folder that lies in its own data, or whose files would fall on what the run reads.
+
+    Raises:
+        OutputError: before the first write.
+    """
+    folder = Path(output or "runs")
+    reads = [Read("--data", Path(path)) for path in (*data.paths, *data.val_paths)]
+    inputs = [Read("--proposals", Path(path)) for path in data.proposals]
+    inputs += [] if init is None else model_reads("--init", Path(init))
+    inputs += [] if config is None or resume is not None else [Read("--config", config)]
+    made = [] if output is None else [Written("-o", folder / name) for name in _RUN_FILES]
+    check_outputs(inputs, files=made)
+    check_outputs(reads, folders=[Written("-o", folder)])
+
+
 def next_steps(run: Path, *commands: str) -> None:
-    """Print where the run lies and the commands that a person would type next; `{run}` stands for its folder."""
+    """Print the run folder and the commands to type next; `{run}` stands for the folder."""
     from siamdetr.cli.console import console
 
     console.print(f"\nDone: [bold]{run}[/] (open {run / 'report.html'}). Next:")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from siamdetr.data.index import DetectionIndex
+from siamdetr.errors import NonFiniteOutputError
 from siamdetr.evaluation.coco import CocoScorer, detect
 from siamdetr.evaluation.results import Results
 from siamdetr.inference.predictor import Predictor
@@ -54,7 +55,10 @@ def compare_ap(reference: Predictor, exported: Predictor, truth: DetectionIndex)
         exported: the file.
         truth: labelled images.
     """
-    both = [detect(predictor, truth, workers=0) for predictor in (reference, exported)]
+    try:
+        both = [detect(predictor, truth, workers=0) for predictor in (reference, exported)]
+    except NonFiniteOutputError:  # NaN, which no tolerance allows
+        return ApComparison(math.nan, math.nan, len(truth))
     pytorch, found = (scorer.summarize().ap for scorer in both)
     return ApComparison(pytorch, found, len(truth), _half_width(both[0], both[1]))
 

@@ -1,9 +1,9 @@
-"""A bundle: the folder that holds an exported model and all that is needed to use it, and what its files say.
+"""A bundle: the folder of an exported model with everything needed to use it.
 
 model.onnx      the graph; its metadata repeats classes, preprocessing and lineage, so that the file alone is enough
-model.engine    the same built by TensorRT for one kind of GPU, where that was asked for
+model.engine    with --trt, the same built by TensorRT for one kind of GPU
 manifest.json   inputs, outputs, classes, preprocessing, versions, digests, and the gate's measurements and verdict
-labels.txt      a class name a line, in label order
+labels.txt      one class name per line, in label order
 infer.py        prediction with numpy, Pillow and onnxruntime only
 """
 
@@ -14,12 +14,10 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from siamdetr.errors import ExportError
 from siamdetr.files import ONNX_FILE
@@ -31,7 +29,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What an exported file says about itself."""
+    """The metadata of an exported file."""
 
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -43,7 +41,7 @@ class ModelCard:
     precision: str = "fp32"  # of the arithmetic
     threshold: float = 0.5  # the score from which a box counts
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
-    options: dict[str, Any] = field(default_factory=dict)  # what was asked of the export
+    options: dict[str, Any] = field(default_factory=dict)  # the options of the export
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -65,7 +63,7 @@ class ModelCard:
 
 
 def read_card(text: str | None, path: Path) -> ModelCard:
-    """The card that a graph's metadata holds.
+    """Read the card from a graph's metadata.
 
     Args:
         text: the metadata entry `METADATA_KEY`; None when there is none.
@@ -93,12 +91,25 @@ def read_card(text: str | None, path: Path) -> ModelCard:
             metrics=values["metrics"],
             versions=values["versions"],
             precision=values.get("precision", "fp32"),  # files of siamdetr 0.1.0 lack these four
-            threshold=values.get("threshold", 0.5),
+            threshold=_score(values.get("threshold", 0.5)),
             outputs=tuple(values.get("outputs", ("boxes", "scores", "labels"))),
             options=values.get("options", {}),
         )
-    except (KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:  # of which pydantic's and json's are some
+        if isinstance(error, ExportError):
+            raise
         raise ExportError(f"{path}: its metadata is damaged ({error}); export it again") from error
+
+
+def _score(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"threshold: got {value!r}, expected a score from 0 to 1")
+    return float(value)
+
+
+def labels_text(class_names: Sequence[str]) -> str:
+    """A class name a line, in label order; a line break inside a name becomes a space, or it would shift all that follow."""
+    return "".join(f"{' '.join(name.splitlines())}\n" for name in class_names)
 
 
 def find_onnx(path: str | Path) -> Path:
@@ -133,7 +144,7 @@ _OUTPUTS: dict[str, tuple[str, list[str | int], str]] = {
 
 
 def describe_tensors(outputs: tuple[str, ...], *, takes_padding: bool) -> dict[str, Any]:
-    """What goes in and comes out, for the manifest."""
+    """Inputs and outputs, for the manifest."""
     inputs = list(_INPUTS) if takes_padding else list(_INPUTS)[:2]
 
     def rows(names: list[str], table: dict[str, tuple[str, list[str | int], str]]) -> dict[str, Any]:

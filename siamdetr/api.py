@@ -42,7 +42,7 @@ class Model(Predictor, Protocol):
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
-        threshold: float = 0.5,
+        threshold: float | None = None,
         batch_size: int = 8,
         *,
         progress: Progress | None = None,

@@ -35,13 +35,14 @@ FORMAT_VERSION = 1
 
 
 class ModelMetadata(Settings):
-    """What a model file says about its detector, besides the detector's own settings."""
+    """The metadata of a model file, besides the detector's settings."""
 
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...] = ()  # the data set's own ids in label order
     preprocessing: PreprocessingSpec
     lineage: tuple[str, ...] = ()  # oldest first: "pretext: siamese on DATA, 300 steps"
     metrics: dict[str, float] = Field(default_factory=dict)
+    threshold: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="from which a box counts")
 
 
 def digest(tree: Any) -> str:

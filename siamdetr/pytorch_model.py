@@ -84,7 +84,9 @@ class SiamDETR(Described):
         self._set(detector.eval(), metadata, None)
 
     def _set(self, detector: Detector, metadata: ModelMetadata, path: Path | None) -> None:
-        self._predictor = PyTorchPredictor(detector, metadata.class_names, metadata.preprocessing)
+        self._predictor = PyTorchPredictor(
+            detector, metadata.class_names, metadata.preprocessing, threshold=metadata.threshold
+        )
         self._metadata = self._facts = metadata
         self._path = path
 

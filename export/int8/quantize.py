@@ -1,6 +1,6 @@
 """Eight-bit integers: scales measured on images, written into the graph as QuantizeLinear and DequantizeLinear.
 
-Symmetric, one scale a channel for weights and one a tensor for activations: what TensorRT and OpenVINO take. Convolutions and
+Symmetric, with one scale per channel for weights and one per tensor for activations, as TensorRT and OpenVINO need. Convolutions and
 projections become int8; attention's own products, projections to coordinates and the class head stay float32. Dynamic
 quantisation is not offered: TensorRT reads none of its operators.
 """
@@ -32,7 +32,7 @@ from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, preproce
 
 @dataclass(frozen=True)
 class QuantizedGraph:
-    """A graph with integer arithmetic, and how much of it became so."""
+    """A graph with integer arithmetic, and the share of it."""
 
     graph: onnx.ModelProto
     quantized: int
@@ -46,7 +46,7 @@ def to_int8(
 
     Args:
         graph: with an output `logits`; not changed.
-        images: real ones, like those that the model will see; the range of every activation is taken over all of them.
+        images: real ones, like those that the model will see; every activation's range is taken over all of them.
         spec: how they become its input.
         folder: for temporary files.
     Raises:
@@ -90,7 +90,7 @@ def _symmetric(lowest: float, highest: float) -> tuple[Any, Any]:
 
 
 def check_calibration(samples: Samples | None) -> Samples:
-    """The samples, if there are any.
+    """Return the samples, if there are any.
 
     Raises:
         ExportError: there are none.
