@@ -18,10 +18,11 @@ from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.system.distributed import first_process_first
 from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
+from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.diagnostics import Diagnostics
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.initial_weights import run_normalization, start
-from siamdetr.training.loop import Session, run_length, seed_weights, train
+from siamdetr.training.loop import TrainingJob, run_length, seed_weights, train
 from siamdetr.training.open_datasets import PretrainData, open_pretraining
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
 from siamdetr.training.pretrain_setup import resolved_pretraining, stored_proposals, training_samples
@@ -53,6 +54,7 @@ def pretrain(
         DataError, CheckpointError, SettingsError, NonFiniteLossError, LoadingError: see there.
     """
     sink = progress or Silent()
+    prepare_arithmetic(settings.tf32)
     _log.info("Self-supervised pretraining: no labels are used. To train on labels: siamdetr finetune")
     with SignalWatch() as watch:
         settings = resolved_pretraining(settings)
@@ -70,24 +72,24 @@ def _train(
         proposals = stored_proposals(settings, run.path, index, poll)
         figures = measure_proposals(proposals, data.labelled) if launch().is_first else None
     dataset = entry.dataset(index, proposals, settings.of_method, settings.seed)
-    session = _pretrain_session(settings, run, index, dataset, poll=as_callback(sink, "views", watch.raise_if_received))
-    seconds = train(session, settings, run, watch=watch, progress=sink)
+    job = _pretrain_job(settings, run, index, dataset, poll=as_callback(sink, "views", watch.raise_if_received))
+    seconds = train(job, settings, run, watch=watch, progress=sink)
     if launch().is_first:
         # Of a run that was finished before they are there, unless it was killed right after its last checkpoint.
         if seconds or not (run.path / PROPOSALS_FILE).exists():
             save_proposal_figures(run.path, figures, dataset)
         write_report(run.path)
-    return RunResult(run.path, find_model_file(run.path), session.module.step, seconds)
+    return RunResult(run.path, find_model_file(run.path), job.module.step, seconds)
 
 
-def _pretrain_session(
+def _pretrain_job(
     settings: PretrainSettings,
     run: RunFolder,
     index: DetectionIndex,
     dataset: UnlabelledDataset[Any],
     *,
     poll: Callable[[int, int], None],
-) -> Session:
+) -> TrainingJob:
     entry = PRETEXTS[settings.method]
     length = run_length(settings, len(index))
     preprocessing = PreprocessingSpec.from_size(settings.of_method.size).normalized_by(run_normalization(settings, run))
@@ -100,7 +102,7 @@ def _pretrain_session(
     if run.content is None:
         module.pretext.load_weights(settings.backbone_weights)
     what = f"pretext: {settings.method} on {', '.join(settings.data.paths)}"
-    return Session(
+    return TrainingJob(
         module,
         samples,
         len(index),

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, which checkpoint the run goes on from, and what its config.yaml says."""
+"""The folder of a run: its place, the checkpoint to resume from, and its config.yaml."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 RUNS = Path("runs")
 _FOLDER_VARIABLE = "SIAMDETR_RUN_FOLDER"  # the first process tells those that it starts
 
-# What may change between a checkpoint and its continuation: nothing that a weight depends on.
+# Settings that may change between a checkpoint and its continuation: no weight depends on them.
 _FREE = {
     "output", "device", "devices", "num_nodes", "workers", "worker_timeout", "log_every", "checkpoint_every", "loggers",
     "val_limit", "early_stopping", "init",
@@ -230,7 +230,10 @@ def _resumed(folder: Path, checkpoint: Path | None) -> RunFolder:
 
 
 def _completed(stored: dict[str, Any], cls: type[RunSettings]) -> dict[str, Any]:
-    """The settings of a checkpoint; those that its version did not have yet have their defaults, which are what it did."""
+    """The settings of a checkpoint.
+
+    Those that its version did not have yet have their defaults, which are what it did.
+    """
     try:
         completed: dict[str, Any] = to_json(cls.model_validate(stored))
     except ValidationError:  # it has what this version does not: the comparison names it
