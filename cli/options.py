@@ -101,8 +101,8 @@ def check_run_outputs(
 
 def next_steps(run: Path, *commands: str) -> None:
     """Print the run folder and the commands to type next; `{run}` stands for the folder."""
-    from siamdetr.cli.console import console
+    from siamdetr.cli.console import bold, console
 
-    console.print(f"\nDone: [bold]{run}[/] (open {run / 'report.html'}). Next:")
+    console.print(f"\nDone: {bold(run)} (open {bold(run / 'report.html')}). Next:")
     for command in commands:
         console.print(f"  siamdetr {command.format(run=run)}", markup=False)

@@ -49,7 +49,7 @@ def test_a_run_is_lengthened_with_another_rate_when_told_to(base: Path, tmp_path
     group = state["optimizer_states"][0]["param_groups"][0]
     assert (group["initial_lr"], group["lr"]) == (1e-3, 1e-3)
     text = "from step 2 on: optimizer.lr 0.0001 → 0.001, schedule.name step → constant, steps 2 → 3"
-    assert read_metadata(tmp_path / "run")[1].lineage[-1].endswith(f"3 steps; {text}")
+    assert read_metadata(tmp_path / "run" / "last.safetensors")[1].lineage[-1].endswith(f"3 steps; {text}")
     assert describe(tmp_path / "run" / "last.ckpt")["changed on the way"] == [text]
     assert again(base, tmp_path / "run", **longer).steps == 3  # these are its settings now
 
