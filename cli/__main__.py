@@ -15,6 +15,7 @@ from siamdetr.cli.doctor import doctor
 from siamdetr.cli.export import export
 from siamdetr.cli.finetune import finetune
 from siamdetr.cli.info import info
+from siamdetr.cli.label import label
 from siamdetr.cli.predict import predict
 from siamdetr.cli.presets import presets
 from siamdetr.cli.proposals import proposals
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "study": study,
     "val": val,
     "predict": predict,
+    "label": label,
     "demo": demo,
     "attention": attention,
     "export": export,
@@ -56,13 +58,15 @@ for name, command in COMMANDS.items():
 
 
 def main() -> None:
-    """Run a command. What is wrong with the input or the machine is said in one message, without a traceback.
+    """Run a command. Errors of the input or of the machine are printed as one message, without a traceback.
 
-    Exit codes: 0 done, 1 an error that was explained, 2 wrong usage, 130 and 143 stopped by Ctrl-C and SIGTERM.
+    Exit codes: 0 done, 1 an error with a message, 2 wrong usage, 130 and 143 stopped by Ctrl-C and SIGTERM.
     """
     from siamdetr.cli.console import console, log_to_console
+    from siamdetr.system.threads import limit_numeric_libraries
 
     log_to_console()
+    limit_numeric_libraries()
     try:
         app()
     except (ValueError, OSError) as error:

@@ -1,24 +1,35 @@
-"""`siamdetr convert CHECKPOINT --family NAME -o FILE`: an official checkpoint becomes a model file of ours."""
+"""`siamdetr convert`: checkpoints of others become model files of ours, and models of ours become folders of transformers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from siamdetr.official.placement import Coverage
+
 
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="An official .pth file.")],
-    family: Annotated[
+    source: Annotated[
         str,
-        typer.Option(
-            "--family",
-            help="detr, conditional-detr, dab-detr, dn-detr, deformable-detr, dab-deformable-detr, dn-deformable-detr, "
-            "siamese-detr, up-detr or detreg.",
+        typer.Argument(
+            metavar="SOURCE",
+            help="An official .pth file, a folder of transformers' save_pretrained, hf:ORG/NAME; with --to, a model of ours.",
         ),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The .safetensors file to write; with --to hf the folder.")
+    ],
+    family: Annotated[
+        str | None,
+        typer.Option(
+            "--family",
+            help="Of a .pth file: detr, conditional-detr, dab-detr, dn-detr, deformable-detr, dab-deformable-detr, "
+            "dn-deformable-detr, siamese-detr, up-detr or detreg.",
+        ),
+    ] = None,
     arguments: Annotated[
         list[str],
         typer.Option("--argument", metavar="NAME=VALUE", help="An official option, where the file does not say it."),
@@ -26,13 +37,64 @@ def convert(
     classes: Annotated[
         Path | None, typer.Option("--classes", help="A text file of class names, a line each, in label order.")
     ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="hf", help="Write SOURCE for Hugging Face's transformers.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="ORG/NAME", help="With --to hf: upload the folder to the hub.")
+    ] = None,
 ) -> None:
-    """Read an official checkpoint (safely: no code in it is run), map every weight, and say what became of each."""
+    """Read a checkpoint of others (safely: no code in it is run), map every weight, and say what became of each; or the way back."""
     from siamdetr.cli.console import console
-    from siamdetr.official.convert import convert_file
+    from siamdetr.official.huggingface.repository import is_huggingface
 
+    _check_options(to=to, push=push, family=family, arguments=arguments, classes=classes)
     names = None if classes is None else [line for line in classes.read_text(encoding="utf-8").splitlines() if line]
-    coverage = convert_file(checkpoint, family=family, arguments=_parse(arguments), output=output, class_names=names)
+    if to is not None:
+        _export(source, output, push)
+    elif is_huggingface(source):
+        from siamdetr.official.huggingface.read import convert_huggingface
+
+        if family is not None or arguments:
+            raise typer.BadParameter(f"--family and --argument are for .pth files; {source} says itself what it is")
+        _explain(convert_huggingface(source, output=output, class_names=names))
+        console.print(f"written: {output}", markup=False)
+    else:
+        from siamdetr.official.convert import IMPORTERS, convert_file
+
+        if family is None:
+            raise typer.BadParameter(f"{source} needs --family, one of {', '.join(IMPORTERS)}")
+        _explain(convert_file(source, family=family, arguments=_parse(arguments), output=output, class_names=names))
+        console.print(f"written: {output}", markup=False)
+
+
+def _check_options(
+    *, to: str | None, push: str | None, family: str | None, arguments: list[str], classes: Path | None
+) -> None:
+    if to not in (None, "hf"):
+        raise typer.BadParameter(f"--to got '{to}', expected hf; for ONNX and TensorRT: siamdetr export")
+    if push is not None and to is None:
+        raise typer.BadParameter("--push is for --to hf")
+    if to is not None and (family is not None or arguments or classes is not None):
+        raise typer.BadParameter("--to hf takes a model of ours, without --family, --argument and --classes")
+
+
+def _export(source: str, output: Path, push: str | None) -> None:
+    from siamdetr.cli.console import console
+    from siamdetr.model_file import load_model
+    from siamdetr.official.huggingface.repository import send
+    from siamdetr.official.huggingface.write import export_huggingface
+
+    detector, metadata = load_model(source)
+    for path in export_huggingface(detector, metadata, output):
+        console.print(f"written: {path}", markup=False)
+    if push is not None:
+        console.print(f"sent: {send(output, push)}", markup=False)
+
+
+def _explain(coverage: Coverage) -> None:
+    from siamdetr.cli.console import console
+
     console.print(f"used: {len(coverage.used)} tensors", markup=False)
     for name, reason in coverage.left_aside.items():
         console.print(f"left aside: {name}: {reason}", markup=False)
@@ -40,7 +102,6 @@ def convert(
         console.print(f"not in the file, starts afresh: {name}: {reason}", markup=False)
     if coverage.ignored_options:
         console.print(f"options that say nothing about the model: {', '.join(coverage.ignored_options)}", markup=False)
-    console.print(f"written: {output}", markup=False)
 
 
 def _parse(texts: list[str]) -> dict[str, Any]:

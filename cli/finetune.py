@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,9 +11,7 @@ from siamdetr.cli import options
 
 def finetune(
     data: options.DataList,
-    init: Annotated[
-        Path | None, typer.Option("--init", help="A run folder or model file to start from; without: from scratch.")
-    ] = None,
+    init: options.Init = None,
     preset: options.Preset = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,
@@ -58,7 +55,7 @@ def finetune(
         "data.val_split": val_split,
         "data.strict": strict or None,
         "data.fraction": fraction,
-        "init": None if init is None else str(init),
+        "init": init,
         "epochs": epochs,
         "steps": steps,
         "batch_size": batch_size,

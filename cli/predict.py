@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 def predict(
     model: options.ModelPath,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
-    threshold: Annotated[float, typer.Option("--threshold", min=0.0, max=1.0, help="Least score of a box.")] = 0.5,
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0.0, max=1.0, help="Lowest score of a detection.")
+    ] = 0.5,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")] = Path("predictions"),
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Where to write the boxes; default: OUTPUT/predictions.json.")
@@ -28,11 +31,11 @@ def predict(
     device: options.Device = "auto",
     backend: options.Backend = None,
 ) -> None:
-    """Find objects in images: writes each picture with its boxes, and all boxes as JSON (xyxy, pixels)."""
+    """Detect objects in images: write each picture with its boxes, and all boxes as JSON (xyxy, pixels)."""
     from siamdetr.api import load
     from siamdetr.cli.console import console, progress
     from siamdetr.drawing.boxes import draw
-    from siamdetr.system.atomic_file import atomic_write
+    from siamdetr.system.atomic_file import atomic_text, atomic_write
 
     files = _files(images)
     opened = load(model, device=device, backend=cast("Backend | None", backend))
@@ -45,11 +48,12 @@ def predict(
             found = opened.predict(batch, threshold, batch_size)
             assert isinstance(found, list)
             for file, detections in zip(batch, found, strict=True):
-                draw(file, detections).save(output / names[file], quality=92)
+                picture = draw(file, detections)
+                atomic_write(output / names[file], partial(picture.save, format="JPEG", quality=92))
                 rows.append({"image": str(file), "detections": _boxes(detections)})
             update(len(rows), len(files))
     target = json_file or output / "predictions.json"
-    atomic_write(target, lambda file: file.write(json.dumps(rows, indent=1).encode()))
+    atomic_text(target, json.dumps(rows, indent=1))
     total = sum(len(row["detections"]) for row in rows)
     console.print(f"{total} boxes in {len(files)} images: pictures in {output}, boxes in {target}", markup=False)
 

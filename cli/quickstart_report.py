@@ -1,4 +1,4 @@
-"""The quickstart's report: two finetunings side by side, what pretraining did, and pictures."""
+"""The quickstart's report: two finetunings side by side, the pretraining, and pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_quickstart_report(
     scores: Mapping[str, DetectionMetrics],
     exported: ExportResult,
 ) -> Path:
-    """Write `folder`/report.html, which stands alone; returns its path.
+    """Write the self-contained `folder`/report.html; returns its path.
 
     Args:
         folder: of the quickstart.
@@ -32,8 +32,9 @@ def write_quickstart_report(
         scores: their figures on the validation images.
         exported: the ONNX export of "finetuned".
     """
-    from siamdetr.drawing.html_page import REPORT_FILE, Section, curve, curves_svg, page, read_metrics
-    from siamdetr.system.atomic_file import atomic_write
+    from siamdetr.drawing.html_page import Section, curve, curves_svg, page, read_metrics
+    from siamdetr.files import REPORT_FILE
+    from siamdetr.system.atomic_file import atomic_text
     from siamdetr.training.run_report import picture_sections
 
     rows = {name: read_metrics(run) for name, run in runs.items()}
@@ -49,7 +50,7 @@ def write_quickstart_report(
     ]
     text = page("siamdetr quickstart", _lead(scores), sections)
     path = folder / REPORT_FILE
-    atomic_write(path, lambda file: file.write(text.encode()))
+    atomic_text(path, text)
     return path
 
 

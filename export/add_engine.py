@@ -1,9 +1,8 @@
-"""Puts a TensorRT engine into a bundle: built from its model.onnx, measured where there is a GPU, and written down in the manifest."""
+"""Add a TensorRT engine to a bundle: build it from model.onnx, measure it if there is a GPU, record it in the manifest."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,16 +12,17 @@ import torch
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import ExportError
-from siamdetr.export.bundle import ENGINE_FILE, MANIFEST_FILE, ONNX_FILE, ModelCard, digest_file, read_card, workplace
+from siamdetr.export.bundle import ModelCard, digest_file, read_card, workplace
 from siamdetr.export.engine import EngineDetector
 from siamdetr.export.gate import GateReport, run_gate
 from siamdetr.export.gate_images import Samples
 from siamdetr.export.options import Precision
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.export.tensorrt import BuiltEngine, EngineOptions, Profile, build_engine
+from siamdetr.files import ENGINE_FILE, MANIFEST_FILE, ONNX_FILE
 from siamdetr.images.preprocessing import Size
 from siamdetr.inference.predictor import Predictor
-from siamdetr.system.atomic_file import atomic_write
+from siamdetr.system.atomic_file import atomic_text, atomic_write, move_into_place
 
 _NO_GPU = (
     "there is no GPU here to run an engine on; build it on the target with `siamdetr export BUNDLE --trt -o BUNDLE`"
@@ -42,7 +42,7 @@ def add_engine(
     """Build the engine of a bundle. An older engine stays until the new one has passed.
 
     Args:
-        folder: the bundle; its ONNX file must be the one that the manifest vouches for.
+        folder: the bundle; its ONNX file must have the digest of the manifest.
         profiles: shapes to build for.
         options: see `EngineOptions`.
         reference: what the engine is measured against; None: the bundle's ONNX file on the CPU, which was measured before.
@@ -59,7 +59,7 @@ def add_engine(
         folder / ONNX_FILE, precision=cast("Precision", card.precision), profiles=profiles, options=options
     )
     with workplace(folder) as work:
-        (work / ENGINE_FILE).write_bytes(built.plan)
+        atomic_write(work / ENGINE_FILE, lambda file: file.write(built.plan))
         manifest["engine"] = _entry(built, work / ENGINE_FILE, profiles, options)
         _write(work / MANIFEST_FILE, manifest)
         verdict: dict[str, Any] = {"verdict": "SKIPPED"}
@@ -72,12 +72,12 @@ def add_engine(
             verdict = report.to_json()
             if not report.passed:
                 rejected = folder / f"{ENGINE_FILE}.rejected"
-                os.replace(work / ENGINE_FILE, rejected)
+                move_into_place(work / ENGINE_FILE, rejected)
                 raise ExportError(
                     f"{rejected}: {report.failures()[0]}; the engine is kept for a look, and must not be used"
                 )
         manifest["engine"]["gate"] = verdict
-        os.replace(work / ENGINE_FILE, folder / ENGINE_FILE)
+        move_into_place(work / ENGINE_FILE, folder / ENGINE_FILE)
         _write(folder / MANIFEST_FILE, manifest)
     (folder / f"{ENGINE_FILE}.rejected").unlink(missing_ok=True)
     return built
@@ -143,5 +143,4 @@ def _measure(
 
 
 def _write(path: Path, manifest: dict[str, Any]) -> None:
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    atomic_write(path, lambda file: file.write(text.encode()))
+    atomic_text(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

@@ -1,8 +1,7 @@
-"""Runs a TensorRT engine of a bundle. Memory and stream are PyTorch's; nothing is copied but pixels in and boxes out.
+"""Run the TensorRT engine of a bundle. Memory and stream are PyTorch's; only pixels and boxes are copied.
 
-An engine is a program: before it is opened, its digest must be the manifest's. It fits one version of TensorRT and one kind of GPU.
-
-This file has not run on a GPU yet: docs/export.md says what has been tried.
+An engine is executable code: before it is opened, its digest must match the manifest. It fits one version of TensorRT and one kind
+of GPU. This file has not run on a GPU yet: docs/export.md says what has been tried.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ import numpy as np
 import torch
 
 from siamdetr.errors import ExportError
-from siamdetr.export.bundle import ENGINE_FILE, MANIFEST_FILE, ModelCard, digest_file, read_card
+from siamdetr.export.bundle import ModelCard, digest_file, read_card
 from siamdetr.export.runtime import feed_of
 from siamdetr.export.sessions import Array
 from siamdetr.export.tensorrt import Profile
+from siamdetr.files import ENGINE_FILE, MANIFEST_FILE
 from siamdetr.images.preprocessing import Prepared
 from siamdetr.inference.opened_model import Described
 from siamdetr.inference.predictor import ScoredBoxes
@@ -32,7 +32,7 @@ _REBUILD = "rebuild it here with `siamdetr export BUNDLE --trt -o BUNDLE`"
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What a manifest says of its engine."""
+    """The facts of an engine in the manifest."""
 
     sha256: str
     module: str
@@ -60,7 +60,7 @@ class EngineDetector(Described):
         self._facts: ModelCard
         self._facts, self.engine_facts = read_engine_facts(folder)
         check_module(self.engine_facts)
-        self._device = _gpu(device, self.engine_facts)
+        self._device = choose_gpu(device, self.engine_facts)
         trt: Any = importlib.import_module(self.engine_facts.module)
         self._trt = trt
         logger = trt.Logger(trt.Logger.ERROR)
@@ -147,7 +147,7 @@ class EngineDetector(Described):
 
 
 def read_engine_facts(folder: Path) -> tuple[ModelCard, EngineFacts]:
-    """What a bundle says of its engine, once the engine's digest has been found to be the manifest's.
+    """Read the facts of a bundle's engine, after checking its digest.
 
     Raises:
         ExportError: one of the two is missing, the manifest is damaged, or the engine is not the one it vouches for.
@@ -181,7 +181,7 @@ def read_engine_facts(folder: Path) -> tuple[ModelCard, EngineFacts]:
 
 
 def check_module(facts: EngineFacts) -> None:
-    """That the TensorRT which built an engine is the one that is installed.
+    """Check that the TensorRT which built an engine is installed.
 
     Raises:
         ExportError: it is missing, or another version.
@@ -203,7 +203,7 @@ def check_module(facts: EngineFacts) -> None:
 
 
 def choose_profile(profiles: Sequence[Profile], height: int, width: int) -> int:
-    """The first profile that takes images of a size.
+    """The first profile that accepts images of a size.
 
     Raises:
         ExportError: none does; the text lists them.
@@ -218,11 +218,16 @@ def choose_profile(profiles: Sequence[Profile], height: int, width: int) -> int:
 
 
 def spans(number: int, batch: tuple[int, int, int]) -> list[tuple[int, int]]:
-    """Rows first..last of the parts that a batch is computed in, none larger than the engine takes."""
+    """The row ranges that a batch is computed in, none larger than the engine accepts."""
     return [(start, min(start + batch[2], number)) for start in range(0, number, batch[2])]
 
 
-def _gpu(device: str, facts: EngineFacts) -> torch.device:
+def choose_gpu(device: str, facts: EngineFacts) -> torch.device:
+    """The GPU that an engine runs on.
+
+    Raises:
+        ExportError: no GPU, a device that is none, or a GPU that the engine was not built for.
+    """
     if not torch.cuda.is_available():
         raise ExportError(
             "engine: TensorRT needs an NVIDIA GPU, and PyTorch finds none here; take --backend onnxruntime or openvino"

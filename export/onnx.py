@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -22,11 +21,7 @@ from siamdetr.errors import ExportError
 from siamdetr.evaluation.classes import is_class_agnostic
 from siamdetr.export import infer
 from siamdetr.export.bundle import (
-    INFER_FILE,
-    LABELS_FILE,
-    MANIFEST_FILE,
     METADATA_KEY,
-    ONNX_FILE,
     ModelCard,
     describe_tensors,
     digest_file,
@@ -40,8 +35,10 @@ from siamdetr.export.options import ExportOptions, exported_preprocessing
 from siamdetr.export.precision import to_half
 from siamdetr.export.quantize import check_calibration, to_int8
 from siamdetr.export.runtime import OnnxDetector
+from siamdetr.files import INFER_FILE, LABELS_FILE, MANIFEST_FILE, ONNX_FILE
 from siamdetr.images.preprocessing import Prepared
 from siamdetr.settings.base import to_json
+from siamdetr.system.atomic_file import atomic_text, atomic_write, move_into_place
 
 _STAGES = 4
 _LARGEST = 2**31 - 2**20  # bytes; a protobuf file ends at 2 GiB
@@ -124,7 +121,7 @@ def write_bundle(
         made = _in_precision(traced, card, options, samples, work)
         onnx.helper.set_model_props(made.graph, {METADATA_KEY: json.dumps(card.to_json())})
         final = with_outputs(made.graph, card.outputs)
-        onnx.save(final, work / ONNX_FILE)
+        atomic_write(work / ONNX_FILE, lambda file: file.write(final.SerializeToString()))
         tell(2, _STAGES)
         report = _measure(model, made, options, samples, truth, work) if gate else None
         if report is not None and not report.passed:
@@ -140,7 +137,7 @@ def write_bundle(
         }
         _write_companions(work, card, report, precision=precision, opset=final.opset_import[0].version)
         for name in (ONNX_FILE, LABELS_FILE, INFER_FILE, MANIFEST_FILE):  # the manifest last: it vouches for the rest
-            os.replace(work / name, folder / name)
+            move_into_place(work / name, folder / name)
     for name in (f"{ONNX_FILE}.rejected", f"{ONNX_FILE}.rejected.json"):
         (folder / name).unlink(missing_ok=True)
     tell(_STAGES, _STAGES)
@@ -223,9 +220,9 @@ def _reject(file: Path, folder: Path, report: GateReport) -> None:
         ExportError: always.
     """
     rejected = folder / f"{file.name}.rejected"
-    os.replace(file, rejected)
+    move_into_place(file, rejected)
     text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
-    (folder / f"{file.name}.rejected.json").write_text(text + "\n", encoding="utf-8")
+    atomic_text(folder / f"{file.name}.rejected.json", text + "\n")
     reasons = report.failures()
     more = f" (and {len(reasons) - 1} more in {rejected.name}.json)" if len(reasons) > 1 else ""
     raise ExportError(f"{rejected}: {reasons[0]}{more}; the graph is kept for a look, and must not be used")
@@ -280,6 +277,6 @@ def _write_companions(
         **describe_tensors(card.outputs, takes_padding=takes_padding),
         "gate": {"verdict": "SKIPPED"} if report is None else report.to_json(),
     }
-    (work / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (work / LABELS_FILE).write_text("".join(f"{name}\n" for name in card.class_names), encoding="utf-8")
+    atomic_text(work / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    atomic_text(work / LABELS_FILE, "".join(f"{name}\n" for name in card.class_names))
     shutil.copyfile(infer.__file__, work / INFER_FILE)

@@ -21,12 +21,13 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from siamdetr.errors import ServeError
-from siamdetr.export.bundle import ONNX_FILE
 from siamdetr.export.runtime import OnnxDetector
+from siamdetr.files import kind_of
 from siamdetr.inference.predictor import Predictor
 from siamdetr.serve.metrics import MULTIPROCESS_VARIABLE
 from siamdetr.serve.server import create_app
 from siamdetr.serve.settings import ServeSettings
+from siamdetr.system.threads import usable_cores
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 _LARGE = 4 * 2**20  # bytes of a block that comes from the system and goes back to it; Pillow's are at most 16 MiB
@@ -48,13 +49,13 @@ def serve(
         path: whatever `siamdetr.load` opens.
         settings: address, processes, queue, limits.
         device: "cpu", "cuda", "cuda:N" or "auto".
-        threads: of one model call on the CPU; None: the machine's cores divided by the model calls at the same time.
+        threads: of one model call on the CPU; None: the cores that this process may use, divided by the model calls at the same time.
         listening: called with the address once it is bound.
     Raises:
         ServeError: the address is taken or not ours; of several processes one could not start.
         ValueError: the model cannot be opened.
     """
-    threads = threads or max(1, (os.cpu_count() or 1) // (settings.workers * settings.runners))
+    threads = threads or max(1, usable_cores() // (settings.workers * settings.runners))
     model = open_model(path, device, threads)  # also with several processes: what is wrong is then said once, at once
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that a client gets wrong
     listener = bind(settings)
@@ -78,7 +79,7 @@ def open_model(path: str | Path, device: str, threads: int) -> Predictor:
     """An exported model under ONNX Runtime, without loading PyTorch; or a checkpoint under PyTorch."""
     path = Path(path)
     _settle_memory()
-    if path.suffix == ".onnx" or (path / ONNX_FILE).is_file():
+    if kind_of(path) in ("onnx", "bundle"):
         model: Predictor = OnnxDetector(path, device=device, threads=threads)
     else:
         import torch

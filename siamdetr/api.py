@@ -1,10 +1,10 @@
-"""The public face: `SiamDETR`, a detector with its classes and its preprocessing, and `load`, which opens any of our files."""
+"""The public API: `SiamDETR`, a detector with its classes and its preprocessing, and `load`, which opens any of our files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import supervision as sv
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from siamdetr.errors import CheckpointError
+from siamdetr.files import Kind, kind_of
 from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
 from siamdetr.inference.detector_attention import TracedInspection, inspect
 from siamdetr.inference.opened_model import Described
@@ -25,13 +26,16 @@ from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import Classifier, DetectorSettings
 from siamdetr.settings.registry import detector_entry
 
-ONNX_FILE = "model.onnx"
-MANIFEST_FILE = "manifest.json"
 Backend = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
+_BACKENDS: dict[Kind, tuple[Backend, ...]] = {  # that run a kind of file, the usual one first
+    "onnx": ("onnxruntime", "openvino"),
+    "bundle": ("onnxruntime", "openvino", "tensorrt"),
+    "engine": ("tensorrt",),
+}
 
 
 class Model(Predictor, Protocol):
-    """What `load` gives, whatever runs it."""
+    """A model opened by `load`, in any runtime."""
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -71,6 +75,13 @@ class SiamDETR(Described):
             backbone's pretrained weights expect.
     Raises:
         ValueError: neither or contradicting numbers of classes, or a setting that does not exist.
+
+    Example:
+        >>> from siamdetr import SiamDETR
+        >>> model = SiamDETR("deformable", backbone="resnet18", class_names=["cat", "dog"], num_queries=20)
+        >>> detections = model.predict("photo.jpg", threshold=0.5)  # boxes xyxy, pixels of the image
+        >>> len(detections)  # the weights are random: no score reaches one half
+        0
     """
 
     def __init__(
@@ -120,7 +131,7 @@ class SiamDETR(Described):
         lineage: Sequence[str] = (),
         metrics: Mapping[str, float] | None = None,
     ) -> SiamDETR:
-        """A model of a detector that is already there (it is held, not copied)."""
+        """A model of an existing detector, which is held, not copied."""
         metadata = ModelMetadata(
             class_names=tuple(class_names),
             category_ids=tuple(category_ids),
@@ -151,8 +162,13 @@ class SiamDETR(Described):
         return self._predictor.detector
 
     @property
+    def predictor(self) -> PyTorchPredictor:
+        """The runtime: detector, classes and preprocessing."""
+        return self._predictor
+
+    @property
     def metadata(self) -> ModelMetadata:
-        """What a model file says besides the detector's settings."""
+        """What a model file holds besides the detector's settings."""
         return self._metadata
 
     @property
@@ -181,10 +197,14 @@ class SiamDETR(Described):
         return self._predictor.predict_batch(batch)
 
     def attention(self, image: ImageLike) -> NDArray[np.float32]:
-        """Where each query of each decoder layer looks.
+        """The cross-attention of every query, in every decoder layer.
 
         Returns:
             [L, heads, Q, h, w]: over h and w (cells of the feature map) every map sums to 1.
+
+        Example:
+            >>> SiamDETR.load("detector.safetensors").attention("photo.jpg").shape
+            (6, 8, 100, 25, 34)
         """
         batch = preprocess([image], self.preprocessing)
         images, padding = normalize_prepared(batch, self.preprocessing, self.device)
@@ -193,15 +213,19 @@ class SiamDETR(Described):
         return torch.stack([one[0] for one in maps]).float().cpu().numpy()
 
     def inspect(self, image: ImageLike) -> TracedInspection:
-        """What is found in an image, and on demand where encoder and decoder looked, as arrays.
+        """Detections of one image, and on demand the attention of encoder and decoder, as arrays.
 
-        Example:
-            seen = model.inspect("photo.jpg")
-            look = seen.decoder_look(int(seen.scored.scores[0].argmax()))  # of the best box
-            look.maps, look.points, look.weights, look.references
-            seen.encoder_look(0.5, 0.5).maps  # self-attention of the cell in the middle
         Raises:
             ImageError: the image cannot be used.
+
+        Example:
+            >>> inspection = SiamDETR.load("detector.safetensors").inspect("photo.jpg")
+            >>> best = int(inspection.scored.scores[0].argmax())
+            >>> attention = inspection.decoder_attention(best)
+            >>> attention.maps.shape  # [layers, heads, h, w], cells of the feature map
+            (6, 8, 25, 34)
+            >>> inspection.encoder_attention(0.5, 0.5).maps.shape  # self-attention of the cell in the middle
+            (6, 8, 25, 34)
         """
         return inspect(self._predictor, image)
 
@@ -228,16 +252,22 @@ def load(
             model.engine.
         device: where it runs: "cpu", "cuda", "cuda:N", or "auto": the GPU where there is one.
         backend: what runs it; None: PyTorch for our model files, ONNX Runtime for .onnx files and bundles, TensorRT for engines.
-        threads: of exported files on the CPU; None: one a core.
+        threads: of exported files on the CPU; None: one for each core that this process may use.
     Raises:
         CheckpointError: not there, not ours, or damaged.
         ValueError: the backend cannot run such a file.
+
+    Example:
+        >>> import siamdetr
+        >>> model = siamdetr.load("detector.safetensors")
+        >>> model.class_names
+        ('cat', 'dog')
+        >>> model.info["variant"]
+        'conditional'
     """
     path = Path(path)
-    kind = "onnx" if path.suffix == ".onnx" or (path / MANIFEST_FILE).is_file() or (path / ONNX_FILE).is_file() else ""
-    kind = "engine" if path.suffix == ".engine" or (kind and path.is_dir() and backend == "tensorrt") else kind
-    backends = {"onnx": ("onnxruntime", "openvino"), "engine": ("tensorrt",)}.get(kind, ("pytorch",))
-    backend = backend or cast("Backend", backends[0])
+    backends = _BACKENDS.get(kind_of(path), ("pytorch",))
+    backend = backend or backends[0]
     if backend not in backends:
         raise ValueError(f"{path}: backend '{backend}' does not run such a file; take {' or '.join(backends)}")
     if backend == "tensorrt":
@@ -263,4 +293,4 @@ def _class_names(number: int | None, names: Sequence[str] | None) -> tuple[str, 
     return tuple(names)
 
 
-__all__ = ["Backend", "CheckpointError", "Model", "SiamDETR", "load"]
+__all__ = ["Backend", "CheckpointError", "Kind", "Model", "SiamDETR", "kind_of", "load"]

@@ -21,6 +21,7 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from siamdetr.errors import CheckpointError
+from siamdetr.files import BEST_MODEL, LAST_MODEL, kind_of
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.detector import Detector
@@ -34,7 +35,7 @@ FORMAT_VERSION = 1
 
 
 class ModelMetadata(Settings):
-    """What a model file says about its detector, besides the detector's own settings."""
+    """The metadata of a model file, besides the detector's settings."""
 
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...] = ()  # the data set's own ids in label order
@@ -127,22 +128,19 @@ def find_model_file(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.is_dir():
-        for name in ("best.safetensors", "last.safetensors"):
+        for name in (BEST_MODEL, LAST_MODEL):
             if (path / name).is_file():
                 return path / name
-        raise CheckpointError(
-            f"{path}: a folder without best.safetensors or last.safetensors; is it a run that has finished?"
-        )
+        raise CheckpointError(f"{path}: a folder without {BEST_MODEL} or {LAST_MODEL}; is it a run that has finished?")
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
-    if path.suffix == ".safetensors":
+    if kind_of(path) == "model":
         return path
     remedy = {
-        ".ckpt": "a checkpoint to resume training from; the model lies beside it, give the run folder",
-        ".onnx": "an exported model; siamdetr.load opens it for prediction, but it cannot be trained on",
-        ".pt": "a PyTorch file, which could run code; `siamdetr convert` reads official ones safely",
-        ".pth": "a PyTorch file, which could run code; `siamdetr convert` reads official ones safely",
-    }.get(path.suffix, "not a model of ours")
+        "checkpoint": "a checkpoint to resume training from; the model lies beside it, give the run folder",
+        "onnx": "an exported model; siamdetr.load opens it for prediction, but it cannot be trained on",
+        "torch": "a PyTorch file, which could run code; `siamdetr convert` reads official ones safely",
+    }.get(kind_of(path), "not a model of ours")
     raise CheckpointError(f"{path}: {remedy} (expected a run folder or a .safetensors file)")
 
 

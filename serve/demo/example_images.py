@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from siamdetr.data.readers.paths import walk_images
-from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.data.synthetic.shapes import draw_image
 from siamdetr.errors import ImageError
 from siamdetr.images.open import UPLOAD_LIMITS, open_header, open_untrusted, read_bytes
-from siamdetr.model_file import find_model_file
+from siamdetr.training.run_folder import validation_part
 
 MOST_BYTES = UPLOAD_LIMITS.file_bytes
 MOST_ELONGATED = 20  # times the shorter side: a model enlarges the shorter one
@@ -73,12 +71,8 @@ def find_examples(folder: Path | None, model: Path) -> list[Example]:
 
 
 def _validation_images(model: Path) -> list[Path]:
-    try:
-        settings = yaml.safe_load((find_model_file(model).parent / "config.yaml").read_text())
-        index = open_dataset(settings["data"]["paths"][0], split="val")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError):
-        return []  # no run folder, or its data has moved: nothing is wrong with the model
-    return [index.path(i) for i in range(len(index))]
+    index = validation_part(model if model.is_dir() else model.parent)
+    return [] if index is None else [index.path(i) for i in range(len(index))]
 
 
 def _spread(files: list[Path]) -> list[Path]:

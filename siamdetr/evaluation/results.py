@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import DataError
-from siamdetr.system.atomic_file import atomic_write
+from siamdetr.system.atomic_file import atomic_text
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def concatenate_results(parts: list[Results]) -> Results:
 
 def write_results(path: str | Path, results: Results) -> None:
     """Write a COCO results file, atomically."""
-    text = json.dumps(results.as_dicts())
-    atomic_write(path, lambda file: file.write(text.encode()))
+    atomic_text(path, json.dumps(results.as_dicts()))
 
 
 def read_results(path: str | Path, index: DetectionIndex) -> Results:

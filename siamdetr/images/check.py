@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -94,11 +93,6 @@ def _facts_of_pixels(data: bytes, path: Path, size: tuple[int, int]) -> list[tup
         except UnreadableImageError as error:
             return [("truncated-image", _cause(error))]
     return [("deep-image", image.info[DEPTH_KEY])] if DEPTH_KEY in image.info else []
-
-
-def default_workers() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cause(error: UnreadableImageError) -> str:

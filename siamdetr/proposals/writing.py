@@ -1,7 +1,7 @@
-"""Writing the file of proposals (`store.py` reads it): parts while a computation runs, then the whole.
+"""Write the proposals file that `store.py` reads: parts while a computation runs, then the whole.
 
-Everything is put in place at once: a temporary file in the same folder, flushed to disk, renamed. A part that was finished is
-named `NAME.part-*` and lies beside the file, so that an interrupted run goes on from it.
+Everything is put in place at once: a temporary file in the same folder, flushed to disk, renamed. A finished part
+is named `NAME.part-*` and lies beside the file, so that an interrupted run continues from it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import hashlib
 import os
 import uuid
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from siamdetr.errors import DataError
+from siamdetr.errors import CheckpointError, DataError
 from siamdetr.images.open import KEY_BYTES
 from siamdetr.proposals.rows import Rows
 from siamdetr.proposals.store import FORMAT, SCHEMA, ProposalStore
+from siamdetr.system.atomic_file import atomic_write
 
 
 def file_stamp(path: Path) -> bytes:
@@ -32,7 +34,7 @@ def file_stamp(path: Path) -> bytes:
 
 
 def read_known(path: Path, recipe: str) -> list[ProposalStore]:
-    """What is on disk for this recipe: the store and the parts of an interrupted run. Other recipes count as nothing.
+    """Read the rows on disk for this recipe, from the store and from parts of an interrupted run.
 
     Raises:
         DataError: `path` is there and is not a file of proposals.
@@ -42,19 +44,19 @@ def read_known(path: Path, recipe: str) -> list[ProposalStore]:
         try:
             known.append(ProposalStore.open(part))
         except DataError:
-            part.unlink(missing_ok=True)  # broken off, or from another version: computed again
+            part.unlink(missing_ok=True)  # truncated, or from another version: computed again
     return [store for store in known if store.recipe == recipe]
 
 
 def write_part(path: Path, recipe: str, rows: Rows) -> Path:
-    """Puts rows beside the store, until `write_store` takes them in."""
+    """Save rows beside the store, until `write_store` merges them."""
     part = path.with_name(f"{path.name}.part-{uuid.uuid4().hex}")
     _write(part, recipe, rows)
     return part
 
 
 def write_store(path: Path, recipe: str, rows: Rows) -> None:
-    """Writes the store anew, whole, and removes the parts and what a killed run left half-written."""
+    """Write the whole store, and remove its parts and the temporary files of killed runs."""
     _write(path, recipe, rows)
     for left in (*_parts(path), *path.parent.glob(f".{path.name}.*.tmp")):
         left.unlink(missing_ok=True)
@@ -77,21 +79,19 @@ def _write(path: Path, recipe: str, rows: Rows) -> None:
         pa.LargeListArray.from_arrays(pa.array(rows.offsets * 4), pa.array(rows.values.reshape(-1))),
     ]
     schema = SCHEMA.with_metadata({"siamdetr.proposals": FORMAT, "recipe": recipe})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+    def write(file: IO[bytes]) -> None:
+        with pa.ipc.new_file(file, schema) as writer:
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
     try:
-        with temporary.open("wb") as file:
-            with pa.ipc.new_file(file, schema) as writer:
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
+        atomic_write(path, write)
+    except (OSError, CheckpointError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
         raise DataError(
-            f"{path}: cannot be written ({error.strerror}); what was written before is kept. Make room there, or choose another place"
+            f"{path}: cannot be written ({getattr(cause, 'strerror', cause)}); what was written before is kept. Make room there, "
+            "or choose another place"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _fanout(keys: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from siamdetr.drawing.html_page import REPORT_FILE, Section, page, picture, table
+from siamdetr.drawing.html_page import Section, page, picture, table
 from siamdetr.drawing.plot import Plot, save_plots
 from siamdetr.errors import UnreadableImageError
 from siamdetr.evaluation.coco import DetectionMetrics
@@ -21,6 +21,7 @@ from siamdetr.evaluation.confusion import BACKGROUND, Confusion, confusion_of
 from siamdetr.evaluation.matched import Matched
 from siamdetr.evaluation.mistakes import Mistake, count_mistakes, find_mistakes, worst_mistakes
 from siamdetr.evaluation.thresholds import OperatingPoint, ThresholdCurve, best_f1, threshold_curves
+from siamdetr.files import REPORT_FILE
 from siamdetr.reports.evaluation_plots import confusion_matrix, f1_over_threshold, precision_recall
 from siamdetr.reports.mistake_pictures import caption_of, picture_of
 from siamdetr.system.atomic_file import atomic_bytes

@@ -1,4 +1,4 @@
-"""Batches: what a data loader hands to a model. uint8 until they are on the device; `normalize` makes them float there.
+"""Batches of a data loader: uint8 until they are on the device, where `normalize` makes them float.
 
 Images of one batch share a canvas: smaller ones are zero-padded at the right and bottom, and `padding` (True = padded)
 says where. Boxes are fractions (cx, cy, w, h) of the image without its padding, so that padding changes nothing.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 # The class head of pretraining: class 0 never occurs, 1 is "an object"; with softmax, 2 is "no object".
 OBJECT_LABEL = 1
+
+Batch = TypeVar("Batch", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Targets:
         boxes: [M, 4] (cx, cy, w, h) fractions of the unpadded image, float.
         labels: [M] int64, contiguous 0..C-1.
         counts: boxes of each image; on the host, so that sizes are known without asking the device. Sum M, length B.
+        window: `counts` of every batch whose gradients make one step (gradient accumulation); empty: this batch alone.
     Raises:
         ValueError: the three do not fit each other.
     """
@@ -32,6 +36,7 @@ class Targets:
     boxes: Tensor
     labels: Tensor
     counts: tuple[int, ...]
+    window: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         total = sum(self.counts)
@@ -61,17 +66,33 @@ class Targets:
             counts=tuple(int(one.shape[0]) for one in boxes),
         )
 
+    @property
+    def window_counts(self) -> tuple[tuple[int, ...], ...]:
+        """`counts` of every batch of the window, of which this one is part."""
+        return self.window or (self.counts,)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Targets:
         """The same targets on another device."""
-        return Targets(
-            self.boxes.to(device, non_blocking=non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
-            self.counts,
+        return dataclasses.replace(
+            self,
+            boxes=self.boxes.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> Targets:
         """The same targets in page-locked memory (the data loader calls this)."""
-        return Targets(self.boxes.pin_memory(), self.labels.pin_memory(), self.counts)
+        return dataclasses.replace(self, boxes=self.boxes.pin_memory(), labels=self.labels.pin_memory())
+
+
+def in_one_window(batches: Sequence[Batch]) -> list[Batch]:
+    """Batches whose gradients make one step: the targets of each know the counts of all.
+
+    Batches that do not hold targets, such as pairs of views, have as many regions each and are returned as they are.
+    """
+    if len(batches) == 1 or not all("targets" in batch.__dataclass_fields__ for batch in batches):
+        return list(batches)
+    window = tuple(batch.targets.counts for batch in batches)
+    return [dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, window=window)) for batch in batches]
 
 
 def region_targets(boxes: Tensor, counts: Sequence[int]) -> Targets:

@@ -1,4 +1,4 @@
-"""A study's report.html, study.csv and plots, in the folder of its name: rewritten from whatever is finished."""
+"""Write a study's report.html, study.csv and plots from the finished cells, in the folder of its name."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from siamdetr.drawing.html_page import REPORT_FILE, Section, page, picture, table
+from siamdetr.drawing.html_page import Section, page, picture, table
 from siamdetr.drawing.plot import Plot, save_plots
+from siamdetr.files import REPORT_FILE
 from siamdetr.settings.base import to_json
 from siamdetr.study import plots
 from siamdetr.study.cell import SCRATCH, Cell
@@ -22,7 +23,7 @@ from siamdetr.study.runner import Grid
 from siamdetr.study.statistics import Interval, interval
 from siamdetr.study.study_folder import SPLITS_FILE
 from siamdetr.study.summary import CSV_FILE, answer, gain_of, mean_of, select, shown, study_csv
-from siamdetr.system.atomic_file import atomic_write
+from siamdetr.system.atomic_file import atomic_text
 
 TITLES = {
     "data-efficiency": "How much do labels count?",
@@ -37,14 +38,14 @@ _FRACTIONS, _INITS = "Share of the labels", "initialisation"
 
 
 def write_study_report(grid: Grid) -> Path:
-    """Writes report.html, study.csv and plots/ into the study's place; returns the report's path."""
+    """Write report.html, study.csv and plots/ into the study's folder; returns the report's path."""
     drawn, sections = _SECTIONS[grid.study.study](grid)
     save_plots(grid.place, drawn)
     text = study_csv(grid)
-    atomic_write(grid.place / CSV_FILE, lambda file: file.write(text.encode()))
+    atomic_text(grid.place / CSV_FILE, text)
     html = page(TITLES[grid.study.study], answer(grid), [*sections, *_state(grid), _method(grid)])
     path = grid.place / REPORT_FILE
-    atomic_write(path, lambda file: file.write(html.encode()))
+    atomic_text(path, html)
     return path
 
 
@@ -247,7 +248,7 @@ def _picture(grid: Grid, cell: Cell, name: str, caption: str) -> Markup:
 
 
 def _state(grid: Grid) -> list[Section]:
-    """What is not finished, what failed, and what has to be known."""
+    """Unfinished cells, failures and notes."""
     lines = list(grid.notes)
     if grid.missing:
         lines.append(

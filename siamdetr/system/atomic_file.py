@@ -1,4 +1,4 @@
-"""Atomic files: at every moment the whole old file or the whole new one."""
+"""Atomic files: at every moment the whole old file or the whole new one. Every file that matters is written through here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def atomic_write(path: str | Path, writer: Callable[[IO[bytes]], object]) -> Non
     try:
         with temporary.open("wb") as file:
             guard = _Guard(file)
-            writer(guard)  # type: ignore[arg-type]  # torch.save and write() need no more than this
+            writer(guard)  # type: ignore[arg-type]  # whatever else is asked of it, the file answers
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -40,9 +40,27 @@ def atomic_write(path: str | Path, writer: Callable[[IO[bytes]], object]) -> Non
         temporary.unlink(missing_ok=True)
         cause = guard.error if guard is not None and guard.error is not None else error
         if isinstance(cause, OSError) and cause.errno in _DISK_FULL:
-            raise CheckpointError(_disk_full(path)) from error
+            raise CheckpointError(_disk_full(path)) from cause
         raise
     sync_folder(path.parent)
+
+
+def atomic_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8; errors as of `atomic_write`."""
+    atomic_write(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Give a finished file its name, in the place of the file that has it; whole at every moment, also after power loss.
+
+    Args:
+        source: a file on the same disk, such as one in a temporary folder beside the target.
+        target: its new name.
+    """
+    with source.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(source, target)
+    sync_folder(target.parent)
 
 
 def atomic_bytes(path: str | Path, data: bytes) -> None:
@@ -59,12 +77,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_temporaries(folder: str | Path) -> int:
-    """Remove the temporary files that killed processes left in a folder; returns how many."""
+def sweep_temporaries(folder: str | Path, *, owned: bool = False) -> int:
+    """Remove the temporary files that killed processes left in a folder; returns how many.
+
+    Args:
+        folder: where to look; not in its folders.
+        owned: nobody else writes there (its lock is held): all go. Otherwise those whose process lives stay; and a process number is no
+            proof of life where containers begin with the same numbers again and again.
+    """
     swept = 0
     for stale in Path(folder).glob(".*.tmp"):
         owner = stale.name.split(".")[-2]
-        if owner.isdigit() and not _alive(int(owner)):
+        if owner.isdigit() and (owned or not _alive(int(owner))):
             with contextlib.suppress(FileNotFoundError):
                 stale.unlink()
                 swept += 1
@@ -85,8 +109,8 @@ class _Guard:
             self.error = error
             raise
 
-    def flush(self) -> None:
-        self.file.flush()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
 
 
 def _disk_full(path: Path) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 import yaml
 
-from siamdetr.api import MANIFEST_FILE, ONNX_FILE, load
+from siamdetr.api import load
 from siamdetr.errors import CheckpointError
+from siamdetr.files import BEST_MODEL, CONFIG_FILE, LAST_CHECKPOINT, LAST_MODEL, kind_of
 from siamdetr.proposals.store import ProposalStore
-
-CONFIG_FILE = "config.yaml"
+from siamdetr.training.checkpoints.checkpoint_file import STATE, read_checkpoint
+from siamdetr.training.run_folder import method_of
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -24,17 +25,18 @@ def describe(path: str | Path) -> dict[str, Any]:
         DataError: a damaged proposal store.
     """
     path = Path(path)
-    if (path / CONFIG_FILE).is_file():
+    kind = kind_of(path)
+    if kind == "run" and (path / CONFIG_FILE).is_file():
         return _run(path)
-    if path.suffix == ".ckpt":
+    if kind == "checkpoint":
         return _checkpoint(path)
-    if path.suffix in (".arrow", ".parquet") and path.is_file():
+    if kind == "proposals" and path.is_file():
         return _proposals(path)
-    if path.suffix in (".safetensors", ".onnx") or (path / MANIFEST_FILE).is_file() or (path / ONNX_FILE).is_file():
+    if kind in ("run", "model", "onnx", "bundle", "engine"):
         return load(path).info
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
-    remedy = "; `siamdetr convert` reads official checkpoints" if path.suffix in (".pth", ".pt") else ""
+    remedy = "; `siamdetr convert` reads official checkpoints" if kind == "torch" else ""
     raise CheckpointError(
         f"{path}: none of our files; expected a run folder, .safetensors, .ckpt, .onnx, a bundle or stored proposals{remedy}"
     )
@@ -50,9 +52,9 @@ def _run(folder: Path) -> dict[str, Any]:
         "kind": f"run folder of {_stage(settings)}",
         "data": settings["data"]["paths"],
         "so far": last or "no metrics yet",
-        "to resume": (folder / "last.ckpt").is_file(),
+        "to resume": (folder / LAST_CHECKPOINT).is_file(),
     }
-    for name in ("best.safetensors", "last.safetensors"):
+    for name in (BEST_MODEL, LAST_MODEL):
         if (folder / name).is_file():
             facts[name] = load(folder / name).info
             break
@@ -60,8 +62,6 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from siamdetr.training.checkpoint_io import STATE, read_checkpoint  # Lightning takes seconds to import
-
     content = read_checkpoint(path)
     state = content[STATE]
     return {
@@ -88,4 +88,5 @@ def _proposals(path: Path) -> dict[str, Any]:
 
 
 def _stage(settings: dict[str, Any]) -> str:
-    return f"pretraining ({settings['method']})" if "method" in settings else "finetuning"
+    method = method_of(settings)
+    return "finetuning" if method is None else f"pretraining ({method})"

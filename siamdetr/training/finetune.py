@@ -1,4 +1,4 @@
-"""The two stages: `pretrain` on images without labels, `finetune` on labelled ones. Both leave a run folder."""
+"""Supervised training of a detector on labelled images; leaves a run folder."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from siamdetr.data.dataset import DetectionDataset, collate_detection
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.transforms import FinetuneTransform
 from siamdetr.evaluation.coco import DetectionMetrics, evaluate
+from siamdetr.files import BEST_MODEL
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, find_model_file
 from siamdetr.models.detector import Detector
 from siamdetr.settings.training import FinetuneSettings
+from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
 from siamdetr.training.callbacks.evaluator import Evaluator, scores
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune_module import FinetuneModule
-from siamdetr.training.finetune_setup import first_batch, resolved, start
-from siamdetr.training.initial_weights import Start, run_normalization
+from siamdetr.training.finetune_setup import first_batch, resolved
+from siamdetr.training.initial_weights import Start, run_normalization, start
 from siamdetr.training.loop import Session, begin, run_length, save_detector, seed_weights, train
 from siamdetr.training.open_datasets import open_labelled
 from siamdetr.training.optim import freeze
 from siamdetr.training.pictures import save_pictures
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
-from siamdetr.training.run_folder import choose_folder, process_rank
+from siamdetr.training.run_folder import choose_folder
 from siamdetr.training.run_report import write_report
 from siamdetr.training.run_result import RunResult
 from siamdetr.training.step_module import StepModule
@@ -61,7 +63,7 @@ def finetune(
             evaluator = _evaluator(session, settings, run.path, data.val, every=every, watch=watch, progress=sink)
             session = dataclasses.replace(session, callbacks=(evaluator,))
         seconds = train(session, settings, run, watch=watch, progress=sink)
-    if process_rank() == 0:
+    if launch().is_first:
         if data.val is not None:
             save_pictures(run.path, data.val)
         write_report(run.path)
@@ -114,7 +116,7 @@ def _evaluator(
     preprocessing = session.module.preprocessing
 
     def score(detector: Detector) -> DetectionMetrics | None:
-        if process_rank() > 0:
+        if not launch().is_first:
             return None
         return evaluate(
             detector,
@@ -126,7 +128,7 @@ def _evaluator(
         )
 
     def save_best(module: StepModule, metrics: DetectionMetrics) -> None:
-        save_detector(session, folder / "best.safetensors", module.step, scores(metrics))
+        save_detector(session, folder / BEST_MODEL, module.step, scores(metrics))
 
     return Evaluator(
         folder,

@@ -7,12 +7,14 @@ number of workers or another number of processes (with the same total batch) see
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from siamdetr.data.sampler import Sample, SampleOrder
+from siamdetr.structures.targets import in_one_window
 
 
 class BatchStream:
@@ -22,10 +24,12 @@ class BatchStream:
         dataset: takes (epoch, position) and must be a function of them and its seed alone.
         collate: samples to a batch.
         order: which samples.
-        start, stop: numbers of the first batch and of the one after the last.
+        start: number of the first batch.
+        stop: number of the batch after the last.
         workers: loading processes; 0 loads in this one.
         timeout: seconds after which a hung worker is an error; 0: never.
         pin: page-locked memory, for a GPU.
+        window: batches whose gradients make one step; they come together, and their targets know one another's counts.
     """
 
     def __init__(
@@ -39,8 +43,9 @@ class BatchStream:
         workers: int,
         timeout: int,
         pin: bool,
+        window: int = 1,
     ) -> None:
-        self._length = stop - start
+        self._length, self._window = stop - start, window
         self._loader = DataLoader(
             dataset,
             batch_sampler=_Piece(order, start, stop),
@@ -55,7 +60,9 @@ class BatchStream:
         return self._length
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._loader)
+        batches = iter(self._loader)
+        while window := list(islice(batches, self._window)):
+            yield from in_one_window(window)
 
 
 class _Piece(Sequence[list[Sample]]):

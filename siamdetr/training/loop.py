@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,25 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
-from torch import distributed
 from torch.utils.data import Dataset
 
 from siamdetr.data.sampler import SampleOrder
+from siamdetr.files import CONFIG_FILE, LAST_MODEL
 from siamdetr.model_file import ModelMetadata, save_model
 from siamdetr.models.detector import Detector
 from siamdetr.settings.base import to_json
 from siamdetr.settings.training import RunSettings
-from siamdetr.system.atomic_file import atomic_write, sweep_temporaries
+from siamdetr.system.atomic_file import atomic_text, sweep_temporaries
+from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
 from siamdetr.training.callbacks.saver import Saver
 from siamdetr.training.callbacks.step_log import StepLog
 from siamdetr.training.callbacks.weight_average import WeightAverage
-from siamdetr.training.describe_file import CONFIG_FILE
 from siamdetr.training.loader import BatchStream
 from siamdetr.training.progress import ProgressSink
-from siamdetr.training.run_folder import RunFolder, check_same_run, process_rank
+from siamdetr.training.run_folder import RunFolder, check_same_run
 from siamdetr.training.step_module import StepModule
-from siamdetr.training.trainer import build_trainer, run_device, world_size
+from siamdetr.training.trainer import build_trainer, process_rank, run_device, world_size
 
 _log = logging.getLogger(__name__)
 
@@ -93,10 +92,10 @@ def begin(settings: RunSettings, run: RunFolder) -> None:
     if run.content is not None:
         check_same_run(run.content, settings, run.checkpoint or run.path)
         _log.info("Going on from %s at step %d.", run.checkpoint, run.step)
-    if process_rank() == 0:
+    if launch().is_first:
         sweep_temporaries(run.path)
         text = yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True)
-        atomic_write(run.path / CONFIG_FILE, lambda file: file.write(text.encode()))
+        atomic_text(run.path / CONFIG_FILE, text)
 
 
 def train(
@@ -113,7 +112,7 @@ def train(
     if module.total_steps <= run.step:
         _log.info("The run is finished already: %d of %d steps.", run.step, module.total_steps)
         return 0.0
-    order = _order(settings, session.length, process_rank())
+    order = _order(settings, session.length, process_rank(settings))
     module.image_ids_of = lambda batch: tuple(session.image_id(i) for _, i in order.batch(batch))
     stream = BatchStream(
         session.dataset,
@@ -124,6 +123,7 @@ def train(
         workers=settings.workers,
         timeout=settings.worker_timeout,
         pin=run_device(settings).type == "cuda",
+        window=settings.grad_accum,
     )
     step_log = StepLog(settings.log_every, progress)
     saver = Saver(
@@ -131,7 +131,7 @@ def train(
         every=settings.checkpoint_every,
         watch=watch,
         step_log=step_log,
-        save_model=lambda module: save_detector(session, run.path / "last.safetensors", module.step),
+        save_model=lambda module: save_detector(session, run.path / LAST_MODEL, module.step),
     )
     averaging = [session.average] if session.average is not None else []
     callbacks: list[Callback] = [*averaging, step_log, *session.callbacks, saver]
@@ -157,16 +157,3 @@ def save_detector(session: Session, path: Path, step: int, metrics: dict[str, fl
 def seed_weights(settings: RunSettings) -> None:
     """Initial weights are a function of the seed."""
     torch.manual_seed(settings.seed)
-
-
-@contextmanager
-def first_process_first(settings: RunSettings) -> Iterator[None]:
-    """Processes started by torchrun or SLURM enter one after the first has left: it computes, they find it done."""
-    together = world_size(settings) > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ
-    if together and not distributed.is_initialized():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    if together and process_rank() > 0:
-        distributed.barrier()
-    yield
-    if together and process_rank() == 0:
-        distributed.barrier()

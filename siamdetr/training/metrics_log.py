@@ -12,8 +12,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from siamdetr.drawing.html_page import METRICS_FILE, read_metrics
-from siamdetr.system.atomic_file import atomic_write
+from siamdetr.drawing.html_page import read_metrics
+from siamdetr.files import METRICS_FILE, TENSORBOARD
+from siamdetr.system.atomic_file import atomic_text
 
 
 class _RunLogger(Logger):
@@ -66,7 +67,7 @@ class MetricsCsv(_RunLogger):
         writer = csv.DictWriter(text, self._columns)
         writer.writeheader()
         writer.writerows(_cells(row) for row in self._rows)
-        atomic_write(self._path, lambda file: file.write(text.getvalue().encode()))
+        atomic_text(self._path, text.getvalue())
 
 
 class TensorBoardEvents(_RunLogger):
@@ -74,7 +75,7 @@ class TensorBoardEvents(_RunLogger):
 
     def __init__(self, folder: Path, resume_step: int) -> None:
         super().__init__()
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+        self._writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=resume_step + 1 if resume_step else None)
 
     @property
     def name(self) -> str:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import yaml
-from pydantic import ValidationError
 
 from siamdetr.data.index import DetectionIndex, concatenate, require_labels
 from siamdetr.data.readers.recognise import available_splits, open_dataset
@@ -81,12 +78,11 @@ def open_labelled(settings: FinetuneSettings, progress: Progress | None = None) 
     parts = [_open(path, data, split, progress) for path in data.paths]
     train = require_labels(concatenate(parts), ", ".join(data.paths))
     train = require_labels(train.fraction(data.fraction, seed=settings.seed), f"{data.fraction:.3g} of the data")
-    val_path = (data.val_paths or data.paths)[0]
-    wanted = ("val", "test") if split is not None or data.val_paths else ()
-    val_split = data.val_split or _first_there(val_path, data.format, wanted)
-    if val_split is None and not data.val_paths:
-        _log.warning("%s has no val part: nothing is evaluated, and the last weights are the result", val_path)
+    part = validation_split(data)
+    if part is None:
+        _log.warning("%s has no val part: nothing is evaluated, and the last weights are the result", data.paths[0])
         return FinetuneData(train, None)
+    val_path, val_split = part
     val = require_labels(_open(val_path, data, val_split, progress), f"{val_path}, split '{val_split}'")
     if val.class_names != train.class_names:
         raise DataError(
@@ -94,30 +90,29 @@ def open_labelled(settings: FinetuneSettings, progress: Progress | None = None) 
             "give both the same classes in the same order"
         )
     _log.info("Train: %d images, %d boxes. Val (%s): %d images.", len(train), train.num_boxes, val_split, len(val))
-    if settings.val_limit is not None:
-        val = val.subset(range(min(settings.val_limit, len(val))))
-    return FinetuneData(train, val)
+    return FinetuneData(train, _limited(val, settings))
 
 
-def validation_part(run: Path) -> DetectionIndex | None:
-    """The labelled images that a finetuning run was validated on.
+def open_validation(settings: FinetuneSettings, progress: Progress | None = None) -> DetectionIndex | None:
+    """The val part of `open_labelled` alone; None: there is none."""
+    part = validation_split(settings.data)
+    return None if part is None else _limited(_open(part[0], settings.data, part[1], progress), settings)
 
-    None where `run` is not the folder of one, its data has no such part, or is not there any more (which is warned of).
+
+def validation_split(data: DataSettings) -> tuple[str, str | None] | None:
+    """Path and split of the images that a finetuning run is validated on; None: there are none.
+
+    Without `val_paths` and `val_split` that is the val part, else the test part, of a data set that has a train part as well.
     """
-    config = run / "config.yaml"
-    if not config.is_file():
-        return None
-    values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    if "pretext" in values:
-        return None
-    try:
-        data = FinetuneSettings.model_validate(values).data
-        path = (data.val_paths or data.paths)[0]
-        split = data.val_split or _first_there(path, data.format, ("val", "test"))
-        return None if split is None and not data.val_paths else _open(path, data, split, None)
-    except (DataError, ValidationError) as error:  # a run of another version, or data that has moved
-        _log.warning("The run's validation images are not to be had: %s", error)
-        return None
+    path = (data.val_paths or data.paths)[0]
+    divided = data.split is not None or _first_there(data.paths[0], data.format, ("train", "trainval")) is not None
+    wanted = ("val", "test") if divided or data.val_paths else ()
+    split = data.val_split or _first_there(path, data.format, wanted)
+    return None if split is None and not data.val_paths else (path, split)
+
+
+def _limited(val: DetectionIndex, settings: FinetuneSettings) -> DetectionIndex:
+    return val if settings.val_limit is None else val.subset(range(min(settings.val_limit, len(val))))
 
 
 def _open(path: str, data: DataSettings, split: str | None, progress: Progress | None) -> DetectionIndex:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 from siamdetr.data.index import DetectionIndex
-from siamdetr.drawing.attention import Wanted, attention_figure
+from siamdetr.drawing.attention import FigureOptions, attention_figure
 from siamdetr.drawing.boxes import draw_side_by_side, truth_of
+from siamdetr.files import ATTENTION, PICTURES
 from siamdetr.images.preprocessing import load_image
 from siamdetr.inference.detector_attention import inspect
 from siamdetr.inference.predictor import predict
 from siamdetr.inference.pytorch import PyTorchPredictor
 from siamdetr.model_file import load_model
-from siamdetr.training.run_report import ATTENTION, PICTURES
+from siamdetr.system.atomic_file import atomic_bytes
 
 _WIDTH = 900  # pixels of a pair: the report carries the pictures inside
 _DPI = 160
@@ -38,7 +40,11 @@ def save_pictures(run_folder: Path, index: DetectionIndex, *, count: int = 6, th
         assert isinstance(found, list)
         pair = draw_side_by_side(image, truth_of(index, i), found[0])
         pair.thumbnail((_WIDTH, _WIDTH))
-        pair.convert("RGB").save(run_folder / PICTURES / file_name, quality=85)
+        content = io.BytesIO()
+        pair.convert("RGB").save(content, "JPEG", quality=85)
+        atomic_bytes(run_folder / PICTURES / file_name, content.getvalue())
         if number % 2 == 0:
-            figure = attention_figure(image, inspect(predictor, image), metadata.class_names, Wanted())
-            figure.savefig(run_folder / ATTENTION / file_name, dpi=_DPI, facecolor="white")
+            figure = attention_figure(image, inspect(predictor, image), metadata.class_names, FigureOptions())
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format="jpg", dpi=_DPI, facecolor="white")
+            atomic_bytes(run_folder / ATTENTION / file_name, drawn.getvalue())

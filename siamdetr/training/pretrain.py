@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+
 from siamdetr.evaluation.classes import OBJECT
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, find_model_file
 from siamdetr.models.detector import Detector
 from siamdetr.pretext.registry import PRETEXTS
 from siamdetr.pretext.run_settings import PretrainSettings
+from siamdetr.system.distributed import first_process_first
+from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
 from siamdetr.training.callbacks.diagnostics import Diagnostics
 from siamdetr.training.callbacks.weight_average import WeightAverage
-from siamdetr.training.finetune import _log
-from siamdetr.training.finetune_setup import fill_backbone
-from siamdetr.training.initial_weights import run_normalization
-from siamdetr.training.loop import Session, begin, first_process_first, run_length, seed_weights, train
+from siamdetr.training.initial_weights import run_normalization, start
+from siamdetr.training.loop import Session, begin, run_length, seed_weights, train
 from siamdetr.training.open_datasets import open_pretraining
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
-from siamdetr.training.pretrain_setup import pretraining_detector, stored_proposals
+from siamdetr.training.pretrain_setup import resolved_pretraining, stored_proposals, training_samples
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
 from siamdetr.training.proposal_figures import measure_proposals, save_proposal_figures
-from siamdetr.training.run_folder import choose_folder, process_rank
+from siamdetr.training.run_folder import choose_folder
 from siamdetr.training.run_report import write_report
 from siamdetr.training.run_result import RunResult
+
+_log = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -41,14 +45,15 @@ def pretrain(
     sink = progress or Silent()
     _log.info("Self-supervised pretraining: no labels are used. To train on labels: siamdetr finetune")
     with SignalWatch() as watch:
-        settings = settings.model_copy(update={"detector": pretraining_detector(settings)})
+        settings = resolved_pretraining(settings)
         run = choose_folder(settings, resume)
         data = open_pretraining(settings.data, as_callback(sink, "read", watch.raise_if_received))
         index = data.images
         begin(settings, run)
-        with first_process_first(settings):
+        with first_process_first(watch.raise_if_received):
             poll = as_callback(sink, "proposals", watch.raise_if_received)
             proposals = stored_proposals(settings, run.path, index, poll)
+            figures = measure_proposals(proposals, data.labelled) if launch().is_first else None
         length = run_length(settings, len(index))
         preprocessing = PreprocessingSpec.from_size(settings.of_method.size).normalized_by(
             run_normalization(settings, run)
@@ -57,28 +62,31 @@ def pretrain(
         dataset = entry.dataset(index, proposals, settings.of_method, settings.seed)
         seed_weights(settings)
         detector = Detector(settings.detector)
-        if run.content is None:
-            fill_backbone(detector, settings)
+        begun = start(detector, settings, (OBJECT,), resumed=run.content is not None)
+        with first_process_first(watch.raise_if_received):
+            poll = as_callback(sink, "views", watch.raise_if_received)
+            samples, collate = training_samples(dataset, settings, run, detector, preprocessing.normalization, poll)
         module = PretrainModule(detector, settings, preprocessing, length.total)
         if run.content is None:
             module.pretext.load_weights(settings.backbone_weights)
         what = f"pretext: {settings.method} on {', '.join(settings.data.paths)}"
         session = Session(
             module,
-            dataset,
+            samples,
             len(index),
             lambda i: int(index.image_ids[i]),
-            entry.collate,
+            collate,
             lambda step: ModelMetadata(
-                class_names=(OBJECT,), preprocessing=preprocessing, lineage=(f"{what}, {step} steps",)
+                class_names=(OBJECT,),
+                preprocessing=preprocessing,
+                lineage=(*begun.lineage, f"{what}, {step} steps"),
             ),
             WeightAverage(settings.ema) if settings.ema else None,
             callbacks=(Diagnostics(run.path, dataset, len(index), entry.collate, total_steps=length.total),),
-            finished=class_agnostic,
+            finished=lambda detector: module.pretext.transferred(class_agnostic(detector)),
         )
-        figures = measure_proposals(proposals, data.labelled) if process_rank() == 0 else None
         seconds = train(session, settings, run, watch=watch, progress=sink)
-    if process_rank() == 0:
+    if launch().is_first:
         if seconds:  # else the run was finished before, and its figures are there
             save_proposal_figures(run.path, figures, dataset)
         write_report(run.path)

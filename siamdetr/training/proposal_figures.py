@@ -10,12 +10,12 @@ from typing import Any
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import UnreadableImageError
+from siamdetr.files import PROPOSALS_FILE
 from siamdetr.images.open import content_key, read_bytes
 from siamdetr.pretext.datasets import UnlabelledDataset
 from siamdetr.proposals.recall import ProposalRecall, proposal_recall
 from siamdetr.proposals.store import ProposalStore
-from siamdetr.system.atomic_file import atomic_write
-from siamdetr.training.run_report import PROPOSALS_FILE
+from siamdetr.system.atomic_file import atomic_text
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def save_proposal_figures(folder: Path, figures: ProposalFigures | None, dataset
             for count, value in figures.recall.average.items()
         ]
     text = json.dumps({"recipe": figures.recipe, "rows": rows}, indent=1)
-    atomic_write(folder / PROPOSALS_FILE, lambda file: file.write(text.encode()))
+    atomic_text(folder / PROPOSALS_FILE, text)
 
 
 def _has(store: ProposalStore, index: DetectionIndex, i: int) -> bool:

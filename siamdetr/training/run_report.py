@@ -10,17 +10,15 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from siamdetr.drawing.html_page import REPORT_FILE, Section, curve, curves_svg, page, picture, read_metrics, table
+from siamdetr.drawing.html_page import Section, curve, curves_svg, page, picture, read_metrics, table
+from siamdetr.files import ATTENTION, CONFIG_FILE, DIAGNOSTICS, EVALUATION_FILE, PICTURES, PROPOSALS_FILE, REPORT_FILE
 from siamdetr.pretext.collapse import COLLAPSE_REMEDY, collapsed
 from siamdetr.pretext.registry import PRETEXTS, name_of
 from siamdetr.settings.registry import DETECTORS
-from siamdetr.system.atomic_file import atomic_write
+from siamdetr.system.atomic_file import atomic_text
+from siamdetr.training.run_folder import method_of
 
-EVALUATION_FILE = "evaluation.json"  # of the best weights: {"step", "metrics": {name: value}, "per_class": [row, …]}
-PROPOSALS_FILE = "proposals.json"  # of pretraining: {"recipe", "rows": [[what, figure], …]}
-PICTURES = "pictures"  # folder of jpg files, truth beside prediction, named by what they show
-ATTENTION = "attention"  # folder of jpg files, the best boxes and where the decoder looked for them
-DIAGNOSTICS = "diagnostics"  # of pretraining: sample-I.jpg, and matched-I-STEP-IOU.jpg of the same images over time
+USED_FROM = 0.15  # IoU of own regions over another image's: from here on the report says that regions are used
 
 
 def write_report(run_folder: str | Path) -> Path:
@@ -30,7 +28,7 @@ def write_report(run_folder: str | Path) -> Path:
         FileNotFoundError: the folder has no config.yaml, so it is not a run.
     """
     folder = Path(run_folder)
-    config = folder / "config.yaml"
+    config = folder / CONFIG_FILE
     if not config.is_file():
         raise FileNotFoundError(f"{folder}: no config.yaml here; is it a run folder?")
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
@@ -39,7 +37,7 @@ def write_report(run_folder: str | Path) -> Path:
     evaluation = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else None
     pictures = [
         *picture_sections(folder),
-        *_sample_sections(folder, settings.get("method")),
+        *_sample_sections(folder, method_of(settings)),
         *_matched_sections(folder),
     ]
     warnings = _collapse_sections(rows)
@@ -48,7 +46,7 @@ def write_report(run_folder: str | Path) -> Path:
     config_text = Markup("<details><summary>config.yaml</summary><pre>{}</pre></details>")
     sections.append(Section("Settings", config_text.format(config.read_text(encoding="utf-8")), wide=True))
     text = page(f"siamdetr · {folder.name}", _lead(settings, rows, evaluation), sections)
-    atomic_write(folder / REPORT_FILE, lambda file: file.write(text.encode()))
+    atomic_text(folder / REPORT_FILE, text)
     return folder / REPORT_FILE
 
 
@@ -56,10 +54,11 @@ def _lead(
     settings: Mapping[str, Any], rows: Sequence[Mapping[str, float]], evaluation: Mapping[str, Any] | None
 ) -> str:
     detector = settings["detector"]
-    what = f"Pretraining without labels ({name_of(settings['method'])})" if "method" in settings else "Finetuning"
+    method = method_of(settings)
+    what = "Finetuning" if method is None else f"Pretraining without labels ({name_of(method)})"
     model = f"{_name(detector['variant'])} on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
     steps = f"{max((row['step'] for row in rows), default=0):.0f} steps of {settings['batch_size']}"
-    text = f"{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
+    text = f"{_usage_sentence(rows)}{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
     losses = [row["loss"] for row in rows if "loss" in row]
     if losses:
         text += f" The loss went from {losses[0]:.3g} to {losses[-1]:.3g}."
@@ -72,6 +71,19 @@ def _lead(
     return text
 
 
+def _usage_sentence(rows: Sequence[Mapping[str, float]]) -> str:
+    """Whether queries find the regions they are told, of the last diagnostics; "" where the method tells none."""
+    last = next((row for row in reversed(rows) if "regions_own_iou" in row), None)
+    if last is None:
+        return ""
+    own, other, none = (last[f"regions_{kind}_iou"] for kind in ("own", "other", "none"))
+    verdict = "Regions are used" if own - other >= USED_FROM else "Regions are hardly used"
+    return (
+        f"{verdict}: matched boxes overlap by {own:.2f} (IoU) when queries are told their own regions, {other:.2f} when told another "
+        f"image's, {none:.2f} when told none, at step {last['step']:.0f}. "
+    )
+
+
 def _name(variant: str) -> str:
     """A detector's name; of one that this version does not know, what its settings call it."""
     return DETECTORS[variant].name if variant in DETECTORS else variant
@@ -81,10 +93,12 @@ def _curve_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     parts = [key for key in keys if key.startswith("loss_")]
     monitors = [key for key in keys if key.startswith("monitor_")]
+    usage = [key for key in keys if key.startswith("regions_")]
     groups: list[tuple[str, str, list[str]]] = [
         ("Average precision", "AP", [key for key in ("val_ap", "val_ap50", "val_ap75") if key in keys]),
         ("Loss", "loss", ["loss"] if "loss" in keys else []),
         ("Its parts, unweighted", "loss", parts),
+        ("Are regions used? Matched boxes when queries are told these regions", "IoU", usage),
         ("Collapse monitors", "value", monitors),
         ("Learning rate", "rate", ["lr"] if "lr" in keys else []),
         ("Throughput", "images a second", ["images_per_second"] if "images_per_second" in keys else []),

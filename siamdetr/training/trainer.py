@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
@@ -17,7 +20,8 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from siamdetr.errors import SettingsError
 from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.settings.training import RunSettings
-from siamdetr.training.checkpoint_io import AtomicCheckpointIO
+from siamdetr.system.launcher import launch
+from siamdetr.training.checkpoints.checkpoint_io import AtomicCheckpointIO
 from siamdetr.training.metrics_log import MetricsCsv, TensorBoardEvents
 
 _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
@@ -49,7 +53,7 @@ def build_trainer(settings: RunSettings, folder: Path, callbacks: list[Callback]
             sync_batchnorm=world > 1 and accelerator == "gpu" and isinstance(settings, PretrainSettings),
             logger=_loggers(settings, folder, resume_step),
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), _environment()],
             default_root_dir=folder,
             limit_val_batches=0,
             num_sanity_val_steps=0,
@@ -63,18 +67,18 @@ def build_trainer(settings: RunSettings, folder: Path, callbacks: list[Callback]
 
 def world_size(settings: RunSettings) -> int:
     """How many processes train together: as torchrun or SLURM say, else as the settings say."""
-    told = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS")
-    return int(told) if told else settings.devices * settings.num_nodes
+    return launch().world_size or settings.devices * settings.num_nodes
+
+
+def process_rank(settings: RunSettings) -> int:
+    """The number of this process among them, from 0."""
+    return launch().rank(settings.devices)
 
 
 def run_device(settings: RunSettings) -> torch.device:
     """The device that this process trains on."""
     if settings.device == "auto":
-        return (
-            torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
+        return torch.device("cuda", launch().local_number) if torch.cuda.is_available() else torch.device("cpu")
     return torch.device(settings.device)
 
 
@@ -82,7 +86,7 @@ def _device(settings: RunSettings) -> tuple[str, int | list[int]]:
     device = run_device(settings)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"--device {settings.device}: PyTorch sees no GPU here; use --device cpu")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or settings.devices)
+    here = world_size(settings) // _num_nodes(settings)
     if device.type == "cpu":
         return "cpu", here
     if device.type == "cuda":
@@ -91,8 +95,15 @@ def _device(settings: RunSettings) -> tuple[str, int | list[int]]:
 
 
 def _num_nodes(settings: RunSettings) -> int:
-    here = os.environ.get("LOCAL_WORLD_SIZE")
-    return world_size(settings) // int(here) if here else settings.num_nodes
+    return launch().num_nodes or settings.num_nodes
+
+
+def _environment() -> ClusterEnvironment:
+    """How Lightning learns of the other processes. Left to itself it takes the variables of any shell of a SLURM job for srun's."""
+    by = launch().by
+    if by == "torchrun":
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if by == "slurm" else LightningEnvironment()
 
 
 def _strategy(world: int) -> Strategy | str:
@@ -101,9 +112,7 @@ def _strategy(world: int) -> Strategy | str:
 
 
 def _loggers(settings: RunSettings, folder: Path, resume_step: int) -> list[Logger]:
-    from siamdetr.training.run_folder import process_rank
-
-    if process_rank() > 0:
+    if not launch().is_first:
         return []
     loggers: list[Logger] = [MetricsCsv(folder, resume_step), TensorBoardEvents(folder, resume_step)]
     extra: Any

@@ -17,7 +17,7 @@ from siamdetr.cli.export import numbers
 from siamdetr.data.synthetic.shapes import write_synthetic
 from siamdetr.export import onnx as exporter
 from siamdetr.images.preprocessing import PreprocessingSpec
-from siamdetr.training.open_datasets import validation_part
+from siamdetr.training.run_folder import validation_part
 
 CLASSES = ("disc", "star", "ring")
 Run = Callable[..., tuple[int, str]]

@@ -18,7 +18,7 @@ from siamdetr.study.run_cell import CellOutcome, CellTask, cell_folder, run_cell
 from siamdetr.study.runner import open_grid, run_grid
 from siamdetr.system.parallel import Engine
 from siamdetr.system.signals import SignalWatch
-from siamdetr.training.checkpoint_io import read_checkpoint
+from siamdetr.training.checkpoints.checkpoint_file import read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from siamdetr.settings.training import ScheduleSettings
 from siamdetr.system.atomic_file import atomic_write, sweep_temporaries
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.saver import agreed
-from siamdetr.training.checkpoint_io import AtomicCheckpointIO, newest_valid, read_checkpoint
+from siamdetr.training.checkpoints.checkpoint_file import newest_valid, read_checkpoint
+from siamdetr.training.checkpoints.checkpoint_io import AtomicCheckpointIO
 from siamdetr.training.metrics_log import MetricsCsv
 from siamdetr.training.optim import rate_factor
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.training_data import DETECTOR, pretrain_settings, write_data
 
+from siamdetr.files import PROPOSALS_FILE
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, load_model, save_model
 from siamdetr.models.detector import Detector
@@ -20,7 +21,6 @@ from siamdetr.settings.registry import DETECTORS
 from siamdetr.training.initial_weights import load_start
 from siamdetr.training.pretrain import pretrain
 from siamdetr.training.pretrain_module import class_agnostic
-from siamdetr.training.run_report import PROPOSALS_FILE
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,8 @@ from siamdetr.proposals.compute import compute_proposals
 from siamdetr.proposals.methods import Recipe
 from siamdetr.settings.training import FinetuneSettings
 from siamdetr.system.signals import Interrupted
-from siamdetr.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from siamdetr.training.checkpoints.checkpoint_file import read_checkpoint
+from siamdetr.training.checkpoints.checkpoint_io import AtomicCheckpointIO
 from siamdetr.training.describe_file import describe
 from siamdetr.training.finetune import finetune
 from siamdetr.training.pretrain import pretrain
@@ -56,7 +57,7 @@ def killed(settings: FinetuneSettings | PretrainSettings, step: int) -> int:
         sys.path.insert(0, {str(TESTS)!r})
         torch.set_num_threads(1)
         from helpers.signals import SignalAt
-        from siamdetr.training.finetune import {stage}
+        from siamdetr.training.{stage} import {stage}
         from {type(settings).__module__} import {type(settings).__name__} as Settings
         {stage}(Settings.model_validate_json(sys.stdin.read()), progress=SignalAt({int(signal.SIGKILL)}, "train", {step}))
         """
@@ -178,7 +179,7 @@ def test_a_process_that_is_terminated_exits_with_143(data: Path, tmp_path: Path)
         import sys
         from pathlib import Path
         sys.path.insert(0, {str(TESTS)!r})
-        from training_data import finetune_settings
+        from helpers.training_data import finetune_settings
         from siamdetr.training.finetune import finetune
         class Tell:
             def begin(self, task, total, done=0): pass
@@ -415,7 +416,7 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(tmp_path: Path
             import torch
             from pathlib import Path
             sys.path.insert(0, {str(TESTS)!r})
-            from training_data import finetune_settings
+            from helpers.training_data import finetune_settings
             from siamdetr.training.finetune_module import FinetuneModule
             from siamdetr.training.finetune import finetune
             torch.set_num_threads(1)
@@ -462,8 +463,8 @@ def test_two_processes_pretrain_what_one_with_twice_the_batch_pretrains(data: Pa
             import torch
             from pathlib import Path
             sys.path.insert(0, {str(TESTS)!r})
-            from training_data import pretrain_settings
-            from siamdetr.training.finetune import pretrain
+            from helpers.training_data import pretrain_settings
+            from siamdetr.training.pretrain import pretrain
             torch.set_num_threads(1)
             for method in {list(PRETEXTS)!r}:
                 folder = Path({str(tmp_path)!r}) / (method + "2")

@@ -2,8 +2,9 @@
 
 `softmax`: cross entropy with a "no object" class of small weight (DETR). `focal`: sigmoid focal loss, no such class
 (arXiv:1708.02002, as Deformable and Conditional DETR use it). Every layer has its own matching and its own losses.
-Ours: the classes' normaliser is averaged over processes like the number of boxes, and the number of boxes of ALL processes
-(not of each) is at least 1, so that two processes train exactly what one process with twice the batch trains.
+Ours: the number of boxes and the classes' normaliser are averaged over processes and over the batches of a step (gradient accumulation),
+and the number of boxes of ALL of them (not of each) is at least 1: two processes, or two batches a step, train exactly what one batch of
+all their images trains.
 Denoising queries (DN-DETR) have the same losses against the boxes they were made from, without matching.
 """
 
@@ -20,7 +21,7 @@ from siamdetr.boxes import cxcywh_to_xyxy, elementwise_giou
 from siamdetr.models.criterion.focal import sigmoid_focal_loss
 from siamdetr.models.criterion.matcher import Matches, match
 from siamdetr.models.criterion.monitors import match_figures
-from siamdetr.models.criterion.normalisers import mean_over_processes
+from siamdetr.models.criterion.normalisers import mean_over_window
 from siamdetr.models.denoising import denoising_slots
 from siamdetr.settings.detector import Classifier, DetectorSettings, LossSettings
 from siamdetr.structures.model import Outputs
@@ -103,7 +104,8 @@ class DetectionCriterion(nn.Module):
         Args:
             outputs: predictions of `num_layers` layers for B images.
             targets: their boxes; images, or all, may have none.
-            num_boxes: divisor of box and focal losses; None: the boxes of this batch, averaged over processes.
+            num_boxes: divisor of box and focal losses; None: the boxes of the targets' window, averaged over its batches and over
+                processes.
         Returns:
             Scalars: `loss_class`, `loss_bbox`, `loss_giou` of the last layer, the same with suffix `_0`, `_1`, ... of the
             earlier ones, and without weight or gradient `class_error` (percent of matched boxes, last layer) and
@@ -120,11 +122,18 @@ class DetectionCriterion(nn.Module):
         return losses
 
     def losses_and_matches(
-        self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None = None
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        num_boxes: Tensor | float | None = None,
+        allowed: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Matches]:
-        """Like `forward`, with the matches: what a pretext needs for losses of its own."""
+        """Like `forward`, with the matches: what a pretext needs for losses of its own.
+
+        `allowed` [M, Q] bool, True = the query may answer for the box (see `match`); a two-stage detector's proposals may for any.
+        """
         self._check(outputs)
-        losses, matches = self._of_layers(outputs, targets, num_boxes, denoising=self.denoising)
+        losses, matches = self._of_layers(outputs, targets, num_boxes, denoising=self.denoising, allowed=allowed)
         if self.proposals:
             assert outputs.proposals is not None
             objects = (
@@ -137,10 +146,16 @@ class DetectionCriterion(nn.Module):
         return losses, matches
 
     def _of_layers(
-        self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None, *, denoising: bool
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        num_boxes: Tensor | float | None,
+        *,
+        denoising: bool,
+        allowed: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Matches]:
         logits, boxes = outputs.logits.float(), outputs.boxes.float()
-        matches = match(logits, boxes, targets, self.settings, self.classifier)
+        matches = match(logits, boxes, targets, self.settings, self.classifier, allowed=allowed)
         normalisers = self._normalisers(logits, targets, num_boxes)
         with torch.autocast(logits.device.type, enabled=False):
             values = {
@@ -250,14 +265,15 @@ class DetectionCriterion(nn.Module):
     def _normalisers(
         self, logits: Tensor, targets: Targets, num_boxes: Tensor | float | None, *, groups: int = 1
     ) -> tuple[Tensor | float, Tensor | float]:
-        """Number of boxes, and summed class weights of all queries: known on the host, averaged over processes.
+        """Number of boxes, and summed class weights of all queries: known on the host, averaged over the window and over processes.
 
         With `groups` every box is asked for so many times.
         """
-        _, images, queries = logits.shape[:3]
-        matched = groups * sum(min(queries, count) for count in targets.counts)
-        class_weight = matched + self.settings.no_object_weight * (images * queries - matched)
-        boxes, weight = mean_over_processes((float(sum(targets.counts)), class_weight), logits.device)
+        queries, class_weight = logits.shape[2], 0.0
+        for counts in targets.window_counts:
+            matched = groups * sum(min(queries, count) for count in counts)
+            class_weight += matched + self.settings.no_object_weight * (len(counts) * queries - matched)
+        boxes, weight = mean_over_window(targets, class_weight, logits.device)
         return (boxes if num_boxes is None else num_boxes) * groups, weight
 
     def _check(self, outputs: Outputs) -> None:

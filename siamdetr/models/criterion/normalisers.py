@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from siamdetr.structures.targets import Targets
+from siamdetr.system import distributed
 
 
 def boxes_per_process(targets: Targets) -> Tensor | float:
-    """Number of boxes of a batch, averaged over processes; those of all processes together count at least 1."""
-    boxes, _ = mean_over_processes((float(sum(targets.counts)), 0.0), targets.boxes.device)
-    return boxes
+    """Number of boxes of a batch, averaged over its window and over processes; all together count at least 1."""
+    return mean_over_window(targets, 0.0, targets.boxes.device)[0]
 
 
-def mean_over_processes(values: tuple[float, float], device: torch.device) -> tuple[Tensor | float, Tensor | float]:
-    """(boxes, class weight) averaged over processes; the boxes of all processes together count at least 1."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return max(values[0], 1.0), values[1]
-    both = torch.stack([torch.full((), value, device=device) for value in values])
-    torch.distributed.all_reduce(both)
-    world = torch.distributed.get_world_size()
-    return both[0].clamp(min=1.0) / world, both[1] / world
+def mean_over_window(
+    targets: Targets, class_weight: float, device: torch.device
+) -> tuple[Tensor | float, Tensor | float]:
+    """(boxes, class weight) of the targets' window, averaged over its batches and over processes; all boxes together count at least 1.
+
+    The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one batch with all
+    images of the window.
+
+    Args:
+        targets: of one batch.
+        class_weight: summed over the window.
+        device: of the result, where several processes share it.
+    """
+    boxes, batches = float(sum(map(sum, targets.window_counts))), len(targets.window_counts)
+    if not distributed.started():
+        return max(boxes, 1.0) / batches, class_weight / batches
+    both = distributed.total(torch.stack([torch.full((), value, device=device) for value in (boxes, class_weight)]))
+    batches *= distributed.world_size()
+    return both[0].clamp(min=1.0) / batches, both[1] / batches

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
-from torch import distributed
 
 from siamdetr.evaluation.coco import DetectionMetrics
+from siamdetr.files import EVALUATION_FILE
 from siamdetr.models.detector import Detector
 from siamdetr.system.atomic_file import atomic_write
+from siamdetr.system.distributed import PatientGroup
 from siamdetr.system.signals import Interrupted
 from siamdetr.training.callbacks.weight_average import WeightAverage
-from siamdetr.training.run_report import EVALUATION_FILE
 from siamdetr.training.step_module import StepModule, completed_step
 
 _log = logging.getLogger(__name__)
@@ -57,9 +57,11 @@ class Evaluator(Callback):
         self.worse = 0
         self.evaluated_at = 0
         self.metrics: DetectionMetrics | None = None  # of the best weights, in this session
+        self.processes: PatientGroup
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Repeat an evaluation that a signal broke off."""
+        """Make ready to wait for the first process, which scores; repeat an evaluation that a signal broke off."""
+        self.processes = PatientGroup()
         if self._due(pl_module) and self.evaluated_at != pl_module.step:
             self._evaluate(trainer, pl_module)
 
@@ -96,7 +98,7 @@ class Evaluator(Callback):
             _log.info("The evaluation at step %d is broken off; --resume auto repeats it.", module.step)
         finally:
             detector.train()
-        ap = _from_first(metrics.ap if metrics is not None else None)
+        ap: float | None = self.processes.from_first(metrics.ap if metrics is not None else None)
         if ap is None:
             return
         self.evaluated_at = module.step
@@ -133,12 +135,3 @@ def scores(metrics: DetectionMetrics) -> dict[str, float]:
 def _as_json(metrics: DetectionMetrics, step: int) -> bytes:
     rows = [dataclasses.asdict(row) for row in metrics.per_class]
     return json.dumps({"step": step, "metrics": scores(metrics), "per_class": rows}, indent=1).encode()
-
-
-def _from_first(value: float | None) -> float | None:
-    """The first process's value, in all processes."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return value
-    box = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import distributed
 
 from siamdetr.errors import NonFiniteLossError
+from siamdetr.files import LAST_CHECKPOINT
 from siamdetr.settings.base import to_json
+from siamdetr.system import distributed
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.step_log import StepLog
-from siamdetr.training.checkpoint_io import FORMAT_VERSION, LAST, NORMALIZATION, STATE
+from siamdetr.training.checkpoints.checkpoint_file import FORMAT_VERSION, NORMALIZATION, STATE
 from siamdetr.training.step_module import StepModule, completed_step
 
 _log = logging.getLogger(__name__)
@@ -26,11 +27,7 @@ _POLL_EVERY = 10  # steps between two questions among several processes: each co
 
 def agreed(watch: SignalWatch, device: torch.device) -> int | None:
     """The signal that any of the training's processes received; None: none did. All processes must ask together."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return watch.received
-    flag = torch.tensor([watch.received or 0], device=device)
-    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
-    return int(flag.item()) or None
+    return distributed.largest(watch.received or 0, device) or None
 
 
 class Saver(Callback):
@@ -102,7 +99,7 @@ class Saver(Callback):
             raise NonFiniteLossError(
                 f"step {module.step}: the weights are not finite. The run stops; the last checkpoint is from before it"
             )
-        trainer.save_checkpoint(self.folder / LAST)
+        trainer.save_checkpoint(self.folder / LAST_CHECKPOINT)
         if trainer.is_global_zero:
             self.save_model(module)
         self._saved_at = module.step

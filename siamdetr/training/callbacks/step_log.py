@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import distributed
 
 from siamdetr.errors import NonFiniteLossError
 from siamdetr.pretext.collapse import COLLAPSE_REMEDY, collapsed
+from siamdetr.system import distributed
 from siamdetr.training.progress import ProgressSink
 from siamdetr.training.step_module import StepModule, StepRecord, completed_step, non_finite
 
@@ -81,11 +81,8 @@ class StepLog(Callback):
                 self._take(record)
         except NonFiniteLossError as error:
             problem = error
-        if distributed.is_available() and distributed.is_initialized():
-            bad = torch.tensor([problem is not None], dtype=torch.int32, device=module.device)
-            distributed.all_reduce(bad)
-            if problem is None and int(bad.item()):
-                problem = NonFiniteLossError("a loss is not finite in another process; its text names it")
+        if distributed.largest(int(problem is not None), module.device) and problem is None:
+            problem = NonFiniteLossError("a loss is not finite in another process; its text names it")
         if problem is not None:
             raise problem
 
@@ -105,9 +102,8 @@ class StepLog(Callback):
         mean = torch.stack(self._since_log).mean(0)
         count = torch.tensor([float(self._images)])
         self._since_log, self._images = [], 0
-        if distributed.is_available() and distributed.is_initialized():
-            packed = torch.cat([mean / trainer.world_size, count]).to(module.device)
-            distributed.all_reduce(packed)
+        if distributed.started():
+            packed = distributed.total(torch.cat([mean / trainer.world_size, count]).to(module.device))
             mean, count = packed[:-1].cpu(), packed[-1:].cpu()
         now = time.perf_counter()
         figures = {name: float(value) for name, value in zip(self._names, mean, strict=True) if not _auxiliary(name)}

@@ -1,0 +1,38 @@
+"""Which image files the arguments of a command mean."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+
+def image_files(paths: list[Path]) -> list[Path]:
+    """The images named, each once, those of folders in order; other files in the folders are counted on the console.
+
+    Raises:
+        FileNotFoundError: a path is not there, or no path holds an image.
+    """
+    from siamdetr.cli.console import console
+    from siamdetr.data.readers.paths import walk_files
+    from siamdetr.images.header import IMAGE_SUFFIXES, is_image
+
+    files: list[Path] = []
+    others: Counter[str] = Counter()
+    for path in paths:
+        if path.is_dir():
+            names = list(walk_files(path))
+            files += [path / name for name in names if is_image(name)]
+            others.update(Path(name).suffix or name for name in names if not is_image(name))
+        elif path.exists():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"{path}: no such image or folder")
+    if not files:
+        raise FileNotFoundError(
+            f"{', '.join(map(str, paths))}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    if others:
+        counted = ", ".join(f"{count} × {suffix}" for suffix, count in others.most_common(5))
+        text = f"{others.total()} files that are not images we decode are left out: {counted}"
+        console.print(text, markup=False, soft_wrap=True)
+    return list(dict.fromkeys(files))

@@ -1,0 +1,87 @@
+"""The folder that `siamdetr label` leaves: images, label files, and a table of what is in each image."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from siamdetr.errors import DataError
+from siamdetr.labelling.formats import IMAGES, WRITERS
+from siamdetr.labelling.prelabels import Classes, Prelabel
+from siamdetr.system.atomic_file import atomic_bytes
+
+TABLE = "prelabels.csv"
+# Where each format expects its images.
+_IMAGE_FOLDERS = {"coco": "train", "voc": "JPEGImages"}
+
+
+def check_format(name: str) -> str:
+    """The format's name.
+
+    Raises:
+        DataError: there is no such format.
+    """
+    if name not in WRITERS:
+        raise DataError(f"--to: got '{name}', expected one of {', '.join(WRITERS)}")
+    return name
+
+
+def check_empty(folder: Path) -> Path:
+    """The folder, which must be new or empty, so that no label of a person is overwritten.
+
+    Raises:
+        DataError: something is in it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(
+            f"{folder}: there is something here already; name a new folder, so that no label is overwritten"
+        )
+    return folder
+
+
+def write_prelabels(folder: Path, prelabels: Sequence[Prelabel], classes: Classes, *, to: str) -> Path:
+    """Copy the images, write the label files and the table; returns the main label file.
+
+    Args:
+        folder: new or empty.
+        prelabels: one an image.
+        classes: of the model, with the data set's own ids.
+        to: a name of `WRITERS`.
+    """
+    check_empty(folder)
+    images = folder / _IMAGE_FOLDERS.get(to, IMAGES)
+    images.mkdir(parents=True, exist_ok=True)
+    for one in prelabels:
+        shutil.copyfile(one.source, images / one.name)
+    main = WRITERS[check_format(to)](folder, prelabels, classes)
+    _write_table(folder / TABLE, prelabels)
+    return main
+
+
+def count_bands(prelabels: Sequence[Prelabel]) -> Counter[str]:
+    """Boxes by band, and images by the band of their most doubtful box; "empty" are images without boxes."""
+    counts: Counter[str] = Counter()
+    for one in prelabels:
+        counts.update(f"{band} boxes" for band in one.bands)
+        counts[f"{image_band(one)} images"] += 1
+    return counts
+
+
+def image_band(one: Prelabel) -> str:
+    """ "sure" where all boxes are, "look" where one is not, "empty" where there are none."""
+    return "empty" if not one.bands else "look" if "look" in one.bands else "sure"
+
+
+def _write_table(path: Path, prelabels: Sequence[Prelabel]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "source", "band", "boxes", "sure", "look", "least score"])
+    for one in prelabels:
+        least = f"{one.scores.min():.4f}" if len(one.scores) else ""
+        sure = one.bands.count("sure")
+        writer.writerow([one.name, one.source, image_band(one), len(one.bands), sure, len(one.bands) - sure, least])
+    atomic_bytes(path, text.getvalue().encode())

@@ -1,0 +1,83 @@
+"""Which unlabelled images to label next: those the model is unsure of and that resemble nothing chosen so far.
+
+The score of an image is uncertainty x novelty. Uncertainty is that of its most doubtful box, 1 - |2 score - 1|; novelty is the
+distance to the nearest image that is labelled or chosen already, in features of the pretrained encoder. Images are chosen one
+by one, each time the best (the greedy core-set of Sener & Savarese 2018, arXiv:1708.00489, §4.1, weighted by uncertainty).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+DUPLICATE = 1e-3  # cosine distance below which two images count as one
+_LEAST_UNCERTAINTY = 0.05  # so that an image in which nothing is found can still be chosen for its novelty
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image to label.
+
+    Attributes:
+        position: in the list of images.
+        score: uncertainty x novelty when it was chosen.
+        uncertainty: in [0, 1].
+        novelty: cosine distance to the nearest labelled or chosen image, in [0, 2].
+    """
+
+    position: int
+    score: float
+    uncertainty: float
+    novelty: float
+
+
+def uncertainty_of(scores: NDArray[np.float32]) -> float:
+    """Of the most doubtful box of an image: 1 at the score .5, 0 at 0 and at 1; 0 without boxes."""
+    return float((1 - np.abs(2 * scores - 1)).max()) if len(scores) else 0.0
+
+
+def choose_next(
+    features: NDArray[np.float32],
+    uncertainty: Sequence[float],
+    count: int,
+    *,
+    labelled: NDArray[np.float32] | None = None,
+) -> list[Candidate]:
+    """Choose images one by one.
+
+    Args:
+        features: [N, F] of the unlabelled images; their length does not matter.
+        uncertainty: N values in [0, 1].
+        count: how many at most; duplicates of labelled or chosen images are left out.
+        labelled: [M, F] features of images that have labels.
+    Returns:
+        The chosen images, best first.
+    Raises:
+        ValueError: there are not as many uncertainties as features.
+    """
+    if len(features) != len(uncertainty):
+        raise ValueError(f"choose_next: got {len(features)} images and {len(uncertainty)} uncertainties; give one each")
+    unit = _unit(features)
+    weight = np.maximum(np.asarray(uncertainty, dtype=np.float32), _LEAST_UNCERTAINTY)
+    distance = np.full(len(unit), 1.0, dtype=np.float32)
+    if labelled is not None and len(labelled):
+        distance = 1 - (unit @ _unit(labelled).T).max(1)
+    chosen: list[Candidate] = []
+    while len(chosen) < min(count, len(unit)):
+        score = np.where(distance > DUPLICATE, weight * distance, -1.0)
+        best = int(score.argmax())
+        if score[best] < 0:
+            break
+        chosen.append(Candidate(best, float(score[best]), float(uncertainty[best]), float(distance[best])))
+        distance = np.minimum(distance, 1 - unit @ unit[best])
+        distance[best] = 0.0
+    return chosen
+
+
+def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = features / np.maximum(length, 1e-12)
+    return unit

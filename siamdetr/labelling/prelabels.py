@@ -1,0 +1,140 @@
+"""Pre-labels: what a model finds in unlabelled images, ready to be written for a label tool."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import supervision as sv
+from numpy.typing import NDArray
+from PIL import Image
+
+from siamdetr.errors import UnreadableImageError
+from siamdetr.evaluation.classes import OBJECT
+from siamdetr.images.open import open_untrusted
+from siamdetr.inference.opened_model import Facts
+from siamdetr.inference.predictor import Predictor, predict
+from siamdetr.labelling.bands import Band, Bands
+from siamdetr.system.progress import Progress
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set: names and the data set's own ids, both in label order."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+
+def classes_of(model: Facts, *, objects: bool = False) -> Classes:
+    """The classes of a model; the data set's own ids where it knows them, else 1..C. With `objects` the one class "object"."""
+    if objects:
+        return Classes((OBJECT,), (1,))
+    return Classes(model.class_names, model.category_ids or tuple(range(1, len(model.class_names) + 1)))
+
+
+@dataclass(frozen=True)
+class Prelabel:
+    """One image and its boxes; an image without boxes stays.
+
+    Attributes:
+        source: the image file.
+        name: its file name in the folder that is written, unique there.
+        size: (height, width) in pixels, upright.
+        boxes: [N, 4] float32 (x0, y0, x1, y1) pixels, best first.
+        labels: [N] int64.
+        scores: [N] float32.
+        bands: N.
+    """
+
+    source: Path
+    name: str
+    size: tuple[int, int]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    bands: tuple[Band, ...]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be opened, and why."""
+
+    source: Path
+    reason: str
+
+
+def prelabel(
+    model: Predictor,
+    files: Sequence[Path],
+    bands: Bands,
+    *,
+    batch_size: int = 8,
+    objects: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Prelabel | Unreadable]:
+    """Find objects in images, one result a file in the order given; an unreadable file does not stop the others.
+
+    Args:
+        model: any opened model.
+        files: images.
+        bands: boxes below `look` are left out.
+        batch_size: images at a time.
+        objects: give all boxes the one class of `classes_of(model, objects=True)`.
+        progress: called with (images done, images in all).
+    """
+    names = unique_names(files)
+    for start in range(0, len(files), batch_size):
+        batch = files[start : start + batch_size]
+        opened = [_open(file) for file in batch]
+        images = [image for image in opened if isinstance(image, Image.Image)]
+        detections = predict(model, images, threshold=bands.look, batch_size=batch_size)
+        assert isinstance(detections, list)
+        found = iter(detections)
+        for file, image in zip(batch, opened, strict=True):
+            if isinstance(image, Unreadable):
+                yield image
+            else:
+                yield _labelled(file, names[file], (image.height, image.width), next(found), bands, objects)
+        if progress is not None:
+            progress(min(start + batch_size, len(files)), len(files))
+
+
+def _open(file: Path) -> Image.Image | Unreadable:
+    try:
+        return open_untrusted(file)
+    except UnreadableImageError as error:
+        return Unreadable(file, str(error))
+
+
+def _labelled(
+    file: Path, name: str, size: tuple[int, int], found: sv.Detections, bands: Bands, objects: bool
+) -> Prelabel:
+    assert found.confidence is not None
+    assert found.class_id is not None
+    return Prelabel(
+        source=file,
+        name=name,
+        size=size,
+        boxes=found.xyxy.astype(np.float32),
+        labels=found.class_id.astype(np.int64) * (not objects),
+        scores=found.confidence.astype(np.float32),
+        bands=tuple(bands.of(found.confidence)),
+    )
+
+
+def unique_names(files: Sequence[Path]) -> dict[Path, str]:
+    """A file name for each file whose stem is unique, since label files bear the stem: later ones get a number."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for file in files:
+        name = PurePosixPath(file.name)
+        stem, number = name.stem, 1
+        while stem.lower() in taken:  # some file systems do not tell A from a
+            number += 1
+            stem = f"{name.stem}-{number}"
+        taken.add(stem.lower())
+        names[file] = f"{stem}{name.suffix}"
+    return names

@@ -1,0 +1,47 @@
+"""The detectors of Hugging Face's transformers that there are here too, one entry of `ARCHITECTURES` each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from siamdetr.official.huggingface.config import (
+    ConditionalDetrConfig,
+    DabDetrConfig,
+    DeformableDetrConfig,
+    DetrConfig,
+    HuggingFaceConfig,
+    TableTransformerConfig,
+)
+from siamdetr.official.huggingface.heads import no_heads_to_untie, untie_dab, untie_deformable
+from siamdetr.official.huggingface.names import CONDITIONAL, DAB, DEFORMABLE, DETR, LAYER_HEADS, SHARED_HEADS, Pair
+from siamdetr.settings.detector import DetectorSettings
+
+Untie = Callable[[Mapping[str, Tensor], HuggingFaceConfig], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What has to be known of a detector."""
+
+    config: type[HuggingFaceConfig]
+    pairs: Callable[[DetectorSettings], tuple[Pair, ...]]
+    class_head: str  # the tensor whose rows are the classes
+    untie: Untie = (
+        no_heads_to_untie  # one tensor for each head, of a file that may name it twice or once for all layers
+    )
+
+
+def _deformable_pairs(settings: DetectorSettings) -> tuple[Pair, ...]:
+    return (*DEFORMABLE, *(LAYER_HEADS if settings.refine else SHARED_HEADS))
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "detr": Architecture(DetrConfig, lambda _: DETR, "class_labels_classifier.weight"),
+    "table-transformer": Architecture(TableTransformerConfig, lambda _: DETR, "class_labels_classifier.weight"),
+    "conditional_detr": Architecture(ConditionalDetrConfig, lambda _: CONDITIONAL, "class_labels_classifier.weight"),
+    "dab-detr": Architecture(DabDetrConfig, lambda _: DAB, "class_embed.weight", untie_dab),
+    "deformable_detr": Architecture(DeformableDetrConfig, _deformable_pairs, "class_embed.0.weight", untie_deformable),
+}

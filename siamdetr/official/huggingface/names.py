@@ -1,0 +1,257 @@
+"""Names of tensors in Hugging Face checkpoints and in ours: one table a detector, read in both directions.
+
+transformers writes the names of its older versions into files and translates them on loading; its files, and the hub, also hold
+the newer names. The tables have the names that it writes; `written_name` makes them of the others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from siamdetr.official.keys import Aside, Rule
+
+# What stands for a part of a name in a pair: a number, the last part of a layer's tensor, or any rest.
+_PARTS = {"{n}": r"\d+", "{p}": "weight|bias", "{r}": ".+"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tensor of transformers and its names here; several of ours stand side by side in it, along its last axis."""
+
+    theirs: str
+    ours: tuple[str, ...]
+
+
+def _pairs(theirs: str, ours: str, names: Mapping[str, str], last: str = ".{p}") -> tuple[Pair, ...]:
+    """A pair for each part of a layer."""
+    return tuple(Pair(f"{theirs}{a}{last}", (f"{ours}{b}{last}",)) for a, b in names.items())
+
+
+BACKBONE_PREFIX = "model.backbone.conv_encoder.model."
+
+# transformers' own ResNets; those of timm have the names of torchvision.
+RESNET_NAMES: tuple[Pair, ...] = (
+    Pair("embedder.embedder.convolution.{r}", ("conv1.{r}",)),
+    Pair("embedder.embedder.normalization.{r}", ("bn1.{r}",)),
+    *(
+        Pair(f"encoder.stages.{stage}.layers.{{n}}.{theirs}.{{r}}", (f"layer{stage + 1}.{{n}}.{ours}.{{r}}",))
+        for stage in range(4)
+        for theirs, ours in (
+            *((f"layer.{i}.convolution", f"conv{i + 1}") for i in range(3)),
+            *((f"layer.{i}.normalization", f"bn{i + 1}") for i in range(3)),
+            ("shortcut.convolution", "downsample.0"),
+            ("shortcut.normalization", "downsample.1"),
+        )
+    ),
+)
+
+_ENCODER_LAYER = ("model.encoder.layers.{n}.", "encoder.layers.{n}.")
+_DECODER_LAYER = ("model.decoder.layers.{n}.", "decoder.layers.{n}.")
+_ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
+_FEEDFORWARD = {"fc1": "feedforward.expand", "fc2": "feedforward.contract"}
+_ENCODER_NORMS = {"self_attn_layer_norm": "attention_norm", "final_layer_norm": "feedforward.norm"}
+_DECODER_NORMS = {
+    "self_attn_layer_norm": "self_norm",
+    "encoder_attn_layer_norm": "cross_norm",
+    "final_layer_norm": "feedforward.norm",
+}
+
+_ENCODER: tuple[Pair, ...] = (
+    *_pairs(*_ENCODER_LAYER, {f"self_attn.{a}": f"attention.{b}" for a, b in _ATTENTION.items()}),
+    *_pairs(*_ENCODER_LAYER, _FEEDFORWARD | _ENCODER_NORMS),
+)
+_AROUND: tuple[Pair, ...] = (
+    Pair("model.input_projection.{p}", ("input_projection.{p}",)),
+    Pair("model.decoder.layernorm.{p}", ("decoder.norm.{p}",)),
+    Pair("bbox_predictor.{r}", ("box_head.{r}",)),
+)
+_LEARNED_POSITIONS: tuple[Pair, ...] = (
+    Pair("model.query_position_embeddings.weight", ("learned_queries.position.weight",)),
+    Pair("class_labels_classifier.{p}", ("class_head.{p}",)),
+)
+
+DETR: tuple[Pair, ...] = (
+    *_ENCODER,
+    Pair("model.encoder.layernorm.{p}", ("encoder.norm.{p}",)),  # of Table Transformer, which is DETR with pre-norm
+    *_pairs(*_DECODER_LAYER, {f"self_attn.{a}": f"self_attention.{b}" for a, b in _ATTENTION.items()}),
+    *_pairs(*_DECODER_LAYER, {f"encoder_attn.{a}": f"cross_attention.{b}" for a, b in _ATTENTION.items()}),
+    *_pairs(*_DECODER_LAYER, _FEEDFORWARD | _DECODER_NORMS),
+    *_AROUND,
+    *_LEARNED_POSITIONS,
+)
+
+CONDITIONAL: tuple[Pair, ...] = (
+    *_ENCODER,
+    *_pairs(
+        *_DECODER_LAYER,
+        {
+            "sa_qcontent_proj": "self_attention.query_content",
+            "sa_qpos_proj": "self_attention.query_position",
+            "sa_kcontent_proj": "self_attention.key_content",
+            "sa_kpos_proj": "self_attention.key_position",
+            "sa_v_proj": "self_attention.value",
+            "self_attn.out_proj": "self_attention.out",
+            "ca_qcontent_proj": "cross_attention.query_content",
+            "ca_qpos_proj": "cross_attention.query_position",
+            "ca_qpos_sine_proj": "cross_attention.query_sine",
+            "ca_kcontent_proj": "cross_attention.key_content",
+            "ca_kpos_proj": "cross_attention.key_position",
+            "ca_v_proj": "cross_attention.value",
+            "encoder_attn.out_proj": "cross_attention.out",
+        }
+        | _FEEDFORWARD
+        | _DECODER_NORMS,
+    ),
+    Pair("model.decoder.query_scale.{r}", ("decoder.spatial_scale.{r}",)),
+    Pair("model.decoder.ref_point_head.{r}", ("decoder.reference_head.{r}",)),
+    *_AROUND,
+    *_LEARNED_POSITIONS,
+)
+
+_DAB_ATTENTION = {
+    "query_content_proj": "query_content",
+    "query_pos_proj": "query_position",
+    "key_content_proj": "key_content",
+    "key_pos_proj": "key_position",
+    "value_proj": "value",
+}
+
+DAB: tuple[Pair, ...] = (
+    *_ENCODER,
+    Pair("model.encoder.layers.{n}.activation_fn.weight", ("encoder.layers.{n}.feedforward.activation.weight",)),
+    Pair("model.encoder.query_scale.{r}", ("encoder.position_scale.{r}",)),
+    *_pairs(
+        *_DECODER_LAYER,
+        {f"self_attn.self_attn_{a}": f"self_attention.{b}" for a, b in _DAB_ATTENTION.items()}
+        | {f"cross_attn.cross_attn_{a}": f"cross_attention.{b}" for a, b in _DAB_ATTENTION.items()}
+        | {
+            "self_attn.self_attn.output_proj": "self_attention.out",
+            "self_attn.self_attn_layer_norm": "self_norm",
+            "cross_attn.cross_attn_query_pos_sine_proj": "cross_attention.query_sine",
+            "cross_attn.cross_attn.output_proj": "cross_attention.out",
+            "cross_attn.cross_attn_layer_norm": "cross_norm",
+            "mlp.fc1": "feedforward.expand",
+            "mlp.fc2": "feedforward.contract",
+            "mlp.final_layer_norm": "feedforward.norm",
+        },
+    ),
+    Pair("model.decoder.layers.{n}.mlp.activation_fn.weight", ("decoder.layers.{n}.feedforward.activation.weight",)),
+    Pair("model.decoder.query_scale.{r}", ("decoder.spatial_scale.{r}",)),
+    Pair("model.decoder.ref_point_head.{r}", ("decoder.position_head.{r}",)),
+    Pair("model.decoder.ref_anchor_head.{r}", ("decoder.size_head.{r}",)),
+    Pair("model.query_refpoint_embeddings.weight", ("learned_queries.anchors.weight",)),
+    Pair("model.patterns.weight", ("learned_queries.patterns.weight",)),
+    *_AROUND,
+    Pair("class_embed.{p}", ("class_head.{p}",)),
+)
+
+_SAMPLING = {
+    "sampling_offsets": "offsets",
+    "attention_weights": "weights",
+    "value_proj": "value",
+    "output_proj": "out",
+}
+
+DEFORMABLE: tuple[Pair, ...] = (
+    *_pairs(*_ENCODER_LAYER, {f"self_attn.{a}": f"attention.{b}" for a, b in _SAMPLING.items()}),
+    *_pairs(*_ENCODER_LAYER, _FEEDFORWARD | _ENCODER_NORMS),
+    *_pairs(*_DECODER_LAYER, {f"self_attn.{a}": f"self_attention.{b}" for a, b in _ATTENTION.items()}),
+    *_pairs(*_DECODER_LAYER, {f"encoder_attn.{a}": f"cross_attention.{b}" for a, b in _SAMPLING.items()}),
+    *_pairs(*_DECODER_LAYER, _FEEDFORWARD | _DECODER_NORMS),
+    Pair("model.level_embed", ("encoder.level_embedding",)),
+    Pair("model.input_proj.{r}", ("input_projection.levels.{r}",)),
+    Pair(
+        "model.query_position_embeddings.weight",
+        ("learned_queries.position.weight", "learned_queries.content.weight"),
+    ),
+    Pair("model.reference_points.{p}", ("decoder.reference_head.{p}",)),
+    Pair("model.enc_output.{p}", ("decoder.proposer.project.{p}",)),
+    Pair("model.enc_output_norm.{p}", ("decoder.proposer.norm.{p}",)),
+    Pair("model.pos_trans.{p}", ("decoder.proposer.query.{p}",)),
+    Pair("model.pos_trans_norm.{p}", ("decoder.proposer.query_norm.{p}",)),
+)
+SHARED_HEADS: tuple[Pair, ...] = (
+    Pair("class_embed.0.{p}", ("class_head.{p}",)),
+    Pair("bbox_embed.0.{r}", ("box_head.{r}",)),
+)
+LAYER_HEADS: tuple[Pair, ...] = (
+    Pair("class_embed.{n}.{p}", ("class_head.heads.{n}.{p}",)),
+    Pair("bbox_embed.{n}.{r}", ("box_head.heads.{n}.{r}",)),
+)
+
+_NEWER_NAMES: tuple[tuple[str, str], ...] = (
+    (r"\.o_proj\.", ".out_proj."),
+    (r"^(model\.(?:en|de)coder\.layers\.\d+)\.mlp\.(fc\d)", r"\1.\2"),
+)
+_NEWER_CONDITIONAL: tuple[tuple[str, str], ...] = (
+    (r"\.self_attn\.(q|k)_(content|pos)_proj\.", r".sa_\1\2_proj."),
+    (r"\.encoder_attn\.(q|k)_(content|pos|pos_sine)_proj\.", r".ca_\1\2_proj."),
+    (r"(\.decoder\.layers\.\d+)\.self_attn\.v_proj\.", r"\1.sa_v_proj."),
+    (r"(\.decoder\.layers\.\d+)\.encoder_attn\.v_proj\.", r"\1.ca_v_proj."),
+)
+NEWER_NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "detr": _NEWER_NAMES,
+    "table-transformer": _NEWER_NAMES,
+    "conditional_detr": (*_NEWER_NAMES, *_NEWER_CONDITIONAL),
+    "deformable_detr": _NEWER_NAMES,
+    "dab-detr": (),
+}
+_BACKBONE_FORMS = re.compile(r"^model\.backbone\.(?:conv_encoder\.)?model\.(?:_backbone\.)?(.+)")
+
+
+def written_name(name: str, model_type: str) -> str:
+    """The name that transformers writes into files, of the one that a tensor has in a file; backbones as torchvision names them.
+
+    Args:
+        name: as in a file of any version.
+        model_type: of config.json.
+    """
+    backbone = _BACKBONE_FORMS.match(name)
+    if backbone:
+        return BACKBONE_PREFIX + _renamed(backbone[1], RESNET_NAMES, reverse=False)
+    for pattern, older in NEWER_NAMES[model_type]:
+        name = re.sub(pattern, older, name)
+    return name
+
+
+def resnet_name(name: str) -> str:
+    """transformers' own name of a tensor of a ResNet that torchvision calls `name`."""
+    return _renamed(name, RESNET_NAMES, reverse=True)
+
+
+def import_rules(pairs: Sequence[Pair]) -> tuple[Rule | Aside, ...]:
+    """The pairs, and a backbone with the names of torchvision, from theirs to ours."""
+    return (
+        Aside(r".*\.num_batches_tracked", "a counter of batches, which frozen batch norms do not keep"),
+        *(_rule(pair.theirs, pair.ours) for pair in pairs),
+        Rule(re.escape(BACKBONE_PREFIX) + "(.+)", (r"backbone.body.\1",)),
+    )
+
+
+def export_rules(pairs: Sequence[Pair]) -> tuple[Rule, ...]:
+    """The pairs from ours to theirs, the backbone left out; those of ours that share a tensor come in its order."""
+    return tuple(_rule(ours, (pair.theirs,)) for pair in pairs for ours in pair.ours)
+
+
+@cache
+def _rule(source: str, targets: tuple[str, ...]) -> Rule:
+    pattern = re.escape(source)
+    for part, matches in _PARTS.items():
+        pattern = pattern.replace(re.escape(part), f"(?P<{part[1]}>{matches})")
+    for part in _PARTS:
+        targets = tuple(target.replace(part, rf"\g<{part[1]}>") for target in targets)
+    return Rule(pattern, targets)
+
+
+def _renamed(name: str, pairs: Sequence[Pair], *, reverse: bool) -> str:
+    """The other name of a pair with one of each; a name in no pair stays."""
+    for pair in pairs:
+        source, target = (pair.ours[0], pair.theirs) if reverse else (pair.theirs, pair.ours[0])
+        rule = _rule(source, (target,))
+        match = re.fullmatch(rule.pattern, name)
+        if match:
+            return match.expand(rule.targets[0])
+    return name
