@@ -1,4 +1,4 @@
-"""`siamdetr quickstart`: the whole path on a data set that it draws itself, ending in a report to look at."""
+"""`siamdetr quickstart`: the whole path on a drawn data set, with a report at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CLASSES = ("disc", "square", "triangle", "star")
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything, and how long it takes on two CPU cores."""
+    """Sizes of the data and lengths of the runs, with their durations on two CPU cores."""
 
     num_unlabelled: int
     num_labelled: int
@@ -110,7 +110,7 @@ NEXT = (
 
 
 def free_folder(folder: Path) -> Path:
-    """`folder`, or where something is there already `folder`-2, -3, …: nothing of anybody's is written over."""
+    """`folder`, or the first of `folder`-2, -3, … that does not exist, so that nothing is overwritten."""
     candidate, number = folder, 1
     while candidate.exists():
         number += 1
@@ -119,7 +119,7 @@ def free_folder(folder: Path) -> Path:
 
 
 class _Steps:
-    """Announces numbered steps and how long each took."""
+    """Print numbered steps and their durations."""
 
     def __init__(self, total: int) -> None:
         self.total = total
