@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from siamdetr.data.index import DetectionIndex
-from siamdetr.images.header import read_size
+from siamdetr.images.header import read_header
 
 
 def coco_document(index: DetectionIndex, positions: Sequence[int], *, base: Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def coco_document(index: DetectionIndex, positions: Sequence[int], *, base: Path
 def _image(index: DetectionIndex, i: int, base: Path) -> dict[str, Any]:
     height, width = (int(side) for side in index.sizes[i])
     if not height or not width:
-        height, width = read_size(index.path(i)) or (0, 0)
+        height, width = read_header(index.path(i)).size
     name = os.path.relpath(index.path(i).resolve(), base.resolve()).replace(os.sep, "/")
     return {"id": index.own_id(i), "file_name": name, "width": width, "height": height}
 
