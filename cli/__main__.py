@@ -23,6 +23,8 @@ from siamdetr.cli.quickstart import quickstart
 from siamdetr.cli.serve import serve
 from siamdetr.cli.study import study
 from siamdetr.cli.train import train
+from siamdetr.cli.usage.rules import RULES
+from siamdetr.cli.usage.unused_options import refusing_unused
 from siamdetr.cli.val import val
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -54,7 +56,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for name, command in COMMANDS.items():
-    app.command(name, hidden=name == "pretrain")(command)
+    app.command(name, hidden=name == "pretrain")(refusing_unused(command, RULES.get(name, ())))
 
 
 def main() -> None:

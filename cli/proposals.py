@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from siamdetr.system.parallel import Engine
 
 
+# An .arrow file may lie beside the images that it is about: no reader of data sets takes it.
+_READ_OF_DATA = frozenset({".json", ".yaml", ".yml", ".txt", ".xml", ".csv", ".jpg", ".jpeg", ".png", ".tif", ".tiff"})
+
+
 def proposals(
     data: Annotated[Path, typer.Argument(help="A data set or a folder of images; labels are not looked at.")],
     output: Annotated[
@@ -49,12 +53,17 @@ def proposals(
     """Compute region proposals into a file for `siamdetr train --proposals`; an interrupted run continues."""
     from siamdetr.data.readers.recognise import open_dataset
     from siamdetr.proposals.shards import find_shard
+    from siamdetr.system.outputs import Read, Written, check_outputs
     from siamdetr.system.parallel import Engine
 
     if output is None and not score:
         raise typer.BadParameter("give the file to write with -o, or --score to print the recall alone")
-    recipe = _recipe(method, keep, edge_model, boxes)
     part = find_shard(shard)
+    if output is not None:
+        given = {"DATA": data, "--edge-model": edge_model, "--boxes": boxes}
+        reads = [Read(name, path, _READ_OF_DATA) for name, path in given.items() if path is not None]
+        check_outputs(reads, files=[Written("-o", part.name(output))])
+    recipe = _recipe(method, keep, edge_model, boxes)
     index = part.of(open_dataset(data, format=data_format, split=split))
     engine = Engine("ray" if ray else "processes", workers, ray)
     with tempfile.TemporaryDirectory() as scratch:

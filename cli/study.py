@@ -94,6 +94,7 @@ def study(
     """
     from siamdetr.pretext.registry import PRETEXTS
     from siamdetr.study.runner import open_grid
+    from siamdetr.system.outputs import Read, Written, check_outputs
 
     values = {
         "study": name,
@@ -117,6 +118,8 @@ def study(
     given = {key: value for key, value in values.items() if value is not None}
     settings = _settings((_FAST if fast else {}) | given)
     folder = output or Path("runs") / f"study-{name}"
+    reads = [*(Read("--data", path) for path in data), *(Read("--unlabelled", path) for path in unlabelled)]
+    check_outputs(reads, folders=[Written("-o", folder)])
     with _warnings_only("siamdetr.training"):
         grid = open_grid(settings, folder, write=not dry_run)
         if dry_run:

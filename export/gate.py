@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
+from siamdetr.errors import NonFiniteOutputError
 from siamdetr.evaluation.coco import evaluate
 from siamdetr.export.compare import NO_DIFFERENCE, Difference, difference, worst
 from siamdetr.export.gate_images import Samples, drawn_samples
@@ -197,9 +198,17 @@ def run_gate(
     ]
     ap = None
     if truth is not None:
-        expected, found = (evaluate(predictor, truth, workers=0).ap for predictor in (reference, exported))
+        expected, found = (_ap(predictor, truth) for predictor in (reference, exported))
         ap = ApComparison(expected, found, len(truth))
     return GateReport(precision, runtime, samples.source, tuple(checks), ap)
+
+
+def _ap(predictor: Predictor, truth: DetectionIndex) -> float:
+    """AP, 0..1; NaN where the answers are no numbers, which no tolerance allows."""
+    try:
+        return evaluate(predictor, truth, workers=0).ap
+    except NonFiniteOutputError:
+        return float("nan")
 
 
 def pytorch_reference(model: SiamDETR, spec: PreprocessingSpec) -> PyTorchPredictor:

@@ -25,6 +25,7 @@ from siamdetr.export.bundle import (
     ModelCard,
     describe_tensors,
     digest_file,
+    labels_text,
     workplace,
 )
 from siamdetr.export.end_to_end import ATTENTION, DETECTIONS, RAW, end_to_end
@@ -250,7 +251,7 @@ def _card(model: SiamDETR, options: ExportOptions) -> ModelCard:
         metrics=model.metadata.metrics,
         versions={name: version for name in packages if (version := _version(name)) is not None},
         precision=options.precision,
-        threshold=options.threshold,
+        threshold=model.threshold if options.threshold is None else options.threshold,
         outputs=(*DETECTIONS, *(RAW if options.raw else ()), *(ATTENTION if options.attention else ())),
         options={"sampling": options.sampling, "batch": list(options.batch)},
     )
@@ -278,5 +279,5 @@ def _write_companions(
         "gate": {"verdict": "SKIPPED"} if report is None else report.to_json(),
     }
     atomic_text(work / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    atomic_text(work / LABELS_FILE, "".join(f"{name}\n" for name in card.class_names))
+    atomic_text(work / LABELS_FILE, labels_text(card.class_names))
     shutil.copyfile(infer.__file__, work / INFER_FILE)

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from siamdetr.errors import ExportError
 from siamdetr.export import client
-from siamdetr.export.bundle import find_onnx
+from siamdetr.export.bundle import find_onnx, labels_text
 from siamdetr.export.protocol import OUTPUTS, PARAMETER, Tensor, client_card, input_tensors
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.files import ENGINE_FILE, LABELS_FILE, ONNX_FILE
 from siamdetr.images.preprocessing import PreprocessingSpec, Size, resized_size
+from siamdetr.inference.predictor import DEFAULT_THRESHOLD
 from siamdetr.system.atomic_file import atomic_write, sync_folder
 
 CLIENT_FILE = "client.py"
@@ -78,11 +79,11 @@ def write_model_repository(
     if engine.is_file():
         files[f"{settings.name}_tensorrt"] = (engine, "model.plan")
     folder, spec = Path(folder), opened.preprocessing
-    beside = {LABELS_FILE: "".join(f"{one}\n" for one in opened.class_names).encode(), **_warm_up_files(spec)}
+    beside = {LABELS_FILE: labels_text(opened.class_names).encode(), **_warm_up_files(spec)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, (source, file) in files.items():
-            config = config_text(name, _BACKENDS[file], opened.class_names, spec, settings)
+            config = config_text(name, _BACKENDS[file], opened.class_names, spec, settings, threshold=opened.threshold)
             _write_model(folder / name, source, file, {CONFIG_FILE: config.encode(), **beside})
         _write(folder / CLIENT_FILE, Path(client.__file__).read_bytes())
     except OSError as error:
@@ -91,9 +92,15 @@ def write_model_repository(
 
 
 def config_text(
-    name: str, backend: str, class_names: Sequence[str], preprocessing: PreprocessingSpec, settings: TritonSettings
+    name: str,
+    backend: str,
+    class_names: Sequence[str],
+    preprocessing: PreprocessingSpec,
+    settings: TritonSettings,
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> str:
-    """`config.pbtxt`: a ModelConfig of Triton in protobuf's text format."""
+    """`config.pbtxt`: a ModelConfig of Triton in protobuf's text format; clients cut at `threshold` by default."""
     inputs = input_tensors(preprocessing)
     free = resized_size(_WARM_UP_PICTURE, preprocessing)
     warm_ups = ",\n".join(_warm_up(rows, inputs, free) for rows in sorted({1, settings.max_batch}))
@@ -117,7 +124,7 @@ model_warmup [
 ]
 parameters {{
   key: {_quoted(PARAMETER)}
-  value {{ string_value: {_quoted(client_card(class_names, preprocessing))} }}
+  value {{ string_value: {_quoted(client_card(class_names, preprocessing, threshold))} }}
 }}
 """
 

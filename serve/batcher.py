@@ -12,8 +12,9 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from siamdetr.errors import NonFiniteOutputError
 from siamdetr.images.preprocessing import Prepared
-from siamdetr.inference.predictor import Predictor, ScoredBoxes
+from siamdetr.inference.predictor import Predictor, ScoredBoxes, check_finite
 from siamdetr.serve.metrics import Metrics
 
 
@@ -45,7 +46,11 @@ class Batcher:
         self._runners = [asyncio.create_task(self._run_forever()) for _ in range(runners)]
 
     async def run(self, unit: Prepared) -> ScoredBoxes:
-        """The model's answer to a unit."""
+        """The model's answer to a unit.
+
+        Raises:
+            NonFiniteOutputError: it is not numbers.
+        """
         answer: asyncio.Future[ScoredBoxes] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(unit, answer, perf_counter())
         self._waiting.append(waiting)
@@ -79,8 +84,7 @@ class Batcher:
                 continue
             self._metrics.stage("model", perf_counter() - started)
             for one, answer in zip(batch, scored, strict=True):
-                if not one.answer.done():
-                    one.answer.set_result(answer)
+                _settle(one.answer, answer)
 
     async def _next_batch(self) -> list[_Waiting]:
         while True:
@@ -124,6 +128,19 @@ class Batcher:
             )
             for unit, end in zip(units, ends, strict=True)
         ]
+
+
+def _settle(answer: asyncio.Future[ScoredBoxes], scored: ScoredBoxes) -> None:
+    """Give a unit its answer; one that is not numbers is an error of that unit alone."""
+    if answer.done():
+        return
+    try:
+        for row in range(len(scored.scores)):
+            check_finite(scored, row)
+    except NonFiniteOutputError as error:
+        answer.set_exception(error)
+    else:
+        answer.set_result(scored)
 
 
 def join(units: Sequence[Prepared]) -> Prepared:

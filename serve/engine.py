@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from siamdetr.errors import NonFiniteOutputError
 from siamdetr.images.preprocessing import Prepared, resized_size, stack
 from siamdetr.inference.predictor import Predictor, ScoredBoxes, select
 from siamdetr.serve.batcher import Batcher
@@ -93,7 +94,8 @@ class Engine:
         Returns:
             For each: width, height and detections (box x0 y0 x1 y1 in pixels of the upright image, score, label, name).
         Raises:
-            Refused: an image is not taken (413, 415, 422), the queue is full (429), no answer before the deadline (504).
+            Refused: an image is not taken (413, 415, 422), the queue is full (429), no answer before the deadline (504), or one that
+                is not numbers (500).
         """
         several = len(files) > 1
         with self._admitted(len(files)):
@@ -118,7 +120,7 @@ class Engine:
         """
         with self._admitted(len(batch)):
             async with self._deadline():
-                return await self._batcher.run(batch)
+                return await self._run(batch)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run what would hold up the event loop."""
@@ -127,10 +129,17 @@ class Engine:
     async def _detect_one(self, file: File, name: str, threshold: float, max_detections: int) -> dict[str, Any]:
         async with self._decoded:
             batch = await self.in_thread(lambda: self._prepare(file.data, name))
-            scored = await self._batcher.run(batch)
+            scored = await self._run(batch)
         height, width = batch.original_sizes[0].tolist()
         with self._metrics.timed("post"):
             return self._answer(scored, (height, width), threshold, max_detections)
+
+    async def _run(self, batch: Prepared) -> ScoredBoxes:
+        try:
+            return await self._batcher.run(batch)
+        except NonFiniteOutputError as error:
+            logger.error("%s", error)
+            raise Refused(500, str(error)) from None
 
     def _prepare(self, data: bytes, name: str) -> Prepared:
         """A batch of one."""
@@ -183,7 +192,7 @@ class Engine:
     async def _warm_up(self) -> None:
         """The largest batch and the smallest, so that no client waits for allocations."""
         height, width = resized_size((480, 640), self.model.preprocessing)
-        picture = np.zeros((height, width, 3), dtype=np.uint8)
+        picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)  # shows overflows best
         try:
             for rows in (self.settings.max_batch, 1):
                 await self._batcher.run(stack([(picture, (480, 640))] * rows, self.model.preprocessing))

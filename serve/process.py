@@ -24,6 +24,7 @@ from siamdetr.errors import ServeError
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.files import kind_of
 from siamdetr.inference.predictor import Predictor
+from siamdetr.serve.log_lines import log_in_lines
 from siamdetr.serve.metrics import MULTIPROCESS_VARIABLE
 from siamdetr.serve.server import create_app
 from siamdetr.serve.settings import ServeSettings
@@ -57,6 +58,7 @@ def serve(
     """
     threads = threads or max(1, usable_cores() // (settings.workers * settings.runners))
     model = open_model(path, device, threads)  # also with several processes: what is wrong is then said once, at once
+    log_in_lines()
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that a client gets wrong
     listener = bind(settings)
     host, port = listener.getsockname()[:2]
@@ -145,6 +147,7 @@ class _Workers(Multiprocess):
 
 def _create_in_worker(path: str | Path, settings: ServeSettings, device: str, threads: int) -> ASGIApp:
     _end_with_parent()
+    log_in_lines()
     return create_app(open_model(path, device, threads), settings)
 
 
@@ -170,6 +173,7 @@ def uvicorn_config(app: object, settings: ServeSettings) -> uvicorn.Config:
         workers=settings.workers,
         ws="none",
         lifespan="on",
+        log_config=None,
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -29,20 +29,36 @@ class Refused(HTTPException):
         text: for a person: what was got, what was expected.
         retry_after: seconds after which trying again makes sense.
         close: end the connection too, since the rest of the body is not worth reading.
+        beside: what stands in the body beside the error, for clients that look there.
     """
 
-    def __init__(self, status: int, text: str, *, retry_after: int | None = None, close: bool = False) -> None:
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        *,
+        retry_after: int | None = None,
+        close: bool = False,
+        beside: Mapping[str, Any] | None = None,
+    ) -> None:
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         if close:
             headers["Connection"] = "close"
         super().__init__(status, text, headers)
+        self.beside = dict(beside or {})
 
 
 def refusal(error: HTTPException) -> Response:
     """The response of a refusal."""
     detail = error.detail if isinstance(error, Refused) else _TEXTS.get(error.status_code, error.detail)
-    content = plain_json({"error": str(detail)})
+    content = plain_json({"error": str(detail), **(error.beside if isinstance(error, Refused) else {})})
     return Response(content, error.status_code, dict(error.headers or {}), media_type="application/json")
+
+
+def not_ready(what: str, retry_after: int) -> Refused:
+    """The refusal of a server or model that takes no requests yet, or no more; clients of the protocol read `ready`."""
+    text = f"{what} is warming up or about to stop"
+    return Refused(503, text, retry_after=retry_after, beside={"ready": False})
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

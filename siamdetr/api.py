@@ -48,7 +48,7 @@ class Model(Predictor, Protocol):
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
-        threshold: float = 0.5,
+        threshold: float | None = None,
         batch_size: int = 8,
         *,
         progress: Progress | None = None,
@@ -116,7 +116,9 @@ class SiamDETR(Described):
         self._set(detector.eval(), metadata, None)
 
     def _set(self, detector: Detector, metadata: ModelMetadata, path: Path | None) -> None:
-        self._predictor = PyTorchPredictor(detector, metadata.class_names, metadata.preprocessing)
+        self._predictor = PyTorchPredictor(
+            detector, metadata.class_names, metadata.preprocessing, threshold=metadata.threshold
+        )
         self._metadata = self._facts = metadata
         self._path = path
 

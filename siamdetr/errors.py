@@ -66,3 +66,11 @@ class ExportError(ValueError):
 
 class ServeError(ValueError):
     """A server that cannot start as asked; the text says why and what to do."""
+
+
+class OutputError(ValueError):
+    """An output that would fall on what the command reads; the text says which option, on what, and what to do."""
+
+
+class NonFiniteOutputError(ValueError):
+    """A model whose scores or boxes are not numbers; the text says where and what to do."""

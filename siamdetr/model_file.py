@@ -42,6 +42,7 @@ class ModelMetadata(Settings):
     preprocessing: PreprocessingSpec
     lineage: tuple[str, ...] = ()  # oldest first: "pretext: siamese on DATA, 300 steps"
     metrics: dict[str, float] = Field(default_factory=dict)
+    threshold: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="from which a box counts")
 
 
 def digest(tree: Any) -> str:

@@ -23,7 +23,7 @@ from siamdetr.evaluation.classes import as_one_class, is_class_agnostic, match_c
 from siamdetr.evaluation.results import Results, concatenate_results, read_results, write_results
 from siamdetr.images.preprocessing import PreprocessingSpec, group_by_size
 from siamdetr.inference.image_reader import read_samples
-from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes
+from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes, check_finite
 from siamdetr.inference.pytorch import PyTorchPredictor
 from siamdetr.models.detector import Detector
 
@@ -96,6 +96,7 @@ class CocoScorer:
         for row, image_id in enumerate(image_ids):
             if image_id not in self._known:
                 raise ValueError(f"CocoScorer: image id {image_id} is not among the {len(self.index)} of the data set")
+            check_finite(scored, row)
             mapped = scored.labels[row] if labels is None else labels[scored.labels[row]]
             kept = np.flatnonzero(mapped >= 0)
             self._parts.append(

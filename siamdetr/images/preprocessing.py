@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,9 @@ class Normalization(NamedTuple):
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 Pixels: TypeAlias = NDArray[np.uint8]
-ImageLike: TypeAlias = "Image.Image | Pixels | str | os.PathLike[str] | bytes | BinaryIO"
+ImageLike: TypeAlias = "Image.Image | Pixels | str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
 Size: TypeAlias = tuple[int, int]  # (height, width), pixels
+MOST_RESIZED = 64_000_000  # pixels: far above any model's input, below what would take the machine's memory
 
 
 class PreprocessingSpec(Settings):
@@ -188,8 +189,17 @@ def padding_of(sizes: NDArray[np.int64], height: int, width: int) -> NDArray[np.
 
 
 def resize(image: Image.Image, spec: PreprocessingSpec) -> Pixels:
-    """[h, w, 3] uint8: the RGB image at the spec's size, without padding."""
+    """[h, w, 3] uint8: the RGB image at the spec's size, without padding.
+
+    Raises:
+        ImageError: a strip whose longer side nothing bounds.
+    """
     height, width = resized_size((image.height, image.width), spec)
+    if height * width > MOST_RESIZED:
+        raise ImageError(
+            f"image: {image.width} × {image.height} pixels would become {width} × {height}: too elongated for a model that "
+            "resizes the shorter side; cut it into pieces"
+        )
     if (image.height, image.width) != (height, width):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image)
@@ -209,6 +219,12 @@ def resized_size(original: Size, spec: PreprocessingSpec) -> Size:
         size = max(1, round(spec.max_size * short / long))
     other = max(1, int(size * long / short))
     return (size, other) if height <= width else (other, size)
+
+
+def is_one_image(images: ImageLike | Sequence[ImageLike]) -> TypeGuard[ImageLike]:
+    """Whether this is one image in any of the forms that are taken, rather than a sequence of them."""
+    whole = isinstance(images, Image.Image | np.ndarray | str | bytes | bytearray | memoryview)
+    return whole or isinstance(images, os.PathLike) or hasattr(images, "read")
 
 
 def load_image(image: ImageLike) -> Image.Image:

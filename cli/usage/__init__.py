@@ -1,0 +1,1 @@
+"""Which options a call may have: rules of every command, and the refusal of options that would have no effect."""
