@@ -245,8 +245,9 @@ def verdict(report: GateReport) -> str:
         f"{', '.join(sorted(sizes))}, on {report.source} ({report.runtime})."
     )
     if report.ap is not None:
-        text += f" AP {report.ap.exported:.4f}, PyTorch {report.ap.pytorch:.4f}, on {report.ap.images} images."
-    return text
+        text += f" AP {report.ap.exported:.4f}, PyTorch {report.ap.pytorch:.4f}, on {report.ap.images} images "
+        text += f"(95 % interval of the loss: {report.ap.loss:.4f} ± {report.ap.half_width:.4f})."
+    return " ".join([text, *report.doubts()])
 
 
 def _data(model: Path, data: Path | None, split: str | None, data_format: str) -> DetectionIndex | None:

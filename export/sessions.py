@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -90,6 +89,7 @@ class OpenVinoSession:
             )
         if device not in ("cpu", "auto"):
             raise ExportError(f"device: got '{device}' with OpenVINO, which runs on the CPU here; take cpu or auto")
+        import onnx
         import openvino
 
         core = openvino.Core()

@@ -34,6 +34,11 @@ class Results:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def of_images(self, image_ids: NDArray[np.int64]) -> Results:
+        """The boxes of some images."""
+        kept = np.isin(self.image_ids, image_ids)
+        return Results(self.image_ids[kept], self.category_ids[kept], self.boxes[kept], self.scores[kept])
+
     def as_dicts(self) -> list[dict[str, Any]]:
         """The list that the JSON file holds."""
         sides = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)

@@ -17,6 +17,7 @@ from siamdetr.models.detector import Detector
 from siamdetr.settings.training import FinetuneSettings
 from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
+from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.evaluator import Evaluator, scores
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune_module import FinetuneModule
@@ -40,6 +41,7 @@ def finetune(
 ) -> RunResult:
     """Supervised training of a detector; arguments and errors as of `pretrain`."""
     sink = progress or Silent()
+    prepare_arithmetic(settings.tf32)
     with SignalWatch() as watch:
         data = open_labelled(settings, as_callback(sink, "read", watch.raise_if_received))
         settings = resolved(settings, data.train)

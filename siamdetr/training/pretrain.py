@@ -13,6 +13,7 @@ from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.system.distributed import first_process_first
 from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
+from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.diagnostics import Diagnostics
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.initial_weights import run_normalization, start
@@ -43,6 +44,7 @@ def pretrain(
         DataError, CheckpointError, SettingsError, NonFiniteLossError: see there.
     """
     sink = progress or Silent()
+    prepare_arithmetic(settings.tf32)
     _log.info("Self-supervised pretraining: no labels are used. To train on labels: siamdetr finetune")
     with SignalWatch() as watch:
         settings = resolved_pretraining(settings)

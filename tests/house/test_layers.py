@@ -30,6 +30,7 @@ CORE_LAYERS = [
     {"data", "models"},
     {"inference", "model_file", "proposals"},
     {"drawing", "evaluation", "pretext"},
+    {"pytorch_model"},
     {"api", "labelling", "official", "reports"},
     {"training"},
     {"study"},
