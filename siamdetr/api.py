@@ -1,6 +1,6 @@
-"""The public face: `SiamDETR`, a detector with its classes and its preprocessing, and `load`, which opens any of our files.
+"""The public API: `SiamDETR`, a detector with classes and preprocessing, and `load`, which opens any file of ours.
 
-Importing it costs no PyTorch, so that exported files are opened in a fraction of a second.
+This module imports no PyTorch, so that exported files open in a fraction of a second.
 """
 
 from __future__ import annotations

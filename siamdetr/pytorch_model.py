@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
 from siamdetr.inference.detector_attention import TracedInspection, inspect
-from siamdetr.inference.opened_model import Described
+from siamdetr.inference.opened_model import OpenedModel
 from siamdetr.inference.predictor import ScoredBoxes
 from siamdetr.inference.pytorch import PyTorchPredictor, evaluating, normalize_prepared
 from siamdetr.model_file import ModelMetadata, find_model_file, load_model, save_model
@@ -24,7 +24,7 @@ from siamdetr.settings.detector import Classifier, DetectorSettings
 from siamdetr.settings.registry import detector_entry
 
 
-class SiamDETR(Described):
+class SiamDETR(OpenedModel):
     """A DETR detector that takes pictures and gives boxes.
 
     The weights are random; `siamdetr.load` opens trained ones.
