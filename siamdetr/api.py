@@ -42,6 +42,10 @@ class Model(Predictor, Protocol):
         """The data set's own ids in label order; empty when not known."""
 
     @property
+    def class_agnostic(self) -> bool:
+        """Whether the one class is any object: the model was pretrained and not finetuned."""
+
+    @property
     def info(self) -> dict[str, Any]:
         """What the model is, in plain values."""
 
@@ -130,14 +134,19 @@ class SiamDETR(Described):
         category_ids: Sequence[int] = (),
         lineage: Sequence[str] = (),
         metrics: Mapping[str, float] | None = None,
+        class_agnostic: bool = False,
     ) -> SiamDETR:
-        """A model of an existing detector, which is held, not copied."""
+        """A model of a detector that is already there (it is held, not copied).
+
+        `class_agnostic`: it was pretrained and not finetuned; its one class is any object.
+        """
         metadata = ModelMetadata(
             class_names=tuple(class_names),
             category_ids=tuple(category_ids),
             preprocessing=preprocessing,
             lineage=tuple(lineage),
             metrics=dict(metrics or {}),
+            class_agnostic=class_agnostic,
         )
         model = cls.__new__(cls)
         model._set(detector, metadata, None)

@@ -27,6 +27,10 @@ class Facts(Protocol):
     def preprocessing(self) -> PreprocessingSpec:
         """How images become the model's input."""
 
+    @property
+    def class_agnostic(self) -> bool:
+        """Whether the one class is any object: the model was pretrained and not finetuned."""
+
 
 class Described:
     """A model with the facts of its file, which predicts. A subclass sets `_facts` and defines `predict_batch`."""
@@ -47,6 +51,11 @@ class Described:
     def preprocessing(self) -> PreprocessingSpec:
         """How images become the model's input."""
         return self._facts.preprocessing
+
+    @property
+    def class_agnostic(self) -> bool:
+        """Whether the one class is any object: the model was pretrained and not finetuned."""
+        return self._facts.class_agnostic
 
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
         """All scored boxes of a batch of prepared images, before any threshold."""

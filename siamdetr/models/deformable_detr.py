@@ -9,6 +9,8 @@ Ours: queries are of their own image throughout; an invalid proposal's box is 1,
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
@@ -174,10 +176,7 @@ class Proposer(nn.Module):
         boxes = torch.where(valid, place_boxes(offsets, anchors), 1.0)
         count = queries.content.shape[1]
         if not torch.compiler.is_compiling() and logits.shape[1] < count:
-            raise ValueError(
-                f"two-stage decoder: {count} queries are chosen from the feature cells, got {logits.shape[1]} cells; take larger "
-                "images or fewer queries"
-            )
+            queries, count = _first_queries(queries, logits.shape[1]), logits.shape[1]
         best = logits[..., 0].topk(count, dim=1).indices[..., None]  # [B, Q, 1]
         references = boxes.detach().gather(1, best.expand(-1, -1, 4))
         # The official order is x, y, w, h; `box_positions` puts y first.
@@ -186,6 +185,21 @@ class Proposer(nn.Module):
         assert queries.position is not None
         proposals = Outputs(logits[None], boxes[None], features[None])
         return queries.content + content, queries.position + position, references, proposals
+
+
+def _first_queries(queries: Queries, cells: int) -> Queries:
+    """As many queries as a thin or small image has cells: every cell becomes one.
+
+    Raises:
+        ValueError: the queries are told apart by a mask, so none of them can be left out.
+    """
+    if queries.attention_mask is not None:
+        raise ValueError(
+            f"two-stage decoder: {queries.content.shape[1]} queries are chosen from the feature cells, got {cells} cells; take larger "
+            "images or fewer queries"
+        )
+    assert queries.position is not None
+    return dataclasses.replace(queries, content=queries.content[:, :cells], position=queries.position[:, :cells])
 
 
 def _anchors(memory: Memory) -> tuple[Tensor, Tensor]:

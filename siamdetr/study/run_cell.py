@@ -236,7 +236,9 @@ def _untrained(task: CellTask, place: Path) -> SiamDETR:
     fill_backbone(detector, settings)
     spec = PreprocessingSpec.from_size(settings.of_method.size)
     spec = spec.normalized_by(backbone_normalization(settings.detector.backbone))
-    return SiamDETR.from_parts(class_agnostic(detector).eval(), class_names=(OBJECT,), preprocessing=spec)
+    return SiamDETR.from_parts(
+        class_agnostic(detector).eval(), class_names=(OBJECT,), preprocessing=spec, class_agnostic=True
+    )
 
 
 def _device(task: CellTask) -> str:

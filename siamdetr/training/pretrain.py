@@ -75,6 +75,7 @@ def pretrain(
             entry.collate,
             lambda step: ModelMetadata(
                 class_names=(OBJECT,),
+                class_agnostic=True,
                 preprocessing=preprocessing,
                 lineage=(*begun.lineage, f"{what}, {step} steps"),
             ),
