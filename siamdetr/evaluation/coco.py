@@ -11,7 +11,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,10 @@ from siamdetr.evaluation.results import Results, concatenate_results, read_resul
 from siamdetr.evaluation.skipping import predict_or_skip
 from siamdetr.images.preprocessing import PreprocessingSpec, group_by_size
 from siamdetr.inference.image_reader import read_samples
-from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes
-from siamdetr.inference.pytorch import PyTorchPredictor
-from siamdetr.models.detector import Detector
+from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes, check_finite
+
+if TYPE_CHECKING:
+    from siamdetr.models.detector import Detector
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class CocoScorer:
         for row, image_id in enumerate(image_ids):
             if image_id not in self._known:
                 raise ValueError(f"CocoScorer: image id {image_id} is not among the {len(self.index)} of the data set")
+            check_finite(scored, row)
             mapped = scored.labels[row] if labels is None else labels[scored.labels[row]]
             kept = np.flatnonzero(mapped >= 0)
             if len(kept) > self.max_detections:
@@ -98,7 +100,8 @@ class CocoScorer:
 
     def results(self) -> Results:
         """All that was added."""
-        return concatenate_results(self._parts)
+        self._parts = [concatenate_results(self._parts)]  # the images' own arrays go
+        return self._parts[0]
 
     def summarize(self, *, backend: Backend = "fast") -> DetectionMetrics:
         """The figures of all that was added; "reference" takes pycocotools."""
@@ -154,12 +157,12 @@ class CocoScorer:
             ],
         }
 
-    def _found(self) -> list[dict[str, Any]]:
+    def _found(self) -> Results:
         """All that was added, with the numbers of `_truth`."""
         results = self.results()
         images = _ranks(results.image_ids, self.index.image_ids, "image id")
         labels = _ranks(results.category_ids, self._categories, "category id")
-        return dataclasses.replace(results, image_ids=images + 1, category_ids=labels + 1).as_dicts()
+        return dataclasses.replace(results, image_ids=images + 1, category_ids=labels + 1)
 
 
 def evaluate(
@@ -280,18 +283,21 @@ def read_scorer(path: str | Path, index: DetectionIndex, *, max_detections: int 
 def _as_predictor(
     model: Predictor | Detector, index: DetectionIndex, preprocessing: PreprocessingSpec | None
 ) -> Predictor:
-    if not isinstance(model, Detector):
-        return model
+    if hasattr(model, "predict_batch"):  # asked like this, so that an exported file is scored without PyTorch
+        return cast("Predictor", model)
+    from siamdetr.inference.pytorch import PyTorchPredictor
+
+    detector = cast("Detector", model)
     if preprocessing is None:
         raise ValueError(
             "evaluate: a bare detector does not know its preprocessing; give `preprocessing`, or a SiamDETR"
         )
-    if model.settings.num_classes != index.num_classes:
+    if detector.settings.num_classes != index.num_classes:
         raise ValueError(
-            f"evaluate: the detector has {model.settings.num_classes} classes, the data set {index.root} has "
+            f"evaluate: the detector has {detector.settings.num_classes} classes, the data set {index.root} has "
             f"{index.num_classes}: {list(index.class_names)}; give a SiamDETR, whose class names can be matched"
         )
-    return PyTorchPredictor(model, index.class_names, preprocessing)
+    return PyTorchPredictor(detector, index.class_names, preprocessing)
 
 
 def _ranks(values: NDArray[np.int64], known: NDArray[np.int64], what: str) -> NDArray[np.int64]:

@@ -1,10 +1,15 @@
-"""Which pretexts there are, and all in which one differs from another: a new pretext is a file and an entry here."""
+"""Which pretexts there are, and all in which one differs from another.
+
+A new pretext is a file and an entry here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from torch.utils.data import Dataset
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.models.detector import Detector
@@ -20,15 +25,19 @@ from siamdetr.pretext.datasets import (
 from siamdetr.pretext.detreg import DETReg
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.updetr import UPDETR
+from siamdetr.pretext.view_cache import CacheRequest, cached_views, collate_cached
 from siamdetr.proposals.store import ProposalStore
 from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
+from siamdetr.system.progress import Progress
 
 __all__ = ["PRETEXTS", "PretextEntry", "name_of"]
 
 
 @dataclass(frozen=True)
 class PretextEntry:
-    """What command line, settings, training, report and study know of a pretext. Its key in `PRETEXTS` is its name in settings.
+    """What command line, settings, training, report and study know of a pretext.
+
+    Its key in `PRETEXTS` is its name in settings.
 
     Attributes:
         name: in reports and plots, such as "Siamese DETR".
@@ -38,6 +47,7 @@ class PretextEntry:
         dataset: (images, stored proposals or None for random regions, settings, seed) -> samples by (epoch, position).
         collate: samples -> a batch.
         shown: what the pictures of its samples show, in the run's report.
+        cache, collate_cached: make and batch stored features of fixed samples, for `settings.cached_samples` above 0; None: it has none.
     """
 
     name: str
@@ -47,6 +57,8 @@ class PretextEntry:
     dataset: Callable[[DetectionIndex, ProposalStore | None, Any, int], UnlabelledDataset[Any]]
     collate: Callable[[list[Any]], PretextBatch]
     shown: str = "regions to be found in their image"
+    cache: Callable[[Any, CacheRequest, Progress], Dataset[Any] | None] | None = None
+    collate_cached: Callable[[list[Any]], PretextBatch] | None = None
 
 
 PRETEXTS: dict[str, PretextEntry] = {
@@ -58,6 +70,8 @@ PRETEXTS: dict[str, PretextEntry] = {
         dataset=SiameseDataset,
         collate=collate_views,
         shown="two views of an image, the same regions joined",
+        cache=cached_views,
+        collate_cached=collate_cached,
     ),
     "updetr": PretextEntry(
         name="UP-DETR",

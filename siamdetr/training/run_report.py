@@ -1,4 +1,4 @@
-"""The report of a run: its curves, figures, pictures and settings, from what lies in its folder."""
+"""The report of a run, from the files of its folder: curves, figures, pictures and settings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from siamdetr.settings.registry import DETECTORS
 from siamdetr.system.atomic_file import atomic_text
 from siamdetr.training.run_folder import method_of
 
+USED_FROM = 0.15  # IoU of own regions over another image's: from here on the report says that regions are used
+
 
 def write_report(run_folder: str | Path) -> Path:
-    """Write report.html from what lies in a run folder; returns its path.
+    """Write report.html from the files of a run folder; returns its path.
 
     Raises:
         FileNotFoundError: the folder has no config.yaml, so it is not a run.
@@ -56,7 +58,7 @@ def _lead(
     what = "Finetuning" if method is None else f"Pretraining without labels ({name_of(method)})"
     model = f"{_name(detector['variant'])} on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
     steps = f"{max((row['step'] for row in rows), default=0):.0f} steps of {settings['batch_size']}"
-    text = f"{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
+    text = f"{_usage_sentence(rows)}{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
     losses = [row["loss"] for row in rows if "loss" in row]
     if losses:
         text += f" The loss went from {losses[0]:.3g} to {losses[-1]:.3g}."
@@ -69,6 +71,22 @@ def _lead(
     return text
 
 
+def _usage_sentence(rows: Sequence[Mapping[str, float]]) -> str:
+    """Whether queries find the regions they are told, of the last diagnostics.
+
+    "" where the method tells none.
+    """
+    last = next((row for row in reversed(rows) if "regions_own_iou" in row), None)
+    if last is None:
+        return ""
+    own, other, none = (last[f"regions_{kind}_iou"] for kind in ("own", "other", "none"))
+    verdict = "Regions are used" if own - other >= USED_FROM else "Regions are hardly used"
+    return (
+        f"{verdict}: matched boxes overlap by {own:.2f} (IoU) when queries are told their own regions, {other:.2f} when told another "
+        f"image's, {none:.2f} when told none, at step {last['step']:.0f}. "
+    )
+
+
 def _name(variant: str) -> str:
     """A detector's name; of one that this version does not know, what its settings call it."""
     return DETECTORS[variant].name if variant in DETECTORS else variant
@@ -78,10 +96,12 @@ def _curve_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     parts = [key for key in keys if key.startswith("loss_")]
     monitors = [key for key in keys if key.startswith("monitor_")]
+    usage = [key for key in keys if key.startswith("regions_")]
     groups: list[tuple[str, str, list[str]]] = [
         ("Average precision", "AP", [key for key in ("val_ap", "val_ap50", "val_ap75") if key in keys]),
         ("Loss", "loss", ["loss"] if "loss" in keys else []),
         ("Its parts, unweighted", "loss", parts),
+        ("Are regions used? Matched boxes when queries are told these regions", "IoU", usage),
         ("Collapse monitors", "value", monitors),
         ("Learning rate", "rate", ["lr"] if "lr" in keys else []),
         ("Throughput", "images a second", ["images_per_second"] if "images_per_second" in keys else []),
@@ -116,7 +136,7 @@ def _evaluation_sections(evaluation: Mapping[str, Any] | None) -> list[Section]:
 
 
 def _proposal_sections(folder: Path) -> list[Section]:
-    """What the proposals of a pretraining run cover."""
+    """Recall of the proposals of a pretraining run."""
     path = folder / PROPOSALS_FILE
     if not path.is_file():
         return []
@@ -126,7 +146,7 @@ def _proposal_sections(folder: Path) -> list[Section]:
 
 
 def picture_sections(folder: Path) -> list[Section]:
-    """What the best weights of a finetuning run found in a few images, and where the decoder looked."""
+    """Detections of the best weights of a finetuning run in a few images, with the decoder's attention."""
     titles = {
         PICTURES: "Truth (left) and prediction (right)",
         ATTENTION: "Where the decoder looked for its best boxes, mean over layers and heads",
@@ -141,7 +161,7 @@ def picture_sections(folder: Path) -> list[Section]:
 
 
 def _sample_sections(folder: Path, method: str | None) -> list[Section]:
-    """What a pretraining method was shown."""
+    """Samples of a pretraining method."""
     files = sorted((folder / DIAGNOSTICS).glob("sample-*.jpg"))
     body = Markup("").join(picture(file.read_bytes(), f"image {i + 1}") for i, file in enumerate(files))
     what = PRETEXTS[method].shown if method in PRETEXTS else "regions of images"
@@ -150,7 +170,7 @@ def _sample_sections(folder: Path, method: str | None) -> list[Section]:
 
 
 def _matched_sections(folder: Path) -> list[Section]:
-    """One row an image, one column a step."""
+    """One row per image, one column per step."""
     rows: dict[str, Markup] = {}
     for file in sorted((folder / DIAGNOSTICS).glob("matched-*.jpg")):
         _, image, step, iou = file.stem.split("-")
@@ -162,7 +182,7 @@ def _matched_sections(folder: Path) -> list[Section]:
 
 
 def _collapse_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
-    """A warning where the last figures speak of a collapse."""
+    """A warning if the last figures indicate a collapse."""
     last = next((row for row in reversed(rows) if "loss" in row), {})
     texts = collapsed(last).values()
     items = Markup("").join(Markup("<p class=warning>{}</p>").format(f"Collapse: {text}.") for text in texts)

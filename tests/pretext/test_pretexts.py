@@ -15,8 +15,9 @@ from siamdetr.models.criterion.losses import weighted_sum
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.pretext.batches import RegionBatch, ViewBatch
-from siamdetr.pretext.common import Pretext, crop_features, group_mask, pretext_settings
+from siamdetr.pretext.common import Pretext, crop_features, pretext_settings
 from siamdetr.pretext.detreg import DETReg
+from siamdetr.pretext.prompt import group_mask
 from siamdetr.pretext.registry import PRETEXTS
 from siamdetr.pretext.updetr import UPDETR
 from siamdetr.settings.detector import DetectorSettings

@@ -1,4 +1,4 @@
-"""The DETR criterion (arXiv:2005.12872, §3.1), over all decoder layers at once: classes, box distance, generalized IoU.
+"""The DETR criterion (arXiv:2005.12872, §3.1) over all decoder layers: class, L1 and GIoU losses.
 
 `softmax`: cross entropy with a "no object" class of small weight (DETR). `focal`: sigmoid focal loss, no such class
 (arXiv:1708.02002, as Deformable and Conditional DETR use it). Every layer has its own matching and its own losses.
@@ -91,11 +91,18 @@ class DetectionCriterion(nn.Module):
         return losses
 
     def losses_and_matches(
-        self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None = None
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        num_boxes: Tensor | float | None = None,
+        allowed: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Matches]:
-        """Like `forward`, with the matches: what a pretext needs for losses of its own."""
+        """Like `forward`, with the matches: what a pretext needs for losses of its own.
+
+        `allowed` [M, Q] bool, True = the query may answer for the box (see `match`); a two-stage detector's proposals may for any.
+        """
         self._check(outputs)
-        losses, matches = self._of_layers(outputs, targets, num_boxes, denoising=self.denoising)
+        losses, matches = self._of_layers(outputs, targets, num_boxes, denoising=self.denoising, allowed=allowed)
         if self.proposals:
             assert outputs.proposals is not None
             objects = dataclasses.replace(targets, labels=torch.zeros_like(targets.labels))
@@ -104,10 +111,16 @@ class DetectionCriterion(nn.Module):
         return losses, matches
 
     def _of_layers(
-        self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None, *, denoising: bool
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        num_boxes: Tensor | float | None,
+        *,
+        denoising: bool,
+        allowed: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Matches]:
         logits, boxes = outputs.logits.float(), outputs.boxes.float()
-        matches = match(logits, boxes, targets, self.settings, self.classifier)
+        matches = match(logits, boxes, targets, self.settings, self.classifier, allowed=allowed)
         normalisers = self._normalisers(logits, targets, num_boxes)
         with torch.autocast(logits.device.type, enabled=False):
             values = {
@@ -198,7 +211,10 @@ class DetectionCriterion(nn.Module):
     def _normalisers(
         self, logits: Tensor, targets: Targets, num_boxes: Tensor | float | None
     ) -> tuple[Tensor | float, Tensor | float]:
-        """Number of boxes, and summed class weights of all queries: known on the host, averaged over the window and over processes."""
+        """Number of boxes, and summed class weights of all queries.
+
+        Known on the host, averaged over the window and over processes.
+        """
         queries, class_weight = logits.shape[2], 0.0
         for counts in targets.window_counts:
             matched = sum(min(queries, count) for count in counts)
@@ -284,14 +300,19 @@ def _monitors(logits: Tensor, targets: Targets, matches: Matches) -> dict[str, T
 
 
 def boxes_per_process(targets: Targets) -> Tensor | float:
-    """Number of boxes of a batch, averaged over its window and over processes; all together count at least 1."""
+    """Number of boxes of a batch, averaged over its window and over processes.
+
+    All together count at least 1.
+    """
     return _mean_over_window(targets, 0.0, targets.boxes.device)[0]
 
 
 def _mean_over_window(
     targets: Targets, class_weight: float, device: torch.device
 ) -> tuple[Tensor | float, Tensor | float]:
-    """(boxes, class weight) of the targets' window, averaged over its batches and over processes; all boxes together count at least 1.
+    """(boxes, class weight) of the targets' window, averaged over its batches and over processes.
+
+    All boxes together count at least 1.
 
     The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one batch with all
     images of the window.
