@@ -160,7 +160,10 @@ def export(
 
 
 def _check(model: Path, output: Path, data: Path | None, timing_cache: Path | None, triton: Path | None) -> None:
-    """Before the first write: nothing falls on the model or the data. An engine goes into the bundle that it is built from."""
+    """Before the first write: nothing falls on the model or the data.
+
+    An engine goes into the bundle that it is built from.
+    """
     from siamdetr.export.triton import TritonSettings
     from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
@@ -245,8 +248,9 @@ def verdict(report: GateReport) -> str:
         f"{', '.join(sorted(sizes))}, on {report.source} ({report.runtime})."
     )
     if report.ap is not None:
-        text += f" AP {report.ap.exported:.4f}, PyTorch {report.ap.pytorch:.4f}, on {report.ap.images} images."
-    return text
+        text += f" AP {report.ap.exported:.4f}, PyTorch {report.ap.pytorch:.4f}, on {report.ap.images} images "
+        text += f"(95 % interval of the loss: {report.ap.loss:.4f} ± {report.ap.half_width:.4f})."
+    return " ".join([text, *report.doubts()])
 
 
 def _data(model: Path, data: Path | None, split: str | None, data_format: str) -> DetectionIndex | None:

@@ -31,10 +31,10 @@ from siamdetr.export.bundle import (
 from siamdetr.export.end_to_end import ATTENTION, DETECTIONS, RAW, end_to_end
 from siamdetr.export.gate import GateReport, Raw, pytorch_raw, pytorch_reference, run_gate
 from siamdetr.export.gate_images import Samples
+from siamdetr.export.int8.quantize import check_calibration, to_int8
 from siamdetr.export.onnx_graph import trace, with_outputs
 from siamdetr.export.options import ExportOptions, exported_preprocessing
 from siamdetr.export.precision import to_half
-from siamdetr.export.quantize import check_calibration, to_int8
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.files import INFER_FILE, LABELS_FILE, MANIFEST_FILE, ONNX_FILE
 from siamdetr.images.preprocessing import Prepared
@@ -68,7 +68,9 @@ def export_onnx(
     gate: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
-    """Export a model into a bundle, measured against PyTorch. Nothing is left half-written; an older bundle stays until then.
+    """Export a model into a bundle, measured against PyTorch.
+
+    Nothing is left half-written; an older bundle stays until then.
 
     Args:
         model: any variant; it is not changed.

@@ -1,4 +1,6 @@
-"""What the demo's page is told, as plain values: detections of every model on a picture, and where a model looked.
+"""The data of the demo's page, as plain values.
+
+Detections of every model on a picture, and where a model looked.
 
 Threshold, number of boxes, layer and head are chosen in the browser: nothing here knows of them. Models run once a picture; the last
 few pictures are kept, so that a click is answered from what is there.
@@ -94,7 +96,7 @@ class Answers:
         return {"picture": picture, "models": models}
 
     def look(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Where a model looked.
+        """The attention of a model for a box or a point.
 
         Args:
             question: {picture, model, box}, box in the order of `detect`; or {picture, model, x, y}, fractions of the image.
@@ -127,7 +129,7 @@ class Answers:
 
 
 def pack(look: AttentionMaps) -> dict[str, Any]:
-    """A look as plain values; see `Answers.look`."""
+    """Attention maps as plain values; see `Answers.look`."""
     peaks = look.maps.max((-2, -1), keepdims=True)
     levels = np.divide(look.maps * 255, peaks, out=np.zeros_like(look.maps), where=peaks > 0)
     points = None

@@ -108,7 +108,7 @@ class PyTorchPredictor:
 def normalize_prepared(
     batch: Prepared, spec: PreprocessingSpec, device: torch.device | str
 ) -> tuple[Tensor, Tensor | None]:
-    """The inputs of a detector: float images [B, 3, H, W], 0 where padded, and padding [B, H, W] bool or None."""
+    """Inputs of a detector: float images [B, 3, H, W], 0 where padded, and padding [B, H, W] or None."""
     images = normalize_images(torch.from_numpy(batch.images).to(device), spec.mean, spec.std)
     if batch.padding is None:
         return images, None
