@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,12 +26,18 @@ def demo(
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Default: the first free from 7860.")
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(
+            "--root-path", metavar="PATH|URL", help="Where a proxy shows the page: /demo or https://HOST/demo."
+        ),
+    ] = "",
     device: options.Device = "auto",
 ) -> None:
     """Open a page on this machine: click a box to see its attention. Ctrl-C ends it."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # set before the import, so that Gradio reports nothing
     try:
-        from siamdetr.serve.demo.app import build_demo, serve_demo
+        from siamdetr.serve.demo.app import build_demo, check_root_path, own_folder, serve_demo
     except ModuleNotFoundError as error:
         raise ValueError(f"demo: {error.name} is not installed; pip install 'siamdetr[demo]'") from None
     from siamdetr.api import load
@@ -37,15 +45,24 @@ def demo(
     from siamdetr.serve.demo.answers import NamedModel
     from siamdetr.serve.demo.example_images import find_examples
 
+    check_root_path(root_path)
     named = [
         NamedModel(name, load(path, device=device))
         for name, path in zip(distinguishing_names(models), models, strict=True)
     ]
-    served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port)
-    console.print(
-        f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)", markup=False, soft_wrap=True
-    )
-    served.wait()
+    # Raised, not killed by: the folder of uploads is emptied on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with own_folder():
+        served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port, root_path=root_path)
+        console.print(
+            f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)",
+            markup=False,
+            soft_wrap=True,
+        )
+        try:
+            served.wait()
+        finally:
+            served.stop()
 
 
 def distinguishing_names(paths: list[Path]) -> list[str]:
