@@ -37,32 +37,37 @@ def demo(
     """Open a page on this machine: click a box to see its attention. Ctrl-C ends it."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # set before the import, so that Gradio reports nothing
     try:
-        from siamdetr.serve.demo.app import build_demo, check_root_path, own_folder, serve_demo
+        from siamdetr.serve.demo.uploads import own_folder
+
+        # Raised, not killed by: the folder of uploads is emptied on the way out.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        with own_folder():
+            _serve(models, examples, port, root_path, device)
     except ModuleNotFoundError as error:
         raise ValueError(f"demo: {error.name} is not installed; pip install 'siamdetr[demo]'") from None
+
+
+def _serve(models: list[Path], examples: Path | None, port: int | None, root_path: str, device: str) -> None:
+    from siamdetr.serve.demo.app import build_demo, check_root_path, serve_demo
+
+    check_root_path(root_path)
     from siamdetr.api import load
     from siamdetr.cli.console import console
     from siamdetr.serve.demo.answers import NamedModel
     from siamdetr.serve.demo.example_images import find_examples
 
-    check_root_path(root_path)
     named = [
         NamedModel(name, load(path, device=device))
         for name, path in zip(distinguishing_names(models), models, strict=True)
     ]
-    # Raised, not killed by: the folder of uploads is emptied on the way out.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with own_folder():
-        served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port, root_path=root_path)
-        console.print(
-            f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)",
-            markup=False,
-            soft_wrap=True,
-        )
-        try:
-            served.wait()
-        finally:
-            served.stop()
+    served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port, root_path=root_path)
+    console.print(
+        f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)", markup=False, soft_wrap=True
+    )
+    try:
+        served.wait()
+    finally:
+        served.stop()
 
 
 def distinguishing_names(paths: list[Path]) -> list[str]:

@@ -11,9 +11,7 @@ import itertools
 import os
 import re
 import socket
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,14 +99,6 @@ def build_demo(models: Sequence[NamedModel], examples: Sequence[Example]) -> gr.
         )
     blocks.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENCY, api_open=False)
     return blocks
-
-
-@contextmanager
-def own_folder() -> Iterator[Path]:
-    """A folder for uploads that no other user of the machine has; gone afterwards. The demo is built and served inside."""
-    with tempfile.TemporaryDirectory(prefix="siamdetr-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # the only way to tell Gradio; its default is one folder for all users
-        yield Path(folder)
 
 
 def serve_demo(blocks: gr.Blocks, *, port: int | None = None, root_path: str = "") -> Served:
