@@ -103,7 +103,7 @@ def readable_by_older(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check_free_dimensions(graph: onnx.ModelProto, file: str) -> None:
-    """That batch, height and width are free in a graph.
+    """Check that batch, height and width are free in a graph.
 
     Raises:
         ExportError: the exporter made one of them constant; the text names it.
