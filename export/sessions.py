@@ -26,6 +26,7 @@ Array = NDArray[Any]
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_KEPT_KERNELS = 64  # OpenVINO's default of 5000 lets memory rise with every new image size
 _ERRORS_ONLY = 3  # ONNX Runtime's log levels run from 0 (verbose) to 4 (fatal)
 
 
@@ -102,7 +103,9 @@ class OpenVinoSession:
             known = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if half and known else "f32"}
             hints["INFERENCE_NUM_THREADS"] = threads or usable_cores()
+            hints["CPU_RUNTIME_CACHE_CAPACITY"] = _KEPT_KERNELS
             self._model = core.compile_model(core.read_model(str(path)), "CPU", hints)
+            self._idle: list[Any] = []  # requests that no thread is using; appending and popping are atomic
         except Exception as error:  # protobuf's and OpenVINO's exceptions share no base but this
             raise ExportError(
                 f"{path}: OpenVINO cannot open it ({_short(error)}); is it whole? Export it again"
@@ -115,8 +118,12 @@ class OpenVinoSession:
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
         """The named outputs."""
-        found = self._model(dict(feed))
-        return [np.array(found[name]) for name in outputs]  # copied: OpenVINO writes the next answer over this one
+        request = self._idle.pop() if self._idle else self._model.create_infer_request()
+        try:
+            found = request.infer(dict(feed))
+            return [np.array(found[name]) for name in outputs]  # copied: OpenVINO writes the next answer over this one
+        finally:
+            self._idle.append(request)
 
 
 def wanted_providers(device: str) -> list[Any]:
@@ -196,6 +203,7 @@ def cuda_at_hand() -> bool:
 def _open(path: Path, providers: list[Any], threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    options.enable_mem_pattern = False  # a plan of memory for each image size that ever came, kept for ever
     options.intra_op_num_threads = threads or usable_cores()
     try:
         return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
