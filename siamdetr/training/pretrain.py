@@ -109,7 +109,10 @@ def _pretrain_job(
         lambda i: int(index.image_ids[i]),
         collate,
         lambda step: ModelMetadata(
-            class_names=(OBJECT,), preprocessing=preprocessing, lineage=(*begun.lineage, f"{what}, {step} steps")
+            class_names=(OBJECT,),
+            class_agnostic=True,
+            preprocessing=preprocessing,
+            lineage=(*begun.lineage, f"{what}, {step} steps"),
         ),
         WeightAverage(settings.ema) if settings.ema else None,
         callbacks=(Diagnostics(run.path, dataset, len(index), entry.collate, total_steps=length.total),),
