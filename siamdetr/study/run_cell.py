@@ -17,7 +17,7 @@ import torch
 
 from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.readers.recognise import available_splits, open_dataset
+from siamdetr.data.readers.recognise import find_source
 from siamdetr.drawing.html_page import read_metrics
 from siamdetr.evaluation.classes import OBJECT
 from siamdetr.evaluation.coco import evaluate
@@ -137,9 +137,9 @@ def run_cell(task: CellTask) -> CellOutcome:
 
 def scored_index(study: StudySettings) -> tuple[str, DetectionIndex]:
     """The scored part and its images: test if there is one, else val."""
-    splits = available_splits(study.data[0], format=study.format)
-    split = study.test_split or next((name for name in ("test", "val") if name in splits), None) or study.val_split
-    index = open_dataset(study.data[0], format=study.format, split=split)
+    source = find_source(study.data[0], study.format)
+    split = study.test_split or source.first_split(("test", "val")) or study.val_split
+    index = source.open(split)
     if study.score_limit is not None:
         index = index.subset(range(min(study.score_limit, len(index))))
     return split or "all", index
@@ -184,7 +184,7 @@ def _cost(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
         task.cell,
         {
             "seconds_per_step": statistics.median(per_step),
-            "memory_mib": 2**10 * on_gpu if on_gpu else _peak_mib(),
+            "memory_mib": 2**10 * on_gpu if on_gpu else peak_mib(),
             "on_gpu": float(on_gpu > 0),
             "batch_size": float(settings.batch_size),
         },
@@ -192,7 +192,7 @@ def _cost(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
     )
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """The peak memory of this process, MiB.
 
     On Linux ru_maxrss would include the process that started this one.
@@ -239,7 +239,9 @@ def _untrained(task: CellTask, place: Path) -> SiamDETR:
     fill_backbone(detector, settings)
     spec = PreprocessingSpec.from_size(settings.of_method.size)
     spec = spec.normalized_by(backbone_normalization(settings.detector.backbone))
-    return SiamDETR.from_parts(class_agnostic(detector).eval(), class_names=(OBJECT,), preprocessing=spec)
+    return SiamDETR.from_parts(
+        class_agnostic(detector).eval(), class_names=(OBJECT,), preprocessing=spec, class_agnostic=True
+    )
 
 
 def _device(task: CellTask) -> str:
