@@ -69,7 +69,7 @@ def same(a: list[sv.Detections], b: list[sv.Detections]) -> bool:
 # A learned content of DINO goes by the rank of its proposal. Half precision swaps the ranks of nearly equal scores, as those of
 # random weights are, and their queries change with them.
 RANKED = pytest.mark.xfail(raises=ExportError, reason="dino at fp16: docs/log.md, 2026-11-28")
-CASES: list[Any] = [
+CASES = [
     *(
         (name, precision)
         for name in VARIANTS
