@@ -15,6 +15,12 @@ Classifier = Literal["softmax", "focal"]
 Activation = Literal["relu", "prelu"]
 
 _LEVELS = frozenset({"levels", "encoder_points", "decoder_points", "cell_shift"})
+_OF_RTDETR = frozenset(
+    {
+        "levels", "decoder_points", "level_points", "encoder_dim", "encoder_feedforward", "fusion_blocks",
+        "fusion_expansion", "learned_content", "column_positions", "train_batchnorm",
+    }
+)  # fmt: skip
 _ANCHORS = frozenset({"num_patterns"})
 
 
@@ -137,6 +143,18 @@ DETECTORS: dict[str, DetectorEntry] = {
         denoises=True,
         small_preset="small-dn-deformable",
         family="dn-deformable-detr",
+    ),
+    "rtdetr": DetectorEntry(
+        "RT-DETR and RT-DETRv2",
+        "siamdetr.models.rtdetr:build_rtdetr",
+        "convolutions mix three levels cheaply; queries are the cells whose boxes promise to fit",
+        paper="2407.17140",
+        options=_OF_RTDETR,
+        padding_invariant=False,
+        proposes=True,
+        denoises=True,
+        small_preset="small-rtdetr",
+        family="rtdetr",
     ),
 }
 

@@ -80,6 +80,7 @@ def fold_batchnorm(network: Network, *, tolerance: float = 1e-4) -> Network:
         ValueError: the folded network computes something else.
     """
     folded = copy.deepcopy(network).eval().requires_grad_(False)
+    freeze_batchnorm(folded)  # those that would train elsewhere
     if not any(isinstance(m, FrozenBatchNorm2d) for m in folded.modules()):
         return folded.to(memory_format=torch.channels_last)
     parameter = next(folded.parameters())
