@@ -124,7 +124,13 @@ class FeedForward(nn.Module):
     """
 
     def __init__(
-        self, dim: int, hidden_dim: int, dropout: float, *, activation: FeedForwardActivation = "relu", pre_norm: bool = False
+        self,
+        dim: int,
+        hidden_dim: int,
+        dropout: float,
+        *,
+        activation: FeedForwardActivation = "relu",
+        pre_norm: bool = False,
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm

@@ -66,7 +66,9 @@ class ChosenFeatureQueries(QuerySource):
         where no image has one.
         """
         queries: Queries = self(len(targets.counts))
-        return with_contrastive_copies(queries, targets, settings, draws, labels=self.labels, eps=_NOISED_EPS, empty=0.0)
+        return with_contrastive_copies(
+            queries, targets, settings, draws, labels=self.labels, eps=_NOISED_EPS, empty=0.0
+        )
 
 
 class RtDetrDecoder(nn.Module):

@@ -255,7 +255,11 @@ def rtdetr_rules(decoder_layers: int, *, counters: bool) -> tuple[Rule | Aside, 
         decoder_layers: of the detector.
         counters: the backbone's batch norms train, and so keep their counters of batches.
     """
-    frozen = () if counters else (Aside(r"backbone\..*num_batches_tracked", "a counter that frozen batch norms do not keep"),)
+    frozen = (
+        ()
+        if counters
+        else (Aside(r"backbone\..*num_batches_tracked", "a counter that frozen batch norms do not keep"),)
+    )
     return (
         *frozen,
         Rule(r"decoder\.enc_score_head\.(weight|bias)", (rf"class_head.heads.{decoder_layers}.\1",)),

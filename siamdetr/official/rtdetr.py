@@ -52,7 +52,9 @@ def rtdetr_settings(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor])
     }
     for name, (given, value) in observed.items():
         if given.get(name, value) != value:
-            raise OfficialCheckpointError(f"argument {name}={given[name]!r} contradicts the tensors: expected {value!r}")
+            raise OfficialCheckpointError(
+                f"argument {name}={given[name]!r} contradicts the tensors: expected {value!r}"
+            )
     frozen = backbone.get("freeze_norm", "backbone.conv1.conv1_1.norm.num_batches_tracked" not in tensors)
     points = _points(decoder, tensors, levels, heads)
     return DetectorSettings(
@@ -99,9 +101,7 @@ def _backbone(given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return name
 
 
-def _points(
-    given: Mapping[str, Any], tensors: Mapping[str, Tensor], levels: int, heads: int
-) -> tuple[int, ...]:
+def _points(given: Mapping[str, Any], tensors: Mapping[str, Tensor], levels: int, heads: int) -> tuple[int, ...]:
     """Points of each level: as said; else read off the scales, which are their reciprocals; else equal ones."""
     told = given.get("num_points", given.get("num_decoder_points"))
     scales = tensors.get("decoder.decoder.layers.0.cross_attn.num_points_scale")

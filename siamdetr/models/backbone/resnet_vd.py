@@ -81,7 +81,9 @@ class _Bottleneck(_Block):
 class _Stage(nn.Module):
     """Blocks of one width; the first has the stride and the projection."""
 
-    def __init__(self, block: MakeBlock, in_channels: int, width: int, count: int, *, stride: int, frozen: bool) -> None:
+    def __init__(
+        self, block: MakeBlock, in_channels: int, width: int, count: int, *, stride: int, frozen: bool
+    ) -> None:
         super().__init__()
         out_channels = width * (4 if block is _Bottleneck else 1)
         self.blocks = nn.ModuleList(

@@ -90,7 +90,9 @@ class DeformableAttention(Observed):
         self.heads, self.levels = heads, levels
         self.points = (points,) * levels if isinstance(points, int) else points
         if len(self.points) != levels:
-            raise ValueError(f"deformable attention: expected points of each of {levels} levels, got {list(self.points)}")
+            raise ValueError(
+                f"deformable attention: expected points of each of {levels} levels, got {list(self.points)}"
+            )
         self.sampling: Sampling = "auto"
         self.offsets = nn.Linear(dim, heads * sum(self.points) * 2)
         self.weights = nn.Linear(dim, heads * sum(self.points))

@@ -54,7 +54,9 @@ class CrossStagePartial(nn.Module):
         self.conv1 = ConvNorm(in_channels, hidden, 1, activation=nn.SiLU())
         self.conv2 = ConvNorm(in_channels, hidden, 1, activation=nn.SiLU())
         self.bottlenecks = nn.Sequential(*(RepVgg(hidden) for _ in range(blocks)))
-        self.conv3 = nn.Identity() if hidden == out_channels else ConvNorm(hidden, out_channels, 1, activation=nn.SiLU())
+        self.conv3 = (
+            nn.Identity() if hidden == out_channels else ConvNorm(hidden, out_channels, 1, activation=nn.SiLU())
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

@@ -35,7 +35,9 @@ class ConvProjections(nn.Module):
         super().__init__()
         extra = levels - len(channels)
         sources = [channels[-1], *[dim] * (extra - 1)] if extra > 0 else []
-        blocks = [ConvNorm(width, dim, 1) for width in channels] + [ConvNorm(width, dim, 3, stride=2) for width in sources]
+        blocks = [ConvNorm(width, dim, 1) for width in channels] + [
+            ConvNorm(width, dim, 3, stride=2) for width in sources
+        ]
         self.levels = nn.ModuleList(blocks)
 
     def forward(self, maps: Maps) -> tuple[Tensor, ...]:
