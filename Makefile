@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRITON := build/triton-venv
 
-.PHONY: quickstart test check lint types triton bench clean
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check format lint types docs coverage triton bench clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -19,15 +23,24 @@ quickstart: $(STAMP)  ## the whole path on a synthetic data set
 test: $(STAMP)  ## the tests, a file a process; each process has one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-lint: $(STAMP)
+format: $(STAMP)  ## let ruff repair and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(STAMP)  ## ruff, without changing anything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP)  ## mypy sees export/, serve/ and cli/ only through links in one tree
-	rm -rf build/view && mkdir -p build/view/siamdetr
-	for entry in siamdetr/*; do ln -s ../../../$$entry build/view/siamdetr/; done
-	for folder in export serve cli; do ln -s ../../../$$folder build/view/siamdetr/$$folder; done
-	$(BIN)/mypy -p siamdetr
+types: $(STAMP)  ## mypy, strict
+	$(BIN)/python .ci/check_types.py
+
+docs: $(STAMP)  ## the documentation site, into build/site
+	$(BIN)/mkdocs build --quiet --strict
+
+coverage: $(STAMP)  ## the tests, and which lines they never reach
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 triton: $(TRITON)/.installed  ## Triton's protobufs, apart from ours: they want an older protobuf library
 
@@ -36,10 +49,10 @@ $(TRITON)/.installed:
 	$(TRITON)/bin/python -m pip install --quiet 'tritonclient[grpc]==2.73.0'
 	touch $@
 
-check: lint types test  ## what CI runs, and what a commit must pass
+check: lint types docs test  ## what CI runs, and what a commit must pass
 
 bench: $(STAMP)  ## side-by-side ratios, printed
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-clean:
+clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info

@@ -58,9 +58,9 @@ for name, command in COMMANDS.items():
 
 
 def main() -> None:
-    """Run a command. What is wrong with the input or the machine is said in one message, without a traceback.
+    """Run a command. Errors of the input or of the machine are printed as one message, without a traceback.
 
-    Exit codes: 0 done, 1 an error that was explained, 2 wrong usage, 130 and 143 stopped by Ctrl-C and SIGTERM.
+    Exit codes: 0 done, 1 an error with a message, 2 wrong usage, 130 and 143 stopped by Ctrl-C and SIGTERM.
     """
     from siamdetr.cli.console import console, log_to_console
     from siamdetr.system.threads import limit_numeric_libraries

@@ -1,4 +1,4 @@
-"""`siamdetr attention MODEL IMAGE -o fig.png`: where the detector looked, as a figure for print."""
+"""`siamdetr attention MODEL IMAGE -o fig.png`: the attention of a detector as a figure for print."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def attention(
         "attention.png"
     ),
     boxes: Annotated[int, typer.Option("--boxes", min=1, max=20, help="How many boxes, best first.")] = 3,
-    layer: Annotated[int | None, typer.Option("--layer", min=1, help="Of which layer; default: the mean.")] = None,
-    heads: Annotated[bool, typer.Option("--heads", help="A row a head, instead of their mean.")] = False,
+    layer: Annotated[int | None, typer.Option("--layer", min=1, help="Layer; default: the mean of all.")] = None,
+    heads: Annotated[bool, typer.Option("--heads", help="One row per head, instead of their mean.")] = False,
     point: Annotated[
         str | None,
         typer.Option("--point", metavar="X,Y", help="The encoder's self-attention of this pixel, instead of boxes."),
@@ -29,26 +29,26 @@ def attention(
     dpi: Annotated[int, typer.Option("--dpi", min=50, max=1200, help="Dots per inch of .png and .jpg.")] = 300,
     device: options.Device = "auto",
 ) -> None:
-    """Draw where the decoder looked for each of the best boxes, or where the encoder looked from a point."""
+    """Draw the decoder's attention for the best boxes, or the encoder's attention for a point."""
     if output.suffix.lower() not in _FORMATS:
         raise typer.BadParameter(
             f"got {output.name}, expected a name in {', '.join(sorted(_FORMATS))}", param_hint="-o"
         )
     from siamdetr.api import load
     from siamdetr.cli.console import console
-    from siamdetr.drawing.attention import Wanted, attention_figure
+    from siamdetr.drawing.attention import FigureOptions, attention_figure
     from siamdetr.images.preprocessing import load_image
     from siamdetr.serve.demo.inspection import inspect_image
     from siamdetr.system.atomic_file import atomic_write
 
     opened, picture = load(model, device=device), load_image(image)
-    wanted = Wanted(boxes=boxes, layer=layer, heads=heads, point=_fractions(point, picture.size))
+    wanted = FigureOptions(boxes=boxes, layer=layer, heads=heads, point=_fractions(point, picture.size))
     figure = attention_figure(picture, inspect_image(opened, picture), opened.class_names, wanted)
     output.parent.mkdir(parents=True, exist_ok=True)
-    content = BytesIO()  # matplotlib insists on a real file or this
+    content = BytesIO()  # matplotlib writes to a real file or to this
     figure.savefig(content, format=output.suffix[1:].lower(), dpi=dpi)
     atomic_write(output, lambda file: file.write(content.getvalue()))
-    console.print(f"where it looked: {output}", markup=False)
+    console.print(f"attention: {output}", markup=False)
 
 
 def _fractions(point: str | None, size: tuple[int, int]) -> tuple[float, float] | None:

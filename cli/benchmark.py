@@ -1,4 +1,4 @@
-"""`siamdetr benchmark MODEL…`: how long models take, what they need, and with labelled data how good they are."""
+"""`siamdetr benchmark MODEL…`: time and memory of models, and with labelled data their AP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from siamdetr.export.benchmark import Measurement
 
-_LEAST_WIDTH = 120  # of the table, which must not lose letters in a narrow terminal or a pipe
+_LEAST_WIDTH = 120  # of the table, so that a narrow terminal or a pipe truncates no text
 
 
 def benchmark(
@@ -38,7 +38,7 @@ def benchmark(
         Path | None, typer.Option("-o", "--output", help="Also write benchmark.csv and .svg there.")
     ] = None,
 ) -> None:
-    """Time models before, in and after the network; several models and backends side by side."""
+    """Time preprocessing, network and postprocessing of models and backends, side by side."""
     from rich.console import Console
 
     from siamdetr.cli.console import console

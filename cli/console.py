@@ -1,4 +1,4 @@
-"""One console for everything a person reads, and progress bars with throughput and time left."""
+"""The console for all messages, and progress bars with throughput and remaining time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ console = Console(highlight=False)
 
 
 def log_to_console() -> None:
-    """Let the package's `logging` speak through the console: messages only, warnings in colour."""
+    """Send the package's log to the console: messages only, warnings in colour."""
     handler = RichHandler(console=console, show_time=False, show_path=False, markup=False, rich_tracebacks=False)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("siamdetr")
@@ -35,7 +35,7 @@ def log_to_console() -> None:
 
 
 class _Throughput(ProgressColumn):
-    """Units a second over the recent past."""
+    """Units per second, averaged over the last seconds."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -43,7 +43,7 @@ class _Throughput(ProgressColumn):
 
 
 def bars() -> Progress:
-    """A rich progress display: what, bar, done/total, throughput, time left, and `note`."""
+    """A rich progress display: name, bar, done/total, throughput, remaining time, and `note`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=32),
@@ -65,7 +65,7 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class RunProgress:
-    """Draws a run: one bar for each task under way. The `ProgressSink` of `siamdetr.training`."""
+    """Draw the progress of a run, one bar per current task: a `ProgressSink` of `siamdetr.training`."""
 
     def __init__(self) -> None:
         self._bars = bars()
@@ -94,7 +94,7 @@ class RunProgress:
             self._bars.update(identity, completed=done)
 
     def end(self, task: str) -> None:
-        """Close a bar; training's stays to be read, the passing ones go."""
+        """Close a bar; that of training stays visible, the others disappear."""
         identity = self._tasks.pop(task)
         if task == "train":
             self._bars.stop_task(identity)

@@ -1,4 +1,4 @@
-"""`siamdetr demo MODEL…`: a page where a click on a box shows where the decoder looked."""
+"""`siamdetr demo MODEL…`: a page where a click on a box shows its attention."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def demo(
     ] = None,
     device: options.Device = "auto",
 ) -> None:
-    """Open a page on this machine: click a box and see where the decoder looked. Ctrl-C ends it."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: nothing is reported to anybody
+    """Open a page on this machine: click a box to see its attention. Ctrl-C ends it."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # set before the import, so that Gradio reports nothing
     try:
         from siamdetr.serve.demo.app import build_demo, serve_demo
     except ModuleNotFoundError as error:
@@ -37,7 +37,10 @@ def demo(
     from siamdetr.serve.demo.answers import NamedModel
     from siamdetr.serve.demo.example_images import find_examples
 
-    named = [NamedModel(name, load(path, device=device)) for name, path in zip(_names(models), models, strict=True)]
+    named = [
+        NamedModel(name, load(path, device=device))
+        for name, path in zip(distinguishing_names(models), models, strict=True)
+    ]
     served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port)
     console.print(
         f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)", markup=False, soft_wrap=True
@@ -45,8 +48,8 @@ def demo(
     served.wait()
 
 
-def _names(paths: list[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart, without the endings of files where those do not."""
+def distinguishing_names(paths: list[Path]) -> list[str]:
+    """The shortest distinct ends of the paths, without file endings unless only those differ."""
     whole = [path.resolve() for path in paths]
     short = [path.with_suffix("") if path.suffix in _SUFFIXES else path for path in whole]
     parts = [path.parts[1:] for path in (short if len({*short}) == len({*whole}) else whole)]

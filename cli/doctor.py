@@ -1,4 +1,4 @@
-"""`siamdetr doctor DATA`: every problem of a data set, where it is and what will be done with it."""
+"""`siamdetr doctor DATA`: every problem of a data set, its place, and what training does with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from siamdetr.data.doctor import Diagnosis
     from siamdetr.data.problems import Severity
 
-_CLASSES = 12  # named in the statistics
+_CLASSES = 12  # listed in the statistics
 _COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 
 
@@ -26,7 +26,7 @@ def doctor(
     show: Annotated[int, typer.Option("--show", min=0, help="Lines shown of each kind of problem.")] = 10,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all of it to this file.")] = None,
 ) -> None:
-    """Read every annotation and every image; list what is wrong and what training does with it.
+    """Read every annotation and every image; list the problems and what training does with each.
 
     Exits with 1 if something will be left out.
     """

@@ -1,4 +1,4 @@
-"""`siamdetr export MODEL -o DIR`: a bundle, measured against PyTorch before it is handed over."""
+"""`siamdetr export MODEL -o DIR`: write a bundle, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def export(
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write the bundle to.")],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Images to compare on, with labels also AP; default: the run's validation part."),
+        typer.Option(
+            "--data", help="Images to compare on, with labels also by AP; default: the run's validation part."
+        ),
     ] = None,
     split: common.Split = None,
     data_format: common.Format = "auto",
@@ -82,7 +84,7 @@ def export(
         Path | None, typer.Option("--triton", help="Write a model repository for NVIDIA Triton there, too.")
     ] = None,
 ) -> None:
-    """Export to ONNX (opset 18, any batch and image size); what does not agree with PyTorch is not handed over."""
+    """Export to ONNX (any batch and image size); a file that disagrees with PyTorch is rejected."""
     from siamdetr.api import SiamDETR, kind_of
     from siamdetr.cli.console import console, progress
     from siamdetr.export.gate import pytorch_reference
@@ -107,7 +109,7 @@ def export(
         _add_engine(model, output, shapes, engine, samples=samples, truth=labelled, gate=gate)
         return
     if trt:
-        find_module(engine.module)  # before the minutes that the graph takes
+        find_module(engine.module)  # before the graph, which takes minutes
     opened = SiamDETR.load(model)
     size = common.image_size(imgsz)
     chosen = ExportOptions(
@@ -151,7 +153,7 @@ def _add_engine(
     gate: bool,
     reference: Predictor | None = None,
 ) -> None:
-    """Build the engine of a bundle, in a copy of it where `output` is another folder."""
+    """Build the engine of a bundle, or of a copy of it if `output` is another folder."""
     import dataclasses
     import shutil
 
@@ -181,7 +183,7 @@ def _add_engine(
 
 
 def verdict(report: GateReport) -> str:
-    """What the gate measured, in a sentence or two."""
+    """The measurements of the gate, in a sentence or two."""
     sizes = {f"{check.height}×{check.width}" for check in report.checks}
     batches = {check.batch_size for check in report.checks}
     text = (

@@ -1,4 +1,4 @@
-"""`siamdetr info FILE`: what one of our files is."""
+"""`siamdetr info FILE`: describe one of our files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def info(
         Path, typer.Argument(help="A run folder, model file, checkpoint, exported model or proposal store.")
     ],
 ) -> None:
-    """Explain any of our files: what it is, where it came from, what it can do."""
+    """Describe any of our files: its kind, its origin, and what it can do."""
     from rich.table import Table
 
     from siamdetr.cli.console import console

@@ -10,7 +10,7 @@ import typer
 Data = Annotated[Path, typer.Option("--data", help="A data set: COCO, PASCAL VOC or YOLO, or a folder of images.")]
 DataList = Annotated[list[Path], typer.Option("--data", help="A data set or a folder of images; may be given again.")]
 Format = Annotated[str, typer.Option("--format", help="auto, coco, voc, yolo or folder.")]
-# Of runs: a flag that is not given leaves the word to preset and file.
+# Of runs: without the flag, preset and file decide.
 RunFormat = Annotated[str | None, typer.Option("--format", help="auto, coco, voc, yolo or folder.")]
 RunDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Split = Annotated[str | None, typer.Option("--split", help="The part to use, such as val or test.")]
@@ -21,7 +21,7 @@ Backend = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that load images.")]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, help="Images a step (pretraining: pairs of views).")
+    int | None, typer.Option("--batch-size", min=1, help="Images per step (pretraining: pairs of views).")
 ]
 Init = Annotated[
     str | None,
@@ -39,13 +39,15 @@ Config = Annotated[Path | None, typer.Option("--config", help="A YAML file of se
 ImageSize = Annotated[
     str | None, typer.Option("--imgsz", metavar="N|H,W", help="Shortest side, or a fixed height,width.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of data order, augmentation and initial weights.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of data order, augmentation and initial weights.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", min=0.0, help="Learning rate.")]
-GradAccum = Annotated[int | None, typer.Option("--grad-accum", min=1, help="Batches whose gradients make one step.")]
+GradAccum = Annotated[
+    int | None, typer.Option("--grad-accum", min=1, help="Batches whose gradients are accumulated into one step.")
+]
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the data.")]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps; takes the place of --epochs.")]
-Resume = Annotated[str | None, typer.Option("--resume", metavar="auto|PATH", help="Go on from the last checkpoint.")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps, instead of --epochs.")]
+Resume = Annotated[str | None, typer.Option("--resume", metavar="auto|PATH", help="Continue from the last checkpoint.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as optimizer.clip=0.1.")]
 
 
@@ -67,7 +69,7 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
 
 
 def next_steps(run: Path, *commands: str) -> None:
-    """Print where the run lies and the commands that a person would type next; `{run}` stands for its folder."""
+    """Print the run folder and the commands to type next; `{run}` stands for the folder."""
     from siamdetr.cli.console import console
 
     console.print(f"\nDone: [bold]{run}[/] (open {run / 'report.html'}). Next:")

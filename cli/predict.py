@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def predict(
     model: options.ModelPath,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
-    threshold: Annotated[float, typer.Option("--threshold", min=0.0, max=1.0, help="Least score of a box.")] = 0.5,
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0.0, max=1.0, help="Lowest score of a detection.")
+    ] = 0.5,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")] = Path("predictions"),
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Where to write the boxes; default: OUTPUT/predictions.json.")
@@ -29,7 +31,7 @@ def predict(
     device: options.Device = "auto",
     backend: options.Backend = None,
 ) -> None:
-    """Find objects in images: writes each picture with its boxes, and all boxes as JSON (xyxy, pixels)."""
+    """Detect objects in images: write each picture with its boxes, and all boxes as JSON (xyxy, pixels)."""
     from siamdetr.api import load
     from siamdetr.cli.console import console, progress
     from siamdetr.drawing.boxes import draw

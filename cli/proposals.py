@@ -46,7 +46,7 @@ def proposals(
     split: options.Split = None,
     data_format: options.Format = "auto",
 ) -> None:
-    """Compute region proposals of all images into one file for `siamdetr train --proposals`; stopped, it goes on where it was."""
+    """Compute region proposals into a file for `siamdetr train --proposals`; an interrupted run continues."""
     from siamdetr.data.readers.recognise import open_dataset
     from siamdetr.proposals.shards import find_shard
     from siamdetr.system.parallel import Engine

@@ -1,4 +1,4 @@
-"""`siamdetr quickstart`: the whole path on a data set that it draws itself, ending in a report to look at."""
+"""`siamdetr quickstart`: the whole path on a drawn data set, with a report at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CLASSES = ("disc", "square", "triangle", "star")
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything, and how long it takes on two CPU cores."""
+    """Sizes of the data and lengths of the runs, with their durations on two CPU cores."""
 
     num_unlabelled: int
     num_labelled: int
@@ -73,7 +73,7 @@ def quickstart(
 
     budget = FAST if fast else FULL
     started = time.perf_counter()
-    output = _free(output)
+    output = free_folder(output)
     step = _Steps(total=6)
     with step.say("Draw a data set of shapes", "seconds"):
         data = _draw(output / "data", budget, seed)
@@ -109,8 +109,8 @@ NEXT = (
 )
 
 
-def _free(folder: Path) -> Path:
-    """`folder`, or where something is there already `folder`-2, -3, …: nothing of anybody's is written over."""
+def free_folder(folder: Path) -> Path:
+    """`folder`, or the first of `folder`-2, -3, … that does not exist, so that nothing is overwritten."""
     candidate, number = folder, 1
     while candidate.exists():
         number += 1
@@ -119,7 +119,7 @@ def _free(folder: Path) -> Path:
 
 
 class _Steps:
-    """Announces numbered steps and how long each took."""
+    """Print numbered steps and their durations."""
 
     def __init__(self, total: int) -> None:
         self.total = total

@@ -1,4 +1,4 @@
-"""The quickstart's report: two finetunings side by side, what pretraining did, and pictures."""
+"""The quickstart's report: two finetunings side by side, the pretraining, and pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_quickstart_report(
     scores: Mapping[str, DetectionMetrics],
     exported: ExportResult,
 ) -> Path:
-    """Write `folder`/report.html, which stands alone; returns its path.
+    """Write the self-contained `folder`/report.html; returns its path.
 
     Args:
         folder: of the quickstart.

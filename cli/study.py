@@ -1,4 +1,4 @@
-"""`siamdetr study NAME --data DATA`: does pretraining help on these images? A grid of runs that can be stopped and gone on with."""
+"""`siamdetr study NAME --data DATA`: measure whether pretraining helps, by a grid of runs that can be interrupted."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def study(
         list[str], typer.Option("--finetune-set", metavar="KEY=VALUE", help="A setting of finetuning only.")
     ] = [],  # noqa: B006 - typer copies it
 ) -> None:
-    """Ask whether pretraining helps on your data: a grid of runs with seeds and intervals, and a report that answers.
+    """Measure whether pretraining helps on your data: a grid of runs over seeds, and a report with intervals.
 
-    Stopped or killed, the same command goes on: finished cells are kept.
+    After an interruption the same command continues; finished cells are kept.
     """
     from siamdetr.pretext.registry import PRETEXTS
     from siamdetr.study.runner import open_grid
@@ -160,14 +160,14 @@ def _engine(settings: StudySettings, jobs: int, ray: str | None, cpus: float, gp
 
     if ray is not None:
         return Engine("ray", jobs if jobs > 1 else None, ray, cpus=cpus, gpus=gpus)
-    if settings.study == "cost":  # one after the other, each with a peak of memory of its own
+    if settings.study == "cost":  # one after the other, each with its own peak of memory
         return Engine("processes", 1, fresh=True)
     return Engine("processes", jobs) if jobs > 1 else Engine("here")
 
 
 @contextmanager
 def _warnings_only(name: str) -> Iterator[None]:
-    """Within it a logger says no more than warnings: cells tell what they did in a line each."""
+    """Limit a logger to warnings inside the block, because each cell prints one line itself."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -178,7 +178,7 @@ def _warnings_only(name: str) -> Iterator[None]:
 
 
 def _run(grid: Grid, engine: Engine, device: str, jobs: int) -> None:
-    """Runs what is missing and writes the report; stopped by a signal, of what is finished then."""
+    """Run the missing cells and write the report; after a signal the report covers the finished ones."""
     from siamdetr.cli.console import console
     from siamdetr.study.report import write_study_report
     from siamdetr.study.runner import run_grid

@@ -1,4 +1,4 @@
-"""Puts a TensorRT engine into a bundle: built from its model.onnx, measured where there is a GPU, and written down in the manifest."""
+"""Add a TensorRT engine to a bundle: build it from model.onnx, measure it if there is a GPU, record it in the manifest."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_engine(
     """Build the engine of a bundle. An older engine stays until the new one has passed.
 
     Args:
-        folder: the bundle; its ONNX file must be the one that the manifest vouches for.
+        folder: the bundle; its ONNX file must have the digest of the manifest.
         profiles: shapes to build for.
         options: see `EngineOptions`.
         reference: what the engine is measured against; None: the bundle's ONNX file on the CPU, which was measured before.

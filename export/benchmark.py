@@ -1,7 +1,7 @@
-"""How long a model takes and what it needs, whatever runs it: before, in and after the network, apart.
+"""Time and memory of a model in any runtime, separately before, in and after the network.
 
-The clock is the host's, around calls that return arrays in the host's memory: on a GPU that includes the copies and leaves nothing
-pending, so no event has to be recorded there.
+The host's clock times calls that return arrays in the host's memory. On a GPU that includes the copies and leaves nothing pending,
+so no events are needed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Measurement:
     total_p50: float
     total_p95: float
     images_per_second: float  # of the median total
-    memory_mib: float | None  # by which the process grew since before the model was opened; None: not known here
-    ap: float | None = None  # 0..1, of the same artefact
+    memory_mib: float | None  # growth of the process since before the model was opened; None: unknown
+    ap: float | None = None  # 0..1, of the same file
 
 
 def measure(
@@ -67,15 +67,15 @@ def measure(
     """Time a model.
 
     Args:
-        model: opened, by whatever runtime.
+        model: opened, in any runtime.
         images: taken in turn; paths are also read and decoded, which then counts as "before".
         name: of the model, for the record.
         runtime: what runs it, for the record.
         batch: images a call.
         size: what the images are resized to, as `PreprocessingSpec.from_size` (letterbox: that square); None: the model's own.
         threads: that it was opened with, for the record.
-        rounds: that count.
-        warmup: rounds before them that do not.
+        rounds: timed rounds.
+        warmup: untimed rounds before them.
         memory_before: `process_memory()` before the model was opened.
         progress: called with (rounds done, rounds in all).
     Raises:
@@ -129,12 +129,12 @@ def measure(
 
 
 def with_ap(measurements: Sequence[Measurement], ap: float) -> list[Measurement]:
-    """The same measurements, with the accuracy of their model."""
+    """The same measurements with the AP of their model."""
     return [replace(one, ap=ap) for one in measurements]
 
 
 def process_memory() -> float | None:
-    """MiB of memory that this process holds now; None where the system does not say."""
+    """MiB of memory that this process holds; None where the system does not report it."""
     if not sys.platform.startswith("linux"):
         return None
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -144,7 +144,7 @@ def process_memory() -> float | None:
 
 
 def write_csv(path: Path, measurements: Sequence[Measurement]) -> None:
-    """One row a measurement, under the names of `Measurement`."""
+    """Write one row per measurement, under the names of `Measurement`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(Measurement)])
     writer.writeheader()
@@ -153,7 +153,7 @@ def write_csv(path: Path, measurements: Sequence[Measurement]) -> None:
 
 
 def write_plot(path: Path, measurements: Sequence[Measurement]) -> None:
-    """An SVG: time an image against AP where that was measured, else a bar a measurement."""
+    """Write an SVG: time per image against AP if that was measured, else one bar per measurement."""
     figure = _scatter(measurements) if any(one.ap is not None for one in measurements) else _bars(measurements)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="svg", bbox_inches="tight")

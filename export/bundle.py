@@ -1,9 +1,9 @@
-"""A bundle: the folder that holds an exported model and all that is needed to use it, and what its files say.
+"""A bundle: the folder of an exported model with everything needed to use it.
 
 model.onnx      the graph; its metadata repeats classes, preprocessing and lineage, so that the file alone is enough
-model.engine    the same built by TensorRT for one kind of GPU, where that was asked for
+model.engine    with --trt, the same built by TensorRT for one kind of GPU
 manifest.json   inputs, outputs, classes, preprocessing, versions, digests, and the gate's measurements and verdict
-labels.txt      a class name a line, in label order
+labels.txt      one class name per line, in label order
 infer.py        prediction with numpy, Pillow and onnxruntime only
 """
 
@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What an exported file says about itself."""
+    """The metadata of an exported file."""
 
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -43,7 +43,7 @@ class ModelCard:
     precision: str = "fp32"  # of the arithmetic
     threshold: float = 0.5  # the score from which a box counts
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
-    options: dict[str, Any] = field(default_factory=dict)  # what was asked of the export
+    options: dict[str, Any] = field(default_factory=dict)  # the options of the export
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -65,7 +65,7 @@ class ModelCard:
 
 
 def read_card(text: str | None, path: Path) -> ModelCard:
-    """The card that a graph's metadata holds.
+    """Read the card from a graph's metadata.
 
     Args:
         text: the metadata entry `METADATA_KEY`; None when there is none.
@@ -133,7 +133,7 @@ _OUTPUTS: dict[str, tuple[str, list[str | int], str]] = {
 
 
 def describe_tensors(outputs: tuple[str, ...], *, takes_padding: bool) -> dict[str, Any]:
-    """What goes in and comes out, for the manifest."""
+    """Inputs and outputs, for the manifest."""
     inputs = list(_INPUTS) if takes_padding else list(_INPUTS)[:2]
 
     def rows(names: list[str], table: dict[str, tuple[str, list[str | int], str]]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Find objects in pictures with a server of the Open Inference Protocol v2: `siamdetr serve`, NVIDIA Triton, KServe.
+"""Detect objects in pictures with a server of the Open Inference Protocol v2: `siamdetr serve`, NVIDIA Triton, KServe.
 
     python client.py picture.jpg [more.jpg ...] [--url http://127.0.0.1:8000] [--model siamdetr] [--threshold 0.5]
 
@@ -105,7 +105,7 @@ class Client:
     def _ask(
         self, what: str, body: bytes | None = None, headers: dict[str, str] | None = None
     ) -> tuple[bytes, str | None]:
-        """The body of an answer, and the length of its JSON where raw tensors follow."""
+        """The body of a response, and the length of its JSON if raw tensors follow."""
         request = urllib.request.Request(f"{self.url}/v2/models/{self.model}/{what}", data=body, headers=headers or {})
         if self.token is not None:
             request.add_header("Authorization", f"Bearer {self.token}")

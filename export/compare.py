@@ -1,4 +1,4 @@
-"""How far two answers about the same images lie apart, whatever the order of their boxes."""
+"""The difference between two sets of detections of the same images, in any order of boxes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from siamdetr.inference.predictor import ScoredBoxes
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two answers about one image.
+    """The difference between two sets of detections of one image.
 
     Attributes:
-        score: greatest difference of the scores; infinite where a box has no counterpart of its label, or of no number.
+        score: greatest difference of the scores; infinite where a box has no counterpart of its label, or a value is not finite.
         box: greatest difference of the boxes, as a fraction of the image.
         matched: share of the boxes that have a counterpart within the tolerances.
         compared: share of the boxes that could be judged at all, see `difference`.
@@ -31,7 +31,7 @@ NO_DIFFERENCE = Difference(score=0.0, box=0.0, matched=1.0, compared=1.0)
 
 
 def worst(differences: list[Difference]) -> Difference:
-    """The worst of several in every respect."""
+    """The largest of several differences in every respect."""
     return Difference(
         score=max(one.score for one in differences),
         box=max(one.box for one in differences),
@@ -50,11 +50,11 @@ def difference(
     boxes: float,
     other_row: int | None = None,
 ) -> Difference:
-    """Difference of two answers about one image.
+    """Compare two sets of detections of one image.
 
-    Every box is held against the box of the other answer that is most like it and of the same label, both ways. A box without a
-    counterpart is left out of the judgement if its score is so near the other's lowest that it may have fallen out of the best K
-    by chance: `compared` says how many were not left out.
+    Every box is compared with the most similar box of the same label on the other side, both ways. A box without a counterpart is
+    not judged if its score is so near the other side's lowest that it may be missing from the best K by chance: `compared` is the
+    share of judged boxes.
 
     Args:
         expected: of a batch.

@@ -1,4 +1,4 @@
-"""The module that is exported: pictures in, boxes in pixels out, with normalisation and selection of boxes inside."""
+"""The exported module: from uint8 images to boxes in pixels, including normalisation and the selection of boxes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ATTENTION = ("queries", "attention")
 
 
 class EndToEnd(nn.Module):
-    """A detector from uint8 pixels to scored boxes, and what they were made of.
+    """A detector from uint8 pixels to scored boxes, and the outputs they were made of.
 
     Args:
         detector: in evaluation mode, on the CPU.
         preprocessing: whose mean and standard deviation go into the graph.
-        attention: also say where the last decoder layer looked.
+        attention: also return the attention of the last decoder layer.
     """
 
     def __init__(self, detector: Detector, preprocessing: PreprocessingSpec, *, attention: bool = False) -> None:
@@ -47,7 +47,7 @@ class EndToEnd(nn.Module):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Of all that `forward` returns."""
+        """The names of all outputs of `forward`."""
         return (*DETECTIONS, *RAW, *(ATTENTION if self.attention else ()))
 
     def forward(self, images: Tensor, original_sizes: Tensor, valid_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -86,7 +86,7 @@ def padding_of(valid_sizes: Tensor, height: int, width: int) -> Tensor:
 
 
 def end_to_end(model: SiamDETR, options: ExportOptions) -> EndToEnd:
-    """What is exported of a model: a copy on the CPU in evaluation mode, batch norms folded into the convolutions."""
+    """The module to export: a copy on the CPU in evaluation mode, with batch norms folded into the convolutions."""
     detector = copy.deepcopy(model.detector).cpu().float().eval().requires_grad_(False)
     detector.backbone = fold_batchnorm(detector.backbone)
     for module in detector.modules():

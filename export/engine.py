@@ -1,8 +1,7 @@
-"""Runs a TensorRT engine of a bundle. Memory and stream are PyTorch's; nothing is copied but pixels in and boxes out.
+"""Run the TensorRT engine of a bundle. Memory and stream are PyTorch's; only pixels and boxes are copied.
 
-An engine is a program: before it is opened, its digest must be the manifest's. It fits one version of TensorRT and one kind of GPU.
-
-This file has not run on a GPU yet: docs/export.md says what has been tried.
+An engine is executable code: before it is opened, its digest must match the manifest. It fits one version of TensorRT and one kind
+of GPU. This file has not run on a GPU yet: docs/export.md says what has been tried.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _REBUILD = "rebuild it here with `siamdetr export BUNDLE --trt -o BUNDLE`"
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What a manifest says of its engine."""
+    """The facts of an engine in the manifest."""
 
     sha256: str
     module: str
@@ -61,7 +60,7 @@ class EngineDetector(Described):
         self._facts: ModelCard
         self._facts, self.engine_facts = read_engine_facts(folder)
         check_module(self.engine_facts)
-        self._device = _gpu(device, self.engine_facts)
+        self._device = choose_gpu(device, self.engine_facts)
         trt: Any = importlib.import_module(self.engine_facts.module)
         self._trt = trt
         logger = trt.Logger(trt.Logger.ERROR)
@@ -148,7 +147,7 @@ class EngineDetector(Described):
 
 
 def read_engine_facts(folder: Path) -> tuple[ModelCard, EngineFacts]:
-    """What a bundle says of its engine, once the engine's digest has been found to be the manifest's.
+    """Read the facts of a bundle's engine, after checking its digest.
 
     Raises:
         ExportError: one of the two is missing, the manifest is damaged, or the engine is not the one it vouches for.
@@ -182,7 +181,7 @@ def read_engine_facts(folder: Path) -> tuple[ModelCard, EngineFacts]:
 
 
 def check_module(facts: EngineFacts) -> None:
-    """That the TensorRT which built an engine is the one that is installed.
+    """Check that the TensorRT which built an engine is installed.
 
     Raises:
         ExportError: it is missing, or another version.
@@ -204,7 +203,7 @@ def check_module(facts: EngineFacts) -> None:
 
 
 def choose_profile(profiles: Sequence[Profile], height: int, width: int) -> int:
-    """The first profile that takes images of a size.
+    """The first profile that accepts images of a size.
 
     Raises:
         ExportError: none does; the text lists them.
@@ -219,11 +218,16 @@ def choose_profile(profiles: Sequence[Profile], height: int, width: int) -> int:
 
 
 def spans(number: int, batch: tuple[int, int, int]) -> list[tuple[int, int]]:
-    """Rows first..last of the parts that a batch is computed in, none larger than the engine takes."""
+    """The row ranges that a batch is computed in, none larger than the engine accepts."""
     return [(start, min(start + batch[2], number)) for start in range(0, number, batch[2])]
 
 
-def _gpu(device: str, facts: EngineFacts) -> torch.device:
+def choose_gpu(device: str, facts: EngineFacts) -> torch.device:
+    """The GPU that an engine runs on.
+
+    Raises:
+        ExportError: no GPU, a device that is none, or a GPU that the engine was not built for.
+    """
     if not torch.cuda.is_available():
         raise ExportError(
             "engine: TensorRT needs an NVIDIA GPU, and PyTorch finds none here; take --backend onnxruntime or openvino"

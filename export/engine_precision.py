@@ -1,4 +1,4 @@
-"""What precision an engine really has, read back from its layers; and the refusal of one that is not what was asked for."""
+"""Read the precision of an engine back from its layers, and refuse an engine with another than requested."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from siamdetr.errors import ExportError
 from siamdetr.export.options import Precision
 from siamdetr.export.sessions import cuda_at_hand
 
-_LEAST_HALF = 0.8  # share of the multiplying layers
+_LEAST_HALF = 0.8  # lowest share of the multiplying layers
 
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """What types the layers of an engine give.
+    """The output types of an engine's layers.
 
     Attributes:
         read_from: "engine": the inspector, after fusion; "network": the strongly typed network that went into the builder, where
@@ -31,13 +31,13 @@ class LayerPrecision:
     layers: dict[str, int]
 
     def share(self, precision: Precision) -> float:
-        """Of the multiplying layers, those in the half precision that was asked for."""
+        """The share of the multiplying layers in the requested half precision."""
         total = sum(self.multiplying.values())
         return self.multiplying.get({"fp16": "half", "bf16": "bf16"}.get(precision, "float"), 0) / max(1, total)
 
 
 def check_realised(realised: LayerPrecision, precision: Precision) -> None:
-    """That a half-precision engine is one.
+    """Check that a half-precision engine really computes in half precision.
 
     Raises:
         ExportError: too few of its multiplications are.

@@ -1,6 +1,6 @@
-"""The gate: an exported file is measured against PyTorch before it is handed over, and its verdict goes into the bundle.
+"""The gate: compare an exported file with PyTorch; the verdict is written into the bundle.
 
-Several batches and sizes; the same image twice in a batch; the batch turned round; and, where the images have labels, COCO's AP
+Several batches and sizes; the same image twice in a batch; the batch reversed; and, where the images have labels, COCO's AP
 of both. Boxes are compared without regard to their order: a two-stage detector's queries change places when two proposals'
 scores are equal but for rounding.
 """

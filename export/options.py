@@ -24,10 +24,10 @@ class ExportOptions:
             one more input, `valid_sizes`; None: the model's own preprocessing.
         size: (H, W) for `resize`; None: the model's own, a shortest side standing for a square.
         raw: two more outputs: `logits` [N, Q, C] and `fractions` [N, Q, 4] (cx, cy, w, h) of every query.
-        attention: two more outputs: `attention` [N, heads, Q, h, w], where the queries of the last decoder layer look, and
-            `queries` [N, K], the query that each detection came from.
+        attention: two more outputs: `attention` [N, heads, Q, h, w], the attention of the last decoder layer, and
+            `queries` [N, K], the query of each detection.
         sampling: of deformable attention: "gather" looks cells up in a table, "grid" is GridSample.
-        batch: least, usual and largest batch: the gate compares at these, and an engine is built for them.
+        batch: smallest, usual and largest batch: the gate compares at these, and an engine is built for them.
         threshold: the score from which a box counts, written down for those who use the file.
     Raises:
         ExportError: a batch of 0, batches out of order, an unknown precision, or a size without `resize`.
@@ -58,7 +58,7 @@ class ExportOptions:
 
 
 def check_range(what: str, values: Triple) -> None:
-    """That three numbers are at least 1 and in order.
+    """Check that three numbers are at least 1 and in order.
 
     Raises:
         ExportError: they are not.

@@ -1,7 +1,7 @@
-"""Half precision as casts in the graph, so that every runtime computes the same and none has to be asked.
+"""Half precision as casts in the graph, so that every runtime computes the same.
 
-What multiplies (convolutions, projections, the weighted sum of attention) runs in half precision, and what only moves or adds
-numbers that are all half already. All else stays an island of float32: norms, softmax and the scores that go into it, sine
+Multiplications (convolutions, projections, the weighted sum of attention) run in half precision, as do operations that only move or
+add half-precision numbers. All others are islands of float32: norms, softmax and the scores that go into it, sine
 positions, inverse sigmoid, references, the last projection to coordinates, sums of a layer and its shortcut. An island needs no
 name: it begins where an operation needs float32 and ends where the next one multiplies.
 
@@ -32,7 +32,7 @@ _TYPES: dict[HalfPrecision, tuple[int, type]] = {
 # The first whose convolutions take bfloat16. Of what our graphs hold only GridSample has changed its meaning since opset 18.
 _BFLOAT16_OPSET = 22
 MULTIPLIERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# What moves, chooses, adds or bends numbers, and is as exact in half precision as its inputs are.
+# Operations that move, select, add or clip numbers, and are as exact in half precision as their inputs.
 _FOLLOWERS = frozenset(
     {
         "Add", "AveragePool", "Clip", "Concat", "Div", "Erf", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Gelu",
@@ -63,7 +63,7 @@ _COORDINATES = (2, 4)
 
 @dataclass(frozen=True)
 class HalfGraph:
-    """A graph with casts, and how much of it became half."""
+    """A graph with casts, and the share of it in half precision."""
 
     graph: onnx.ModelProto
     half_multipliers: int
@@ -71,7 +71,7 @@ class HalfGraph:
 
 
 def to_half(graph: onnx.ModelProto, precision: HalfPrecision, *, emulate: bool = False) -> HalfGraph:
-    """Let what multiplies in a float32 graph run in half precision.
+    """Convert the multiplications of a float32 graph to half precision.
 
     Args:
         graph: of opset 18, its weights inside; not changed. Inputs and outputs keep their types.
@@ -108,7 +108,7 @@ def _weighted(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:
 
 
 def scores_of(value: str, makers: dict[str, onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
-    """The products that a value is made of through additions and scalings alone.
+    """The matrix products that a value consists of, through additions and scalings only.
 
     Args:
         value: its name, such as the input of a softmax.

@@ -1,4 +1,4 @@
-"""What an exported model takes and gives, in the words of the Open Inference Protocol, and what its clients have to know.
+"""Inputs and outputs of an exported model in terms of the Open Inference Protocol, and the facts that its clients need.
 
 Shared by our server and the configuration for Triton. No torch here.
 """
@@ -27,10 +27,10 @@ OUTPUTS = (Tensor("boxes", "FP32", (-1, 4)), Tensor("scores", "FP32", (-1,)), Te
 
 
 def input_tensors(preprocessing: PreprocessingSpec) -> tuple[Tensor, ...]:
-    """What a model with this preprocessing takes.
+    """The inputs of a model with this preprocessing.
 
     `images` as preprocessed and `original_sizes` (height, width) before that. A letterbox has one size; there `valid_sizes` says
-    (height, width) of the part of each image that is picture; right of and below it is padding.
+    (height, width) of each image without its padding, which is right and below.
     """
     original_sizes = Tensor("original_sizes", "INT64", (2,))
     if preprocessing.mode == "letterbox" and isinstance(preprocessing.size, tuple):
@@ -39,7 +39,7 @@ def input_tensors(preprocessing: PreprocessingSpec) -> tuple[Tensor, ...]:
 
 
 def client_card(class_names: Sequence[str], preprocessing: PreprocessingSpec) -> str:
-    """What a client has to know, as JSON."""
+    """The facts that a client needs, as JSON."""
     return json.dumps(
         {"class_names": list(class_names), "preprocessing": preprocessing.model_dump(mode="json")}, ensure_ascii=False
     )

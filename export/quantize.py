@@ -1,6 +1,6 @@
 """Eight-bit integers: scales measured on images, written into the graph as QuantizeLinear and DequantizeLinear.
 
-Symmetric, one scale a channel for weights and one a tensor for activations: what TensorRT and OpenVINO take. Convolutions and
+Symmetric, with one scale per channel for weights and one per tensor for activations, as TensorRT and OpenVINO need. Convolutions and
 projections become int8; attention's own products, projections to coordinates and the class head stay float32. Dynamic
 quantisation is not offered: TensorRT reads none of its operators.
 """
@@ -33,7 +33,7 @@ from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, preproce
 
 @dataclass(frozen=True)
 class QuantizedGraph:
-    """A graph with integer arithmetic, and how much of it became so."""
+    """A graph with integer arithmetic, and the share of it."""
 
     graph: onnx.ModelProto
     quantized: int
@@ -47,7 +47,7 @@ def to_int8(
 
     Args:
         graph: with an output `logits`; not changed.
-        images: real ones, like those that the model will see; the range of every activation is taken over all of them.
+        images: real ones, like those that the model will see; every activation's range is taken over all of them.
         spec: how they become its input.
         folder: for temporary files.
     Raises:
@@ -82,7 +82,7 @@ def to_int8(
 
 
 def check_calibration(samples: Samples | None) -> Samples:
-    """The samples, if there are any.
+    """Return the samples, if there are any.
 
     Raises:
         ExportError: there are none.
@@ -95,7 +95,7 @@ def check_calibration(samples: Samples | None) -> Samples:
 
 
 def quantizable(graph: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions and projections, without those whose rounding shows at once: coordinates and class scores."""
+    """Names of the convolutions and projections, except those sensitive to rounding: coordinates and class scores."""
     weights = {weight.name for weight in graph.graph.initializer}
     makers = {name: node for node in graph.graph.node for name in node.output}
     kept = islands(graph) | {node.name for node in scores_of("logits", makers)}
@@ -107,7 +107,7 @@ def quantizable(graph: onnx.ModelProto) -> list[str]:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Feeds one image after the other."""
+    """Feed one image after the other to the calibration."""
 
     def __init__(self, images: Sequence[ImageLike], spec: PreprocessingSpec, names: tuple[str, ...]) -> None:
         self._feeds: Iterator[dict[str, Array]] = (feed_of(preprocess([image], spec), names) for image in images)

@@ -1,4 +1,4 @@
-"""An exported model, opened: predicts like the `SiamDETR` that it came from. Imports no torch itself."""
+"""An opened exported model, which predicts like the `SiamDETR` it came from. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class OnnxDetector(Described):
 
     Args:
         path: an .onnx file that `siamdetr export` made, or its bundle folder.
-        device: "cpu", "cuda", "cuda:N", or "auto": CUDA where it is at hand, else the CPU. OpenVINO takes the first and the last.
+        device: "cpu", "cuda", "cuda:N", or "auto": CUDA if available, else the CPU. OpenVINO takes "cpu" and "auto".
         threads: of one operator on the CPU; None: one a core.
         backend: what computes it: "onnxruntime" or "openvino".
     Raises:
@@ -50,7 +50,7 @@ class OnnxDetector(Described):
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """What it runs on, best first."""
+        """Execution providers, best first."""
         return self._session.providers
 
     @property
@@ -60,7 +60,7 @@ class OnnxDetector(Described):
 
     @property
     def card(self) -> ModelCard:
-        """All that the file says about itself."""
+        """The metadata of the file."""
         return self._facts
 
     @property
@@ -88,7 +88,7 @@ class OnnxDetector(Described):
         return self._session.run(outputs, feed_of(batch, self._session.input_names))
 
     def inspect(self, image: ImageLike) -> RecordedInspection:
-        """What is found in an image, with the decoder's attention where the file has an output of that name.
+        """Detections of one image, with the decoder's attention if the file has an output `attention`.
 
         Raises:
             ImageError: the image cannot be used.
@@ -97,7 +97,7 @@ class OnnxDetector(Described):
         return inspection_of_outputs(dict(zip(names, self.run(names, batch), strict=True)), batch)
 
     def attention(self, image: ImageLike) -> NDArray[np.float32]:
-        """Where the queries of the last decoder layer look.
+        """The cross-attention of the last decoder layer.
 
         Returns:
             [1, heads, Q, h, w], as `SiamDETR.attention` with its last layer alone.
@@ -111,7 +111,7 @@ class OnnxDetector(Described):
 
 
 def feed_of(batch: Prepared, input_names: tuple[str, ...]) -> dict[str, Array]:
-    """What a graph takes.
+    """The inputs of a graph for a batch.
 
     Raises:
         ValueError: the batch is padded, and the graph has no input for that.

@@ -1,4 +1,4 @@
-"""What computes a graph: ONNX Runtime, or OpenVINO. Both take and give named NumPy arrays. Imports no torch."""
+"""Sessions that compute a graph, ONNX Runtime or OpenVINO, with named NumPy arrays. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ERRORS_ONLY = 3  # ONNX Runtime's log levels run from 0 (verbose) to 4 (fatal)
 
 
 class Session(Protocol):
-    """A graph that is ready to compute."""
+    """An opened graph."""
 
     @property
     def runtime(self) -> str:
@@ -76,8 +76,8 @@ class OnnxRuntimeSession:
 class OpenVinoSession:
     """OpenVINO on the CPU.
 
-    It computes in float32, unless the graph is in bfloat16 and the processor knows it. Left to itself OpenVINO takes bfloat16
-    wherever the processor has it, whatever the graph says.
+    It computes in float32, unless the graph is in bfloat16 and the processor supports that. By default OpenVINO would compute in
+    bfloat16 wherever the processor supports it, whatever the graph says.
 
     Raises:
         ExportError: OpenVINO is not installed, the device is not the CPU, or the file cannot be opened.
@@ -117,7 +117,7 @@ class OpenVinoSession:
 
 
 def wanted_providers(device: str) -> list[Any]:
-    """What to ask ONNX Runtime for.
+    """The execution providers to request from ONNX Runtime.
 
     Raises:
         ExportError: there is no such device.
@@ -133,7 +133,7 @@ def wanted_providers(device: str) -> list[Any]:
 
 
 def check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool) -> None:
-    """ONNX Runtime falls back without raising; `get_available_providers` names CUDA even where there is no GPU.
+    """Check the providers: ONNX Runtime falls back silently, and lists CUDA as available even without a GPU.
 
     Raises:
         ExportError: `required`, and the first of those wanted is missing; else there is a warning.
@@ -151,7 +151,7 @@ def check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool)
 
 
 def cuda_at_hand() -> bool:
-    """Whether the driver answers; asking ONNX Runtime itself would write to the terminal."""
+    """Whether the CUDA driver answers; ONNX Runtime itself would print to the terminal."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         count = ctypes.c_int(0)

@@ -1,8 +1,8 @@
-"""TensorRT: an engine from an exported graph. One path for TensorRT from 10.12 and 11 on, and for TensorRT-RTX.
+"""Build a TensorRT engine from an exported graph, with TensorRT from 10.12 on or TensorRT-RTX.
 
-The network is strongly typed: its precision is what the casts in the graph say (`export/precision.py`), and no builder flag asks for
-it. TensorRT 11 dropped those flags; code that sets them where they exist builds float32 engines there without a word. So the
-precision of the layers is read back, and an engine that is not what was asked for is an error.
+The network is strongly typed: its precision comes from the casts in the graph (`export/precision.py`) and from no builder flag.
+TensorRT 11 removed those flags; code that sets them only where they exist silently builds float32 engines there. Therefore the
+precision of the layers is read back, and another precision than requested is an error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OUT_OF_MEMORY = ("out of memory", "outofmemory", "insufficient memory")
 
 @dataclass(frozen=True)
 class Profile:
-    """Shapes that an engine takes: least, usual and most of each."""
+    """Shapes that an engine accepts: smallest, usual and largest of each."""
 
     batch: Triple
     height: Triple
@@ -52,7 +52,7 @@ class Profile:
         return self.height[0] <= height <= self.height[2] and self.width[0] <= width <= self.width[2]
 
     def shapes(self, name: str) -> list[tuple[int, ...]]:
-        """Least, usual and most of an input."""
+        """Smallest, usual and largest shape of an input."""
         if name == "images":
             return [(n, 3, h, w) for n, h, w in zip(self.batch, self.height, self.width, strict=True)]
         return [(n, 2) for n in self.batch]
@@ -87,7 +87,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A serialised engine, and what is known of it."""
+    """A serialised engine and its facts."""
 
     plan: bytes
     module: TrtModule
@@ -110,7 +110,7 @@ def default_profile(spec: PreprocessingSpec, batch: Triple, *, least: int = 65) 
 
 
 def find_module(wanted: TrtModule | None) -> TrtModule:
-    """The TensorRT that is installed.
+    """The name of the installed TensorRT module.
 
     Raises:
         ExportError: it is not, or it needs a GPU that is not there; the text says what to do.
@@ -137,7 +137,7 @@ def build_engine(
 
     Args:
         onnx_file: what `export_onnx` made.
-        precision: of the graph; the realised precision is held against it.
+        precision: of the graph, to be compared with the realised precision.
         profiles: shapes to build for; at run time the first that fits is taken.
         options: see `EngineOptions`.
     Raises:
@@ -161,7 +161,7 @@ def build_engine(
     cache = _timing_cache(config, options.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ExportError(f"{onnx_file}: TensorRT {trt.__version__} built no engine: {_reason(logger.errors)}")
+        raise ExportError(f"{onnx_file}: TensorRT {trt.__version__} built no engine: {failure_reason(logger.errors)}")
     if options.timing_cache is not None and cache is not None:
         blob = bytes(cache.serialize())
         atomic_write(options.timing_cache, lambda file: file.write(blob))
@@ -221,7 +221,8 @@ def _parser_error(error: Any) -> str:
     return f"{error.node_operator()} '{error.node_name()}': {error.desc()}"
 
 
-def _reason(errors: Sequence[str]) -> str:
+def failure_reason(errors: Sequence[str]) -> str:
+    """What TensorRT's last errors say, for a message; with the remedy when memory ran out."""
     text = " | ".join(errors[-3:]) or "it gave no reason"
     if any(word in text.lower() for word in _OUT_OF_MEMORY):
         return f"the GPU ran out of memory ({text[:300]}); take a smaller --batch or --workspace, or free the GPU"

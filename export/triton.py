@@ -1,9 +1,9 @@
 """A model repository for NVIDIA Triton, and the client that its users need. Nothing here imports Triton.
 
 NAME/config.pbtxt    inputs, outputs, batching with a bounded queue, warm-up; classes and preprocessing as a parameter
-NAME/labels.txt      a class name a line, in label order
+NAME/labels.txt      one class name per line, in label order
 NAME/1/model.onnx    or model.plan, for TensorRT
-NAME/warmup/         if the model pads its images: which part of those of the warm-up is picture
+NAME/warmup/         if the model pads its images: the unpadded size of those of the warm-up
 client.py            pictures in, boxes out, with numpy and Pillow only
 """
 
@@ -38,8 +38,8 @@ class TritonSettings:
 
     Attributes:
         name: of the model and of its folder.
-        max_batch: rows of one model call; of an engine, at most what its profile has.
-        max_delay: microseconds that a request waits at most for others of its shape.
+        max_batch: rows of one model call; for an engine, at most its profile's.
+        max_delay: most microseconds that a request waits for others of its shape.
         queue_size: requests that wait; beyond that they are refused.
         timeout: microseconds after which a waiting request is refused.
     """

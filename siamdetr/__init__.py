@@ -1,6 +1,6 @@
 """siamdetr: pretrain DETR detectors without labels, finetune them on few, export them behind a numeric gate.
 
-The face of the package is two names, imported only when they are touched, so that `import siamdetr` costs nothing:
+The public API is two names, imported on first use, so that `import siamdetr` loads nothing heavy:
 `SiamDETR` (a detector with its classes and preprocessing) and `load` (open any of our files).
 """
 

@@ -1,4 +1,4 @@
-"""The public face: `SiamDETR`, a detector with its classes and its preprocessing, and `load`, which opens any of our files."""
+"""The public API: `SiamDETR`, a detector with its classes and its preprocessing, and `load`, which opens any of our files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BACKENDS: dict[Kind, tuple[Backend, ...]] = {  # that run a kind of file, the u
 
 
 class Model(Predictor, Protocol):
-    """What `load` gives, whatever runs it."""
+    """A model opened by `load`, in any runtime."""
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -75,6 +75,13 @@ class SiamDETR(Described):
             backbone's pretrained weights expect.
     Raises:
         ValueError: neither or contradicting numbers of classes, or a setting that does not exist.
+
+    Example:
+        >>> from siamdetr import SiamDETR
+        >>> model = SiamDETR("deformable", backbone="resnet18", class_names=["cat", "dog"], num_queries=20)
+        >>> detections = model.predict("photo.jpg", threshold=0.5)  # boxes xyxy, pixels of the image
+        >>> len(detections)  # the weights are random: no score reaches one half
+        0
     """
 
     def __init__(
@@ -124,7 +131,7 @@ class SiamDETR(Described):
         lineage: Sequence[str] = (),
         metrics: Mapping[str, float] | None = None,
     ) -> SiamDETR:
-        """A model of a detector that is already there (it is held, not copied)."""
+        """A model of an existing detector, which is held, not copied."""
         metadata = ModelMetadata(
             class_names=tuple(class_names),
             category_ids=tuple(category_ids),
@@ -161,7 +168,7 @@ class SiamDETR(Described):
 
     @property
     def metadata(self) -> ModelMetadata:
-        """What a model file says besides the detector's settings."""
+        """What a model file holds besides the detector's settings."""
         return self._metadata
 
     @property
@@ -190,10 +197,14 @@ class SiamDETR(Described):
         return self._predictor.predict_batch(batch)
 
     def attention(self, image: ImageLike) -> NDArray[np.float32]:
-        """Where each query of each decoder layer looks.
+        """The cross-attention of every query, in every decoder layer.
 
         Returns:
             [L, heads, Q, h, w]: over h and w (cells of the feature map) every map sums to 1.
+
+        Example:
+            >>> SiamDETR.load("detector.safetensors").attention("photo.jpg").shape
+            (6, 8, 100, 25, 34)
         """
         batch = preprocess([image], self.preprocessing)
         images, padding = normalize_prepared(batch, self.preprocessing, self.device)
@@ -202,15 +213,19 @@ class SiamDETR(Described):
         return torch.stack([one[0] for one in maps]).float().cpu().numpy()
 
     def inspect(self, image: ImageLike) -> TracedInspection:
-        """What is found in an image, and on demand where encoder and decoder looked, as arrays.
+        """Detections of one image, and on demand the attention of encoder and decoder, as arrays.
 
-        Example:
-            seen = model.inspect("photo.jpg")
-            look = seen.decoder_look(int(seen.scored.scores[0].argmax()))  # of the best box
-            look.maps, look.points, look.weights, look.references
-            seen.encoder_look(0.5, 0.5).maps  # self-attention of the cell in the middle
         Raises:
             ImageError: the image cannot be used.
+
+        Example:
+            >>> inspection = SiamDETR.load("detector.safetensors").inspect("photo.jpg")
+            >>> best = int(inspection.scored.scores[0].argmax())
+            >>> attention = inspection.decoder_attention(best)
+            >>> attention.maps.shape  # [layers, heads, h, w], cells of the feature map
+            (6, 8, 25, 34)
+            >>> inspection.encoder_attention(0.5, 0.5).maps.shape  # self-attention of the cell in the middle
+            (6, 8, 25, 34)
         """
         return inspect(self._predictor, image)
 
@@ -241,6 +256,14 @@ def load(
     Raises:
         CheckpointError: not there, not ours, or damaged.
         ValueError: the backend cannot run such a file.
+
+    Example:
+        >>> import siamdetr
+        >>> model = siamdetr.load("detector.safetensors")
+        >>> model.class_names
+        ('cat', 'dog')
+        >>> model.info["variant"]
+        'conditional'
     """
     path = Path(path)
     backends = _BACKENDS.get(kind_of(path), ("pytorch",))

@@ -1,4 +1,4 @@
-"""Boxes: conversions, overlaps, and the inverse of the sigmoid that DETR detectors refine references with.
+"""Boxes: conversions, overlaps, and the inverse sigmoid with which DETR detectors refine references.
 
 Two layouts only: `cxcywh` (centre, width, height) inside models and losses, `xyxy` (corners) at the edges and for overlaps.
 """
@@ -18,6 +18,10 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
         [..., 4] boxes (x0, y0, x1, y1) in the same unit; x0 <= x1 when w >= 0.
     Raises:
         ValueError: the last axis is not 4.
+
+    Example:
+        >>> cxcywh_to_xyxy(torch.tensor([0.5, 0.5, 0.25, 0.5])).tolist()
+        [0.375, 0.25, 0.625, 0.75]
     """
     _check(boxes, "cxcywh_to_xyxy")
     centre, half = boxes[..., :2], boxes[..., 2:] * 0.5
@@ -33,6 +37,10 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
         [..., 4] boxes (cx, cy, w, h) in the same unit.
     Raises:
         ValueError: the last axis is not 4.
+
+    Example:
+        >>> xyxy_to_cxcywh(torch.tensor([10.0, 20.0, 30.0, 60.0])).tolist()
+        [20.0, 40.0, 20.0, 40.0]
     """
     _check(boxes, "xyxy_to_cxcywh")
     low, high = boxes[..., :2], boxes[..., 2:]
@@ -53,6 +61,11 @@ def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
 
     Source: Rezatofighi et al. 2019, arXiv:1902.09630, eq. 3. Ours: two zero-area boxes at one point give 0.
     Half precision and integers are computed in float32.
+
+    Example:
+        >>> a, b = torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[0.0, 0.0, 2.0, 1.0], [2.0, 0.0, 4.0, 2.0]])
+        >>> pairwise_giou(a, b).tolist()
+        [[0.5, 0.0]]
     """
     return _giou(_floating(a, "pairwise_giou").unsqueeze(-2), _floating(b, "pairwise_giou").unsqueeze(-3))
 

@@ -8,7 +8,7 @@ class CheckpointError(ValueError):
 
 
 class SettingsError(ValueError):
-    """A setting that does not exist or does not hold; the text says which, where it came from and what to do."""
+    """A setting that does not exist or is invalid; the message says which, its origin and the remedy."""
 
 
 class DataError(ValueError):
@@ -32,12 +32,16 @@ class UnreadableImageError(DataError, ImageError):
         self.reason = reason
 
 
+class VideoError(ValueError):
+    """A video that cannot be opened; the text says which, why and what to do."""
+
+
 class WeightFileError(ValueError):
     """A weight file that cannot be read, or that would have to run code to be read."""
 
 
 class OfficialCheckpointError(ValueError):
-    """A checkpoint that does not fit what was said about it; the text says which tensor, got, expected and what to do."""
+    """A checkpoint that contradicts its family or options; the message says which tensor, got, expected and the remedy."""
 
 
 class HubError(ValueError):
@@ -49,7 +53,7 @@ class StudyError(ValueError):
 
 
 class EngineError(ValueError):
-    """Tasks cannot run where they were sent; the text says why and what to do."""
+    """Tasks cannot run in the chosen engine; the message says why and the remedy."""
 
 
 class NonFiniteLossError(RuntimeError):

@@ -35,7 +35,7 @@ FORMAT_VERSION = 1
 
 
 class ModelMetadata(Settings):
-    """What a model file says about its detector, besides the detector's own settings."""
+    """The metadata of a model file, besides the detector's settings."""
 
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...] = ()  # the data set's own ids in label order

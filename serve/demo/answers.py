@@ -21,7 +21,7 @@ from PIL import Image
 
 from siamdetr.api import Model, SiamDETR
 from siamdetr.drawing.boxes import PALETTE
-from siamdetr.inference.attention_maps import Inspection, Look
+from siamdetr.inference.attention_maps import AttentionMaps, Inspection
 from siamdetr.serve.demo.inspection import inspect_image
 
 MOST_BOXES = 100
@@ -95,7 +95,7 @@ class Answers:
             question: {picture, model, box}, box in the order of `detect`; or {picture, model, x, y}, fractions of the image.
         Returns:
             `shape` [L, M, h, w]; `maps` of it in base64, 255 being the peak of its layer and head in `peaks`; `points` in base64:
-            float32 [L, M, N, 3] (x, y, weight), or None; `references` [L][2 | 4] or None.
+            float32 [L, M, N, 3] (x, y, weight), or None; `references` [L, 2 or 4] or None.
         Raises:
             ValueError: the question makes no sense, or the picture is no longer kept.
         """
@@ -111,8 +111,8 @@ class Answers:
                 box, order = _whole(question, "box"), seen.orders[model]
                 if not 0 <= box < len(order):
                     raise ValueError(f"box: got {box}, expected 0 to {len(order) - 1}")
-                return pack(seen.inspections[model].decoder_look(int(order[box])))
-            return pack(seen.inspections[model].encoder_look(_number(question, "x"), _number(question, "y")))
+                return pack(seen.inspections[model].decoder_attention(int(order[box])))
+            return pack(seen.inspections[model].encoder_attention(_number(question, "x"), _number(question, "y")))
 
     def _ask(self, index: int, image: Image.Image) -> tuple[Inspection, float]:
         """One pass at a time through a model: what its attentions are asked is kept through hooks in it."""
@@ -121,7 +121,7 @@ class Answers:
             return inspect_image(self.models[index].model, image), time.perf_counter() - started
 
 
-def pack(look: Look) -> dict[str, Any]:
+def pack(look: AttentionMaps) -> dict[str, Any]:
     """A look as plain values; see `Answers.look`."""
     peaks = look.maps.max((-2, -1), keepdims=True)
     levels = np.divide(look.maps * 255, peaks, out=np.zeros_like(look.maps), where=peaks > 0)
@@ -175,8 +175,8 @@ def _describe(named: NamedModel, seen: Inspection, order: NDArray[np.int64], sec
                 corners, np.nan_to_num(scored.scores[0][order]), scored.labels[0][order], strict=True
             )
         ],
-        "decoder": seen.has_decoder_look,
-        "encoder": seen.has_encoder_look,
+        "decoder": seen.has_decoder_attention,
+        "encoder": seen.has_encoder_attention,
     }
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import ProblemLog
+from siamdetr.data.readers.fields import fits_64_bits
 
 # A box may reach this far beyond the image before it is worth a line: annotation tools round outwards.
 ROUNDING_PIXELS = 1.0
@@ -46,11 +47,13 @@ class IndexBuilder:
         self._images = array("i")
         self._references = array("q")
         self._flags = array("b")  # bit 0 crowd, bit 1 difficult
+        self._own_ids: dict[int, int | str] = {}  # position -> an id that 64 bits do not hold
+        self._numbered = False
 
     def __len__(self) -> int:
         return len(self._image_ids)
 
-    def add_image(self, path: str, *, image_id: int | None = None, height: int = 0, width: int = 0) -> int:
+    def add_image(self, path: str, *, image_id: int | str | None = None, height: int = 0, width: int = 0) -> int:
         """Adds an image and returns its position.
 
         Args:
@@ -62,7 +65,11 @@ class IndexBuilder:
         position = len(self._image_ids)
         self._path_blob += path.encode("utf-8", "surrogateescape")
         self._path_ends.append(len(self._path_blob))
-        self._image_ids.append(position + 1 if image_id is None else image_id)
+        if image_id is None:
+            self._numbered = True
+        elif not fits_64_bits(image_id):
+            self._own_ids[position] = image_id
+        self._image_ids.append(image_id if isinstance(image_id, int) and fits_64_bits(image_id) else position + 1)
         self._sizes.extend((height, width))
         return position
 
@@ -130,11 +137,16 @@ class IndexBuilder:
             self._note_oddities(boxes, labels, images[order], references, locate)
             for image in np.flatnonzero(counts == 0) if class_names else ():
                 self.log.add("no-objects", self.path_of(int(image)))
+        image_ids = np.array(self._image_ids, dtype=np.int64)
+        own_ids: tuple[int | str, ...] = ()
+        if self._own_ids:
+            own_ids = tuple(self._own_ids.get(i, own) for i, own in enumerate(image_ids.tolist()))
+            image_ids = np.arange(1, len(self) + 1, dtype=np.int64)
         return DetectionIndex(
             root=self.root,
             path_blob=np.frombuffer(bytes(self._path_blob), dtype=np.uint8),
             path_offsets=np.concatenate([np.zeros(1, np.int64), np.array(self._path_ends, dtype=np.int64)]),
-            image_ids=np.array(self._image_ids, dtype=np.int64),
+            image_ids=image_ids,
             sizes=sizes,
             box_offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]),
             boxes=boxes,
@@ -145,6 +157,8 @@ class IndexBuilder:
             class_names=class_names,
             category_ids=category_ids,
             problems=self.log.problems(),
+            own_ids=own_ids,
+            numbered=self._numbered,
         )
 
     def _validate(

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from siamdetr.data.index import DetectionIndex
+from siamdetr.data.index import DetectionIndex, object_counts
 from siamdetr.data.problems import SEVERITIES, Problem, ProblemLog, Severity, count_by_kind
-from siamdetr.data.readers.recognise import DataSource, find_source
+from siamdetr.data.readers.recognise import Source, find_source
+from siamdetr.data.readers.unread import unread_labels
 from siamdetr.data.splits import common_name, find_split, in_split_order
 from siamdetr.errors import DataError
 from siamdetr.images.check import DIGEST_BYTES, ImageFacts, check_images
@@ -21,6 +22,7 @@ from siamdetr.system.progress import Progress
 from siamdetr.system.threads import usable_cores
 
 SIDE_STEPS = (128, 256, 512, 1024, 2048, 4096)  # pixels, longer side of an image
+COCO_DETECTIONS = 100  # of an image, that COCO's AP counts
 COCO_AREAS = (32**2, 96**2)  # pixels², small | medium | large (https://cocodataset.org/#detection-eval)
 
 
@@ -118,6 +120,9 @@ def diagnose(
         except (DataError, OSError) as error:
             log.add("unreadable-annotations", str(source.root), f"split '{name}'", str(error))
     _note_empty_classes(parts, log)
+    _note_many_objects(parts, log)
+    if source.format != "folder":
+        _note_unread(source.root, parts, log)
     sides = _check_files(parts, log, progress, workers or usable_cores())
     return Diagnosis(
         root=str(path),
@@ -127,7 +132,7 @@ def diagnose(
     )
 
 
-def _choose_splits(source: DataSource, wanted: Sequence[str] | None, name: str) -> list[str]:
+def _choose_splits(source: Source, wanted: Sequence[str] | None, name: str) -> list[str]:
     if wanted is not None:
         return [find_split(split, list(source.splits), name) for split in wanted]
     commons = {common_name(split) for split in source.splits}
@@ -147,6 +152,22 @@ def _note_empty_classes(parts: dict[str, DetectionIndex], log: ProblemLog) -> No
     for class_name, count in counts.items():
         if count == 0:
             log.add("empty-class", f"split '{training[0]}'", f"class '{class_name}'")
+
+
+def _note_many_objects(parts: dict[str, DetectionIndex], log: ProblemLog) -> None:
+    """Images with more objects than COCO's AP counts detections; crowds do not count."""
+    for part in parts.values():
+        objects = object_counts(part)
+        for i in np.flatnonzero(objects > COCO_DETECTIONS):
+            log.add("many-objects", part.relative_path(int(i)), f"image {part.own_id(int(i))}", f"{objects[i]} objects")
+
+
+def _note_unread(root: Path, parts: dict[str, DetectionIndex], log: ProblemLog) -> None:
+    """Files that may hold labels and were not read: a fact where there are boxes, else the likely cause."""
+    kind = "other-labels" if any(part.num_boxes for part in parts.values()) else "unread-labels"
+    orphans = {problem.file for problem in log.problems() if problem.kind == "orphan-annotation"}
+    for path, remedy in unread_labels(root, log.read_files | orphans):
+        log.add(kind, path, "", remedy)
 
 
 def _check_files(
@@ -171,15 +192,9 @@ def _check_files(
 
 
 def _note_findings(facts: ImageFacts, part: DetectionIndex, i: int, log: ProblemLog) -> None:
-    file, where = part.relative_path(i), f"image {part.image_ids[i]}"
+    file, where = part.relative_path(i), f"image {part.own_id(i)}"
     for kind, figures in facts.findings:
         log.add(kind, file, where, figures)
-    height, width = (int(value) for value in part.sizes[i])
-    if not height or not facts.size[0] or (height, width) == facts.size:
-        return
-    turned = any(kind == "exif-rotated" for kind, _ in facts.findings) and (width, height) == facts.size
-    kind = "exif-size-mismatch" if turned else "size-mismatch"
-    log.add(kind, file, where, f"annotated {width} x {height}, file {facts.size[1]} x {facts.size[0]}")
 
 
 def _note_same_content(digests: NDArray[np.uint64], parts: dict[str, DetectionIndex], log: ProblemLog) -> None:
@@ -202,7 +217,7 @@ def _note_same_content(digests: NDArray[np.uint64], parts: dict[str, DetectionIn
             kind = "duplicate-content" if other == name else "leakage"
             what = f"same content as {parts[other].relative_path(j)}"
             what += "" if other == name else f" of split '{other}', this one is in '{name}'"
-            log.add(kind, parts[name].relative_path(i), f"image {parts[name].image_ids[i]}", what)
+            log.add(kind, parts[name].relative_path(i), f"image {parts[name].own_id(i)}", what)
 
 
 def _without_false_orphans(problems: Iterable[Problem], parts: dict[str, DetectionIndex]) -> list[Problem]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from siamdetr.data.problems import Problem
+from siamdetr.data.problems import Problem, summarize
 from siamdetr.errors import DataError
 
 Indices = NDArray[np.int64]
@@ -30,7 +30,7 @@ class DetectionIndex:
         root: folder that the paths start from.
         path_blob: uint8, the UTF-8 paths one after the other.
         path_offsets: int64 [N + 1], where each path begins in the blob.
-        image_ids: int64 [N], the data set's own ids (COCO), else 1..N.
+        image_ids: int64 [N], all different: the data set's own ids (COCO) where all are integers of 64 bits, else 1..N.
         sizes: int32 [N, 2] (height, width) in pixels; (0, 0) = not known before the file is opened.
         box_offsets: int64 [N + 1], where each image's boxes begin.
         boxes: float32 [M, 4] xyxy in pixels, x1 < x2 and y1 < y2, inside the image.
@@ -41,6 +41,8 @@ class DetectionIndex:
         class_names: C names.
         category_ids: C ids that the data set itself uses, in label order.
         problems: what was left out or put right at reading.
+        own_ids: N ids of the data set itself, where not all of them are integers of 64 bits (texts, longer integers); else empty.
+        numbered: True: the ids 1..N are ours, because the data set has none (VOC, YOLO, folders) or its parts repeat them.
     """
 
     root: Path
@@ -57,6 +59,8 @@ class DetectionIndex:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     problems: tuple[Problem, ...] = ()
+    own_ids: tuple[int | str, ...] = ()
+    numbered: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -98,6 +102,16 @@ class DetectionIndex:
         """Path of image `i`."""
         return self.root / self.relative_path(i)
 
+    def own_id(self, i: int) -> int | str:
+        """The id that the data set itself gives image `i`; 1..N where it has none."""
+        return self.own_ids[i] if self.own_ids else int(self.image_ids[i])
+
+    def positions_of_ids(self) -> dict[int | str, int]:
+        """The data set's own id of each image -> its position. An id that is written as a text elsewhere is found, too."""
+        found: dict[int | str, int] = {str(self.own_id(i)): i for i in range(len(self))}
+        found.update({self.own_id(i): i for i in range(len(self))})
+        return found
+
     def box_slice(self, i: int) -> slice:
         """Where the boxes of image `i` lie in `boxes`, `labels`, `areas`, `crowd`, `difficult`."""
         return slice(int(self.box_offsets[i]), int(self.box_offsets[i + 1]))
@@ -137,6 +151,7 @@ class DetectionIndex:
             areas=self.areas[rows],
             crowd=self.crowd[rows],
             difficult=self.difficult[rows],
+            own_ids=tuple(self.own_ids[i] for i in chosen) if self.own_ids else (),
         )
 
     def fraction(self, share: float, *, seed: int = 0) -> DetectionIndex:
@@ -207,9 +222,7 @@ def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
             )
     root = Path(os.path.commonpath([os.path.abspath(part.root) for part in parts]))
     blobs, offsets = zip(*(_rebased_paths(part, root) for part in parts), strict=True)
-    image_ids = np.concatenate([part.image_ids for part in parts])
-    if len(np.unique(image_ids)) < len(image_ids):
-        image_ids = np.arange(1, len(image_ids) + 1, dtype=np.int64)
+    image_ids, own_ids, numbered = _joined_ids(parts)
     return DetectionIndex(
         root=root,
         path_blob=np.concatenate(blobs),
@@ -225,7 +238,28 @@ def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
         class_names=first.class_names,
         category_ids=first.category_ids,
         problems=tuple(problem for part in parts for problem in part.problems),
+        own_ids=own_ids,
+        numbered=numbered,
     )
+
+
+def _joined_ids(parts: Sequence[DetectionIndex]) -> tuple[Indices, tuple[int | str, ...], bool]:
+    """`image_ids`, `own_ids` and `numbered` of several parts: the data set's own ids, unless two parts share one."""
+    total = sum(map(len, parts))
+    fresh = np.arange(1, total + 1, dtype=np.int64)
+    if any(part.numbered for part in parts):
+        return fresh, (), True
+    if any(part.own_ids for part in parts):
+        own = tuple(part.own_id(i) for part in parts for i in range(len(part)))
+        return (fresh, own, False) if len(set(own)) == total else (fresh, (), True)
+    joined = np.concatenate([part.image_ids for part in parts])
+    return (joined, (), False) if len(np.unique(joined)) == total else (fresh, (), True)
+
+
+def object_counts(index: DetectionIndex) -> Indices:
+    """[N] number of objects of each image: its boxes without the crowds."""
+    image_of_box = np.repeat(np.arange(len(index)), index.box_counts())
+    return np.bincount(image_of_box[~index.crowd], minlength=len(index)).astype(np.int64)
 
 
 def require_labels(index: DetectionIndex, source: str | None = None) -> DetectionIndex:
@@ -235,12 +269,14 @@ def require_labels(index: DetectionIndex, source: str | None = None) -> Detectio
         DataError: it has no image, or no box that may be learnt (crowds do not count).
     """
     name = source or str(index.root)
+    found = summarize(index.problems)
+    why = f"; {found}" if found else f"; `siamdetr doctor {index.root}` says why"
     if len(index) == 0:
-        raise DataError(f"{name}: got zero images, expected at least one; `siamdetr doctor {index.root}` says why")
+        raise DataError(f"{name}: got zero images, expected at least one{why}")
     if index.num_boxes == 0 or bool(index.crowd.all()):
         raise DataError(
-            f"{name}: got {len(index)} images and not one labelled box, expected at least one; "
-            f"`siamdetr doctor {index.root}` says why; images without labels can be pretrained on with `siamdetr train`"
+            f"{name}: got {len(index)} images and not one labelled box, expected at least one{why}; "
+            "images without labels can be pretrained on with `siamdetr train`"
         )
     return index
 

@@ -29,7 +29,8 @@ KINDS: dict[str, Kind] = {
     # the data set as a whole
     "unreadable-annotations": Kind("error", "annotation file cannot be read", "what it annotates is left out"),
     "bad-category": Kind("error", "category without an id or a name", "the category is left out"),
-    "duplicate-category": Kind("warning", "two categories share an id or a name", "the first one counts"),
+    "duplicate-category": Kind("warning", "several categories of one name", "taken as one class"),
+    "ambiguous-category": Kind("error", "one category id with several names", "the id and its boxes are left out"),
     "class-count-mismatch": Kind("warning", "number of classes disagrees with their names", "the names count"),
     "category-gap": Kind("info", "category ids have gaps", "mapped to labels 0..C-1; the ids are kept with the model"),
     "empty-class": Kind("warning", "class without a single box to learn from", "kept as a class; it cannot be learnt"),
@@ -39,15 +40,31 @@ KINDS: dict[str, Kind] = {
     # image entries
     "bad-image-entry": Kind("error", "image entry without an id or a file name", "the image is left out"),
     "missing-image": Kind("error", "image file is missing", "the image is left out"),
-    "duplicate-image-id": Kind("error", "image id used twice", "the later image is left out"),
+    "duplicate-image-id": Kind("error", "image listed twice", "the later entry is left out"),
+    "ambiguous-image": Kind("error", "image id of several files", "these images and their boxes are left out"),
+    "ambiguous-file": Kind("error", "image name that fits several files", "the image is left out"),
+    "foreign-image": Kind(
+        "warning", "picture in a format that is not decoded", "passed over: convert it to JPEG or PNG"
+    ),
     "duplicate-image-file": Kind("warning", "image file listed twice", "kept: it is seen twice as often"),
     "missing-annotation": Kind("error", "image without its annotation file", "the image is left out"),
     "no-label-file": Kind("info", "image without a label file", "taken as an image without objects"),
+    "unread-labels": Kind("warning", "file that may hold labels, which no reader takes", "not used"),
+    "other-labels": Kind("info", "file that may hold labels, beside those that are used", "not used"),
+    "class-folders": Kind("info", "folder that may be a class", "not used: a detector needs boxes"),
     "orphan-annotation": Kind("warning", "annotation file without an image", "not used"),
     "no-objects": Kind("info", "image without a single box", "kept as an image without objects"),
     "unlisted-image": Kind("info", "image file that no annotation names", "not used with labels; good for pretraining"),
     # boxes
     "malformed-box": Kind("error", "annotation that is not a box", "the box is left out"),
+    "bad-field": Kind("warning", "field of the wrong type", "taken as not given"),
+    "ambiguous-box": Kind("error", "box whose image id several files have", "the box is left out"),
+    "outline-box": Kind("info", "object without a box, but with its outline", "the box is the outline's bounds"),
+    "many-objects": Kind(
+        "info",
+        "image of more than 100 objects",
+        "all are trained on; AP counts 100 detections of an image (--max-detections), and a detector finds one an object query",
+    ),
     "nan-box": Kind("error", "box with a coordinate that is not finite", "the box is left out"),
     "degenerate-box": Kind("error", "box without area (x1 >= x2 or y1 >= y2)", "the box is left out"),
     "outside-box": Kind("error", "box that lies outside the image", "the box is left out"),
@@ -136,6 +153,7 @@ class ProblemLog:
     def __init__(self, limit: int | None = 1000, *, thorough: bool = False) -> None:
         self.limit = limit
         self.thorough = thorough
+        self.read_files: set[str] = set()  # annotation files that a reader took
         self._problems: list[Problem] = []
         self._counts: Counter[str] = Counter()
 
@@ -145,6 +163,10 @@ class ProblemLog:
         self._counts[kind] += 1
         if self.limit is None or self._counts[kind] <= self.limit:
             self._problems.append(Problem(kind, file, where, what))
+
+    def note_read(self, file: str) -> None:
+        """Notes that a reader took an annotation file, so that it is not counted among the unread ones."""
+        self.read_files.add(file)
 
     def problems(self) -> tuple[Problem, ...]:
         """All that was noted, in order; kinds that ran over the limit end with one line that counts the rest."""

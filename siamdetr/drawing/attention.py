@@ -1,7 +1,7 @@
-"""Pictures of where a detector looked, at print quality: the figure of `siamdetr attention`.
+"""Attention figures at print quality, as `siamdetr attention` draws them.
 
-A heat map is attention resized to the image with a cubic filter, brightest where it is greatest, over the darkened image. White dots are deformable
-sampling points, as large as their weight; a cross is the reference.
+A heat map is an attention map resized to the image with a cubic filter, drawn over the darkened image.
+White dots are sampling points of deformable attention, their area showing the weight; a cross is the reference.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from siamdetr.drawing.boxes import PALETTE
-from siamdetr.inference.attention_maps import Floats, Inspection, Look
+from siamdetr.inference.attention_maps import AttentionMaps, Floats, Inspection
 
 _INK = "#1f2937"
 _DIM = 0.45  # how bright the image stays under a heat map
-_HEAT_SIDE = 900  # pixels, the longer side of a heat map at least, or half of it
-_SHOWN_SIDE = 1800  # pixels, the longer side of what is drawn at most: print shows no more, a photo of 12 megapixels would take minutes
+_HEAT_SIDE = 900  # pixels: the longer side of a heat map is at least half of this
+_SHOWN_SIDE = (
+    1800  # pixels, the longer side at most: print shows no more, and a photo of 12 megapixels would take minutes
+)
 _LEAST_PEAK = 3.0  # times 1 / cells
 Size = tuple[int, int]  # (width, height), pixels
 _OUTLINE = [patheffects.withStroke(linewidth=1.6, foreground="black")]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FigureOptions:
     """What the figure shows.
 
     Attributes:
-        boxes: how many, best first.
+        boxes: number of detections, best first.
         layer: 1..L, or None: the mean of all.
-        heads: a row a head, instead of their mean.
+        heads: one row per head, instead of their mean.
         point: (x, y) fractions of the image: the encoder's self-attention of that point, instead of the decoder's of boxes.
         width: of the figure, inches.
     """
@@ -49,41 +51,41 @@ class Wanted:
     width: float = 7.0
 
 
-def attention_figure(image: Image.Image, seen: Inspection, class_names: Sequence[str], wanted: Wanted) -> Figure:
-    """The image with its boxes, then one panel a box (or a point) with what was looked at.
+def attention_figure(image: Image.Image, seen: Inspection, class_names: Sequence[str], wanted: FigureOptions) -> Figure:
+    """Draw the image with its boxes, then one panel with the attention of each box, or of a point.
 
     Args:
         image: the upright RGB image that was inspected.
-        seen: what the model says of it.
+        seen: its inspection.
         class_names: in label order.
         wanted: what to show.
     Raises:
-        ValueError: there is no such layer, or the model keeps no such attention.
+        ValueError: there is no such layer, or the model records no such attention.
     """
     boxes = best_boxes(seen, wanted.boxes)
     point = wanted.point
-    looks = [seen.decoder_look(box) for box in boxes] if point is None else [seen.encoder_look(*point)]
-    num_heads = looks[0].maps.shape[1]
+    attentions = [seen.decoder_attention(box) for box in boxes] if point is None else [seen.encoder_attention(*point)]
+    num_heads = attentions[0].maps.shape[1]
     rows: list[int | None] = list(range(num_heads)) if wanted.heads else [None]
-    height = wanted.width / (1 + len(looks)) * image.height / image.width
+    height = wanted.width / (1 + len(attentions)) * image.height / image.width
     figure = Figure(
         figsize=(wanted.width, len(rows) * (height + 0.18)),
         layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01),
     )
-    axes = figure.subplots(len(rows), 1 + len(looks), squeeze=False)
+    axes = figure.subplots(len(rows), 1 + len(attentions), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     shown = image.copy()
     shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
     _show(axes[0, 0], shown, image.size, "boxes" if wanted.point is None else "point")
     dim = Image.fromarray((np.asarray(shown) * _DIM).astype(np.uint8))
-    for column, look in enumerate(looks):
+    for column, attention in enumerate(attentions):
         for row, head in enumerate(rows):
             title = "" if wanted.point is not None or row else _caption(seen, boxes[column], class_names)
             title += f"  head {head + 1}" if head is not None else ""
             axis = axes[row, column + 1]
             _show(axis, dim, image.size, title.strip())
-            _attention(axis, dim.size, image.size, look, layer=wanted.layer, head=head)
+            _attention(axis, dim.size, image.size, attention, layer=wanted.layer, head=head)
     if wanted.point is None:
         for column, box in enumerate(boxes):
             targets = [axes[0, 0], *axes[:, column + 1]]
@@ -95,7 +97,7 @@ def attention_figure(image: Image.Image, seen: Inspection, class_names: Sequence
 
 
 def best_boxes(seen: Inspection, count: int) -> list[int]:
-    """Numbers of the boxes with the highest scores, best first; of equal boxes (one query, several classes) the best alone."""
+    """Numbers of the boxes with the highest scores, best first; one query with several classes counts once."""
     chosen: list[int] = []
     boxes = seen.scored.boxes[0]
     for box in np.argsort(-seen.scored.scores[0], kind="stable"):
@@ -106,22 +108,22 @@ def best_boxes(seen: Inspection, count: int) -> list[int]:
     return chosen
 
 
-def chosen_map(look: Look, *, layer: int | None, head: int | None) -> Floats:
-    """[h, w] of one layer (1..L) or their mean, of one head (0..M-1) or their mean.
+def chosen_map(attention: AttentionMaps, *, layer: int | None, head: int | None) -> Floats:
+    """[h, w] map of one layer (1..L) or the mean of all, and of one head (0..M-1) or the mean of all.
 
     Raises:
         ValueError: there is no such layer.
     """
-    check_layer(look, layer)
-    layers = look.maps if layer is None else look.maps[layer - 1 : layer]
+    check_layer(attention, layer)
+    layers = attention.maps if layer is None else attention.maps[layer - 1 : layer]
     heads = layers if head is None else layers[:, head : head + 1]
     mean: Floats = heads.mean((0, 1))
     return mean
 
 
-def check_layer(look: Look, layer: int | None) -> None:
+def check_layer(attention: AttentionMaps, layer: int | None) -> None:
     """Raise a ValueError unless `layer` is one of 1..L, or None."""
-    count = len(look.maps)
+    count = len(attention.maps)
     if layer is not None and not 1 <= layer <= count:
         raise ValueError(f"layer: got {layer}, expected 1 to {count}; leave it out for the mean of all layers")
 
@@ -135,21 +137,23 @@ def heat(values: Floats, size: tuple[int, int]) -> Floats:
     return np.asarray(large).clip(0, 1)
 
 
-def _attention(axis: Axes, shown: Size, size: Size, look: Look, *, layer: int | None, head: int | None) -> None:
-    """Heat, points and reference over the picture; `shown`: its size as drawn, `size`: the image's own."""
+def _attention(
+    axis: Axes, shown: Size, size: Size, attention: AttentionMaps, *, layer: int | None, head: int | None
+) -> None:
+    """Draw heat, points and reference over the picture; `shown`: its size as drawn, `size`: that of the image."""
     scale = max(1, round(_HEAT_SIDE / max(shown)))
-    values = heat(chosen_map(look, layer=layer, head=head), (shown[0] * scale, shown[1] * scale))
+    values = heat(chosen_map(attention, layer=layer, head=head), (shown[0] * scale, shown[1] * scale))
     colours = colormaps["inferno"](values)
     colours[..., 3] = np.sqrt(values) * 0.85
     axis.imshow(colours, extent=(0, size[0], size[1], 0), interpolation="none")
-    if look.points is not None and look.weights is not None:
+    if attention.points is not None and attention.weights is not None:
         layers = slice(None) if layer is None else slice(layer - 1, layer)
         heads = slice(None) if head is None else slice(head, head + 1)
-        points = _pixels(look.points[layers, heads].reshape(-1, 2), size)
-        weights = look.weights[layers, heads].reshape(-1)
+        points = _pixels(attention.points[layers, heads].reshape(-1, 2), size)
+        weights = attention.weights[layers, heads].reshape(-1)
         axis.scatter(points[:, 0], points[:, 1], s=5 * weights / weights.max(), c="white", alpha=0.75, linewidths=0)
-    if look.references is not None:
-        reference = look.references[-1 if layer is None else layer - 1, :2]
+    if attention.references is not None:
+        reference = attention.references[-1 if layer is None else layer - 1, :2]
         axis.plot(*_pixels(reference, size), "+", color="#7dd3fc", ms=6, mew=1.2, path_effects=_OUTLINE)
     axis.set_xlim(0, size[0])
     axis.set_ylim(size[1], 0)

@@ -1,4 +1,4 @@
-"""Pictures of boxes: what a model found, or what is there and what was found side by side."""
+"""Pictures of boxes: detections, or targets and detections side by side."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from siamdetr.images.preprocessing import ImageLike, load_image
 PALETTE = sv.ColorPalette.from_hex(
     ["#c2185b", "#1565c0", "#2e7d32", "#b45309", "#6a1b9a", "#00796b", "#c62828", "#4527a0", "#5d6d00", "#0277bd"]
 )
-_LEAST_SIDE = 480  # pixels; smaller pictures are enlarged before drawing, so that letters stay letters
+_LEAST_SIDE = 480  # pixels; smaller pictures are enlarged before drawing, so that text stays legible
 _DASH = 6  # pixels
 
 
 def draw(image: ImageLike, detections: sv.Detections, *, least_side: int = _LEAST_SIDE) -> Image.Image:
-    """The picture with boxes and labels.
+    """Draw boxes and labels over a picture.
 
     Args:
         image: PIL image, uint8 RGB array or path; not changed.
@@ -71,7 +71,7 @@ def draw_side_by_side(
     captions: tuple[str, str] = ("truth", "prediction"),
     least_side: int = _LEAST_SIDE,
 ) -> Image.Image:
-    """Truth on the left, prediction on the right, a caption over each."""
+    """Draw targets on the left and detections on the right, each with a caption."""
     panels = [draw(image, detections, least_side=least_side) for detections in (truth, found)]
     width, height = panels[0].size
     font_size = max(13, round(min(width, height) / 32))

@@ -1,6 +1,6 @@
-"""The pieces of report.html, one file that stands alone, light and dark: curves, tables, pictures, and the page around them.
+"""Parts of report.html, a self-contained page with a light and a dark theme: curves, tables, pictures, the page itself.
 
-The reports of a run (`training/run_report.py`), of a study and of the quickstart are made of them.
+The reports of a run (`training/run_report.py`), of a study and of the quickstart consist of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _INK = "#010203"  # stands for the page's text colour until it is replaced
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line; x and y have one length."""
+    """A named line; x and y have equal length."""
 
     name: str
     x: tuple[float, ...]
@@ -98,7 +98,7 @@ def picture(data: bytes, caption: str, *, kind: str = "jpeg") -> Markup:
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole HTML page: a title, a sentence that says it all, and sections in two columns."""
+    """The whole HTML page: a title, a summary in one sentence, and sections in two columns."""
     return Environment(autoescape=True).from_string(_PAGE).render(title=title, lead=lead, sections=sections)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of pretraining: what a method is shown, and where the detector finds the regions it is asked for."""
+"""Pictures of pretraining: the views and regions of a method, and the predictions matched to the regions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILL = 36  # opacity of a target, of 255
 
 
 def draw_regions(pixels: Pixels, boxes: Boxes) -> Image.Image:
-    """An image with the regions that are to be found in it, one colour each."""
+    """An image with its target regions, one colour each."""
     picture = _enlarged(pixels)
     pen = ImageDraw.Draw(picture)
     for i, box in enumerate(_corners(boxes, picture.size)):
@@ -34,7 +34,7 @@ def draw_joined_views(views: Sequence[Pixels], boxes: Sequence[Boxes]) -> Image.
 
     Args:
         views: two images of one size.
-        boxes: [P, 4] in each; box p of the one shows what box p of the other shows.
+        boxes: [P, 4] of each; box p of one view and box p of the other show the same region.
     """
     panels = [draw_regions(view, own) for view, own in zip(views, boxes, strict=True)]
     width, height = panels[0].size
@@ -53,7 +53,7 @@ def draw_joined_views(views: Sequence[Pixels], boxes: Sequence[Boxes]) -> Image.
 
 
 def draw_matches(pixels: Pixels, wanted: Boxes, found: Boxes) -> Image.Image:
-    """An image with its targets tinted and dashed and, in the same colours, the solid outlines of the predictions matched to them."""
+    """An image with its targets, tinted and dashed, and the predictions matched to them as solid outlines in the same colours."""
     picture = _enlarged(pixels)
     tinted = picture.convert("RGBA")
     targets = _corners(wanted, picture.size)

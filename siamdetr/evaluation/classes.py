@@ -1,4 +1,4 @@
-"""Whose label is whose: a model's classes and a data set's, matched by name."""
+"""Match the classes of a model and of a data set by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OBJECT = "object"  # the one class of a model that was pretrained and not yet fi
 
 
 def is_class_agnostic(class_names: Sequence[str]) -> bool:
-    """Whether a model only knows objects, of no class: what pretraining gives."""
+    """Whether a model has the one class "object", as after pretraining."""
     return tuple(class_names) == (OBJECT,)
 
 
@@ -25,7 +25,7 @@ def as_one_class(index: DetectionIndex) -> DetectionIndex:
 
 
 def match_classes(model_names: Sequence[str], data_names: Sequence[str], source: str) -> NDArray[np.int64]:
-    """For every class of the model, its label in the data set.
+    """The data set's label of every class of the model.
 
     Args:
         model_names: C names.

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -124,28 +125,47 @@ def orientation_of(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def read_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) in pixels after the EXIF rotation, from the header alone; None when it cannot be read."""
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image file says.
+
+    Args:
+        size: (height, width) in pixels after the EXIF rotation; (0, 0) when it cannot be read.
+        turned: the EXIF rotation exchanges height and width.
+        problem: "", or why it cannot be read: "missing", "empty", "too large" or "damaged".
+    """
+
+    size: tuple[int, int]
+    turned: bool = False
+    problem: str = ""
+
+
+def read_header(path: Path) -> Header:
+    """Opens a file as far as its size and orientation. Never raises."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
-            return (width, height) if orientation_of(image) in QUARTER_TURNS else (height, width)
+            turned = orientation_of(image) in QUARTER_TURNS
+            return Header((width, height) if turned else (height, width), turned)
+    except FileNotFoundError:
+        return Header((0, 0), problem="missing")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return Header((0, 0), problem="too large")
     except Exception:  # a damaged header: Pillow's readers raise many kinds
-        return None
+        empty = os.path.isfile(path) and os.path.getsize(path) == 0
+        return Header((0, 0), problem="empty" if empty else "damaged")
 
 
-def read_sizes(
-    paths: Sequence[Path], *, progress: Progress | None = None, threads: int = 8
-) -> list[tuple[int, int] | None]:
-    """`read_size` of many files, several at a time."""
-    sizes: list[tuple[int, int] | None] = []
+def read_headers(paths: Sequence[Path], *, progress: Progress | None = None, threads: int = 8) -> list[Header]:
+    """`read_header` of many files, several at a time."""
+    headers: list[Header] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")
-        for size in map_in_batches(pool, read_size, paths):
-            sizes.append(size)
+        for header in map_in_batches(pool, read_header, paths):
+            headers.append(header)
             if progress is not None:
-                progress(len(sizes), len(paths))
-    return sizes
+                progress(len(headers), len(paths))
+    return headers
 
 
 def map_in_batches(

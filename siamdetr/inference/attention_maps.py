@@ -1,4 +1,4 @@
-"""What a model found in one image, and where it looked for it: what any runtime answers to a person who asks. No torch here.
+"""Detections of one image and the attention behind each, from any runtime. This module does not import torch.
 
 Letters in shapes: L layers, M heads, h and w cells over the image, K boxes, N sampling points of a head.
 """
@@ -19,15 +19,15 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Look:
-    """Where one query looked, in every layer and head.
+class AttentionMaps:
+    """The attention of one query, in every layer and head.
 
     Attributes:
-        maps: [L, M, h, w] over the image without its padding; each sums to 1, less what deformable points leave outside.
-        points: [L, M, N, 2] (x, y) fractions of the image, where deformable attention took its samples (of all feature levels; some
-            may lie outside); None for dense attention.
+        maps: [L, M, h, w] over the image without its padding; each sums to 1, less the share of sampling points outside the image.
+        points: [L, M, N, 2] (x, y) fractions of the image, sampling points of deformable attention on all feature levels, some
+            perhaps outside; None for dense attention.
         weights: [L, M, N] of the points, which sum to 1 over N; None for dense attention.
-        references: [L, 2 | 4] (cx, cy[, w, h]) fractions of the image from which each layer looked; None where there are none.
+        references: [L, 2 or 4] (cx, cy[, w, h]) fractions of the image, the reference of each layer; None without references.
     """
 
     maps: Floats
@@ -37,7 +37,7 @@ class Look:
 
 
 class Inspection(Protocol):
-    """One image seen by one model."""
+    """Detections of one image by one model, and on demand the attention behind them."""
 
     @property
     def scored(self) -> ScoredBoxes:
@@ -48,31 +48,31 @@ class Inspection(Protocol):
         """(H, W) of the original image, pixels."""
 
     @property
-    def has_decoder_look(self) -> bool:
-        """Whether `decoder_look` has an answer."""
+    def has_decoder_attention(self) -> bool:
+        """Whether the model records its decoder's attention."""
 
     @property
-    def has_encoder_look(self) -> bool:
-        """Whether `encoder_look` has an answer."""
+    def has_encoder_attention(self) -> bool:
+        """Whether the model records its encoder's attention."""
 
-    def decoder_look(self, box: int) -> Look:
-        """Where the decoder looked for box number `box` of `scored`.
+    def decoder_attention(self, box: int) -> AttentionMaps:
+        """The decoder's cross-attention for box number `box` of `scored`.
 
         Raises:
-            ValueError: there is no such box, or this model keeps no attention.
+            ValueError: there is no such box, or this model records no attention.
         """
 
-    def encoder_look(self, x: float, y: float) -> Look:
-        """Where the encoder's cell at (x, y), fractions of the image, looked (self-attention).
+    def encoder_attention(self, x: float, y: float) -> AttentionMaps:
+        """The encoder's self-attention for the cell at (x, y), fractions of the image.
 
         Raises:
-            ValueError: the point is outside the image, or this model keeps no attention of its encoder.
+            ValueError: the point is outside the image, or this model does not record its encoder's attention.
         """
 
 
 @dataclass(frozen=True)
 class RecordedInspection:
-    """An inspection of arrays that are all there, such as an exported graph's outputs.
+    """An inspection whose arrays are given, such as the outputs of an exported graph.
 
     Attributes:
         scored: of one image.
@@ -85,31 +85,31 @@ class RecordedInspection:
     attention: Floats | None
 
     @property
-    def has_decoder_look(self) -> bool:
-        """Whether there is attention."""
+    def has_decoder_attention(self) -> bool:
+        """Whether the graph has an output `attention`."""
         return self.attention is not None
 
     @property
-    def has_encoder_look(self) -> bool:
-        """Never: graphs carry the decoder's attention alone."""
+    def has_encoder_attention(self) -> bool:
+        """Always False: a graph contains the decoder's attention only."""
         return False
 
-    def decoder_look(self, box: int) -> Look:
-        """Where the decoder looked for a box; see `Inspection`."""
+    def decoder_attention(self, box: int) -> AttentionMaps:
+        """The decoder's attention for a box; see `Inspection`."""
         if self.attention is None:
             raise ValueError(
                 "this file keeps no attention; export it again with --attention, or open the run's checkpoint"
             )
         check_box(box, self.scored)
-        return Look(maps=self.attention[:, :, box])
+        return AttentionMaps(maps=self.attention[:, :, box])
 
-    def encoder_look(self, x: float, y: float) -> Look:
-        """Raises always; see `Inspection`."""
+    def encoder_attention(self, x: float, y: float) -> AttentionMaps:
+        """Always raises a ValueError; see `Inspection`."""
         raise ValueError("an exported file keeps no attention of its encoder; open the run's checkpoint instead")
 
 
 def inspection_of_outputs(outputs: Mapping[str, NDArray[Any]], batch: Prepared) -> RecordedInspection:
-    """What a graph said about one image.
+    """The inspection of one image from a graph's outputs.
 
     Args:
         outputs: by name. `boxes`, `scores`, `labels` [1, K, ...]; if it has it, `attention`: [1, L, M, K, h, w] of the boxes, or
@@ -119,7 +119,7 @@ def inspection_of_outputs(outputs: Mapping[str, NDArray[Any]], batch: Prepared) 
     attention = outputs.get("attention")
     if attention is not None:
         attention = attention[0] if attention.ndim == 6 else attention[:, :, outputs["queries"][0]]  # [L, M, K, h, w]
-        parts = batch.sizes[0] / batch.images.shape[2:]  # of the padded input the image
+        parts = batch.sizes[0] / batch.images.shape[2:]  # the image's share of the padded input
         height, width = (max(1, round(n * part)) for n, part in zip(attention.shape[-2:], parts, strict=True))
         attention = attention[..., :height, :width].astype(np.float32, copy=False)
     return RecordedInspection(

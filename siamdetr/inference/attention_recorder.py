@@ -1,7 +1,7 @@
-"""What each attention of a detector was asked, kept so that any one query's answer can be drawn later.
+"""Record the queries and keys of a detector's attentions, so that the map of any query can be computed later.
 
-The maps of all queries of all layers are hundreds of megabytes for a large detector; the queries and keys they follow from are a
-few. `trace_attention` keeps those, through hooks: the detector runs as ever, on its fused kernels, and knows nothing of it.
+The maps of all queries of all layers take hundreds of megabytes for a large detector; the queries and keys they follow from take
+a few. `trace_attention` records those through hooks, so the detector runs unchanged, on its fused kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from siamdetr.structures.model import Decoded
 
 @dataclass(frozen=True)
 class DensePass:
-    """One dense attention: every query against every cell."""
+    """One dense attention: every query attends to every cell."""
 
     query: Tensor  # [B, M, Q, d]
     key: Tensor  # [B, M, K, d]
@@ -40,7 +40,7 @@ class DensePass:
 
 @dataclass(frozen=True)
 class SampledPass:
-    """One deformable attention: every query at a few points of every level."""
+    """One deformable attention: every query samples a few points of every level."""
 
     module: DeformableAttention
     query: Tensor  # [B, Q, D]
@@ -48,7 +48,7 @@ class SampledPass:
     levels: Levels
 
     def points(self, image: int, query: int) -> tuple[Tensor, Tensor]:
-        """Where a query looks: [M, L P, 2] (x, y) fractions of the unpadded image, and [M, L P] weights, which sum to 1."""
+        """Sampling points of a query [M, L P, 2] (x, y), fractions of the unpadded image, and weights [M, L P], which sum to 1."""
         row = slice(query, query + 1)
         one = slice(image, image + 1)
         points, weights = self.module.look(self.query[one, row], self.references[one, row], self.levels)
@@ -62,28 +62,28 @@ AttentionPass = DensePass | SampledPass
 
 @dataclass
 class AttentionTrace:
-    """What `trace_attention` fills, layer by layer; a later pass through the detector is added to an earlier one."""
+    """The attentions that `trace_attention` records, layer by layer; later passes of the detector are appended."""
 
     encoder: list[AttentionPass] = field(default_factory=list)
     decoder: list[AttentionPass] = field(default_factory=list)
     references: Tensor | None = None  # of `Decoded`
 
     def references_of(self, image: int) -> Tensor | None:
-        """[L, Q, 2 | 4], where each layer of the decoder looked from; None for a decoder without references."""
+        """[L, Q, 2 or 4] references of each decoder layer; None for a decoder without references."""
         return None if self.references is None else self.references[:, image]
 
 
 def map_of(passed: AttentionPass, query: int, grid: tuple[int, int], *, image: int = 0) -> Tensor:
-    """Where a query looks, as a picture.
+    """The attention map of one query.
 
     Args:
         passed: one layer's attention.
         query: its row.
-        grid: (h, w) cells. Of dense attention those of the feature map, h * w = K; of deformable attention any grid over the
-            unpadded image, on which each point is shared by the four cells around it.
+        grid: (h, w) cells. For dense attention the cells of the feature map, h * w = K. For deformable attention any grid over the
+            unpadded image; each point is distributed over the four cells around it.
         image: of the batch.
     Returns:
-        [M, h, w]. Sums to 1, less what deformable points leave outside the image.
+        [M, h, w]. Sums to 1, less the share of sampling points outside the image.
     """
     if isinstance(passed, DensePass):
         weights = passed.weights(image, query)
@@ -94,7 +94,7 @@ def map_of(passed: AttentionPass, query: int, grid: tuple[int, int], *, image: i
 
 @contextmanager
 def trace_attention(detector: Detector) -> Iterator[AttentionTrace]:
-    """Keep what the attentions of encoder and decoder are asked while a batch passes through.
+    """Record the attentions of encoder and decoder while a batch passes through.
 
     Example:
         with trace_attention(detector) as trace:

@@ -1,4 +1,4 @@
-"""Reads and resizes a data set's images, several at a time, for scoring."""
+"""Read and resize the images of a data set for scoring, several at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every opened model can say and do, whatever runs it; each runtime adds its `predict_batch`."""
+"""What all opened models share, whatever their runtime; each runtime adds its `predict_batch`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec
 from siamdetr.inference.predictor import Progress, ScoredBoxes, predict
 
 if TYPE_CHECKING:
-    import supervision as sv  # a hundred megabytes that a server does without
+    import supervision as sv  # it needs a hundred megabytes, which a server can do without
 
 
 class Facts(Protocol):
-    """What a model file says of its classes and its preprocessing."""
+    """Classes and preprocessing of a model file."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ class Facts(Protocol):
 
 
 class Described:
-    """Gives out the facts of the file it was opened from, and predicts. A class of ours sets `_facts`."""
+    """A model with the facts of its file, which predicts. A subclass sets `_facts` and defines `predict_batch`."""
 
     _facts: Facts
 

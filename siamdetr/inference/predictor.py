@@ -1,4 +1,4 @@
-"""What every runtime offers, PyTorch or not, and how its scored boxes become `supervision.Detections`. No torch here."""
+"""The protocol of every runtime, and the way from its scored boxes to `supervision.Detections`. No torch is imported here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, batches
 
 if TYPE_CHECKING:
-    import supervision as sv  # imported when it is used: it brings 90 MB, which a server can do without
+    import supervision as sv  # imported on use: it needs 90 MB, which a server can do without
 
 Progress = Callable[[int, int], None]  # (done, total)
 
 
 @dataclass(frozen=True)
 class ScoredBoxes:
-    """What a model says about B images, K boxes each, before any threshold.
+    """A model's output for B images, K boxes each, before any threshold.
 
     Attributes:
         scores: [B, K] float32 in [0, 1], in any order.
@@ -33,7 +33,7 @@ class ScoredBoxes:
 
 
 class Predictor(Protocol):
-    """A model with its classes and its preprocessing, whatever runs it."""
+    """A model with its classes and its preprocessing, in any runtime."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ def predict(
 ) -> sv.Detections | list[sv.Detections]:
     """Detections of one image, or a list of them for a sequence of images.
 
-    An image's result does not depend on what else is in the sequence: images are batched with others of their size only.
+    An image's detections do not depend on the rest of the sequence: only images of equal size are batched.
 
     Args:
         predictor: any runtime.
@@ -97,7 +97,7 @@ def _predict_all(
 def to_detections(
     scored: ScoredBoxes, row: int, size: tuple[int, int], *, class_names: Sequence[str], threshold: float
 ) -> sv.Detections:
-    """The boxes of one image that reach the threshold, best first, cut at the image's edges.
+    """The detections of one image that reach the threshold, best first, clipped to the image.
 
     Args:
         scored: of a batch.
@@ -119,7 +119,7 @@ def to_detections(
 
 @dataclass(frozen=True)
 class Kept:
-    """The boxes of one image that count: [N, 4] float32 xyxy pixels inside it, [N] scores falling, [N] labels."""
+    """The selected boxes of one image: [N, 4] float32 xyxy pixels inside it, [N] scores falling, [N] labels."""
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -127,7 +127,7 @@ class Kept:
 
 
 def select(scored: ScoredBoxes, row: int, size: tuple[int, int], *, threshold: float) -> Kept:
-    """Of one image of a batch, the boxes that reach the threshold, best first, cut at the edges of its `size` (H, W)."""
+    """Select the boxes of one image that reach the threshold, best first, clipped to its `size` (H, W)."""
     scores = scored.scores[row]
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= threshold]

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 class PyTorchPredictor:
     """Predicts with a detector in evaluation mode, on the device that it is on.
 
-    The backbone runs as a copy with its batch norms folded (a third less time on a CPU), which is made anew when the
-    detector's weights have changed since.
+    The backbone runs as a copy with folded batch norms, which takes a third less time on a CPU. The copy is made again when
+    the detector's weights have changed.
 
     Args:
         detector: its mode is restored after every call.
@@ -99,7 +99,7 @@ class PyTorchPredictor:
 def normalize_prepared(
     batch: Prepared, spec: PreprocessingSpec, device: torch.device | str
 ) -> tuple[Tensor, Tensor | None]:
-    """What the detector takes: float images [B, 3, H, W], 0 where padded, and padding [B, H, W] bool or None."""
+    """The inputs of a detector: float images [B, 3, H, W], 0 where padded, and padding [B, H, W] bool or None."""
     images = normalize_images(torch.from_numpy(batch.images).to(device), spec.mean, spec.std)
     if batch.padding is None:
         return images, None
@@ -109,7 +109,7 @@ def normalize_prepared(
 
 @contextmanager
 def evaluating(detector: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout) inside, the mode it had afterwards."""
+    """Put a detector into evaluation mode (no dropout) inside the block, and restore its mode afterwards."""
     was_training = detector.training
     detector.eval()
     try:

@@ -1,4 +1,4 @@
-"""Official option names to our settings, checked against what the tensors of a checkpoint say."""
+"""Translate official options to our settings, checked against the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def detector_settings(
     """Settings of an official detector: from the arguments, else from the tensors, else the official defaults.
 
     Raises:
-        OfficialCheckpointError: arguments contradict tensors, or ask for what there is not here.
+        OfficialCheckpointError: arguments contradict tensors, or name an option that is not supported.
     """
     _refuse_unsupported(arguments, variant)
     entry = detector_entry(variant)
@@ -126,7 +126,7 @@ def detector_settings(
 
 
 def observe(state_dict: Mapping[str, Tensor], *, classifier: Literal["softmax", "focal"]) -> dict[str, Fact]:
-    """What the tensors say about the options. The number of heads, dropout and dilation leave no trace."""
+    """Infer options from the tensors; the number of heads, dropout and dilation cannot be inferred."""
     facts: dict[str, Fact] = {}
 
     def add(option: str, tensor: str, axis: int, less: int = 0) -> None:
@@ -156,7 +156,7 @@ def observe(state_dict: Mapping[str, Tensor], *, classifier: Literal["softmax", 
 def observe_deformable(
     state_dict: Mapping[str, Tensor], *, heads: int, classifier: Literal["softmax", "focal"]
 ) -> dict[str, Fact]:
-    """What the tensors of a Deformable DETR say beyond `observe`; with another number of heads they would say other points."""
+    """Infer the options of Deformable DETR beyond `observe`; the number of points depends on the number of heads."""
     facts: dict[str, Fact] = {}
 
     def add(option: str, tensor: str, value: Callable[[tuple[int, ...]], int | str]) -> None:
@@ -185,7 +185,7 @@ def observe_deformable(
 
 
 def _observe_pre_norm(state_dict: Mapping[str, Tensor]) -> dict[str, Fact]:
-    """A pre-norm encoder ends in a norm, where another ends in that of its last layer."""
+    """Whether the encoder ends in a norm of its own, as with pre-norm."""
     norms = [name for name in state_dict if re.fullmatch(r"transformer\.encoder\..*norm\d?\.weight", name)]
     if not norms:
         return {}
@@ -200,7 +200,7 @@ def _observe_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Fact]:
 
 
 def _activation(known: Mapping[str, Any]) -> Activation:
-    """Only PReLU leaves a tensor; a file without one and without options is taken for ReLU."""
+    """Only PReLU has a tensor; a file without one and without options counts as ReLU."""
     name = known.get("transformer_activation", "relu")
     if name not in ("relu", "prelu"):
         raise OfficialCheckpointError(

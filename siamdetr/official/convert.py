@@ -45,7 +45,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Imported:
-    """A module with a checkpoint's weights, and the account of them."""
+    """A module with a checkpoint's weights, and their coverage."""
 
     module: Module
     coverage: Coverage
@@ -53,10 +53,10 @@ class Imported:
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """What is in a checkpoint file."""
+    """The content of a checkpoint file."""
 
     state_dict: Mapping[str, Tensor]
-    arguments: Mapping[str, Any]  # the options of its run, where the file keeps them
+    arguments: Mapping[str, Any]  # the options of its run, if the file has them
 
 
 def load_official(
@@ -67,11 +67,11 @@ def load_official(
     Args:
         state_dict: official names; `module.` of data-parallel training is stripped, half precision becomes float32.
         family: a key of `IMPORTERS`.
-        arguments: official options. Those that say nothing about the modules are ignored and reported in the log; what is
-            left out is read off the tensors where they show it, and else has the official default.
+        arguments: official options. Those that do not concern the modules are ignored and logged. Missing ones are
+            inferred from the tensors where possible, and otherwise have the official default.
     Raises:
-        OfficialCheckpointError: unknown or wrong family, a tensor without place, a parameter without tensor, or arguments that
-            contradict tensors.
+        OfficialCheckpointError: unknown or wrong family, a tensor without counterpart, a parameter without tensor, or arguments
+            that contradict tensors.
     """
     return import_official(state_dict, family=family, arguments=arguments).module
 
@@ -130,9 +130,9 @@ def convert_file(
     Args:
         path: the official file.
         family: a key of `IMPORTERS`. Of a pretext the detector is written, with the class head of pretraining.
-        arguments: official options; they win over those in the file.
+        arguments: official options; they override those in the file.
         output: a .safetensors file, written atomically.
-        class_names: one a class; without them classes are called "class 0", "class 1", ... The official code uses a data set's
+        class_names: one per class; without them classes are called "class 0", "class 1", ... The official code uses a data set's
             category ids as labels, so ids are 0, 1, ...
     Raises:
         WeightFileError, OfficialCheckpointError: see `read_official_file` and `load_official`.

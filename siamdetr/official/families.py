@@ -56,13 +56,13 @@ Module = Detector | SiameseDETR | UPDETR | DETReg
 
 @dataclass(frozen=True)
 class Importer:
-    """What has to be known of a family."""
+    """How the checkpoints of one family are read."""
 
     build: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Module]
     rules: Callable[[Module], Sequence[Rule | Aside]]
     options: frozenset[str]
-    may_miss: Callable[[Mapping[str, Tensor], str], str | None]  # why a file of this form cannot have our tensor
-    also_reads: frozenset[str] = frozenset()  # families whose files have the form of its finetuned detectors
+    may_miss: Callable[[Mapping[str, Tensor], str], str | None]  # reason why a file of this form cannot have our tensor
+    also_reads: frozenset[str] = frozenset()  # families whose files have the same form as its finetuned detectors
 
 
 # The first family all of whose marks are in a checkpoint's names. Also families which cannot be imported, for the message.
@@ -157,7 +157,7 @@ def _siamese_rules(module: Module) -> Sequence[Rule | Aside]:
 
 
 def _build_updetr(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector | UPDETR:
-    """The pretext; of a finetuned file, which has no patches any more, DETR."""
+    """The pretext; for a finetuned file, which no longer has patches, DETR."""
     settings = detector_settings(arguments, tensors, variant="vanilla", classifier="softmax")
     if not any(name.startswith("patch2query.") for name in tensors):
         return Detector(settings)
@@ -171,7 +171,7 @@ def _updetr_rules(module: Module) -> Sequence[Rule | Aside]:
 
 
 def _build_detreg(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector | DETReg:
-    """The pretext over Deformable DETR or DETR; of a finetuned file, which has no embeddings any more, the detector."""
+    """The pretext over Deformable DETR or DETR; for a finetuned file, which no longer has embeddings, the detector."""
     deformable = any("sampling_offsets" in name for name in tensors)
     classifier: Classifier = "focal" if deformable else "softmax"
     variant = "deformable" if deformable else "vanilla"

@@ -1,6 +1,6 @@
-"""Names of tensors in the official checkpoints and in ours, one table a part. Nothing else is known of them.
+"""Names of tensors in the official checkpoints and in ours, one table per part.
 
-A rule is a pattern of official names and the name, or names, it has here. PyTorch packs the projections of query, key and value
+A rule is a pattern of official names and the corresponding name, or names, here. PyTorch packs the projections of query, key and value
 into one tensor (`in_proj_*`): three names share such a tensor, each the rows it needs, one after the other.
 """
 
@@ -24,7 +24,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Aside:
-    """Official names that match `pattern` have no place here, for `reason`."""
+    """Official names that match `pattern` have no counterpart here, for `reason`."""
 
     pattern: str
     reason: str
@@ -80,7 +80,7 @@ HEADS: tuple[Rule | Aside, ...] = (
 
 VANILLA: tuple[Rule | Aside, ...] = (
     *_ENCODER,
-    Rule(r"transformer\.encoder\.norm\.(weight|bias)", (r"encoder.norm.\1",)),  # pre-norm alone has it
+    Rule(r"transformer\.encoder\.norm\.(weight|bias)", (r"encoder.norm.\1",)),  # only with pre-norm
     *_AROUND,
     *_packed(_DECODER_LAYER[0] + r"\.self_attn", _DECODER_LAYER[1] + ".self_attention"),
     *_packed(_DECODER_LAYER[0] + r"\.multihead_attn", _DECODER_LAYER[1] + ".cross_attention"),

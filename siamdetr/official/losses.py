@@ -1,4 +1,4 @@
-"""Criteria under the option names of the official repositories (`siamdetr.official.convert` gives them out)."""
+"""Criteria under the option names of the official repositories, exported by `siamdetr.official.convert`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
         arguments: official options: `num_classes`, `dec_layers`, `set_cost_class`, `set_cost_bbox`, `set_cost_giou`,
             `cls_loss_coef`, `bbox_loss_coef`, `giou_loss_coef`, `eos_coef`, `focal_alpha`; or in short `costs` (class, bbox,
             giou) and `weights` by loss name (`loss_ce`, `loss_bbox`, `loss_giou`). Missing ones have the official
-            defaults; options about other things are not looked at.
+            defaults; other options are ignored.
     Raises:
         ValueError: the family is unknown, or `num_classes` is missing.
     """
@@ -140,7 +140,7 @@ def detreg_settings(arguments: Mapping[str, Any], classifier: Classifier) -> DET
 
 
 def _refuse_other_denoising_weights(weights: Mapping[str, Any]) -> None:
-    """The official code gives denoising the weights of the other losses; here it cannot be otherwise."""
+    """Raise if denoising has other weights than the matched losses: the official code uses the same."""
     for name, weight in weights.items():
         own = name.removeprefix("tgt_")
         if own != name and own in weights and weights[own] != weight:

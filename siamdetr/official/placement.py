@@ -13,12 +13,12 @@ from siamdetr.official.keys import UNUSED_ROW, Aside, Rule, translate
 
 @dataclass(frozen=True)
 class Coverage:
-    """What became of every tensor of a checkpoint, and of every tensor of ours."""
+    """The assignment of every tensor of a checkpoint and of every tensor of ours."""
 
     used: tuple[str, ...]  # official names
-    left_aside: Mapping[str, str]  # official name: why it has no place here
-    missing: Mapping[str, str]  # our name, which keeps its random values: why the file cannot have it
-    ignored_options: tuple[str, ...]  # official options that say nothing about the modules
+    left_aside: Mapping[str, str]  # official name: reason why it has no counterpart here
+    missing: Mapping[str, str]  # our name, which keeps its random values: reason why the file cannot have it
+    ignored_options: tuple[str, ...]  # official options that do not concern the modules
 
 
 def distribute(

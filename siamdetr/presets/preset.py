@@ -1,4 +1,4 @@
-"""What a named recipe is."""
+"""The type of a named recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe: a sentence about it, and nested settings (see `siamdetr.settings.training`) for one stage or both."""
+    """A recipe: its description, and nested settings (see `siamdetr.settings.training`) for one stage or both."""
 
     description: str
     pretrain: dict[str, Any] | None = None
@@ -16,7 +16,7 @@ class Preset:
 
     @property
     def stage(self) -> str:
-        """What it is for, in words."""
+        """The stages it is for, in words."""
         return " and ".join(stage for stage in ("pretrain", "finetune") if getattr(self, stage) is not None)
 
 

@@ -39,7 +39,7 @@ _SMALL_RUN = {
     "checkpoint_every": 100,
 }
 _SMALL_PRETRAINING = {
-    # All methods on equal footing: the same boxes, augmentation, frozen backbone, class head and matcher.
+    # All methods on equal terms: the same boxes, augmentation, frozen backbone, class head and matcher.
     "siamese": {"size": 320, "weight_global": 1.0, "weight_region": 1.0},
     "updetr": {"size": 320, "proposals": "edgeboxes", "augment": "detr"},
     "detreg": {"size": 320, "proposals": "edgeboxes", "augment": "detr", "embedding": "last"},

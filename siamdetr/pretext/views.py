@@ -1,4 +1,4 @@
-"""Two overlapping views of one image with the same regions in both (Siamese DETR, arXiv:2303.18144, §3.1; FACTS of the official code).
+"""Two overlapping views of one image with the same regions in both (Siamese DETR, arXiv:2303.18144, §3.1, and its official code).
 
 Geometry is worked out on the image as it would be after resizing and flipping (the "frame"); pixels are cut from the original in one
 resampling. Ours: the official code resamples twice (whole image, then view), and gives up a sample without a usable region for the one

@@ -1,6 +1,6 @@
-"""Region proposals of a whole data set: computed once, on all cores or a cluster, resumable, and kept in one file.
+"""Compute the region proposals of a data set once, on all cores or a cluster, into one file; resumable.
 
-How they are found in an image is in `methods.py`, how they are kept in `store.py` and `writing.py`.
+`methods.py` computes the proposals of an image, `store.py` and `writing.py` read and write the file.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["ProposalStore", "compute_proposals", "open_proposals", "propose"]
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 8  # images a task
-# Images at most whose content is compared with a given store: an ImageNet would be read for that alone.
+_CHUNK = 8  # images per task
+# At most so many images are compared with a given store by content: a whole ImageNet would have to be read for that.
 _CHECKED = 20_000
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A few images to compute, for any process: paths, their stamps, what is known already, boxes that were given."""
+    """A few images to compute, for any process: paths, stamps, rows known already, given boxes."""
 
     paths: tuple[Path, ...]
     stamps: tuple[bytes, ...]
@@ -62,21 +62,21 @@ def compute_proposals(
     part_size: int = 512,
     progress: Progress | None = None,
 ) -> ProposalStore:
-    """Proposals of every image of a data set; images whose content is in the file already are not computed again.
+    """Compute the proposals of every image of a data set that the file does not have yet.
 
-    After every `part_size` images the work is put on disk, so that an interrupted run goes on where it stopped.
+    The results are saved after every `part_size` images, so that an interrupted run continues there.
 
     Args:
         index: the images; those that cannot be read are left out, with a warning.
-        store_path: the file, made when it is not there. While another program writes it, this one waits.
+        store_path: the file, created if needed. While another program writes it, this one waits.
         recipe: None: EdgeBoxes.
-        engine: None: a thread a core, since OpenCV, Pillow and hashing leave Python's lock.
+        engine: None: one thread per core, since OpenCV, Pillow and hashing release Python's lock.
         given: for "objectness-file": image id to [n, 4] xyxy pixels, best first; images without any get the centred box.
-        part_size: images between two writings.
+        part_size: images between two saves.
         progress: called with (images done, images in all).
     Raises:
-        DataError: the file is there and is not ours, nothing can be written there, no image can be read, or the edge model cannot be
-            read.
+        DataError: the file exists and is not a file of proposals, it cannot be written, no image can be read, or the edge model
+            cannot be read.
     """
     path, recipe = Path(store_path), recipe or Recipe()
     tell = progress or (lambda done, total: None)
@@ -95,7 +95,7 @@ def _complete(
     part_size: int,
     tell: Progress,
 ) -> None:
-    """Compute what the file lacks and put it there."""
+    """Compute the missing rows and write them."""
     known = read_known(path, text := recipe.text)
     stamps = [file_stamp(index.path(i)) for i in range(len(index))]
     have = frozenset().union(*(store.stamps() for store in known))
@@ -140,16 +140,16 @@ def _complete(
 def open_proposals(
     index: DetectionIndex, paths: Sequence[str | Path], *, progress: Progress | None = None
 ) -> ProposalStore:
-    """A store that was computed before, or its shards, for this data set; how many images it lacks is said in a warning.
+    """Open computed proposals, or their shards, for a data set; a warning gives the number of images they lack.
 
-    Images are compared by content, wherever they lie; those whose path, size and time are in the store need not be read.
+    Images are compared by content, whatever their path; those whose path, size and time are in the store need not be read.
 
     Args:
-        index: the images that it shall serve.
+        index: the images.
         paths: files of proposals.
         progress: called with (images compared, images to compare).
     Raises:
-        DataError: a file is not one of ours, or the store has none of the images.
+        DataError: a file is not a file of proposals, or the store has none of the images.
     """
     store = ProposalStore.open(*paths)
     names = ", ".join(map(str, paths))
@@ -179,7 +179,7 @@ def open_proposals(
 
 
 def _compute(chunk: _Chunk) -> _Computed:
-    cv2.setNumThreads(0)  # tasks share the cores, not an image's pixels
+    cv2.setNumThreads(0)  # the cores work on several images, not on one
     rows, problems = [], []
     for i, (path, stamp) in enumerate(zip(chunk.paths, chunk.stamps, strict=True)):
         try:
@@ -207,7 +207,7 @@ def _compute_one(path: Path, stamp: bytes, chunk: _Chunk, given: Boxes | None) -
 
 
 def _count_missing(task: tuple[tuple[Path, ...], ProposalStore]) -> tuple[int, int]:
-    """How many images were looked at, and how many of them the store lacks; unreadable ones are left to training to report."""
+    """Numbers of images compared and of images missing in the store; training reports unreadable ones."""
     paths, store = task
     missing = 0
     for path in paths:

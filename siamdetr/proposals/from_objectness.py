@@ -1,4 +1,4 @@
-"""Boxes that another program has scored for their objectness, in COCO's results format, as proposals."""
+"""Read boxes with objectness scores from another program, in COCO's results format, as proposals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_objectness(path: str | Path, index: DetectionIndex) -> dict[int, Boxes]
     """Scored boxes by image.
 
     Args:
-        path: a JSON list of {"image_id", "bbox": [x, y, w, h] in pixels, "score"}; other entries, such as a category, are not looked at.
+        path: a JSON list of {"image_id", "bbox": [x, y, w, h] in pixels, "score"}; other entries, such as a category, are ignored.
         index: the images that the ids belong to; boxes of other images are left out.
     Returns:
         image id to [n, 4] float32 xyxy pixels, the highest score first.

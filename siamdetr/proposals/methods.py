@@ -1,13 +1,13 @@
-"""How region proposals are found in one image, without labels: EdgeBoxes, Selective Search, both merged, or at random.
+"""Compute region proposals of one image without labels: EdgeBoxes, Selective Search, both merged, or random.
 
-EdgeBoxes (Zitnick and Dollár 2014) and Selective Search (Uijlings et al. 2013, "fast") are OpenCV's. As the official Siamese DETR: an image
-without boxes is sharpened and enlarged, and then gets the centred box of half its sides. Ours:
-- without a model of structured forests EdgeBoxes looks at a thinned gradient (`edge_map.py`);
+EdgeBoxes (Zitnick and Dollár 2014) and Selective Search (Uijlings et al. 2013, "fast") are OpenCV's. As in the official Siamese DETR,
+an image without boxes is sharpened and enlarged, and as a last resort gets the centred box of half its sides. Ours:
+- without a model of structured forests EdgeBoxes uses a thinned gradient (`edge_map.py`);
 - EdgeBoxes works at 256 pixels with a coarser step and a looser suppression (alpha .55, beta .5) than OpenCV's .65 and .75. On the train part of a small COCO
   subset this finds more among the first ten and the first hundred boxes, three times as fast; docs/results.md has the figures of the val part;
 - Selective Search's random ranks (position in the hierarchy times a random number) are drawn again from a fixed seed, since OpenCV draws them from a
   global state: the same image gives the same boxes. Near-duplicates are suppressed;
-- "merged" scores each box by its reciprocal rank in its own list plus that of the best match in the other, so that what both methods see comes first.
+- "merged" scores each box by its reciprocal rank in its own list plus that of the best match in the other, so that regions of both methods come first.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from siamdetr.proposals.random_boxes import random_boxes
 
 Method = Literal["edgeboxes", "selective-search", "merged", "random", "objectness-file"]
 METHODS: tuple[Method, ...] = get_args(Method)
-Fallback = Literal[0, 1, 2]  # none; found after sharpening and enlarging; the centred box
+Fallback = Literal[0, 1, 2]  # none; boxes after sharpening and enlarging; the centred box
 
 Boxes = NDArray[np.float32]  # [n, 4]
 
 KEPT_BOXES = 100  # a sample uses 9 of those that lie in both views
 WORKING_SIDE = 256  # pixels, longer side: EdgeBoxes
-MAX_BOXES = 512  # asked of EdgeBoxes
+MAX_BOXES = 512  # requested from EdgeBoxes
 ALPHA, BETA = 0.55, 0.5  # step of its search, and overlap above which a box is suppressed
 MIN_BOX_AREA = 1000.0  # its default, pixels; on small images 1 % of the image
 ENLARGED = 2.0
@@ -48,13 +48,13 @@ CENTRED = (0.25, 0.25, 0.75, 0.75)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What proposals are made of.
+    """How proposals are computed.
 
     Attributes:
-        method: see the file's head; "objectness-file" takes boxes that another program has scored.
-        keep: boxes an image at most.
+        method: see the top of the file; "objectness-file" takes boxes scored by another program.
+        keep: most boxes of an image.
         edge_model: file of structured forests for EdgeBoxes' edge map (OpenCV's model.yml.gz); None: our gradient.
-        boxes_file: of "objectness-file": its name and content, for the text.
+        boxes_file: of "objectness-file": its name and content, for `text`.
     """
 
     method: Method = "edgeboxes"
@@ -64,7 +64,7 @@ class Recipe:
 
     @property
     def text(self) -> str:
-        """Names everything that the boxes depend on: stored with them, and compared before any are added."""
+        """All parameters of the boxes in words: stored with them, and compared before any are added."""
         if self.method == "random":
             return f"random draws=100 kept={self.keep}"
         if self.method == "objectness-file":
@@ -99,7 +99,7 @@ def propose(image: Image.Image, recipe: Recipe | None = None, *, seed: int = 0) 
         seed: of the random method; the other methods give the same boxes for the same image.
     Raises:
         DataError: the edge model cannot be read.
-        ValueError: the method has no boxes of its own ("objectness-file").
+        ValueError: the method computes no boxes ("objectness-file").
     """
     recipe = recipe or Recipe()
     if recipe.method == "random":
@@ -127,7 +127,7 @@ def _found(image: Image.Image, pixels: NDArray[np.uint8], recipe: Recipe) -> Box
 
 
 def edge_boxes(pixels: NDArray[np.uint8], edge_model: Path | None = None) -> Boxes:
-    """EdgeBoxes of an image that has its working size already.
+    """EdgeBoxes of an image at its working size.
 
     Args:
         pixels: [H, W, 3] uint8 RGB.
@@ -170,10 +170,11 @@ def selective_search(image: Image.Image, side: int) -> Boxes:
 
 
 def merge_proposals(a: Boxes, b: Boxes) -> Boxes:
-    """One list of two: what both methods find, and find early, comes first; overlapping boxes are suppressed.
+    """Merge two lists: boxes that both methods rank high come first, and overlapping boxes are suppressed.
 
     Args:
-        a, b: [n, 4] and [m, 4] (x0, y0, x1, y1) fractions, best first.
+        a: [n, 4] (x0, y0, x1, y1) fractions, best first.
+        b: [m, 4] likewise.
     Returns:
         [k, 4], best first, k <= n + m.
     """
@@ -204,7 +205,7 @@ def pairwise_overlap(a: Boxes, b: Boxes) -> NDArray[np.float32]:
 
 
 def _suppressed(boxes: Boxes, scores: NDArray[np.float32], most: float) -> Boxes:
-    """[k, 4] the boxes that overlap no better one by more than `most`, best first; scores are above 0."""
+    """[k, 4] boxes that overlap no better one by more than `most`, best first; scores are above 0."""
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
     kept = cv2.dnn.NMSBoxes(sides, scores, 0.0, most)  # type: ignore[arg-type]  # takes arrays as they are
     return boxes[np.asarray(kept, dtype=np.int64).reshape(-1)]

@@ -1,4 +1,4 @@
-"""Random regions in the unit square: what UP-DETR is given, and what views without proposals show."""
+"""Random regions in the unit square, for UP-DETR and for views without proposals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many of the labelled objects region proposals cover: what tells whether pretraining has anything to learn from."""
+"""Recall of region proposals against labels, which shows what pretraining can learn from them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ THRESHOLDS: NDArray[np.float32] = np.linspace(0.5, 0.95, 10, dtype=np.float32)
 
 @dataclass(frozen=True)
 class ProposalRecall:
-    """Shares of the objects, 0..1, by the number of proposals an image that count.
+    """Recall, 0..1, by the number of proposals per image.
 
     Attributes:
         average: {count: mean over the IoU thresholds .50:.05:.95} ("AR@count").
         at_50: {count: at IoU .5}.
         num_boxes: objects; crowds left out.
-        missing: images that the store lacks, whose objects count as not found.
+        missing: images that the store lacks; their objects count as not covered.
     """
 
     average: dict[int, float]
@@ -45,8 +45,8 @@ def proposal_recall(
 ) -> ProposalRecall:
     """Recall of stored proposals on labelled images.
 
-    An object counts as found when one of the first proposals overlaps it enough, whether or not that proposal serves another object as well
-    (as for EdgeBoxes; COCO's AR of detections gives a detection to one object only).
+    An object is covered when one of the first proposals overlaps it enough; a proposal may cover several objects, as in the EdgeBoxes
+    paper. COCO's AR of detections assigns a detection to one object only.
 
     Args:
         index: images and truth; it must have boxes.

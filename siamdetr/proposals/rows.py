@@ -1,4 +1,4 @@
-"""Rows of the file of proposals in memory: one image, or many as arrays."""
+"""Rows of the proposals file in memory: one image, or many as arrays."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StoredImage:
     def of(
         cls, stamp: bytes, key: bytes, size: tuple[int, int], boxes: NDArray[np.float32], fallback: int = 0
     ) -> StoredImage:
-        """A row of boxes [n, 4] that are fractions 0..1."""
+        """A row from boxes [n, 4], fractions 0..1."""
         return cls(stamp, key, size, np.rint(np.clip(boxes, 0, 1) * UNITS).astype(np.uint16), fallback)
 
     def fractions(self) -> NDArray[np.float32]:
@@ -71,7 +71,7 @@ class Rows:
         return set(_as_bytes(self.stamps))
 
     def sorted(self) -> Rows:
-        """By key; rows with one key by stamp. Of rows with one key and stamp the first remains."""
+        """Sorted by key, then by stamp; of rows equal in both the first remains."""
         order = np.lexsort((*_words(self.stamps), *_words(self.keys)))
         both = np.concatenate([self.keys, self.stamps], axis=1)[order]
         order = order[np.concatenate([[True], (both[1:] != both[:-1]).any(axis=1)])[: len(order)]]

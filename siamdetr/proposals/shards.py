@@ -1,4 +1,4 @@
-"""Which part of the images is this process's, when several machines share a data set."""
+"""The part of the images that this process computes when several machines share a data set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import DataError
 
-# (number, count) as torchrun, SLURM's tasks and SLURM's job arrays say it; the first pair that is there counts.
+# (number, count) of torchrun, of SLURM's tasks and of SLURM's job arrays; the first pair that is set counts.
 _VARIABLES = (
     ("RANK", "WORLD_SIZE"),
     ("SLURM_PROCID", "SLURM_NTASKS"),
@@ -30,18 +30,18 @@ class Shard:
         return index.subset(range(self.number, len(index), self.count)) if self.count > 1 else index
 
     def name(self, path: Path) -> Path:
-        """The part's own file: `proposals.arrow` becomes `proposals-0-of-4.arrow`; the whole keeps the name."""
+        """The file of this part: `proposals.arrow` becomes `proposals-0-of-4.arrow`; the whole keeps the name."""
         return path if self.count == 1 else path.with_stem(f"{path.stem}-{self.number}-of-{self.count}")
 
 
 def find_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> Shard:
-    """The part that was asked for, or that torchrun or SLURM gave this process; else the whole.
+    """The requested part, or the part that torchrun or SLURM assigns to this process; else the whole.
 
     Args:
-        text: "i/n", i from 0 to n - 1; None: look at the environment.
+        text: "i/n", i from 0 to n - 1; None: read the environment.
         environment: variables.
     Raises:
-        DataError: not a part of a whole; the text says where it came from.
+        DataError: not a valid part; the message names its origin.
     """
     if text is not None:
         return _shard(*_halves(text), f"--shard {text}")

@@ -1,8 +1,8 @@
-"""The file of proposals: Arrow IPC, memory-mapped, found by the content of the image file. Nothing in it is ever executed.
+"""The proposals file: Arrow IPC, memory-mapped, looked up by the content of the image file.
 
-One row an image file, sorted by content key: key (16 bytes of SHA-256), stamp (16 bytes that name path, size and time of the file, so that
+Nothing in it is executed. One row per image file, sorted by content key: key (16 bytes of SHA-256), stamp (16 bytes that name path, size and time of the file, so that
 an unchanged data set is recognised without reading it), height and width, whether the boxes are a fallback, and the boxes as 16-bit fractions:
-8 bytes a box, 1.1 GB for 1.3 million images with 100 boxes each (`benchmarks/proposal_store.py`). Keys are hashes and so spread evenly: a column of as many
+8 bytes per box, 1.1 GB for 1.3 million images with 100 boxes each (`benchmarks/proposal_store.py`). Keys are hashes and so spread evenly: a column of as many
 entries as rows says where each equal share of the key space begins, so that a look-up reads one or two keys, however many there are.
 Several files (the shards of a cluster) open as one store, by listing them. `writing.py` writes them.
 """
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 class ProposalStore:
     """Proposals of many images, looked up by the key of the file's content. Open with `ProposalStore.open`.
 
-    The files are memory-mapped: opening reads none of them, and all processes share their pages.
+    The files are memory-mapped: opening reads no rows, and all processes share their pages.
     """
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
@@ -45,10 +45,10 @@ class ProposalStore:
 
     @classmethod
     def open(cls, *paths: str | Path) -> ProposalStore:
-        """Opens a file of proposals, or several (shards) as one.
+        """Open a proposals file, or several (shards) as one.
 
         Raises:
-            DataError: there is no such file, or it is not one of ours, or it is broken off.
+            DataError: there is no such file, it is not a proposals file, or it is truncated.
         """
         return cls(tuple(map(Path, paths)))
 
@@ -63,7 +63,7 @@ class ProposalStore:
 
     @property
     def num_boxes(self) -> int:
-        """Of all images together."""
+        """Number of boxes of all images."""
         return sum(len(file.values) for file in self._files)
 
     @property
@@ -124,7 +124,7 @@ class _StoreFile:
         return len(self._keys)
 
     def rows(self) -> Rows:
-        """All of it, over the file's own memory where that is possible."""
+        """All rows, over the file's memory where that is possible."""
         offsets = self._offsets // 4 if len(self) else np.zeros(1, dtype=np.int64)
         sizes = np.stack(self._sides, axis=1)
         return Rows(self._keys, self._stamps, sizes, self.fallbacks, offsets, self.values)

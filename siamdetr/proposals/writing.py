@@ -1,7 +1,7 @@
-"""Writing the file of proposals (`store.py` reads it): parts while a computation runs, then the whole.
+"""Write the proposals file that `store.py` reads: parts while a computation runs, then the whole.
 
-Everything is put in place at once: a temporary file in the same folder, flushed to disk, renamed. A part that was finished is
-named `NAME.part-*` and lies beside the file, so that an interrupted run goes on from it.
+Everything is put in place at once: a temporary file in the same folder, flushed to disk, renamed. A finished part
+is named `NAME.part-*` and lies beside the file, so that an interrupted run continues from it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def file_stamp(path: Path) -> bytes:
 
 
 def read_known(path: Path, recipe: str) -> list[ProposalStore]:
-    """What is on disk for this recipe: the store and the parts of an interrupted run. Other recipes count as nothing.
+    """Read the rows on disk for this recipe, from the store and from parts of an interrupted run.
 
     Raises:
         DataError: `path` is there and is not a file of proposals.
@@ -44,19 +44,19 @@ def read_known(path: Path, recipe: str) -> list[ProposalStore]:
         try:
             known.append(ProposalStore.open(part))
         except DataError:
-            part.unlink(missing_ok=True)  # broken off, or from another version: computed again
+            part.unlink(missing_ok=True)  # truncated, or from another version: computed again
     return [store for store in known if store.recipe == recipe]
 
 
 def write_part(path: Path, recipe: str, rows: Rows) -> Path:
-    """Puts rows beside the store, until `write_store` takes them in."""
+    """Save rows beside the store, until `write_store` merges them."""
     part = path.with_name(f"{path.name}.part-{uuid.uuid4().hex}")
     _write(part, recipe, rows)
     return part
 
 
 def write_store(path: Path, recipe: str, rows: Rows) -> None:
-    """Writes the store anew, whole, and removes the parts and what a killed run left half-written."""
+    """Write the whole store, and remove its parts and the temporary files of killed runs."""
     _write(path, recipe, rows)
     for left in (*_parts(path), *path.parent.glob(f".{path.name}.*.tmp")):
         left.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Settings: typed, frozen, closed. An unknown key is an error that names its nearest neighbour."""
+"""Base of all settings: typed, frozen, closed. An unknown key is an error that names the nearest one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 def to_json(value: Settings) -> Any:
-    """Settings as plain JSON values: what goes into YAML and checkpoints."""
+    """Settings as plain JSON values, for YAML and checkpoints."""
     return json.loads(value.model_dump_json())
 
 

@@ -13,7 +13,7 @@ __all__ = ["Activation", "Classifier", "DenoisingSettings", "DetectorSettings", 
 
 
 class DetectorSettings(Settings):
-    """All that is needed to rebuild a detector's modules; stored in every model file.
+    """Everything needed to rebuild a detector's modules; stored in every model file.
 
     The defaults are those of the official Conditional DETR with 100 queries: 6+6 layers, width 256.
     """

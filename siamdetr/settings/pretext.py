@@ -16,7 +16,7 @@ Augmentation = Literal["none", "flip", "scale", "detr"]
 
 
 class PretextSettings(Settings):
-    """What every pretraining method is told: its images, its regions, and the weights of the matched box losses."""
+    """Settings of every pretraining method: its images, its regions, and the weights of the matched box losses."""
 
     num_regions: int = Field(10, ge=1, description="regions of an image that are to be found")
     size: int | tuple[int, int] = Field(480, description="largest shortest side, pixels, or a fixed (height, width)")
@@ -31,7 +31,7 @@ class PretextSettings(Settings):
 
     @property
     def class_loss(self) -> Classifier:
-        """Which class head the detector is pretrained with."""
+        """The class loss that the detector is pretrained with."""
         return "softmax"
 
 
@@ -46,7 +46,7 @@ class SiameseSettings(PretextSettings):
 
 
 class UPDETRSettings(PretextSettings):
-    """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): find patches of an image in it. The defaults are the official ones."""
+    """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): localise patches of an image in it. The defaults are the official ones."""
 
     proposals: Proposals = Field("random", description="official: random; edgeboxes: the same boxes as other methods")
     augment: Augmentation = Field(
@@ -57,7 +57,7 @@ class UPDETRSettings(PretextSettings):
 
 
 class DETRegSettings(PretextSettings):
-    """DETReg pretraining (Bar et al. 2022, arXiv:2106.04550): detect proposed regions and say what they look like."""
+    """DETReg pretraining (Bar et al. 2022, arXiv:2106.04550): detect proposed regions and predict their embedding."""
 
     num_regions: int = Field(30, ge=1, description="proposals of an image at most, the first ones")
     augment: Augmentation = Field(

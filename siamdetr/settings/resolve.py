@@ -1,4 +1,4 @@
-"""How settings come about: preset, then YAML file, then flags, then `--set key=value`; later wins."""
+"""Resolve settings from preset, YAML file, flags and `--set key=value`; later ones override."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
     assignments: Sequence[str] = (),
 ) -> RunSettingsType:
-    """The settings of a run: preset ← YAML file ← flags ← `--set`, later wins.
+    """Resolve the settings of a run: preset ← YAML file ← flags ← `--set`; later ones override.
 
     Args:
         cls: PretrainSettings or FinetuneSettings.
@@ -33,7 +33,7 @@ def resolve(
         flags: dotted keys, such as {"optimizer.lr": 1e-4}; None values are flags not given and are left out.
         assignments: "optimizer.clip=0.1" texts; the value is read as YAML.
     Raises:
-        SettingsError: an unknown preset or key (with the nearest one), or a value that does not hold.
+        SettingsError: an unknown preset or key (with the nearest one), or an invalid value.
     """
     try:
         values = preset_values(preset, stage=cls.stage) if preset is not None else {}
@@ -106,7 +106,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scalar(text: str) -> Any:
-    """A value as YAML reads it; besides, 1e-4 is a number here (YAML 1.1 takes it for a text)."""
+    """Parse a value as YAML; 1e-4 is a number here, whereas YAML 1.1 reads it as text."""
     value = yaml.safe_load(text)
     if isinstance(value, str):
         try:
@@ -140,7 +140,7 @@ def _dotted(values: Mapping[Any, Any], prefix: str = "") -> list[str]:
 
 
 def explain(error: ValidationError) -> str:
-    """What pydantic found wrong, in a line each for people."""
+    """The errors of pydantic, one readable line each."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))

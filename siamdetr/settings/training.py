@@ -1,6 +1,6 @@
-"""Settings of a run, and how they come about: preset, then YAML file, then flags, then `--set key=value`; later wins.
+"""Settings of a run: data, images, optimizer, schedule, and the settings of each stage.
 
-This file imports no torch: the command line reads it to explain itself.
+This file imports no torch, because the command line reads it for its help.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DataSettings(Settings):
     strict: bool = Field(False, description="refuse a data set with problems instead of skipping them")
     proposals: tuple[str, ...] = Field(
         (),
-        description="pretraining: files of proposals (`siamdetr proposals`), shards included; empty: computed, and kept beside the run",
+        description="pretraining: files of proposals (`siamdetr proposals`) or their shards; empty: computed and stored beside the run",
     )
 
 
@@ -45,12 +45,14 @@ class ImageSettings(Settings):
 
 
 class OptimizerSettings(Settings):
-    """AdamW in groups: the backbone with its own rate, and all the rest."""
+    """AdamW with two groups of parameters: the backbone has its own learning rate."""
 
     lr: float = Field(1e-4, gt=0)
     lr_backbone: float = Field(1e-5, ge=0)
     sampling_factor: float = Field(
-        1.0, gt=0, description="deformable: times the rate, for the layers that say where to look (official: .1)"
+        1.0,
+        gt=0,
+        description="deformable: factor of the learning rate of the layers that predict sampling offsets (official: .1)",
     )
     weight_decay: float = Field(1e-4, ge=0)
     clip: float = Field(0.1, ge=0, description="largest norm of the gradient; 0: no clipping")
@@ -61,14 +63,14 @@ class ScheduleSettings(Settings):
 
     name: Literal["step", "cosine", "onecycle", "constant"] = "step"
     warmup: float = Field(
-        0.0, ge=0, lt=1, description="share of the run that rises to the full rate; onecycle: 0 means .3"
+        0.0, ge=0, lt=1, description="warm-up: share of the run in which the learning rate rises; onecycle: 0 means .3"
     )
-    drop_at: float = Field(0.8, gt=0, le=1, description="step: where the rate falls to a tenth")
+    drop_at: float = Field(0.8, gt=0, le=1, description="step: where the learning rate falls to a tenth")
     final: float = Field(0.01, ge=0, le=1, description="cosine, onecycle: the factor at the end")
 
 
 class RunSettings(Settings):
-    """What both stages share. Those of pretraining are in `siamdetr.pretext.run_settings`, which knows the pretexts."""
+    """The settings that both stages share. Those of pretraining are in `siamdetr.pretext.run_settings`, which knows the pretexts."""
 
     stage: ClassVar[Stage]
 
@@ -83,7 +85,7 @@ class RunSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     epochs: float | None = Field(None, gt=0, description="passes over the data; or `steps`")
-    steps: int | None = Field(None, ge=1, description="optimiser steps; wins over `epochs`")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; overrides `epochs`")
     batch_size: int = Field(4, ge=1, description="images a process and a step (pretraining: pairs of views)")
     grad_accum: int = Field(1, ge=1, description="batches whose gradients make one step")
     precision: Precision = "fp32"
@@ -118,7 +120,7 @@ class FinetuneSettings(RunSettings):
     denoising: DenoisingSettings = DenoisingSettings()
     freeze: Freeze = Field("none", description="backbone: only the backbone; body: all but the class and box heads")
     ema: float = Field(
-        0.0, ge=0, lt=1, description="decay of the averaged weights; 0: none. They are what is scored and saved"
+        0.0, ge=0, lt=1, description="decay of the averaged weights, which are scored and saved; 0: no averaging"
     )
     val_every: float = Field(1.0, gt=0, description="epochs between two evaluations")
     val_limit: int | None = Field(None, ge=1, description="evaluate on the first N images only")

@@ -1,4 +1,4 @@
-"""What a detector's rooms hand to each other: queries, memory, decoded, outputs. Batch first, always.
+"""The data between the parts of a detector: queries, memory, decoded queries, outputs. Batch first.
 
 Letters in shapes: B images, Q queries, D width, N feature cells, L decoder layers, C logits.
 """
@@ -12,16 +12,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Queries:
-    """What the decoder starts from.
+    """The input of the decoder, besides the memory.
 
-    `content` is what a query is, `position` where it looks. A pretext that conditions queries on image regions adds to
-    `position` with `dataclasses.replace`; a decoder derives everything else (such as reference points) from what it gets.
+    `content` and `position` are added or concatenated by each decoder in its own way. A pretext that conditions queries on image regions adds to
+    `position` with `dataclasses.replace`; a decoder derives everything else, such as reference points, from its input.
     """
 
     content: Tensor  # [B, Q, D]
     position: Tensor | None  # [B, Q, D]
     anchors: Tensor | None = None  # [B, Q, 2 | 4] (cx, cy[, w, h]) fractions of the unpadded image
-    attention_mask: Tensor | None = None  # [Q, Q] bool, True = row must not look at column
+    attention_mask: Tensor | None = None  # [Q, Q] bool, True = row must not attend to column
     num_denoising: int = 0  # the first queries that only serve training
 
 
@@ -37,7 +37,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a decoder makes of queries and memory."""
+    """The output of a decoder."""
 
     hidden: Tensor  # [L, B, Q, D], normalised
     boxes: Tensor  # [L, B, Q, 4] (cx, cy, w, h) fractions of the unpadded image
@@ -47,10 +47,10 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Predictions of every decoder layer; the last one counts, the others train."""
+    """Predictions of every decoder layer; the last one is the result, the others have auxiliary losses."""
 
     logits: Tensor  # [L, B, Q, C]
     boxes: Tensor  # [L, B, Q, 4] (cx, cy, w, h) fractions of the unpadded image
     hidden: Tensor  # [L, B, Q, D]
-    denoised: Outputs | None = None  # of the denoising queries, which are in none of the above
+    denoised: Outputs | None = None  # of the denoising queries, which are not in the fields above
     proposals: Outputs | None = None  # of the encoder (two-stage), one layer: what the queries were chosen from

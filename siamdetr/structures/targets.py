@@ -1,4 +1,4 @@
-"""Batches: what a data loader hands to a model. uint8 until they are on the device; `normalize` makes them float there.
+"""Batches of a data loader: uint8 until they are on the device, where `normalize` makes them float.
 
 Images of one batch share a canvas: smaller ones are zero-padded at the right and bottom, and `padding` (True = padded)
 says where. Boxes are fractions (cx, cy, w, h) of the image without its padding, so that padding changes nothing.

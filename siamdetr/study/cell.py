@@ -14,10 +14,10 @@ class Cell:
     """One run of a grid.
 
     Attributes:
-        kind: pretrain; finetune; agnostic: score a pretrained detector as it is, of one class; cost: time and memory of pretraining steps;
-            qualitative: pictures of a pretrained detector.
+        kind: pretrain; finetune; agnostic: score a pretrained detector without finetuning, as one class; cost: time and memory of
+            pretraining steps; qualitative: pictures of a pretrained detector.
         init: the pretext, or "scratch".
-        seed: of the run; pretraining is shared by the seeds that start from it, and has seed 0.
+        seed: of the run; pretraining has seed 0 and is shared by the seeds that start from it.
         fraction: finetune: of the labelled images.
         freeze: finetune: "body" trains the class and box heads only.
         variation: of the pretraining's settings: (dotted key, value) pairs.
@@ -41,12 +41,12 @@ class Cell:
 
     @property
     def source(self) -> Cell | None:
-        """The pretraining that it needs; None: none."""
+        """The pretraining cell that it starts from; None: it needs none."""
         if self.init == SCRATCH or self.kind in ("pretrain", "cost"):
             return None
         return Cell("pretrain", self.init, variation=self.variation)
 
     @property
     def what(self) -> str:
-        """The varied settings in words, such as "view_iou=0.7"; "" where nothing is varied."""
+        """The varied settings in words, such as "view_iou=0.7"; "" without variation."""
         return ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in self.variation)

@@ -1,4 +1,4 @@
-"""How long the missing cells of a study will take: from finished ones, else from a few steps tried out here."""
+"""Estimate the duration of a study's missing cells from finished cells, or from a few trial steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TRIED = 4  # steps, of which the first is not counted
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a cell, and where they come from: "finished cells" like it, or "steps tried here"; None: not known."""
+    """Seconds of a cell and their source, "finished cells" like it or "steps tried here"; None: unknown."""
 
     seconds: float | None
     source: str
@@ -33,7 +33,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Rate:
-    """What a kind of cell costs: seconds to start, of a step, of an image that is scored."""
+    """Costs of a kind of cell: seconds to start, seconds per step, seconds per scored image."""
 
     start: float
     step: float
@@ -42,12 +42,12 @@ class _Rate:
 
 
 def estimate(grid: Grid, *, device: str = "auto", told: Callable[[str], None]) -> dict[Cell, Estimate]:
-    """Seconds of each missing cell on this machine, one at a time.
+    """Estimate the seconds of each missing cell on this machine, one cell at a time.
 
     Args:
         grid: of `open_grid`.
         device: of the runs.
-        told: called with what is about to be tried.
+        told: called with the cell before it is tried.
     """
     num_unlabelled = 0
     rates: dict[str, _Rate] = {}
@@ -69,7 +69,7 @@ def estimate(grid: Grid, *, device: str = "auto", told: Callable[[str], None]) -
 
 
 def _work(grid: Grid, cell: Cell, num_unlabelled: int) -> tuple[int, int]:
-    """Steps of a cell, and images that it scores."""
+    """Numbers of steps and of scored images of a cell."""
     if cell.kind != "finetune":
         return total_steps(pretrain_settings(grid.study, cell, Path("unused")), num_unlabelled), 0
     settings = finetune_settings(grid.study, cell, Path("unused"), init=None, num_train=len(grid.train))
@@ -79,7 +79,7 @@ def _work(grid: Grid, cell: Cell, num_unlabelled: int) -> tuple[int, int]:
 
 
 def _finished(grid: Grid, cell: Cell) -> _Rate | None:
-    """Seconds a step of finished cells of this kind, with all that belongs to them."""
+    """Seconds per step of finished cells of this kind, everything included."""
     alike = [
         result.seconds / result.steps
         for other, result in grid.results.items()
@@ -89,7 +89,7 @@ def _finished(grid: Grid, cell: Cell) -> _Rate | None:
 
 
 def _tried(grid: Grid, cell: Cell, device: str, told: Callable[[str], None]) -> _Rate:
-    """A few steps of a run like the cell, in a folder of its own."""
+    """Run a few steps like the cell's, in a temporary folder."""
     told(f"trying {_TRIED} steps: {cell.kind} {cell.init}")
     changes = {"steps": _TRIED, "log_every": 1, "checkpoint_every": 10_000}
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,7 +114,7 @@ def _tried(grid: Grid, cell: Cell, device: str, told: Callable[[str], None]) -> 
 
 
 def _seconds_to_score(grid: Grid, run: Path) -> float:
-    """Seconds an image."""
+    """Seconds per image."""
     index = scored_index(grid.study)[1]
     index = index.subset(range(min(8, len(index))))
     model = SiamDETR.load(run)

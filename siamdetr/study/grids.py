@@ -1,4 +1,4 @@
-"""Which cells a study has. Every comparison has its scratch beside it, on the same splits and seeds."""
+"""The cells of each study. Every comparison includes training from scratch on the same splits and seeds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Variation = tuple[tuple[str, str], ...]
 
 
 def plan(study: StudySettings) -> list[Cell]:
-    """All cells of a study, in the order of work: what others start from comes first, and small fractions before large ones."""
+    """All cells of a study in running order: pretraining first, then small fractions before large ones."""
     wanted = list(_GRIDS[study.study](study))
     sources = [cell.source for cell in wanted if cell.source is not None]
     return list(dict.fromkeys([*sources, *wanted]))
 
 
 def ablation_variations(study: StudySettings) -> dict[str, dict[str, Variation]]:
-    """What is varied -> label -> variation of the pretraining; the preset's own value is no variation, and so one cell for all."""
+    """Varied setting -> label -> variation of the pretraining; the preset's own value counts once for all."""
     switches = {"both": ("1", "1"), "region only": ("0", "1"), "global only": ("1", "0"), "boxes only": ("0", "0")}
     base = _own(study)
     weights = tuple(base[name] if base[name] != "0" else "1" for name in ("weight_global", "weight_region"))
@@ -97,7 +97,7 @@ def _vary(study: StudySettings, **values: str) -> Variation:
 
 
 def _own(study: StudySettings) -> dict[str, str]:
-    """The preset's own values of what is varied."""
+    """The preset's values of the varied settings."""
     siamese = pretrain_settings(study, Cell("pretrain", "siamese"), Path("unused")).of(SiameseSettings)
     return {
         "proposals": siamese.proposals,

@@ -1,4 +1,4 @@
-"""What a pretrained detector finds before any finetuning, and where its decoder looks (the paper's Fig. 5)."""
+"""Pictures of a pretrained detector's boxes and attention before any finetuning (the paper's Fig. 5)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _TRUTH_COLOUR, _FOUND_COLOUR = "#ffffff", "#ffd23f"
 
 
 def save_qualitative(model: SiamDETR, index: DetectionIndex, folder: Path) -> None:
-    """Writes `I-truth.jpg`, `I-boxes.jpg` and `I-attention.jpg` of each image.
+    """Write `I-truth.jpg`, `I-boxes.jpg` and `I-attention.jpg` of each image.
 
-    As many of the best boxes are drawn as there are objects (at most 8), and the attention of their queries in the last decoder layer, mean over
-    heads, the strongest of the queries at each place.
+    The number of boxes is that of the objects, at most 8, best first. The attention is that of their queries in the last decoder
+    layer, mean over heads and maximum over queries.
 
     Args:
         model: of one class, "object".
@@ -51,7 +51,7 @@ def save_qualitative(model: SiamDETR, index: DetectionIndex, folder: Path) -> No
 
 
 def _attention(model: SiamDETR, image: Image.Image, count: int) -> NDArray[np.float32]:
-    """[h, w] in 0..1: where the queries of the best boxes look."""
+    """[h, w] in 0..1: attention of the queries of the best boxes."""
     detector = model.detector
     images, padding = normalize_prepared(preprocess([image], model.preprocessing), model.preprocessing, model.device)
     with evaluating(detector), torch.inference_mode(), record_attention(detector) as maps:
@@ -72,7 +72,7 @@ def _outlined(image: Image.Image, boxes: NDArray[np.float32], colour: str) -> Im
 
 
 def _heated(image: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
-    """The picture in grey, and in colour where the attention is."""
+    """The picture in grey, with the attention in colour."""
     picture, _ = _resized(image)
     heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
     colours = matplotlib.colormaps["inferno"](heat)[..., :3] * 255

@@ -1,4 +1,4 @@
-"""A study's pictures of figures: one colour an initialisation, intervals always drawn, names beside the lines they belong to."""
+"""Plots of a study: one colour per initialisation, always with intervals, and names beside their lines."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def differences(name: str, title: str, rows: Mapping[str, Sequence[tuple[str, In
 def labelled_dots(
     name: str, title: str, groups: Mapping[str, Sequence[tuple[str, Interval]]], *, x_label: str, base: Interval | None
 ) -> Plot:
-    """Dots with intervals, a row each, in titled groups: group -> (label, value); `base` is drawn as a band behind."""
+    """Dots with intervals, one row each, in titled groups: group -> (label, value); `base` is drawn as a band behind them."""
     count = sum(map(len, groups.values())) + 1.2 * len(groups)
     with plot_figure(5.8, max(2.0, 0.7 + 0.25 * count)) as figure:
         axes = figure.add_subplot()
@@ -105,7 +105,7 @@ def labelled_dots(
 
 
 def bars(name: str, title: str, groups: Mapping[str, Sequence[tuple[str, Interval]]], *, y_label: str) -> Plot:
-    """Upright bars in groups, with intervals: group -> (initialisation, value)."""
+    """Vertical bars in groups, with intervals: group -> (initialisation, value)."""
     with plot_figure(5.8, 3.2) as figure:
         axes = figure.add_subplot()
         inits = list(dict.fromkeys(init for entries in groups.values() for init, _ in entries))
@@ -130,7 +130,7 @@ def bars(name: str, title: str, groups: Mapping[str, Sequence[tuple[str, Interva
 
 
 def costs(name: str, title: str, rows: Sequence[tuple[str, str, float]], *, x_label: str, format: str) -> Plot:
-    """Lying bars with their value at the end: (initialisation, name, value)."""
+    """Horizontal bars with their value at the end: (initialisation, name, value)."""
     with plot_figure(5.8, 0.8 + 0.42 * len(rows)) as figure:
         axes = figure.add_subplot()
         for place, (init, _, value) in enumerate(rows):
@@ -152,7 +152,7 @@ def costs(name: str, title: str, rows: Sequence[tuple[str, str, float]], *, x_la
 def heatmap(
     name: str, title: str, cells: Mapping[tuple[float, float], Interval], *, x_label: str, y_label: str
 ) -> Plot:
-    """A table of colours with its figures in it: (x, y) -> value."""
+    """A heat map with its values written in the cells: (x, y) -> value."""
     xs, ys = sorted({x for x, _ in cells}), sorted({y for _, y in cells})
     grid = np.full((len(ys), len(xs)), np.nan)
     for (x, y), found in cells.items():
@@ -200,7 +200,7 @@ def _line(axes: Axes, line: Line) -> None:
 
 
 def _name_the_ends(axes: Axes, series: Sequence[Line]) -> None:
-    """The names to the right of the lines' ends, pushed apart where they would overlap."""
+    """Write the names right of the lines' ends, moved apart where they would overlap."""
     ends = [(line.points[-1][1].mean, line) for line in series if line.points]
     ends.sort(key=_height)
     low, high = axes.get_ylim()

@@ -1,4 +1,4 @@
-"""A study's report.html, study.csv and plots, in the folder of its name: rewritten from whatever is finished."""
+"""Write a study's report.html, study.csv and plots from the finished cells, in the folder of its name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FRACTIONS, _INITS = "Share of the labels", "initialisation"
 
 
 def write_study_report(grid: Grid) -> Path:
-    """Writes report.html, study.csv and plots/ into the study's place; returns the report's path."""
+    """Write report.html, study.csv and plots/ into the study's folder; returns the report's path."""
     drawn, sections = _SECTIONS[grid.study.study](grid)
     save_plots(grid.place, drawn)
     text = study_csv(grid)
@@ -248,7 +248,7 @@ def _picture(grid: Grid, cell: Cell, name: str, caption: str) -> Markup:
 
 
 def _state(grid: Grid) -> list[Section]:
-    """What is not finished, what failed, and what has to be known."""
+    """Unfinished cells, failures and notes."""
     lines = list(grid.notes)
     if grid.missing:
         lines.append(

@@ -1,4 +1,4 @@
-"""The work of one cell, in any process: train or measure, then leave result.json. A cell that was stopped goes on where it was."""
+"""Run one cell in any process: train or measure, then write result.json. An interrupted cell resumes."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CellTask:
-    """A cell and what it needs, for any process.
+    """A cell and everything it needs, for any process.
 
     Attributes:
         folder: of the study; absolute.
         num_train: labelled images of the whole train part.
-        threads: that PyTorch may take; None: as it likes.
+        threads: of PyTorch; None: its default.
     """
 
     cell: Cell
@@ -66,11 +66,11 @@ class CellTask:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a cell found.
+    """The result of a cell.
 
     Attributes:
         metrics: figures by name, AP and AR in 0..1.
-        steps: optimiser steps.
+        steps: optimizer steps.
         seconds: of the whole cell, over all sessions.
         curve: finetune: (epoch, AP, AP50) of each evaluation on the val part.
     """
@@ -84,7 +84,7 @@ class CellResult:
 
 @dataclass(frozen=True)
 class CellOutcome:
-    """A result, or why there is none."""
+    """A result, or the error that prevented it."""
 
     cell: Cell
     result: CellResult | None = None
@@ -93,12 +93,12 @@ class CellOutcome:
 
 
 def cell_folder(folder: Path, cell: Cell) -> Path:
-    """Where a cell of the study in `folder` lives; runs are run folders."""
+    """The folder of a cell of the study in `folder`; runs are ordinary run folders."""
     return folder / CELLS / cell.key
 
 
 def read_result(folder: Path, cell: Cell) -> CellResult | None:
-    """What a finished cell left; None: it is not finished."""
+    """The result of a finished cell; None: it is not finished."""
     path = cell_folder(folder, cell) / RESULT_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -109,7 +109,10 @@ def read_result(folder: Path, cell: Cell) -> CellResult | None:
 
 
 def run_cell(task: CellTask) -> CellOutcome:
-    """Do the work of a cell. Errors are kept for the report: one cell that fails does not stop a study. SIGINT and SIGTERM do; what is trained is saved."""
+    """Run a cell. An error is kept for the report and does not stop the study.
+
+    SIGINT and SIGTERM stop it; the training so far is saved.
+    """
     started = time.perf_counter()
     if task.threads is not None:
         torch.set_num_threads(task.threads)
@@ -120,7 +123,7 @@ def run_cell(task: CellTask) -> CellOutcome:
             result = _WORK[task.cell.kind](task, place, watch)
         except Interrupted as stop:
             return CellOutcome(task.cell, error=str(stop), interrupted=True)
-        except Exception as error:  # whatever it is, the other cells go on
+        except Exception as error:  # whatever it is, the other cells continue
             text = f"{type(error).__name__}: {error}"
             if watch.received is not None:  # a signal to all processes ends the workers that read images, too
                 return CellOutcome(task.cell, error=text, interrupted=True)
@@ -133,7 +136,7 @@ def run_cell(task: CellTask) -> CellOutcome:
 
 
 def scored_index(study: StudySettings) -> tuple[str, DetectionIndex]:
-    """The part that is scored, and its images: test where there is one, else val."""
+    """The scored part and its images: test if there is one, else val."""
     splits = available_splits(study.data[0], format=study.format)
     split = study.test_split or next((name for name in ("test", "val") if name in splits), None) or study.val_split
     index = open_dataset(study.data[0], format=study.format, split=split)
@@ -143,7 +146,7 @@ def scored_index(study: StudySettings) -> tuple[str, DetectionIndex]:
 
 
 def score(study: StudySettings, model: SiamDETR, watch: SignalWatch) -> dict[str, float]:
-    """COCO's figures of a model on the scored part.
+    """Score a model on the scored part.
 
     Raises:
         Interrupted: a signal came.
@@ -190,7 +193,7 @@ def _cost(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
 
 
 def _peak_mib() -> float:
-    """The process's peak of memory. Linux's ru_maxrss would be that of the process that started this one, where that was larger."""
+    """The peak memory of this process, MiB. On Linux ru_maxrss would include the process that started this one."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -226,7 +229,7 @@ def _pretrained(task: CellTask) -> SiamDETR:
 
 
 def _untrained(task: CellTask, place: Path) -> SiamDETR:
-    """The detector that pretraining starts from: its backbone's weights, and random ones."""
+    """The detector that pretraining starts from: the backbone's weights, all others random."""
     settings = _pretrain_settings(dataclasses.replace(task, cell=Cell("pretrain", task.study.methods[0])), place)
     torch.manual_seed(settings.seed)
     detector = Detector(pretraining_detector(settings))
@@ -250,7 +253,7 @@ def _curve(task: CellTask, place: Path, settings: FinetuneSettings) -> tuple[tup
 
 
 def _save(place: Path, result: CellResult) -> None:
-    """The result, whole; then what only a resume would need goes."""
+    """Write the result, then remove the files that only a resume needs."""
     content: dict[str, Any] = {
         "cell": dataclasses.asdict(result.cell),
         "metrics": result.metrics,

@@ -1,6 +1,6 @@
-"""Runs a study: a grid of cells that is kept on disk, so that whatever is finished is never done again.
+"""Run a study: a grid of cells on disk, of which finished ones are never run again.
 
-Studies of the same settings share a folder: its cells, its splits. Each has a folder of its own in it for what it answers.
+Studies with equal settings share a folder with its cells and splits. Each writes its report into a subfolder.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ Told = Callable[[CellOutcome], None]
 
 @dataclass(frozen=True)
 class Grid:
-    """A study's cells and what is there of them.
+    """A study's cells and their results.
 
     Attributes:
         folder: of the cells and splits; absolute.
-        cells: all of this study, in the order of work.
+        cells: all of this study, in running order.
         results: of the finished ones.
-        notes: what a reader of the figures has to know, such as a fraction that leaves a class without a label.
+        notes: for the reader of the figures, such as a fraction that leaves a class without labels.
         train: the labelled images to train on.
         num_val: images that choose the best weights.
     """
@@ -52,21 +52,21 @@ class Grid:
 
     @property
     def place(self) -> Path:
-        """Folder of what this study answers; other studies of `folder` have theirs beside it."""
+        """Folder of this study's report; other studies of `folder` have theirs beside it."""
         return self.folder / self.study.study
 
     @property
     def missing(self) -> list[Cell]:
-        """Cells that are still to be done."""
+        """Cells without a result."""
         return [cell for cell in self.cells if cell not in self.results]
 
 
 def open_grid(study: StudySettings, folder: str | Path, *, write: bool = True) -> Grid:
-    """The grid of a study in a folder, with what earlier calls have finished, of this study or of others that need the same cells.
+    """Open the grid of a study in a folder, with the cells that earlier calls or other studies have finished.
 
     Args:
         study: the settings.
-        folder: of this and other studies with these settings; made when it is not there.
+        folder: of this and other studies with these settings; created if needed.
         write: False changes nothing on disk (a dry run).
     Raises:
         StudyError: the folder holds studies with other settings, or of images that have changed since; the text lists the differences.
@@ -87,16 +87,16 @@ def open_grid(study: StudySettings, folder: str | Path, *, write: bool = True) -
 def run_grid(
     grid: Grid, *, engine: Engine, device: str = "auto", threads: int | None = None, progress: Progress, told: Told
 ) -> Grid:
-    """Does what is missing: first what other cells start from, then the rest. Returns the grid with the new results.
+    """Run the missing cells, pretraining first; returns the grid with the new results.
 
-    SIGINT and SIGTERM end it early: no cell begins any more, and those that run save what they have and end. A `SignalWatch` around the call
-    tells which came.
+    After SIGINT or SIGTERM no further cell begins, and running cells save their state and end. A `SignalWatch` around the call
+    tells which signal came.
 
     Args:
         grid: of `open_grid`.
         engine: where cells run.
         device: of the runs.
-        threads: PyTorch's, for each cell; None: as it likes.
+        threads: of PyTorch in each cell; None: its default.
         progress: called with (cells done, cells in all).
         told: called with each outcome as it comes.
     """
@@ -118,7 +118,7 @@ def run_grid(
                 if outcome.result is not None:
                     results[outcome.cell] = outcome.result
                 elif outcome.interrupted:
-                    watch.stop(signal.SIGTERM)  # one process alone got it, or this one as well
+                    watch.stop(signal.SIGTERM)  # a single process may have received it, or this one as well
                 else:
                     failed.add(outcome.cell)
                 progress(len(results), len(grid.cells))
@@ -131,7 +131,7 @@ def _waves(missing: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def _proposals(grid: Grid, missing: Sequence[Cell], watch: SignalWatch) -> None:
-    """Computed here, once for each kind: cells that run at the same time find them done."""
+    """Compute the proposals once for each kind, so that concurrent cells find them finished."""
     cells = [cell for cell in missing if cell.kind in ("pretrain", "cost")]
     kinds = {}
     for cell in cells:

@@ -1,4 +1,4 @@
-"""What a study is told, and what each of its runs is told because of it."""
+"""Settings of a study, and the settings of its runs that follow from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ StudyName = Literal[
     "data-efficiency", "initialization", "sensitivity", "ablation", "cost", "convergence", "qualitative"
 ]
 
-# What `--fast` puts over the preset: the whole path in about two minutes on two cores, without a claim.
+# `--fast` overrides the preset by these: the whole path in about two minutes on two cores, without a claim.
 _FAST_DETECTOR: dict[str, Any] = {
     "detector.variant": "conditional",
     "detector.backbone": "test_resnet.r160_in1k",
@@ -43,7 +43,7 @@ _FAST_METHOD: dict[str, Any] = {"size": 96, "num_regions": 5, "crop_size": 32}
 _FAST_FINETUNE: dict[str, Any] = {"images.size": 96, "images.max_size": 160, "images.augment": "flip"}
 
 
-# What each cell decides, and how the study is told instead; an assignment would undo what is compared.
+# Settings that each cell decides, and the option to use instead: an assignment would undo the comparison.
 _OWN: dict[str, str] = {
     "seed": "give --seeds",
     "steps": "give --pretrain-steps or --finetune-steps",
@@ -102,7 +102,7 @@ class StudySettings(Settings):
         return self
 
 
-# What may differ between two calls on one folder: it chooses cells, and changes none that is there.
+# May differ between two calls on one folder: these choose cells, and change none.
 GROWING = ("methods", "fractions", "seeds", "weights", "view_ious", "shown")
 
 
@@ -125,7 +125,7 @@ def pretrain_settings(study: StudySettings, cell: Cell, folder: Path, *, device:
     }
     timing = ("log_every=1", "checkpoint_every=1000000") if cell.kind == "cost" else ()
     varied = (f"{key}={value}" for key, value in cell.variation)
-    assignments = [*study.both, *study.pretrain, *varied, *timing]  # later ones win: a cell's own over the user's
+    assignments = [*study.both, *study.pretrain, *varied, *timing]  # later ones override: the cell's over the user's
     return resolve(PretrainSettings, preset=study.preset, flags=flags, assignments=assignments)
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of n values and half the width of its 95 % interval; None where one value alone gives none."""
+    """A mean of n values and half the width of its 95 % interval; None for a single value."""
 
     mean: float
     half: float | None
@@ -29,12 +29,12 @@ class Interval:
 
     @property
     def holds_zero(self) -> bool:
-        """Whether 0 is within: no effect is shown. Without an interval, False."""
+        """Whether the interval holds 0, which shows no effect; False without an interval."""
         return self.half is not None and abs(self.mean) <= self.half
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Mean and 95 % interval of the mean, of values that are independent and about normal.
+    """Mean of independent, roughly normal values, and the 95 % interval of the mean.
 
     Raises:
         ValueError: no value.

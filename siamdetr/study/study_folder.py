@@ -1,4 +1,4 @@
-"""What a folder of studies holds beside their cells: study.json, the settings that all of them share, and splits.json, the images of each part."""
+"""Read and write study.json (the settings that all studies of a folder share) and splits.json (the images of each part)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_folder(study: StudySettings, folder: Path) -> None:
-    """Make sure that a folder is new, or of studies with the same settings.
+    """Check that a folder is new, or belongs to studies with the same settings.
 
     Raises:
         StudyError: it is not; the text lists what differs.
@@ -57,7 +57,7 @@ def check_folder(study: StudySettings, folder: Path) -> None:
 def splits_of(
     folder: Path, train: DetectionIndex, cells: Sequence[Cell]
 ) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """The images of each fraction and seed, those of earlier calls too; and which classes a fraction of these cells leaves without a label.
+    """The images of each fraction and seed, including earlier calls, and the classes that a fraction leaves without labels.
 
     Raises:
         StudyError: an earlier split had other images, so the data has changed.
@@ -79,7 +79,7 @@ def splits_of(
 
 
 def write_folder(study: StudySettings, folder: Path, splits: dict[str, list[str]]) -> None:
-    """Writes study.json and splits.json; the folder is made."""
+    """Write study.json and splits.json; the folder is created."""
     text = json.dumps(_identity(study), indent=1)
     atomic_text(folder / SETTINGS_FILE, text)
     atomic_text(folder / SPLITS_FILE, json.dumps(splits, indent=1))
@@ -105,7 +105,7 @@ def _with_earlier(folder: Path, splits: dict[str, list[str]]) -> dict[str, list[
 
 
 def _identity(study: StudySettings) -> dict[str, Any]:
-    """What must be the same for all studies of a folder, with the preset's values: a preset that changes makes other cells."""
+    """The settings that all studies of a folder share, including the preset's values, since a changed preset gives other cells."""
     cell = Cell("pretrain", study.methods[0])
     base = to_json(pretrain_settings(study, cell, Path("cell")))
     fine = to_json(resolve(FinetuneSettings, preset=study.preset, flags={"data.paths": list(study.data)}))
@@ -129,7 +129,7 @@ def _identity(study: StudySettings) -> dict[str, Any]:
 
 
 def _shared(study: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what chooses cells only: which study it is, and how far it goes."""
+    """The settings without those that only choose cells."""
     return {key: value for key, value in study.items() if key not in ("study", *GROWING)}
 
 

@@ -1,4 +1,4 @@
-"""A study's figures as rows: study.csv, and the answers that the report opens with."""
+"""A study's figures as rows of study.csv, and the first sentences of its report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CSV_FILE = "study.csv"
 
 
 def study_csv(grid: Grid) -> str:
-    """One row a finished cell; AP and AR in 0..1."""
+    """One row per finished cell; AP and AR in 0..1."""
     rows = list(grid.results.values())
     figures = list(dict.fromkeys(name for row in rows for name in row.metrics))
     file = io.StringIO()
@@ -185,7 +185,7 @@ def _qualitative_answer(grid: Grid) -> str:
 
 
 def _signed(value: float) -> str:
-    """With a sign always, and a minus that is one."""
+    """A number with its sign, with the typographic minus."""
     return f"{value:+.1f}".replace("-", "−")
 
 

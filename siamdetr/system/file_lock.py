@@ -1,4 +1,4 @@
-"""One writer at a time: a program that wants to write a file which another is writing waits for it."""
+"""One writer at a time: a program waits while another one writes the same file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def only_writer(path: Path, waiting: Callable[[], object] = lambda: None) -> Ite
 
     Args:
         path: the file to write.
-        waiting: called again and again while another program has the lock; may raise to give up.
+        waiting: called repeatedly while another program has the lock; may raise to give up.
     Raises:
         DataError: nothing can be written there.
     """

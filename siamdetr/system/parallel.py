@@ -1,4 +1,4 @@
-"""Where many independent tasks run: threads, processes of this machine, or a Ray cluster. Ours holds no scheduler: each is an existing engine."""
+"""Run many independent tasks in threads, in processes of this machine, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _WAITING = 2  # tasks handed out beyond those that run, for each worker: a million would only fill the memory
-_POLL = 0.2  # seconds between two looks at `stopped`
+_POLL = 0.2  # seconds between two calls of `stopped`
 
 
 def _never() -> bool:
@@ -34,13 +34,13 @@ class Engine:
     """Where tasks run.
 
     Attributes:
-        kind: "here", one after the other; "threads" of this process (for functions that leave Python's lock); "processes", started
-            afresh (spawn), which end with this one however it ends; or "ray".
+        kind: "here", one after the other; "threads" of this process (for functions that release Python's lock); "processes",
+            spawned, which end with this one however it ends; or "ray".
         workers: threads or processes; None: one for each core that this process may use. Ray counts for itself.
         address: of the Ray cluster: "auto", "ray://host:port", or "local" to start one on this machine.
-        cpus, gpus: what a task occupies on the Ray cluster.
+        cpus, gpus: resources of a task on the Ray cluster.
         retries: how often Ray repeats a task whose machine or process died.
-        fresh: "processes": a new one for each task, so that its peak of memory is its own.
+        fresh: "processes": a new process for each task, so that its peak memory is its own.
     """
 
     kind: Literal["here", "threads", "processes", "ray"] = "threads"
@@ -54,7 +54,7 @@ class Engine:
     def run(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], *, stopped: Callable[[], bool] = _never
     ) -> Iterator[Result]:
-        """Results as they become ready, in any order. A task that raises ends the iteration with its error; the others are called off.
+        """Yield results as they become ready, in any order. A task that raises ends the iteration with its error and cancels the others.
 
         Args:
             function: of a module's top level; with "processes" and "ray" it and the tasks are sent to other processes.
@@ -121,7 +121,7 @@ def _run_in_pool(
 def _run_in_processes(
     function: Callable[[Task], Result], tasks: Iterable[Task], *, count: int, fresh: bool, stopped: Callable[[], bool]
 ) -> Iterator[Result]:
-    """In processes that hang on a lifeline: a pipe whose other end is here alone. It ends when they shall stop, and when this process has died."""
+    """Run in processes that hold a pipe from this one. It closes when they should stop, and when this process dies."""
     context = get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
     once = 1 if fresh else None
@@ -142,7 +142,7 @@ def _run_in_processes(
 
 
 def _begin_worker(lifeline: connection.Connection) -> None:
-    """In a new process: from now on nothing but its lifeline stops it, whatever the terminal sends to all processes at once."""
+    """In a new process: from now on only the pipe stops it, whatever signals the terminal sends to all processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     watch = SignalWatch().__enter__()  # never left: it is the outermost of this process
     threading.Thread(target=_hang_on, args=(lifeline, watch), daemon=True).start()
@@ -159,7 +159,7 @@ def _hang_on(lifeline: connection.Connection, watch: SignalWatch) -> None:
 
 
 def _unless_called_off(task: tuple[Callable[[Task], Result], Task]) -> list[Result]:
-    """A task's result; none where it was handed out before the stop, and comes to its turn after it."""
+    """A task's result; none if the task was sent before the stop and would begin after it."""
     function, argument = task
     with SignalWatch() as watch:
         return [] if watch.received is not None else [function(argument)]
@@ -167,7 +167,7 @@ def _unless_called_off(task: tuple[Callable[[Task], Result], Task]) -> list[Resu
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Processes that are started within it begin with SIGINT and SIGTERM held back: none dies of them while it still imports."""
+    """Processes started inside the block begin with SIGINT and SIGTERM blocked, so that none dies while it still imports."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish what is in hand, save it, leave with 130 or 143. A second signal leaves at once."""
+"""Ctrl-C and SIGTERM: finish the current step, save, exit with 130 or 143. A second signal exits at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit):
-    """A run that was asked to stop and has stopped. As a SystemExit it carries the exit code: 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """A run stopped by a signal. As a SystemExit it carries the exit code: 130 (Ctrl-C) or 143 (SIGTERM)."""
 
     def __init__(self, signum: int, text: str) -> None:
         super().__init__(128 + signum)
@@ -28,9 +28,9 @@ class Interrupted(SystemExit):
 class SignalWatch:
     """While entered, SIGINT and SIGTERM only set a flag, which long work polls: training between steps, evaluation between images.
 
-    A watch inside another has its flag, so that a signal between two pieces of work is not lost. A signal that was ignored before stays
-    ignored: so a shell starts what it puts in the background without job control, with SIGINT. Outside the main thread, where Python
-    allows no handlers, a watch has the flag of the one that is entered there, if any.
+    Nested watches share one flag, so that a signal between two pieces of work is not lost. A signal that was ignored before stays
+    ignored, as SIGINT is for background jobs of a shell without job control. Outside the main thread, where Python allows no
+    handlers, a watch shares the flag of the main thread's watch, if there is one.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class SignalWatch:
 
     @property
     def received(self) -> int | None:
-        """The signal that came first; None: none has."""
+        """The first signal received; None: none."""
         return self._received if self._outer is None else self._outer.received
 
     def __enter__(self) -> SignalWatch:
@@ -61,19 +61,19 @@ class SignalWatch:
         self._before = {}
 
     def install(self) -> None:
-        """Take the handlers; called again after Lightning has put its own."""
+        """Install the handlers; called again after Lightning has installed its own."""
         for signum in self._before:
             signal.signal(signum, self._handle)
 
     def stop(self, signum: int) -> None:
-        """Set the flag as a first signal would; where it is set already, nothing."""
+        """Set the flag as a first signal would, unless it is set."""
         if self._outer is not None:
             self._outer.stop(signum)
         elif self._received is None:
             self._received = signum
 
     def raise_if_received(self) -> None:
-        """Stop here and now, with nothing to save.
+        """Raise if a signal was received: to stop where there is nothing to save.
 
         Raises:
             Interrupted: a signal has come.

@@ -24,7 +24,8 @@ class BatchStream:
         dataset: takes (epoch, position) and must be a function of them and its seed alone.
         collate: samples to a batch.
         order: which samples.
-        start, stop: numbers of the first batch and of the one after the last.
+        start: number of the first batch.
+        stop: number of the batch after the last.
         workers: loading processes; 0 loads in this one.
         timeout: seconds after which a hung worker is an error; 0: never.
         pin: page-locked memory, for a GPU.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from siamdetr.data.index import DetectionIndex
-from siamdetr.drawing.attention import Wanted, attention_figure
+from siamdetr.drawing.attention import FigureOptions, attention_figure
 from siamdetr.drawing.boxes import draw_side_by_side, truth_of
 from siamdetr.files import ATTENTION, PICTURES
 from siamdetr.images.preprocessing import load_image
@@ -44,7 +44,7 @@ def save_pictures(run_folder: Path, index: DetectionIndex, *, count: int = 6, th
         pair.convert("RGB").save(content, "JPEG", quality=85)
         atomic_bytes(run_folder / PICTURES / file_name, content.getvalue())
         if number % 2 == 0:
-            figure = attention_figure(image, inspect(predictor, image), metadata.class_names, Wanted())
+            figure = attention_figure(image, inspect(predictor, image), metadata.class_names, FigureOptions())
             drawn = io.BytesIO()
             figure.savefig(drawn, format="jpg", dpi=_DPI, facecolor="white")
             atomic_bytes(run_folder / ATTENTION / file_name, drawn.getvalue())

@@ -150,11 +150,11 @@ def test_info_explains_a_model(
 
 
 def test_the_quickstart_writes_over_nothing(tmp_path: Path) -> None:
-    from siamdetr.cli.quickstart import _free
+    from siamdetr.cli.quickstart import free_folder
 
-    assert _free(tmp_path / "quickstart") == tmp_path / "quickstart"
+    assert free_folder(tmp_path / "quickstart") == tmp_path / "quickstart"
     (tmp_path / "quickstart").mkdir()
-    assert _free(tmp_path / "quickstart") == tmp_path / "quickstart-2"
+    assert free_folder(tmp_path / "quickstart") == tmp_path / "quickstart-2"
 
 
 def test_proposals_are_computed_scored_and_trained_on(

@@ -87,7 +87,7 @@ def category_name_twice(root: Path) -> tuple[str, str]:
     return JSON, "category 3"
 
 
-@defect("duplicate-category")
+@defect("ambiguous-category")
 def category_id_twice(root: Path) -> tuple[str, str]:
     coco_with(root, lambda document: document["categories"].append({"id": 2, "name": "cow"}))
     return JSON, "category 2"
@@ -152,7 +152,7 @@ def voc_image_gone(root: Path) -> tuple[str, str]:
     return "JPEGImages/a.jpg", ""
 
 
-@defect("duplicate-image-id")
+@defect("ambiguous-image")
 def image_id_twice(root: Path) -> tuple[str, str]:
     coco_with(root, lambda document: document["images"][2].update(id=1))
     return JSON, "image 1"
@@ -211,6 +211,50 @@ def image_without_annotation(root: Path) -> tuple[str, str]:
     return "train/extra.jpg", ""
 
 
+@defect("ambiguous-box")
+def box_of_an_id_that_two_files_have(root: Path) -> tuple[str, str]:
+    coco_with(root, lambda document: document["images"][2].update(id=1))
+    return JSON, "annotation 2"
+
+
+@defect("ambiguous-file")
+def two_names_from_another_machine_that_end_alike(root: Path) -> tuple[str, str]:
+    def change(document: dict[str, Any]) -> None:
+        for folder, entry in zip("aab", document["images"], strict=True):
+            entry["file_name"] = f"C:\\{folder}\\{'001.jpg' if entry['id'] == 3 else entry['file_name']}"
+
+    coco_with(root, change)
+    return JSON, "image 3"
+
+
+@defect("foreign-image")
+def picture_of_a_phone(root: Path) -> tuple[str, str]:
+    write_yolo(root)
+    (root / "images" / "train" / "b.heic").write_bytes(b"ftypheic")
+    return "images/train/b.heic", ""
+
+
+@defect("unread-labels")
+def label_files_without_names(root: Path) -> tuple[str, str]:
+    write_yolo(root)
+    (root / "data.yaml").unlink()
+    return "labels/train/a.txt", ""
+
+
+@defect("other-labels")
+def table_beside_the_annotations(root: Path) -> tuple[str, str]:
+    write_coco(root)
+    (root / "train" / "boxes.csv").write_text("001.jpg,1,2,3,4\n")
+    return "train/boxes.csv", ""
+
+
+@defect("class-folders")
+def classification_folders(root: Path) -> tuple[str, str]:
+    write_image(root / "cat" / "a.jpg")
+    write_image(root / "dog" / "b.jpg", seed=1)
+    return "cat", ""
+
+
 # --- boxes -----------------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +271,9 @@ def box_defect(kind: str, name: str, change: dict[str, Any], place: str = "annot
 
 box_defect("malformed-box", "three_numbers", {"bbox": [1, 2, 3]})
 box_defect("malformed-box", "text", {"bbox": "1 2 3 4"})
+box_defect("malformed-box", "crowd_in_words", {"iscrowd": "perhaps"})
+box_defect("bad-field", "area_in_words", {"area": "large"})
+box_defect("outline-box", "polygon_alone", {"bbox": None, "segmentation": [[1, 2, 30, 2, 30, 20]]})
 box_defect("nan-box", "nan", {"bbox": [1, float("nan"), 3, 4]})
 box_defect("nan-box", "infinite", {"bbox": [1, 2, float("inf"), 4]})
 box_defect("degenerate-box", "no_width", {"bbox": [1, 2, 0, 4]})
@@ -239,6 +286,17 @@ box_defect("unknown-category", "no_category", {"category_id": None})
 box_defect("unknown-image", "image_77", {"image_id": 77})
 box_defect("duplicate-annotation-id", "id_of_the_next", {"id": 4}, "annotation 4")
 box_defect("duplicate-box", "as_the_first", {"bbox": [20.0, 10.0, 15.0, 12.0], "category_id": 1})
+
+
+@defect("many-objects")
+def a_tray_of_objects(root: Path) -> tuple[str, str]:
+    def change(document: dict[str, Any]) -> None:
+        document["annotations"] += [
+            {"id": 100 + k, "image_id": 2, "category_id": 1, "bbox": [k % 50, k // 50, 5, 5]} for k in range(100)
+        ]
+
+    coco_with(root, change)
+    return "train/002.jpg", "image 2"
 
 
 @defect("degenerate-box")

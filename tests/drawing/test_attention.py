@@ -1,4 +1,4 @@
-"""`siamdetr attention`: figures of where a detector looked."""
+"""`siamdetr attention`: figures of attention maps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from siamdetr.cli.__main__ import app
-from siamdetr.drawing.attention import Wanted, attention_figure, best_boxes, chosen_map, heat
-from siamdetr.inference.attention_maps import Look, RecordedInspection
+from siamdetr.drawing.attention import FigureOptions, attention_figure, best_boxes, chosen_map, heat
+from siamdetr.inference.attention_maps import AttentionMaps, RecordedInspection
 from siamdetr.inference.predictor import ScoredBoxes
 
 
@@ -80,10 +80,10 @@ def test_best_boxes_takes_a_query_once() -> None:
 
 def test_maps_of_layers_and_heads() -> None:
     maps = np.random.default_rng(0).random((2, 3, 4, 5), dtype=np.float32)
-    look = Look(maps)
-    np.testing.assert_allclose(chosen_map(look, layer=None, head=None), maps.mean((0, 1)), rtol=1e-6)
-    np.testing.assert_allclose(chosen_map(look, layer=2, head=1), maps[1, 1], rtol=1e-6)
-    np.testing.assert_allclose(chosen_map(look, layer=None, head=2), maps[:, 2].mean(0), rtol=1e-6)
+    attention = AttentionMaps(maps)
+    np.testing.assert_allclose(chosen_map(attention, layer=None, head=None), maps.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(chosen_map(attention, layer=2, head=1), maps[1, 1], rtol=1e-6)
+    np.testing.assert_allclose(chosen_map(attention, layer=None, head=2), maps[:, 2].mean(0), rtol=1e-6)
 
 
 def test_heat_peaks_where_the_map_does_and_an_even_map_stays_dark() -> None:
@@ -104,18 +104,18 @@ def test_the_figure_of_an_onnx_file_s_arrays() -> None:
     scored = ScoredBoxes(np.array([[0.9, 0.4]], np.float32), np.array([[0, 2]]), boxes)
     seen = RecordedInspection(scored, (48, 64), rng.random((2, 4, 2, 3, 4), dtype=np.float32))
     image = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
-    figure = attention_figure(image, seen, NAMES, Wanted(boxes=2))
+    figure = attention_figure(image, seen, NAMES, FigureOptions(boxes=2))
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["boxes", "cat  0.90", "cell  0.40"]
     with pytest.raises(ValueError, match="keeps no attention of its encoder"):
-        attention_figure(image, seen, NAMES, Wanted(point=(0.5, 0.5)))
+        attention_figure(image, seen, NAMES, FigureOptions(point=(0.5, 0.5)))
 
 
 def test_a_photo_is_drawn_no_larger_than_print_shows_and_measured_in_its_own_pixels() -> None:
     boxes = np.array([[[500, 500, 3000, 3000]]], dtype=np.float32)
     scored = ScoredBoxes(np.array([[0.9]], np.float32), np.array([[0]]), boxes)
     seen = RecordedInspection(scored, (3000, 4000), np.ones((1, 1, 1, 3, 4), np.float32) / 12)
-    figure = attention_figure(Image.new("RGB", (4000, 3000)), seen, ("5$ or 10$",), Wanted(boxes=1))
+    figure = attention_figure(Image.new("RGB", (4000, 3000)), seen, ("5$ or 10$",), FigureOptions(boxes=1))
     for axis in figure.axes:
         assert (axis.get_xlim(), axis.get_ylim()) == ((0, 4000), (3000, 0))
         for drawn in axis.images:

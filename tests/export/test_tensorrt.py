@@ -21,7 +21,7 @@ from siamdetr.export import tensorrt as building
 from siamdetr.export.add_engine import add_engine
 from siamdetr.export.bundle import digest_file
 from siamdetr.export.end_to_end import DETECTIONS
-from siamdetr.export.engine import EngineDetector, EngineFacts, check_module, choose_profile, spans
+from siamdetr.export.engine import EngineDetector, EngineFacts, check_module, choose_gpu, choose_profile, spans
 from siamdetr.export.engine_precision import LayerPrecision, check_realised, read_inspector
 from siamdetr.export.gate_images import drawn_samples
 from siamdetr.export.onnx import write_bundle
@@ -29,7 +29,7 @@ from siamdetr.export.onnx_graph import with_outputs
 from siamdetr.export.options import ExportOptions, Precision
 from siamdetr.export.precision import to_half
 from siamdetr.export.quantize import to_int8
-from siamdetr.export.tensorrt import EngineOptions, Profile, build_engine, default_profile, find_module
+from siamdetr.export.tensorrt import EngineOptions, Profile, build_engine, default_profile, failure_reason, find_module
 from siamdetr.images.preprocessing import PreprocessingSpec
 
 PROFILE = Profile(batch=(1, 2, 4), height=(65, 96, 160), width=(65, 128, 160))
@@ -202,10 +202,10 @@ def test_graphs_that_tensorrt_cannot_read_are_named(tmp_path: Path) -> None:
 
 
 def test_memory_that_runs_out_is_said_so() -> None:
-    text = building._reason(["[defaultAllocator.cpp] Error Code 1: Cuda Runtime (out of memory)"])
+    text = failure_reason(["[defaultAllocator.cpp] Error Code 1: Cuda Runtime (out of memory)"])
     assert "the GPU ran out of memory" in text
     assert "take a smaller --batch or --workspace" in text
-    assert building._reason([]) == "it gave no reason"
+    assert failure_reason([]) == "it gave no reason"
 
 
 def test_an_engine_is_not_opened_before_its_digest_is_right(bundle: Path, tmp_path: Path) -> None:
@@ -260,10 +260,10 @@ def test_an_engine_of_another_version_or_gpu_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(engines.torch.cuda, "get_device_capability", lambda gpu: (8, 6))
     monkeypatch.setattr(engines.torch.cuda, "get_device_name", lambda gpu: "a small GPU")
     with pytest.raises(ExportError, match=r"built for a GPU of compute capability 9\.0, a small GPU has 8\.6; rebuild"):
-        engines._gpu("cuda", facts())
-    assert engines._gpu("auto", facts(portable=True)).type == "cuda"
+        choose_gpu("cuda", facts())
+    assert choose_gpu("auto", facts(portable=True)).type == "cuda"
     with pytest.raises(ExportError, match="device: got 'cpu' for an engine, expected cuda"):
-        engines._gpu("cpu", facts())
+        choose_gpu("cpu", facts())
 
 
 def test_an_engine_goes_into_a_bundle_that_is_whole(bundle: Path, tmp_path: Path) -> None:

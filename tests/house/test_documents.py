@@ -11,7 +11,8 @@ from helpers.paths import ROOT
 
 from siamdetr.cli.__main__ import app
 
-BLOCK = re.compile(r"^```(?:sh)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 ASSIGNMENT = re.compile(r'([A-Z]+)="([^"]*)"')
 
 
@@ -19,7 +20,9 @@ def commands() -> list[tuple[str, str]]:
     """(file, command) of every line of a block of code that starts with `siamdetr`; line ends with a backslash are joined."""
     found = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for block in BLOCK.findall(path.read_text(encoding="utf-8")):
+        for language, block in BLOCK.findall(path.read_text(encoding="utf-8")):
+            if language not in ("", "sh"):
+                continue
             named: dict[str, str] = {}  # the block's own variables, NAME="..."
             for line in block.replace("\\\n", " ").splitlines():
                 if named_here := ASSIGNMENT.fullmatch(line):
@@ -40,9 +43,16 @@ def test_a_command_of_the_documents_parses(file: str, command: str) -> None:  # 
     verbs[verb].make_context(verb, [word for word in words if word != "…"])
 
 
-def test_the_readme_has_its_two_and_its_five_commands() -> None:
+def test_the_readme_goes_from_pretraining_to_serving() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "make quickstart" in readme
     assert "make test" in readme
     verbs = [command.split()[1] for file, command in commands() if file == "README.md"]
-    assert verbs[:5] == ["doctor", "train", "finetune", "val", "export"]
+    assert verbs == ["doctor", "train", "finetune", "val", "predict", "export", "serve"]
+
+
+def test_every_link_of_a_document_leads_to_a_file() -> None:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        if path.name != "api.md":  # its links lead to pages that the site makes
+            for target in LINK.findall(path.read_text(encoding="utf-8")):
+                assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"

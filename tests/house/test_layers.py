@@ -163,3 +163,19 @@ def test_no_pickle_and_no_unsafe_load() -> None:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 safe = any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in node.keywords)
                 assert safe, f"{path.name}:{node.lineno}: torch.load without weights_only=True"
+
+
+def test_tests_use_public_names() -> None:
+    """What a test needs is public, or shows through what is public."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        ours = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("siamdetr")]
+        names = {alias.asname or alias.name for node in ours for alias in node.names}
+        private = [f"{node.module}.{alias.name}" for node in ours for alias in node.names if alias.name.startswith("_")]
+        private += [
+            ast.unparse(node)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names
+            if node.attr.startswith("_") and not node.attr.endswith("__")
+        ]
+        assert not private, f"{path.relative_to(ROOT)} uses {', '.join(private)}"

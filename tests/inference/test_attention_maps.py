@@ -33,24 +33,24 @@ def model(request: pytest.FixtureRequest) -> SiamDETR:
     return model
 
 
-def test_boxes_are_those_of_predict_and_looks_those_of_attention(model: SiamDETR, picture: Image.Image) -> None:
+def test_boxes_equal_predict_and_maps_equal_attention(model: SiamDETR, picture: Image.Image) -> None:
     seen = model.inspect(picture)
     batch = preprocess([picture], model.preprocessing)
     np.testing.assert_array_equal(seen.scored.boxes, model.predict_batch(batch).boxes)
     assert seen.size == (60, 80)
     maps = model.attention(picture)  # [L, M, Q, h, w]
     for box in (0, 17, 59):
-        look = seen.decoder_look(box)
-        np.testing.assert_allclose(look.maps, maps[:, :, seen.queries[box]], atol=2e-5)
-        if look.weights is not None and look.points is not None:
-            np.testing.assert_allclose(look.weights.sum(-1), 1, rtol=1e-5)
-            assert look.points.shape == (*look.weights.shape, 2)
+        attention = seen.decoder_attention(box)
+        np.testing.assert_allclose(attention.maps, maps[:, :, seen.queries[box]], atol=2e-5)
+        if attention.weights is not None and attention.points is not None:
+            np.testing.assert_allclose(attention.weights.sum(-1), 1, rtol=1e-5)
+            assert attention.points.shape == (*attention.weights.shape, 2)
         else:
-            np.testing.assert_allclose(look.maps.sum((-2, -1)), 1, rtol=1e-5)
+            np.testing.assert_allclose(attention.maps.sum((-2, -1)), 1, rtol=1e-5)
 
 
 def test_a_box_of_a_query_is_the_query_s(picture: Image.Image) -> None:
-    """Focal loss gives several boxes of one query: they share a look; softmax gives one box a query."""
+    """Focal loss gives several boxes of one query: they share their maps; softmax gives one box per query."""
     model = tiny_model("conditional", "softmax")
     seen = model.inspect(picture)
     assert seen.queries == tuple(range(20))
@@ -61,7 +61,7 @@ def test_a_box_of_a_query_is_the_query_s(picture: Image.Image) -> None:
 
 
 def test_references_are_where_boxes_start(model: SiamDETR, picture: Image.Image) -> None:
-    references = model.inspect(picture).decoder_look(3).references
+    references = model.inspect(picture).decoder_attention(3).references
     if model.detector.settings.variant == "vanilla":
         assert references is None
         return
@@ -71,7 +71,7 @@ def test_references_are_where_boxes_start(model: SiamDETR, picture: Image.Image)
     assert ((references >= 0) & (references <= 1)).all()
 
 
-def test_encoder_look_of_a_point_is_what_its_layer_mixed(model: SiamDETR, picture: Image.Image) -> None:
+def test_encoder_attention_of_a_point_is_what_its_layer_mixed(model: SiamDETR, picture: Image.Image) -> None:
     images, padding = normalize_prepared(preprocess([picture], model.preprocessing), model.preprocessing, "cpu")
     first = next(m for m in model.detector.encoder.modules() if isinstance(m, ScaledDotProduct | DeformableAttention))
     mixed: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -82,16 +82,16 @@ def test_encoder_look_of_a_point_is_what_its_layer_mixed(model: SiamDETR, pictur
     first.observable = False
     handle.remove()
     row, column = 1, 2
-    look = model.inspect(picture).encoder_look((column + 0.5) / width, (row + 0.5) / height)
+    attention = model.inspect(picture).encoder_attention((column + 0.5) / width, (row + 0.5) / height)
     cell = row * width + column
     if isinstance(first, DeformableAttention):
-        np.testing.assert_allclose(look.maps[0], maps[0][0, :, cell], atol=1e-5)
-        assert look.points is not None
+        np.testing.assert_allclose(attention.maps[0], maps[0][0, :, cell], atol=1e-5)
+        assert attention.points is not None
     else:
         values, out = mixed[0]
-        expected = torch.from_numpy(look.maps[0]).flatten(1)[:, None] @ values[0]  # [M, 1, e]
+        expected = torch.from_numpy(attention.maps[0]).flatten(1)[:, None] @ values[0]  # [M, 1, e]
         torch.testing.assert_close(expected.flatten(), out[0, cell], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(look.maps.sum((-2, -1)), 1, rtol=1e-5)
+        np.testing.assert_allclose(attention.maps.sum((-2, -1)), 1, rtol=1e-5)
 
 
 def test_tracing_changes_nothing_and_ends_with_its_block(model: SiamDETR, picture: Image.Image) -> None:
@@ -111,21 +111,21 @@ def test_of_a_letterboxed_image_only_the_image_is_shown(model: SiamDETR, picture
     spec = PreprocessingSpec(mode="letterbox", size=(128, 128), max_size=None)
     boxed = SiamDETR.from_parts(model.detector, class_names=model.class_names, preprocessing=spec)
     seen = boxed.inspect(picture)
-    look = seen.decoder_look(0)
-    height, width = look.maps.shape[-2:]
+    attention = seen.decoder_attention(0)
+    height, width = attention.maps.shape[-2:]
     assert height < width
     batch = preprocess([picture], spec)
     with torch.inference_mode(), record_attention(boxed.detector) as maps:
         boxed.detector(*normalize_prepared(batch, spec, "cpu"))
-    if look.points is None:
+    if attention.points is None:
         kept = maps[0][0, :, seen.queries[0], :height, :width].numpy()
-        np.testing.assert_allclose(look.maps[0], kept, atol=2e-5)
+        np.testing.assert_allclose(attention.maps[0], kept, atol=2e-5)
         assert kept.sum() == pytest.approx(2, rel=1e-4)  # nothing of the two heads is in the padding
     else:
         whole = maps[0][0, :, seen.queries[0]].numpy()  # over the padded input, of which the image is the upper 3/4
         rows = np.arange(whole.shape[-2]) + 0.5
         spread = (whole.sum((0, 2)) * rows).sum() / whole.sum() / whole.shape[-2]
-        points, weights = look.points[0], look.weights
+        points, weights = attention.points[0], attention.weights
         assert weights is not None
         inside = (points > 0.05).all(-1) & (points < 0.95).all(-1)
         mean = (points[..., 1] * weights[0] * inside).sum() / (weights[0] * inside).sum()
@@ -148,43 +148,43 @@ def test_several_levels_share_one_small_grid(picture: Image.Image) -> None:
     spec = PreprocessingSpec.from_size(480, 640)
     model = SiamDETR.from_parts(Detector(settings), class_names=("a", "b", "c"), preprocessing=spec)
     seen = model.inspect(picture)
-    look = seen.decoder_look(0)
-    assert max(look.maps.shape[-2:]) == 64
-    assert look.points is not None
-    assert look.references is not None
-    assert look.points.shape[2] == 3 * 4  # levels times points
-    assert look.references.shape == (2, 2)
-    assert seen.encoder_look(1.0, 1.0).maps.shape[-2:] == look.maps.shape[-2:]
+    attention = seen.decoder_attention(0)
+    assert max(attention.maps.shape[-2:]) == 64
+    assert attention.points is not None
+    assert attention.references is not None
+    assert attention.points.shape[2] == 3 * 4  # levels times points
+    assert attention.references.shape == (2, 2)
+    assert seen.encoder_attention(1.0, 1.0).maps.shape[-2:] == attention.maps.shape[-2:]
 
 
 def test_questions_without_an_answer_say_so(picture: Image.Image) -> None:
     seen = tiny_model().inspect(picture)
     with pytest.raises(ValueError, match="box: got number 60, expected 0 to 59"):
-        seen.decoder_look(60)
+        seen.decoder_attention(60)
     with pytest.raises(ValueError, match=r"point: got \(1.5, 0\), expected fractions of the image from 0 to 1"):
-        seen.encoder_look(1.5, 0.0)
+        seen.encoder_attention(1.5, 0.0)
     with pytest.raises(ValueError, match="point: got"):
-        seen.encoder_look(float("nan"), 0.0)
+        seen.encoder_attention(float("nan"), 0.0)
     bare = Detector(DetectorSettings.model_validate({**TINY, "encoder_layers": 0, "num_classes": 1, "num_queries": 4}))
     model = SiamDETR.from_parts(bare, class_names=("a",), preprocessing=PreprocessingSpec.from_size(64))
-    assert not model.inspect(picture).has_encoder_look
+    assert not model.inspect(picture).has_encoder_attention
     with pytest.raises(ValueError, match="encoder has no layers, hence no attention"):
-        model.inspect(picture).encoder_look(0.5, 0.5)
+        model.inspect(picture).encoder_attention(0.5, 0.5)
 
 
 def test_recorded_arrays_answer_for_the_decoder_alone() -> None:
     scored = ScoredBoxes(np.ones((1, 2), np.float32), np.zeros((1, 2), np.int64), np.zeros((1, 2, 4), np.float32))
     maps = np.random.default_rng(0).random((3, 4, 2, 5, 6), dtype=np.float32)
     seen = RecordedInspection(scored, (50, 60), maps)
-    np.testing.assert_array_equal(seen.decoder_look(1).maps, maps[:, :, 1])
-    assert seen.has_decoder_look
-    assert not seen.has_encoder_look
+    np.testing.assert_array_equal(seen.decoder_attention(1).maps, maps[:, :, 1])
+    assert seen.has_decoder_attention
+    assert not seen.has_encoder_attention
     with pytest.raises(ValueError, match="box: got number -1, expected 0 to 1"):
-        seen.decoder_look(-1)
+        seen.decoder_attention(-1)
     with pytest.raises(ValueError, match="keeps no attention of its encoder; open the run's checkpoint"):
-        seen.encoder_look(0.5, 0.5)
+        seen.encoder_attention(0.5, 0.5)
     with pytest.raises(ValueError, match="keeps no attention; export it again with --attention"):
-        RecordedInspection(scored, (50, 60), None).decoder_look(0)
+        RecordedInspection(scored, (50, 60), None).decoder_attention(0)
 
 
 def test_a_graph_s_attention_is_taken_of_all_layers_or_of_the_last_queries(picture: Image.Image) -> None:
@@ -198,9 +198,9 @@ def test_a_graph_s_attention_is_taken_of_all_layers_or_of_the_last_queries(pictu
     }
     layers = rng.random((1, 3, 4, 2, 8, 8), dtype=np.float32)
     seen = inspection_of_outputs({**found, "attention": layers}, batch)
-    np.testing.assert_array_equal(seen.decoder_look(1).maps, layers[0, :, :, 1, :6])
+    np.testing.assert_array_equal(seen.decoder_attention(1).maps, layers[0, :, :, 1, :6])
     assert seen.size == (60, 80)
     last, queries = rng.random((1, 4, 9, 8, 8), dtype=np.float32), np.array([[7, 3]])
     seen = inspection_of_outputs({**found, "attention": last, "queries": queries}, batch)
-    np.testing.assert_array_equal(seen.decoder_look(0).maps, last[:, :, 7, :6])
-    assert not inspection_of_outputs(found, batch).has_decoder_look
+    np.testing.assert_array_equal(seen.decoder_attention(0).maps, last[:, :, 7, :6])
+    assert not inspection_of_outputs(found, batch).has_decoder_attention

@@ -19,7 +19,7 @@ from siamdetr.errors import WeightFileError
 from siamdetr.models.backbone.batchnorm import FrozenBatchNorm2d
 from siamdetr.models.backbone.body import Backbone, fold_batchnorm
 from siamdetr.models.backbone.weight_files import read_weight_file
-from siamdetr.models.backbone.weights import _efficientnet_lite0, load_backbone_weights
+from siamdetr.models.backbone.weights import efficientnet_lite0_weights, load_backbone_weights
 
 
 def with_statistics(backbone: Backbone) -> Backbone:
@@ -140,7 +140,7 @@ def test_efficientnet_lite0_has_its_imagenet_weights_without_a_network() -> None
 def test_imagenet_weights_know_what_is_in_photographs(real_data: Path) -> None:
     """In a wrong order of tensors the best of 1,000 classes would have about a thousandth."""
     model = timm.create_model("tf_efficientnet_lite0").eval()
-    model.load_state_dict(_efficientnet_lite0(), strict=False)
+    model.load_state_dict(efficientnet_lite0_weights(), strict=False)
     paths = sorted((real_data / "coco-mini").rglob("*.jpg"))[:8]
     pixels = np.stack([np.array(Image.open(path).convert("RGB").resize((224, 224))) for path in paths])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1

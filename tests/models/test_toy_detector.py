@@ -84,7 +84,7 @@ def test_a_toy_detector_is_trained_reported_exported_and_asked(tmp_path: Path) -
     assert gate.passed
     picture = Image.new("RGB", (96, 64), "orange")
     assert model.attention(picture).shape[:3] == (2, DETECTOR["heads"], DETECTOR["num_queries"])
-    assert model.inspect(picture).decoder_look(0).maps.shape[0] == 2
+    assert model.inspect(picture).decoder_attention(0).maps.shape[0] == 2
     ours, exported = model.predict(picture, 0.0), siamdetr.load(tmp_path / "bundle").predict(picture, 0.0)
     assert len(ours) == len(exported) > 0
 

@@ -20,7 +20,6 @@ from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.errors import DataError, EngineError
 from siamdetr.images.open import content_key, read_bytes
 from siamdetr.proposals import compute as proposals
-from siamdetr.proposals import writing as proposal_writing
 from siamdetr.proposals.compute import ProposalStore, compute_proposals, open_proposals
 from siamdetr.proposals.edge_map import MOST_EDGES, check_edge_model, gradient_edges
 from siamdetr.proposals.from_objectness import read_objectness
@@ -236,7 +235,9 @@ def test_a_look_up_reads_few_rows_however_many_there_are(tmp_path: Path) -> None
     nothing = np.zeros(20_000, np.uint8)
     offsets, sizes = np.zeros(20_001, np.int64), np.ones((20_000, 2), np.int32)
     rows = Rows(keys, keys, sizes, nothing, offsets, np.zeros((0, 4), np.uint16))
-    fanout = proposal_writing._fanout(rows.sorted().keys)
+    write_store(tmp_path / "p.arrow", "recipe", rows.sorted())
+    with pa.memory_map(str(tmp_path / "p.arrow")) as file:
+        fanout = pa.ipc.open_file(file).get_batch(0).column("fanout").to_numpy()
     steps = np.diff([*fanout, 20_000])  # rows that share an entry
     assert steps.max() <= 12
     assert (steps**2).mean() < 3  # what a look-up passes over on average

@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 from siamdetr.api import SiamDETR, load
 from siamdetr.cli.__main__ import app
-from siamdetr.cli.demo import _names
+from siamdetr.cli.demo import distinguishing_names
 from siamdetr.errors import ImageError
-from siamdetr.inference.attention_maps import Look
+from siamdetr.inference.attention_maps import AttentionMaps
 from siamdetr.serve.demo.answers import Answers, NamedModel, data_url, pack
 from siamdetr.serve.demo.example_images import find_examples, open_upload
 from siamdetr.settings.registry import DETECTORS
@@ -64,7 +64,7 @@ def test_every_variant_answers_for_boxes_and_points(variant: str, picture: Image
     looked = answers.look({"picture": 1, "model": 0, "box": 0})
     seen = model.inspect(picture)
     best = int(np.argsort(-seen.scored.scores[0], kind="stable")[0])
-    expected = seen.decoder_look(best)
+    expected = seen.decoder_attention(best)
     np.testing.assert_allclose(unpack(looked), expected.maps, atol=float(expected.maps.max()) / 400)
     assert (looked["points"] is not None) == (expected.points is not None)
     assert (looked["references"] is None) == (variant == "vanilla")
@@ -73,7 +73,7 @@ def test_every_variant_answers_for_boxes_and_points(variant: str, picture: Image
 
 def test_points_travel_with_their_weights() -> None:
     rng = np.random.default_rng(0)
-    look = Look(
+    look = AttentionMaps(
         np.zeros((2, 3, 4, 5), np.float32), rng.random((2, 3, 7, 2), np.float32), rng.random((2, 3, 7), np.float32)
     )
     answer = pack(look)
@@ -103,7 +103,7 @@ def test_pictures_of_several_people_at_once_are_not_mixed_up(picture: Image.Imag
         told = list(people.map(lambda i: answers.detect(turned if i % 2 else picture, str(i)), range(4)))
     for i, one in enumerate(told):
         alone = pack(
-            model.inspect(turned if i % 2 else picture).decoder_look(_best(model, turned if i % 2 else picture))
+            model.inspect(turned if i % 2 else picture).decoder_attention(_best(model, turned if i % 2 else picture))
         )
         assert answers.look({"picture": one["picture"]["id"], "model": 0, "box": 0})["points"] == alone["points"]
 
@@ -198,11 +198,17 @@ def test_shown_pictures_are_at_most_so_large() -> None:
 
 
 def test_models_are_named_by_what_tells_them_apart() -> None:
-    assert _names([Path("runs/a"), Path("runs/b.safetensors")]) == ["a", "b"]
-    assert _names([Path("x/run/best.safetensors"), Path("y/run/best.safetensors")]) == ["x/run/best", "y/run/best"]
-    assert _names([Path("runs/a"), Path("runs/a")]) == ["a", "a"]
-    assert _names([Path("runs/lr-0.1"), Path("runs/lr-0.2")]) == ["lr-0.1", "lr-0.2"]
-    assert _names([Path("run/best.safetensors"), Path("run/best.onnx")]) == ["best.safetensors", "best.onnx"]
+    assert distinguishing_names([Path("runs/a"), Path("runs/b.safetensors")]) == ["a", "b"]
+    assert distinguishing_names([Path("x/run/best.safetensors"), Path("y/run/best.safetensors")]) == [
+        "x/run/best",
+        "y/run/best",
+    ]
+    assert distinguishing_names([Path("runs/a"), Path("runs/a")]) == ["a", "a"]
+    assert distinguishing_names([Path("runs/lr-0.1"), Path("runs/lr-0.2")]) == ["lr-0.1", "lr-0.2"]
+    assert distinguishing_names([Path("run/best.safetensors"), Path("run/best.onnx")]) == [
+        "best.safetensors",
+        "best.onnx",
+    ]
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,8 +224,8 @@ def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_page_is_part_of_the_package() -> None:
     """Files that are no Python are listed apart: forgotten, they are missing from the wheel alone."""
-    page = importlib.resources.files("siamdetr.serve") / "page"
+    page = importlib.resources.files("siamdetr.serve.demo") / "page"
     names = {file.name for file in page.iterdir()}
     assert names == {"viewer.html", "viewer.css", "viewer.js", "stage.js", "heat.js"}
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert setuptools["package-data"]["siamdetr.serve"] == ["page/*"]
+    assert setuptools["package-data"]["siamdetr.serve.demo"] == ["page/*"]

@@ -1,12 +1,18 @@
-"""The files of a data set: which there are, and what their names mean on this machine."""
+"""The files of a data set: which there are, and what names in annotation files mean on this machine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from siamdetr.images.header import is_companion_folder, is_image
+
+_SAMPLE = 50  # names that decide where a data set's images lie
 
 
 def walk_files(root: Path) -> Iterator[str]:
@@ -32,31 +38,133 @@ def walk_images(root: Path) -> Iterator[str]:
     return (path for path in walk_files(root) if is_image(path))
 
 
+def visible_subfolders(root: Path) -> list[Path]:
+    """The folders directly in `root`, sorted; hidden ones and companion folders are left out."""
+    if not root.is_dir():
+        return []
+    return [
+        root / name for name in sorted(os.listdir(root)) if not is_companion_folder(name) and (root / name).is_dir()
+    ]
+
+
+def visible_files(root: Path, *patterns: str) -> list[Path]:
+    """Files below `root` that fit a glob pattern, sorted; hidden ones such as ._a.json (which macOS writes) are left out."""
+    found = {file for pattern in patterns for file in root.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if not any(is_companion_folder(part) for part in file.relative_to(root).parts))
+
+
 class FolderListing:
     """Answers "does this file exist?" with one directory listing per folder instead of one call per file."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._names: dict[str, frozenset[str]] = {}
+        self._folded: dict[str, dict[str, str]] = {}
 
     def names(self) -> Iterator[str]:
-        """The files of every folder that was asked about so far, sorted folder by folder."""
+        """The files of every folder that was asked about so far, sorted folder by folder; hidden ones are left out."""
         for folder, names in self._names.items():
             head = f"{folder}/" if folder else ""
-            yield from (head + name for name in sorted(names))
+            yield from (head + name for name in sorted(names) if not name.startswith("."))
 
     def __contains__(self, path: str) -> bool:
         folder, name = os.path.split(path)
+        return name in self._listed(folder)
+
+    def find(self, path: str) -> str | None:
+        """The file that `path` means: itself, else the only one in its folder that differs in case or Unicode form alone."""
+        if path in self:
+            return path
+        folder, name = os.path.split(path)
+        if folder not in self._folded:
+            self._folded[folder] = _unique_folds(self._listed(folder))
+        found = self._folded[folder].get(_fold(name))
+        return None if found is None else f"{folder}/{found}" if folder else found
+
+    def _listed(self, folder: str) -> frozenset[str]:
         names = self._names.get(folder)
         if names is None:
             try:
                 names = frozenset(os.listdir(self.root / folder))
-            except OSError:
+            except (OSError, ValueError):  # no such folder; a name with a null byte
                 names = frozenset()
             self._names[folder] = names
-        return name in names
+        return names
+
+
+@dataclass(frozen=True)
+class NamedFiles:
+    """Where the files lie that an annotation file names.
+
+    Args:
+        folder: that the names start from.
+        kept: last components of each name that count; 0: all. Names from another machine, such as C:\\data\\a.jpg, and addresses
+            begin with components that mean nothing here.
+    """
+
+    folder: Path
+    kept: int
+
+    def local(self, name: str) -> str:
+        """`name` with forward slashes, from `folder`."""
+        if self.kept == 0 and "\\" not in name:
+            return os.path.normpath(name) if "./" in name or "//" in name else name
+        return "/".join(split_name(name)[-self.kept :])
+
+
+def locate(names: Sequence[str], folders: Sequence[Path]) -> NamedFiles | None:
+    """Where most of a sample of `names` lie: the first best folder, with as many components of the names as possible.
+
+    Names that differ from the files' in case or Unicode form alone count where nothing else fits.
+
+    Args:
+        names: as an annotation file writes them.
+        folders: candidates, the likeliest first.
+    """
+    sample = [name for name in names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE] if "\0" not in name]
+    exact = _best_place(sample, folders, lambda folder, local: os.path.isfile(folder / local))
+    if exact is not None:
+        return exact
+    listings = {folder: FolderListing(folder) for folder in folders}
+    return _best_place(sample, folders, lambda folder, local: listings[folder].find(local) is not None)
+
+
+def _best_place(
+    sample: Sequence[str], folders: Sequence[Path], is_there: Callable[[Path, str], bool]
+) -> NamedFiles | None:
+    best, most = None, 0
+    for kept in (0, 3, 2, 1):
+        for folder in folders:
+            place = NamedFiles(folder, kept)
+            hits = sum(is_there(folder, place.local(name)) for name in sample)
+            if hits > most:
+                best, most = place, hits
+    return best
+
+
+def repeated_locals(names: Sequence[str], place: NamedFiles) -> frozenset[str]:
+    """Local names that several different `names` become once their beginnings are cut off: which file is meant is not known."""
+    if place.kept == 0:
+        return frozenset()
+    counts = Counter(place.local(name) for name in set(names))
+    return frozenset(local for local, count in counts.items() if count > 1)
+
+
+def split_name(name: str) -> list[str]:
+    """The components of a path or address of any system: "C:\\\\a\\\\b.jpg", "file:///a/b.jpg" and "/a/b.jpg" give a, b.jpg."""
+    plain = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://[^/]*/|[A-Za-z]:)", "", name).split("?")[0] if ":" in name else name
+    return [part for part in re.split(r"[/\\]+", plain) if part not in ("", ".")]
 
 
 def relative(path: Path, root: Path) -> str:
     """`path` as seen from `root`, with forward slashes; "." for the root itself."""
     return os.path.relpath(path, root).replace(os.sep, "/")
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _unique_folds(names: frozenset[str]) -> dict[str, str]:
+    counts = Counter(map(_fold, names))
+    return {_fold(name): name for name in names if counts[_fold(name)] == 1}

@@ -2,51 +2,40 @@
 
 Coordinates count pixels from 1, both ends included: (1, 1, W, H) is the whole image. The left edge of pixel 1 lies at 0,
 so xyxy = (xmin - 1, ymin - 1, xmax, ymax). Ours: xmin = xmax, by the letter one pixel wide, counts as a box without area,
-because in practice it is a slip of the mouse.
+because in practice it is a slip of the mouse. Boxes are pixels of the upright file, whose size decides.
 """
 
 from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from siamdetr.data.builder import IndexBuilder
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import ProblemLog
-from siamdetr.data.readers.paths import relative
-from siamdetr.data.splits import ALIASES, UNDIVIDED
+from siamdetr.data.readers.fields import as_flag
+from siamdetr.data.readers.paths import relative, split_name, walk_files
+from siamdetr.data.readers.sizes import HeaderReader, note_mismatch, usable_size
+from siamdetr.data.readers.voc_layout import VocFolder, annotation_files
 from siamdetr.errors import DataError
-from siamdetr.images.header import is_image, read_size
+from siamdetr.images.header import Header, is_foreign_image, is_image
 from siamdetr.system.progress import Progress
 
 LABEL_FILES = ("labels.txt", "classes.txt")
+_AT_A_TIME = 1000  # parsed XML files in memory
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
-class VocFolder:
-    """Where a split lives: the folder of XML files, that of images, and the file that lists the split (None: all XML)."""
+class _Annotated:
+    """One parsed XML file and the image it belongs to, both from the root."""
 
-    annotations: Path
-    images: Path
-    listing: Path | None
-
-
-def find_voc_splits(root: Path) -> dict[str, VocFolder]:
-    """Split name -> folders: ImageSets/Main/*.txt, or XML beside images in `root` or in its subfolders (Roboflow)."""
-    annotations = root / "Annotations"
-    if annotations.is_dir():
-        images = next((root / name for name in ("JPEGImages", "images") if (root / name).is_dir()), root)
-        listings = sorted((root / "ImageSets" / "Main").glob("*.txt"))
-        named = {file.stem: VocFolder(annotations, images, file) for file in listings if not _is_class_list(file.stem)}
-        return named or {UNDIVIDED: VocFolder(annotations, images, None)}
-    if _has_annotations(root):
-        return {UNDIVIDED: VocFolder(root, root, None)}
-    subfolders = [root / name for name in sorted(os.listdir(root)) if (root / name).is_dir()] if root.is_dir() else []
-    return {folder.name: VocFolder(folder, folder, None) for folder in subfolders if _has_annotations(folder)}
+    source: str
+    image: str
+    tree: ElementTree.Element
 
 
 def read_voc(
@@ -54,7 +43,7 @@ def read_voc(
     *,
     root: Path,
     log: ProblemLog,
-    class_names: tuple[str, ...] | None = None,
+    class_names: tuple[str, ...],
     progress: Progress | None = None,
 ) -> DetectionIndex:
     """Reads one split.
@@ -63,96 +52,177 @@ def read_voc(
         split: one value of `find_voc_splits`.
         root: folder that the index's paths start from.
         log: notes what is left out.
-        class_names: in label order; None = `voc_class_names(root)`.
+        class_names: in label order, see `voc_class_names`.
         progress: called with (annotation files read, all of them).
     Raises:
         DataError: the list of the split cannot be read.
     """
-    names = voc_class_names(root) if class_names is None else class_names
-    labels = {name: label for label, name in enumerate(names)}
+    labels = {name: label for label, name in enumerate(class_names)}
     builder = IndexBuilder(root, log)
-    images = {
-        os.path.splitext(name)[0]: name for name in sorted(_names_in(split.images), reverse=True) if is_image(name)
-    }
+    images = ImageNames(split.images)
     sources: list[str] = []  # annotation file of each image
-    stems = list(_stems(split, root, log))
-    for number, stem in enumerate(stems):
-        file = split.annotations / f"{stem}.xml"
-        tree = _read_tree(file, root, log)
-        if tree is not None:
-            image = images.get(stem) or _named_image(tree, split.images)
-            if image is None:
-                log.add("missing-image", relative(split.images / f"{stem}.jpg", root), "", f"named by {file.name}")
-            else:
-                sources.append(relative(file, root))
-                _add_image(builder, tree, split.images / image, labels, sources[-1])
-        if progress is not None:
-            progress(number + 1, len(stems))
+    files = list(_files(split, root, log))
+    with HeaderReader(root, len(files)) as reader:
+        for start in range(0, len(files), _AT_A_TIME):
+            found = list(_parse(files[start : start + _AT_A_TIME], split, images, root, log))
+            for entry, header in zip(found, reader.read([entry.image for entry in found]), strict=True):
+                if _add_image(builder, entry, header, labels):
+                    sources.append(entry.source)
+            if progress is not None:
+                progress(min(start + _AT_A_TIME, len(files)), len(files))
+    for name in images.foreign:
+        log.add("foreign-image", relative(split.images / name, root))
     if log.thorough:
         _note_unlisted(images, split, root, log)
-    return builder.build(
-        names, tuple(range(1, len(names) + 1)), lambda image, reference: (sources[image], f"object {reference}")
-    )
+    ids = tuple(range(1, len(class_names) + 1))
+    return builder.build(class_names, ids, lambda image, reference: (sources[image], f"object {reference}"))
 
 
-def voc_class_names(root: Path) -> tuple[str, ...]:
-    """Lines of labels.txt or classes.txt in `root`; without them every name in any split's XML, sorted."""
+def voc_class_names(root: Path, folders: Iterable[Path]) -> tuple[str, ...]:
+    """Lines of labels.txt or classes.txt in `root`; without them every name in any XML below `folders`, sorted."""
     for file in (root / name for name in LABEL_FILES):
         if file.is_file():
             lines = (line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
             return tuple(dict.fromkeys(line for line in lines if line))
     names: set[str] = set()
-    for folder in dict.fromkeys(split.annotations for split in find_voc_splits(root).values()):
-        for file in folder.glob("*.xml"):
+    for folder in dict.fromkeys(folders):
+        for path in annotation_files(folder):
             try:
-                names.update(_text(item, "name") for item in ElementTree.parse(file).getroot().iterfind("object"))
+                tree = ElementTree.parse(folder / path).getroot()
+                names.update(_text(item, "name") for item in tree.iterfind("object"))
             except (ElementTree.ParseError, OSError, ValueError, LookupError):
                 continue  # noted with its line by the split that reads it
     return tuple(sorted(names - {""}))
 
 
-def _add_image(
-    builder: IndexBuilder, tree: ElementTree.Element, file: Path, labels: dict[str, int], source: str
+class ImageNames:
+    """The images below a folder, found by their path without ending, or by a name in an XML file."""
+
+    def __init__(self, folder: Path) -> None:
+        paths = list(walk_files(folder))
+        self.paths = [path for path in paths if is_image(path)]
+        self.foreign = [path for path in paths if is_foreign_image(path)]
+        self._known = frozenset(self.paths)
+        self._by_stem: dict[str, list[str]] = {}
+        self._by_name: dict[str, list[str]] = {}
+        for path in self.paths:
+            self._by_stem.setdefault(os.path.splitext(path)[0], []).append(path)
+            self._by_name.setdefault(os.path.basename(path).casefold(), []).append(path)
+
+    def of(self, stem: str, tree: ElementTree.Element) -> list[str]:
+        """The images that an XML file may mean; one: it is clear which.
+
+        Args:
+            stem: path of the XML file without ending, from the folder of annotations.
+            tree: its content; <filename> decides between images of one stem, and counts where there is none.
+        """
+        parts = split_name(_text(tree, "filename"))
+        named = ["/".join(parts[i:]) for i in range(len(parts))]
+        if os.path.dirname(stem) and parts:
+            named.insert(0, f"{os.path.dirname(stem)}/{parts[-1]}")
+        there = [path for path in named if path in self._known]
+        same = self._by_stem.get(stem, [])
+        if same:
+            return [path for path in same if path in there] if len(same) > 1 and set(same) & set(there) else same
+        return there[:1] or self._by_name.get(parts[-1].casefold() if parts else "", [])
+
+
+def _parse(files: list[str], split: VocFolder, images: ImageNames, root: Path, log: ProblemLog) -> Iterator[_Annotated]:
+    """The XML files that can be read and whose image is there, in order."""
+    for path in files:
+        file = split.annotations / path
+        tree = _read_tree(file, root, log)
+        if tree is None:
+            continue
+        source, stem = relative(file, root), path[:-4]
+        log.note_read(source)
+        fitting = images.of(stem, tree)
+        if len(fitting) == 1:
+            yield _Annotated(source, relative(split.images / fitting[0], root), tree)
+        elif fitting:
+            log.add("ambiguous-file", source, "", f"fits {', '.join(fitting[:3])}")
+        else:
+            log.add("missing-image", relative(split.images / f"{stem}.jpg", root), "", f"named by {file.name}")
+
+
+def _add_image(builder: IndexBuilder, entry: _Annotated, header: Header, labels: dict[str, int]) -> bool:
+    """Adds one image with its objects, numbered from 1 in the order of the file; False: it cannot be opened."""
+    log, where = builder.log, f"image {len(builder) + 1}"
+    size = usable_size(header, entry.image, where, log)
+    if size is None:
+        return False
+    note_mismatch(_annotated_size(entry, log), header, entry.image, where, log)
+    image = builder.add_image(entry.image, height=size[0], width=size[1])
+    for number, item in enumerate(entry.tree.iterfind("object"), start=1):
+        _add_object(builder, image, item, labels, entry.source, number)
+    return True
+
+
+def _annotated_size(entry: _Annotated, log: ProblemLog) -> tuple[int, int]:
+    """The (height, width) that the XML file gives; (0, 0): none, or nonsense, which is said."""
+    sides = []
+    for name in ("height", "width"):
+        side = _number(entry.tree, f"size/{name}")
+        text = _text(entry.tree, f"size/{name}")
+        if text and (side is None or not 0 <= side < 2**31):
+            log.add("bad-field", entry.source, f"size/{name}", f"'{text:.40}'")
+        sides.append(round(side) if side is not None and 0 <= side < 2**31 else 0)
+    return sides[0], sides[1]
+
+
+def _add_object(
+    builder: IndexBuilder, image: int, item: ElementTree.Element, labels: dict[str, int], source: str, number: int
 ) -> None:
-    """Adds one image with its objects, numbered from 1 in the order of the file."""
-    height, width = (_number(tree, f"size/{name}") or 0 for name in ("height", "width"))
-    if not (1 <= height < 2**31 and 1 <= width < 2**31):
-        height, width = read_size(file) or (0, 0)
-    image = builder.add_image(relative(file, builder.root), height=int(height), width=int(width))
-    for number, item in enumerate(tree.iterfind("object"), start=1):
-        name, where = _text(item, "name"), f"object {number}"
-        if name not in labels:
-            builder.log.add("unknown-category", source, where, f"name '{name}'")
-            continue
-        corners = [_number(item, f"bndbox/{corner}") for corner in CORNERS]
-        if any(corner is None for corner in corners):
-            texts = ", ".join(f"{corner} '{_text(item, f'bndbox/{corner}')}'" for corner in CORNERS)
-            builder.log.add("malformed-box", source, where, texts)
-            continue
-        x1, y1, x2, y2 = (corner for corner in corners if corner is not None)
-        has_area = x1 < x2 and y1 < y2
-        box = (x1 - 1, y1 - 1, x2, y2) if has_area else (x1, y1, x2, y2)
-        difficult = _text(item, "difficult") == "1"
-        builder.add_box(image, labels[name], box, difficult=difficult, reference=number)
+    name, where = _text(item, "name"), f"object {number}"
+    if name not in labels:
+        builder.log.add("unknown-category", source, where, f"name '{name}'")
+        return
+    corners = [_number(item, f"bndbox/{corner}") for corner in CORNERS]
+    if any(corner is None for corner in corners):
+        texts = ", ".join(f"{corner} '{_text(item, f'bndbox/{corner}')}'" for corner in CORNERS)
+        rotated = ", with a rotated box (robndbox)" if item.find("robndbox") is not None else ""
+        builder.log.add("malformed-box", source, where, texts + rotated)
+        return
+    difficult = as_flag(_text(item, "difficult"))
+    if difficult is None:
+        builder.log.add("bad-field", source, where, f"difficult '{_text(item, 'difficult'):.40}'")
+    x1, y1, x2, y2 = (corner for corner in corners if corner is not None)
+    has_area = x1 < x2 and y1 < y2
+    box = (x1 - 1, y1 - 1, x2, y2) if has_area else (x1, y1, x2, y2)
+    builder.add_box(image, labels[name], box, difficult=bool(difficult), reference=number)
 
 
-def _stems(split: VocFolder, root: Path, log: ProblemLog) -> Iterator[str]:
-    """Names of the split's images without ending, each once."""
+def _files(split: VocFolder, root: Path, log: ProblemLog) -> Iterator[str]:
+    """The split's XML files, from the folder of annotations, each once."""
+    there = list(annotation_files(split.annotations))
     if split.listing is None:
-        yield from sorted(name[:-4] for name in _names_in(split.annotations) if name.endswith(".xml"))
+        yield from there
         return
     try:
         lines = split.listing.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{split.listing}: cannot be read ({error}); expected one image name a line") from error
-    seen: set[str] = set()
+    known, seen = {path[:-4]: path for path in there}, set[str]()
     for number, line in enumerate(lines, start=1):
-        stem = line.split()[0] if line.split() else ""
+        stem = _listed_stem(line, known)
         if stem in seen:
             log.add("duplicate-image-id", relative(split.listing, root), f"line {number}", stem)
         elif stem:
             seen.add(stem)
-            yield stem
+            yield known.get(stem, f"{stem}.xml")
+
+
+def _listed_stem(line: str, known: Mapping[str, str]) -> str:
+    """The image of one line: its name, also with spaces, ending or folders in front, or VOC's "name 1" of a class."""
+    words = line.split()
+    if not words:
+        return ""
+    choices = [line.strip(), words[0]]
+    for text in (line.strip(), words[0]):
+        parts = split_name(text)
+        tails = ["/".join(parts[i:]) for i in range(len(parts))]
+        choices += [*tails, *(os.path.splitext(tail)[0] for tail in tails)]
+    return next((choice for choice in choices if choice in known), words[0])
 
 
 def _read_tree(file: Path, root: Path, log: ProblemLog) -> ElementTree.Element | None:
@@ -169,18 +239,12 @@ def _read_tree(file: Path, root: Path, log: ProblemLog) -> ElementTree.Element |
     return None
 
 
-def _note_unlisted(images: dict[str, str], split: VocFolder, root: Path, log: ProblemLog) -> None:
+def _note_unlisted(images: ImageNames, split: VocFolder, root: Path, log: ProblemLog) -> None:
     """Images without an XML file, whatever the split."""
-    annotated = {os.path.splitext(name)[0] for name in _names_in(split.annotations) if name.endswith(".xml")}
-    for stem, name in sorted(images.items()):
-        if stem not in annotated:
-            log.add("unlisted-image", relative(split.images / name, root))
-
-
-def _named_image(tree: ElementTree.Element, folder: Path) -> str | None:
-    """The file that <filename> names, when it is there."""
-    name = os.path.basename(_text(tree, "filename").replace("\\", "/"))
-    return name if name and (folder / name).is_file() else None
+    annotated = {path[:-4] for path in annotation_files(split.annotations)}
+    for path in sorted(images.paths):
+        if os.path.splitext(path)[0] not in annotated:
+            log.add("unlisted-image", relative(split.images / path, root))
 
 
 def _text(item: ElementTree.Element, path: str) -> str:
@@ -192,21 +256,3 @@ def _number(item: ElementTree.Element, path: str) -> float | None:
         return float(_text(item, path))
     except ValueError:
         return None
-
-
-def _is_class_list(stem: str) -> bool:
-    """VOC also lists the images of each class of each split, as in "aeroplane_train"."""
-    return "_" in stem and stem.rsplit("_", 1)[1] in ALIASES
-
-
-def _has_annotations(folder: Path) -> bool:
-    """Whether an XML file with VOC's outermost element lies directly in `folder`; one that cannot be parsed counts."""
-    first = next(iter(sorted(folder.glob("*.xml"))), None)
-    if first is None:
-        return False
-    with first.open("rb") as stream:
-        return b"<annotation" in stream.read(4096)
-
-
-def _names_in(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.is_dir() else []

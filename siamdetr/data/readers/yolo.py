@@ -1,82 +1,32 @@
-"""YOLO text labels: a data.yaml with `train`, `val`, `test` and `names`; one .txt per image, beside `images/` in `labels/`.
+"""YOLO text labels: one .txt per image, beside `images/` in `labels/` or beside the image.
 
-A row is `class cx cy w h`, fractions of the image, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon whose box is taken.
-Pixels need the image's size, so the header of every image is read. An image without a .txt is one without objects.
+A row is `class cx cy w h`, fractions of the image; or `class x1 y1 x2 y2 x3 y3 ...`, a polygon or a rotated box, whose bounds are
+taken; or, where data.yaml has kpt_shape, box and keypoints, whose box is taken. Pixels need the image's size, so the header of
+every image is read. An image without a .txt is one without objects.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from siamdetr.data.builder import IndexBuilder
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import ProblemLog
-from siamdetr.data.readers.paths import FolderListing, relative, walk_images
+from siamdetr.data.readers.class_list import class_list
+from siamdetr.data.readers.paths import FolderListing, relative, split_name, walk_files
+from siamdetr.data.readers.sizes import HeaderReader, usable_size
+from siamdetr.data.readers.suspicions import KeypointSuspicion
+from siamdetr.data.readers.yolo_layout import YoloData, label_choices
 from siamdetr.errors import DataError
-from siamdetr.images.header import read_sizes
+from siamdetr.images.header import is_foreign_image, is_image
 from siamdetr.system.progress import Progress
 
-SPLIT_KEYS = ("train", "val", "valid", "test")
 FRACTION_SLACK = 1.5  # beyond it a coordinate is not a fraction that rounding or a cut object explains, but a pixel
 BOX_COLUMNS = 5
 LEAST_POLYGON_COLUMNS = 7
-EXPECTED = "expected a YOLO data.yaml with `names` and at least one of `train`, `val`, `test`"
 
-
-@dataclass(frozen=True)
-class YoloData:
-    """A parsed data.yaml: class id -> name, and split -> folders or list files of images."""
-
-    file: Path
-    names: dict[int, str]
-    splits: dict[str, tuple[Path, ...]]
-    declared_classes: int | None
-
-
-def find_yolo_file(root: Path) -> Path | None:
-    """The YAML file directly in `root` that describes a YOLO data set, if any."""
-    files = sorted((*root.glob("*.yaml"), *root.glob("*.yml")), key=lambda file: (file.stem != "data", file.name))
-    for file in files:
-        try:
-            load_yolo(file)
-        except DataError:
-            if file.stem in ("data", "dataset"):
-                return file  # let the reader say what is wrong with it
-        else:
-            return file
-    return None
-
-
-def load_yolo(file: Path) -> YoloData:
-    """Parses a data.yaml.
-
-    Raises:
-        DataError: not readable, not YAML (with its line), or not a YOLO data set.
-    """
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise DataError(f"{file}: {place}{error.problem}; {EXPECTED}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{file}: cannot be read ({error}); {EXPECTED}") from error
-    if not isinstance(document, dict):
-        raise DataError(f"{file}: got a {type(document).__name__}; {EXPECTED}")
-    base = _base_folder(file, document.get("path"))
-    splits = {key: _image_sources(document[key], base, file) for key in SPLIT_KEYS if document.get(key)}
-    if not splits:
-        raise DataError(f"{file}: got the keys {sorted(map(str, document))}; {EXPECTED}")
-    declared = document.get("nc")
-    return YoloData(
-        file, _class_names(document.get("names"), file), splits, declared if isinstance(declared, int) else None
-    )
+Row = tuple[int, tuple[float, float, float, float]]  # class id, xyxy fractions
 
 
 def read_yolo(
@@ -90,50 +40,75 @@ def read_yolo(
         root: folder that the index's paths start from.
         log: notes what is left out.
         progress: called with (images read, all images).
+    Raises:
+        DataError: the list of images cannot be read, or the rows look like keypoints and data.yaml does not say so.
     """
+    description = relative(data.file, root)
+    log.note_read(description)
     if data.declared_classes not in (None, len(data.names)):
-        log.add(
-            "class-count-mismatch", relative(data.file, root), "nc", f"{data.declared_classes}, {len(data.names)} names"
-        )
-    labels = {key: label for label, key in enumerate(sorted(data.names))}
+        log.add("class-count-mismatch", description, "nc", f"{data.declared_classes}, {len(data.names)} names")
+    classes = class_list(data.names, description, log)
     builder = IndexBuilder(root, log)
     images = _list_images(data.splits[split], root, log)
     listing = FolderListing(root)
     sources: list[str] = []  # label file of each image
-    for image, size in zip(images, read_sizes([root / image for image in images], progress=progress), strict=True):
-        if size is None:
-            empty = (root / image).is_file() and (root / image).stat().st_size == 0
-            log.add("empty-file" if empty else "corrupt-image", image)
+    suspicion = KeypointSuspicion()
+    with HeaderReader(root, len(images)) as reader:
+        headers = reader.read(images, progress)
+    for image, header in zip(images, headers, strict=True):
+        size = usable_size(header, image, "", log)
+        source = next((path for path in label_choices(image) if path in listing), None)
+        lines = None if source is None else _label_lines(root / source, source, log)
+        if size is None or (source is not None and lines is None):
             continue
         position = builder.add_image(image, height=size[0], width=size[1])
-        source = _label_file(image, listing)
         sources.append(source or "")
-        if source is not None:
-            _read_labels(builder, position, labels, source)
+        if source is not None and lines is not None:
+            _add_rows(builder, position, lines, classes.labels, source, keypoints=data.keypoints, suspicion=suspicion)
         elif log.thorough:
             log.add("no-label-file", image)
+    if suspicion.justified and not data.keypoints:
+        raise DataError(
+            f"{data.file}: {suspicion.fitting} of {suspicion.seen} rows with {suspicion.lengths.pop() + 1} columns are a box with points "
+            "inside it: keypoints, not polygons. Write their number into data.yaml, such as kpt_shape: [17, 3], and the boxes are read"
+        )
     if log.thorough:
         _note_orphans(images, listing, log)
-    names = tuple(data.names[key] for key in labels)
-    return builder.build(names, tuple(labels), lambda image, reference: (sources[image], f"line {reference}"))
+    return builder.build(classes.names, classes.ids, lambda image, reference: (sources[image], f"line {reference}"))
 
 
-def _read_labels(builder: IndexBuilder, image: int, labels: dict[int, int], source: str) -> None:
-    """Adds the rows of one label file."""
+def _label_lines(file: Path, source: str, log: ProblemLog) -> list[str] | None:
+    """The lines of a label file; None, with a word in the log: it cannot be read."""
+    log.note_read(source)
     try:
-        lines = (builder.root / source).read_text(encoding="utf-8-sig").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        builder.log.add("unreadable-annotations", source, "", str(error))
-        return
+        log.add("unreadable-annotations", source, "", str(error))
+        return None
+
+
+def _add_rows(
+    builder: IndexBuilder,
+    image: int,
+    lines: list[str],
+    labels: dict[int, int],
+    source: str,
+    *,
+    keypoints: int,
+    suspicion: KeypointSuspicion,
+) -> None:
+    """Adds the rows of one label file."""
     height, width = builder.size_of(image)
     for number, line in enumerate(lines, start=1):
         columns = line.split()
         if not columns:
             continue
         where = f"line {number}"
-        row = _parse_row(columns)
+        row = _parse_row(columns, keypoints, suspicion)
         if row is None:
-            builder.log.add("malformed-box", source, where, f"'{line.strip():.60}', expected class cx cy w h")
+            expected = f"class cx cy w h and {keypoints} numbers of keypoints" if keypoints else "class cx cy w h"
+            what = f"'{line.strip():.60}', {len(columns)} columns, expected {expected}"
+            builder.log.add("malformed-box", source, where, what)
             continue
         category, box = row
         if category not in labels:
@@ -147,8 +122,8 @@ def _read_labels(builder: IndexBuilder, image: int, labels: dict[int, int], sour
             )
 
 
-def _parse_row(columns: list[str]) -> tuple[int, tuple[float, float, float, float]] | None:
-    """(class id, xyxy fractions) of one row; None when it is neither a box nor a polygon."""
+def _parse_row(columns: list[str], keypoints: int, suspicion: KeypointSuspicion) -> Row | None:
+    """Class and box of one row; None when it is neither a box, nor a polygon, nor a box with the keypoints that were declared."""
     try:
         category = float(columns[0])
         values = [float(column) for column in columns[1:]]
@@ -156,15 +131,16 @@ def _parse_row(columns: list[str]) -> tuple[int, tuple[float, float, float, floa
         return None
     if not category.is_integer():
         return None
-    if len(columns) == BOX_COLUMNS:
-        cx, cy, w, h = values
+    if len(columns) == BOX_COLUMNS or (keypoints and len(columns) == BOX_COLUMNS + keypoints):
+        cx, cy, w, h = values[:4]
         return int(category), (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    if len(columns) >= LEAST_POLYGON_COLUMNS and len(values) % 2 == 0:
-        xs, ys = values[0::2], values[1::2]
-        if not all(map(math.isfinite, values)):
-            return int(category), (math.nan, math.nan, math.nan, math.nan)
-        return int(category), (min(xs), min(ys), max(xs), max(ys))
-    return None
+    if keypoints or len(columns) < LEAST_POLYGON_COLUMNS or len(values) % 2:
+        return None
+    if not all(map(math.isfinite, values)):
+        return int(category), (math.nan, math.nan, math.nan, math.nan)
+    suspicion.look(values)
+    xs, ys = values[0::2], values[1::2]
+    return int(category), (min(xs), min(ys), max(xs), max(ys))
 
 
 def _list_images(sources: tuple[Path, ...], root: Path, log: ProblemLog) -> list[str]:
@@ -173,21 +149,33 @@ def _list_images(sources: tuple[Path, ...], root: Path, log: ProblemLog) -> list
     for source in sources:
         if source.is_dir():
             head = relative(source, root)
-            images.update(dict.fromkeys(_join(head, path) for path in walk_images(source)))
+            for path in walk_files(source):
+                if is_image(path):
+                    images[_join(head, path)] = None
+                elif is_foreign_image(path):
+                    log.add("foreign-image", _join(head, path))
             continue
+        log.note_read(relative(source, root))
         for number, line in enumerate(_lines(source), start=1):
             if not line.strip():
                 continue
-            choices = [source.parent / line.strip(), root / line.strip()]
-            path = next((choice for choice in choices if choice.is_file()), choices[0])
-            name = relative(path, root)
-            if not path.is_file():
-                log.add("missing-image", name, "", f"{relative(source, root)}, line {number}")
+            file = _listed_image(line.strip(), source, root)
+            name, where = relative(file, root), f"line {number}"
+            if not file.is_file():
+                log.add("missing-image", name, "", f"{relative(source, root)}, {where}")
             elif name in images:
-                log.add("duplicate-image-id", relative(source, root), f"line {number}", name)
+                log.add("duplicate-image-id", relative(source, root), where, name)
             else:
                 images[name] = None
     return list(images)
+
+
+def _listed_image(text: str, source: Path, root: Path) -> Path:
+    """The image that a line of a list means; of another machine's path the leading folders are left out until a file is there."""
+    parts = split_name(text)
+    tails = ["/".join(parts[i:]) for i in range(len(parts)) if parts[i] != ".."]
+    choices = [base / name for name in (text, *tails) for base in (source.parent, root)]
+    return next((choice for choice in choices if choice.is_file()), choices[0])
 
 
 def _lines(source: Path) -> list[str]:
@@ -197,47 +185,12 @@ def _lines(source: Path) -> list[str]:
         raise DataError(f"{source}: cannot be read ({error}); expected a folder of images or a list of them") from error
 
 
-def _label_file(image: str, listing: FolderListing) -> str | None:
-    """labels/a/b.txt for images/a/b.jpg (the last folder of that name counts), else b.txt beside the image."""
-    stem = os.path.splitext(image)[0] + ".txt"
-    head, found, tail = f"/{stem}".rpartition("/images/")
-    swapped = f"{head}/labels/{tail}"[1:] if found else stem
-    return next((path for path in (swapped, stem) if path in listing), None)
-
-
 def _note_orphans(images: list[str], listing: FolderListing, log: ProblemLog) -> None:
     """Label files in the folders that were looked into, to which no image belongs."""
-    used = {path for path in (_label_file(image, listing) for image in images) if path is not None}
+    used = {path for image in images for path in label_choices(image)}
     for path in listing.names():
-        if path.endswith(".txt") and "labels" in path.split("/") and path not in used:
+        if path.endswith(".txt") and "labels" in path.split("/") and path not in used and path[-11:] != "classes.txt":
             log.add("orphan-annotation", path)
-
-
-def _base_folder(file: Path, path: Any) -> Path:
-    """What the splits are relative to: `path`, from the file's folder; that folder itself when `path` is not there."""
-    folder = file.parent / path if isinstance(path, str) else file.parent
-    return folder if folder.is_dir() else file.parent
-
-
-def _image_sources(value: Any, base: Path, file: Path) -> tuple[Path, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(item, str) for item in values):
-        raise DataError(f"{file}: a split is {value!r}, expected a path or a list of paths")
-    return tuple(_existing(base, file.parent, item) for item in values)
-
-
-def _existing(base: Path, home: Path, item: str) -> Path:
-    """`item` from the base; Roboflow writes ../train/images for train/images, so that is looked for as well."""
-    choices = (base / item, home / item, home / item.removeprefix("../"))
-    return next((choice for choice in choices if choice.exists()), choices[0])
-
-
-def _class_names(names: Any, file: Path) -> dict[int, str]:
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names or not all(isinstance(key, int) for key in names):
-        raise DataError(f"{file}: names is {names!r:.80}, expected a list of names or a map from class id to name")
-    return {key: str(name) for key, name in names.items()}
 
 
 def _join(head: str, path: str) -> str:

@@ -1,4 +1,4 @@
-"""The brushes of `siamdetr.data.synthetic.shapes`: colours, backgrounds, textures, clutter, and shapes with shading and shadow.
+"""Painting for `siamdetr.data.synthetic.shapes`: colours, backgrounds, textures, clutter, shaded shapes.
 
 Pictures are float32 [H, W, 3] RGB in 0..255 while they are painted.
 """
@@ -31,7 +31,7 @@ class Palette:
 
 
 def palette(rng: Random) -> Palette:
-    """A ground, and three hues away from it."""
+    """A background hue and three hues that differ from it."""
     ground = float(rng.random())
     steps = np.asarray([0.3, 0.5, 0.7]) + rng.uniform(-0.08, 0.08, 3)
     first, second, third = (float((ground + step) % 1) for step in steps)
@@ -58,7 +58,7 @@ def clouds(rng: Random, height: int, width: int, *, coarse: int = 3, octaves: in
 
 
 def ramp(rng: Random, height: int, width: int) -> Field:
-    """From 0 to 1 in a random direction."""
+    """A linear gradient from 0 to 1 in a random direction."""
     angle = rng.uniform(0, 2 * math.pi)
     x = np.linspace(-1, 1, width, dtype=np.float32) * math.cos(angle)
     y = np.linspace(-1, 1, height, dtype=np.float32) * math.sin(angle)
@@ -87,7 +87,7 @@ def background(rng: Random, size: int, colours: Palette) -> Picture:
 
 
 def clutter(picture: Picture, rng: Random, colours: Palette) -> None:
-    """Lines, blobs and specks, half transparent, on `picture`: things that are no objects."""
+    """Paint half-transparent lines, blobs and specks on `picture`, which are not objects."""
     size = picture.shape[0]
     layer = np.clip(picture, 0, 255).astype(np.uint8)  # OpenCV smooths edges in 8 bits only
     for _ in range(int(rng.integers(1, 5))):
@@ -148,7 +148,7 @@ def texture(rng: Random, colours: Palette) -> Texture:
 
 
 def paint(picture: Picture, outlines: Sequence[NDArray[np.float64]], fill: Texture, rng: Random) -> float:
-    """Paints a shape on `picture`: soft shadow, texture, light from one side, darker rim.
+    """Paint a shape on `picture` with a soft shadow, a texture, light from one side and a darker rim.
 
     Args:
         picture: written to.
@@ -156,7 +156,7 @@ def paint(picture: Picture, outlines: Sequence[NDArray[np.float64]], fill: Textu
         fill: the colours.
         rng: of shadow and light.
     Returns:
-        Area in pixels² of what lies in the picture.
+        Area inside the picture, pixels².
     """
     size, margin = picture.shape[0], 6
     low = np.clip(np.floor(outlines[0].min(axis=0)).astype(int) - margin, 0, size)
@@ -178,7 +178,7 @@ def paint(picture: Picture, outlines: Sequence[NDArray[np.float64]], fill: Textu
 
 
 def finish(picture: Picture, rng: Random) -> NDArray[np.uint8]:
-    """[H, W, 3] uint8: with some sensor noise."""
+    """[H, W, 3] uint8 with some sensor noise."""
     noise = rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(rng.uniform(1, 5))
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
 

