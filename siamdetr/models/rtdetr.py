@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from siamdetr.models.attention import mask_bias
+from siamdetr.models.contrastive_denoising import contrastive_queries
 from siamdetr.models.deformable.attention import describe_levels
 from siamdetr.models.deformable_detr import DeformableDecoderLayer
-from siamdetr.models.denoising import Draws
+from siamdetr.models.denoising import Draws, EmptySlots
 from siamdetr.models.heads import MLP, Heads, layer_heads, place_boxes
 from siamdetr.models.hybrid.encoder import ConvProjections, HybridEncoder
 from siamdetr.models.parts import VariantParts, initialize_transformer
@@ -28,8 +29,7 @@ from siamdetr.settings.detector import DenoisingSettings, DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Queries
 from siamdetr.structures.targets import Targets
 
-# How far noised boxes stay from 0 and 1, and what stands in the empty slots: the official code clamps a box of zeros.
-_NOISED_EPS = 1e-5
+_SLOTS = EmptySlots(value=0.0, eps=1e-5)  # the official code clamps a box of zeros
 
 
 class ChosenFeatureQueries(QuerySource):
@@ -66,9 +66,7 @@ class ChosenFeatureQueries(QuerySource):
         where no image has one.
         """
         queries: Queries = self(len(targets.counts))
-        return with_contrastive_copies(
-            queries, targets, settings, draws, labels=self.labels, eps=_NOISED_EPS, empty=0.0
-        )
+        return contrastive_queries(queries, targets, settings, draws, labels=self.labels, slots=_SLOTS)
 
 
 class RtDetrDecoder(nn.Module):

@@ -20,7 +20,7 @@ _FIXED: Mapping[str, Mapping[str, Any]] = {
     "PResNet": {"variant": "d", "num_stages": 4, "return_idx": [1, 2, 3]},
     "HybridEncoder": {"act": "silu", "enc_act": "gelu", "use_encoder_idx": [2], "feat_strides": [8, 16, 32]},
     "decoder": {
-        "cross_attn_method": "default", "query_select_method": "default", "activation": "relu", "eval_idx": -1,
+        "cross_attn_method": "default", "query_select_method": "default", "activation": "relu",
         "learnt_init_query": False,
     },
 }  # fmt: skip
@@ -43,6 +43,7 @@ def rtdetr_settings(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor])
     encoder_width = _rows(tensors, r"encoder.input_proj.0.(0|conv).weight")
     heads = decoder.get("nhead", encoder.get("nhead", 8))
     layers = _count(tensors, r"decoder\.dec_score_head\.(\d+)\.weight")
+    last = decoder.get("eval_idx", -1)  # later layers serve training alone, as in the published r50vd_m
     levels = _count(tensors, r"decoder\.input_proj\.(\d+)\.(?:0|conv)\.weight")
     observed = {
         "num_classes": (arguments, _rows(tensors, "decoder.enc_score_head.weight")),
@@ -65,7 +66,7 @@ def rtdetr_settings(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor])
         dim=width,
         heads=heads,
         encoder_layers=_count(tensors, r"encoder\.encoder\.0\.layers\.(\d+)\.linear1\.weight"),
-        decoder_layers=layers,
+        decoder_layers=layers if last < 0 else last + 1,
         feedforward=_rows(tensors, r"decoder.decoder.layers.0.linear1.weight"),
         encoder_feedforward=_rows(tensors, r"encoder.encoder.0.layers.0.linear1.weight", none=True),
         encoder_dim=None if encoder_width == width else encoder_width,
@@ -85,7 +86,7 @@ def rtdetr_settings(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor])
 def _refuse_others(where: str, given: Mapping[str, Any]) -> None:
     for name, only in _FIXED[where].items():
         value = given.get(name, only)
-        if (list(value) if isinstance(value, tuple) else value) != only and not (name == "eval_idx" and value < 0):
+        if (list(value) if isinstance(value, tuple) else value) != only:
             raise OfficialCheckpointError(f"argument {name}={value!r}: expected {only!r}; others are not supported")
 
 

@@ -50,6 +50,7 @@ GOLDEN_CASES = {
     "dn": "A_dn",
     "dab_deformable": "A_dab_deformable",
     "dn_deformable": "A_dn_deformable",
+    "dino": "A_dino",
 }
 NARROW = {"dim": 64, "heads": 4, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 128, "num_queries": 30}
 Shown = dict[tuple[str, str], str]  # (variant, column): what the table says
