@@ -72,7 +72,7 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
         _rtdetr_settings(arguments) if family == "rtdetr" else loss_settings(family, arguments),
         classifier,
         int(arguments.get("num_classes", SIAMESE_CLASSES)),
-        num_layers=int(arguments.get("dec_layers", arguments.get("num_layers", 6))),
+        num_layers=_num_layers(arguments),
         denoising=entry is not None and entry.denoises,
         contrastive=entry is not None and entry.contrastive,
         box_parts=entry is not None and entry.box_parts,
@@ -104,6 +104,13 @@ def loss_settings(family: str, arguments: Mapping[str, Any]) -> LossSettings:
         weight_proposals=arguments.get("interm_loss_coef", 1.0),
         giou_eps=1e-6 if family in _OF_DAB else 0.0,
     )
+
+
+def _num_layers(arguments: Mapping[str, Any]) -> int:
+    """Decoder layers: `dec_layers`, or `num_layers` of RT-DETR, there or in the section of its decoder."""
+    sections = [arguments.get(name, {}) for name in ("RTDETRTransformerv2", "RTDETRTransformer")]
+    found = [given["num_layers"] for given in (arguments, *sections) if "num_layers" in given]
+    return int(arguments.get("dec_layers", found[0] if found else 6))
 
 
 def _rtdetr_settings(arguments: Mapping[str, Any]) -> LossSettings:
