@@ -26,15 +26,9 @@ from torch import Tensor
 from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.pretext.batches import RegionBatch, ViewBatch
-from siamdetr.pretext.common import (
-    Pretext,
-    condition_queries,
-    group_mask,
-    jitter_boxes,
-    pretext_settings,
-    region_features,
-)
+from siamdetr.pretext.common import Pretext, jitter_boxes, pretext_settings, region_features
 from siamdetr.pretext.detreg import DETReg
+from siamdetr.pretext.prompt import condition_queries, group_mask
 from siamdetr.pretext.registry import PRETEXTS
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.updetr import UPDETR

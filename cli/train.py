@@ -18,6 +18,15 @@ def train(
         typer.Option("--proposals", help="A file that `siamdetr proposals` made; again for each shard."),
     ] = [],  # noqa: B006 - typer copies it
     method: Annotated[str | None, typer.Option("--method", help="siamese, updetr or detreg.")] = None,
+    cache_views: Annotated[
+        int | None,
+        typer.Option(
+            "--cache-views",
+            min=0,
+            help="siamese: K fixed pairs of views an image, whose frozen features are computed once and kept on disk; steps are several "
+            "times as fast. 0: new views at every read.",
+        ),
+    ] = None,
     init: options.Init = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
@@ -51,6 +60,7 @@ def train(
         "data.strict": strict or None,
         "data.proposals": [str(path) for path in proposals] or None,
         "method": method,
+        "siamese.cache_views": cache_views,
         "init": init,
         "steps": steps,
         "epochs": epochs,

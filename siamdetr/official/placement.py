@@ -68,7 +68,7 @@ def distribute(
 
 
 def _unused_rows(tensor: Tensor, kept: Sequence[Tensor], last: str) -> list[Tensor]:
-    """The shape of what a tensor holds beyond the parts that are kept, as a tensor; none where all is used."""
+    """A tensor of the shape of the rows beyond those that are kept; none where all are used."""
     if last not in _UNUSED:
         return []
     rows = 1 if last == UNUSED_ROW else max(1, len(tensor) - sum(len(part) for part in kept))

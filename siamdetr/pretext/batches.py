@@ -12,6 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from siamdetr.images.normalize import normalize
+from siamdetr.images.preprocessing import Normalization
+from siamdetr.models.backbone.pyramid import Maps
+from siamdetr.pretext.common import FrozenTeacher, crop_features, crops_at_once
 from siamdetr.structures.targets import Targets, region_targets
 
 
@@ -27,19 +31,11 @@ class PretextBatch(Protocol):
     """What training needs to know of a pretext's batch; its pretext knows the rest."""
 
     @property
-    def images(self) -> Tensor:
-        """[B, 3, H, W] RGB; uint8 from the loader, float after `normalize`."""
-
-    @property
-    def padding(self) -> Tensor:
-        """[B, H, W] bool, True = padded, not image."""
-
-    @property
     def targets(self) -> Targets:
         """The regions that are to be found in the B images."""
 
-    def with_pixels(self, images: Tensor, of_crops: Callable[[Tensor], Tensor]) -> Self:
-        """The same batch with other images; whatever else is made of pixels goes through `of_crops`."""
+    def normalized(self, normalization: Normalization) -> Self:
+        """The same batch with float pixels (`siamdetr.images.normalize`)."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
@@ -70,6 +66,18 @@ class ViewBatch:
     def targets(self) -> Targets:
         """The 2B P regions as detection targets, all labelled "an object"."""
         return region_targets(self.boxes.flatten(0, 1), [self.boxes.shape[1]] * len(self.boxes))
+
+    def features(self, teacher: FrozenTeacher) -> Maps:
+        """[2B, F, h, w] of the views, of each level."""
+        return teacher(self.images)
+
+    def crop_features(self, teacher: FrozenTeacher) -> Tensor:
+        """[2B, P, F] of the crops; no more pixels at once than the views have, so that the crops do not set the peak of memory."""
+        return crop_features(teacher, self.crops, crops_at_once(self.images, self.crops))
+
+    def normalized(self, normalization: Normalization) -> ViewBatch:
+        """See `PretextBatch`."""
+        return normalize(self, *normalization)
 
     def with_pixels(self, images: Tensor, of_crops: Callable[[Tensor], Tensor]) -> ViewBatch:
         """The same batch with other images, and with crops that went through `of_crops`."""
@@ -111,6 +119,10 @@ class RegionBatch:
     padding: Tensor
     targets: Targets
     crops: Tensor
+
+    def normalized(self, normalization: Normalization) -> RegionBatch:
+        """See `PretextBatch`."""
+        return normalize(self, *normalization)
 
     def with_pixels(self, images: Tensor, of_crops: Callable[[Tensor], Tensor]) -> RegionBatch:
         """The same batch with other images, and with crops that went through `of_crops`."""

@@ -6,9 +6,8 @@ Letters in shapes: B images, P regions, Q queries, D width, F feature channels, 
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.criterion.matcher import Matches
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.settings.detector import Classifier, DetectorSettings, LossSettings
-from siamdetr.structures.model import Memory, Queries
+from siamdetr.structures.model import Memory
 from siamdetr.structures.targets import Targets
 
 POOLED_LEVELS = 3  # of the memory, for the global loss
@@ -106,6 +105,16 @@ class Pretext(nn.Module, abc.ABC):
         Args:
             source: the run's `backbone_weights`: "imagenet", "none" or a file.
         """
+
+    prompts: ClassVar[bool] = False  # whether queries are told regions, so that `usage` has figures
+
+    def usage(self, batch: Any) -> dict[str, float]:
+        """Whether what queries are told is of use (`siamdetr.pretext.prompt.region_usage`)."""
+        return {}
+
+    def transferred(self, detector: Detector) -> Detector:
+        """A copy of the detector as it goes into model files, changed in place where the method has something to leave in it."""
+        return detector
 
     @abc.abstractmethod
     def predict(self, batch: Any) -> tuple[Outputs, Any]:
@@ -206,32 +215,6 @@ def crop_features(teacher: Callable[[Tensor], Maps], crops: Tensor, at_once: int
 def crops_at_once(images: Tensor, crops: Tensor) -> int:
     """How many crops have as many pixels as the images, so that the crops do not set the peak of memory."""
     return max(1, images[:, 0].numel() // (crops.shape[-1] * crops.shape[-2]))
-
-
-def condition_queries(queries: Queries, regions: Tensor) -> Queries:
-    """Give every query a region: the first Q/P queries the first region, and so on.
-
-    Args:
-        queries: of B images.
-        regions: [B, P, detector.region_width] projected region features; P divides Q.
-    Returns:
-        The queries with the region added to their position. Ours: to their content where a variant has no learned
-        position (DAB, DN), which the paper leaves open; DN's last channel, which marks denoising queries, stays as it is.
-    """
-    repeated = regions.repeat_interleave(queries.content.shape[1] // regions.shape[1], dim=1)  # [B, Q, D]
-    if queries.position is None:
-        reserved = queries.content.shape[-1] - regions.shape[-1]
-        return dataclasses.replace(queries, content=queries.content + F.pad(repeated, (0, reserved)))
-    return dataclasses.replace(queries, position=queries.position + repeated)
-
-
-def group_mask(num_queries: int, num_groups: int, device: torch.device) -> Tensor:
-    """[Q, Q] bool, True = row must not look at column: queries of one region see each other and nobody else.
-
-    `num_groups` divides `num_queries`; the groups are those of `condition_queries`.
-    """
-    group = torch.arange(num_queries, device=device) // (num_queries // num_groups)
-    return group[:, None] != group
 
 
 def matched_feature_loss(head: nn.Module, wanted: Tensor, outputs: Outputs, matches: Matches) -> Tensor:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from siamdetr.data.index import DetectionIndex
 from siamdetr.models.detector import Detector
 from siamdetr.pretext.batches import PretextBatch
@@ -20,8 +22,10 @@ from siamdetr.pretext.datasets import (
 from siamdetr.pretext.detreg import DETReg
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.updetr import UPDETR
+from siamdetr.pretext.view_cache import CacheRequest, cached_views, collate_cached
 from siamdetr.proposals.store import ProposalStore
 from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
+from siamdetr.system.progress import Progress
 
 __all__ = ["PRETEXTS", "PretextEntry", "name_of"]
 
@@ -38,6 +42,7 @@ class PretextEntry:
         dataset: (images, stored proposals or None for random regions, settings, seed) -> samples by (epoch, position).
         collate: samples -> a batch.
         shown: what the pictures of its samples show, in the run's report.
+        cache, collate_cached: make and batch stored features of fixed samples, for `settings.cached_samples` above 0; None: it has none.
     """
 
     name: str
@@ -47,6 +52,8 @@ class PretextEntry:
     dataset: Callable[[DetectionIndex, ProposalStore | None, Any, int], UnlabelledDataset[Any]]
     collate: Callable[[list[Any]], PretextBatch]
     shown: str = "regions to be found in their image"
+    cache: Callable[[Any, CacheRequest, Progress], Dataset[Any] | None] | None = None
+    collate_cached: Callable[[list[Any]], PretextBatch] | None = None
 
 
 PRETEXTS: dict[str, PretextEntry] = {
@@ -58,6 +65,8 @@ PRETEXTS: dict[str, PretextEntry] = {
         dataset=SiameseDataset,
         collate=collate_views,
         shown="two views of an image, the same regions joined",
+        cache=cached_views,
+        collate_cached=collate_cached,
     ),
     "updetr": PretextEntry(
         name="UP-DETR",

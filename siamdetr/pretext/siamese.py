@@ -8,6 +8,8 @@ the whole batch the first image's); box jitter is clamped to the view.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
@@ -20,16 +22,15 @@ from siamdetr.pretext.common import (
     POOLED_LEVELS,
     Pretext,
     check_detector,
-    condition_queries,
     cosine_distance,
-    crop_features,
-    crops_at_once,
     jitter_boxes,
     match_monitors,
     matched_feature_loss,
     pool_memory,
     region_features,
 )
+from siamdetr.pretext.prompt import RegionPrompt, Told, region_usage
+from siamdetr.pretext.view_cache import CachedViewBatch
 from siamdetr.settings.pretext import SiameseSettings
 
 
@@ -76,12 +77,15 @@ class SiameseDETR(Pretext):
     `box_jitter` can be set to 0 afterwards for repeatable queries (it is off in eval mode).
     """
 
+    prompts: ClassVar[bool] = True
+
     def __init__(self, detector: Detector, settings: SiameseSettings) -> None:
         check_detector(detector.settings, settings.num_regions, where="SiameseDETR")
         super().__init__(detector, settings.losses)
         self.settings, self.box_jitter = settings, settings.box_jitter
         dim, channels = detector.settings.dim, sum(detector.backbone.channels)
         self.region_projection = nn.Linear(channels, detector.region_width)
+        self.prompt = RegionPrompt(settings, detector.region_width)
         self.feature_head = MLP(dim, dim, channels, num_layers=2) if settings.weight_region else None
         self.global_head = (
             GlobalHead(min(detector.settings.levels, POOLED_LEVELS) * dim, dim) if settings.weight_global else None
@@ -97,7 +101,7 @@ class SiameseDETR(Pretext):
             weights["loss_global"] = self.settings.weight_global
         return weights
 
-    def forward(self, batch: ViewBatch, generator: Generator | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: ViewBatch | CachedViewBatch, generator: Generator | None = None) -> dict[str, Tensor]:
         """Losses of both directions together.
 
         Args:
@@ -106,7 +110,7 @@ class SiameseDETR(Pretext):
         Returns:
             Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`,
             `loss_region`; once: `loss_global`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
-            `monitor_matched_iou` (`match_monitors`), `monitor_view_cosine` and `monitor_image_cosine` (of the mean memories of
+            `monitor_matched_iou` (`match_monitors`), `monitor_told_share` (`RegionPrompt.told_share`), `monitor_view_cosine` and `monitor_image_cosine` (of the mean memories of
             two views of an image, and of two images: 1 = the encoder tells no images apart).
         Raises:
             ValueError: the batch has another number of regions, or the global loss has a batch of one image.
@@ -114,9 +118,9 @@ class SiameseDETR(Pretext):
         """
         # The crops come first: nothing else is alive yet.
         wanted = self._wanted_features(batch) if self.feature_head is not None else None
-        outputs, pooled = self.predict(batch, generator)
-        targets = batch.targets
-        losses, matches = self.criterion.losses_and_matches(outputs, targets, float(len(targets.labels)))
+        outputs, pooled, told = self._decode(batch, generator)
+        targets, allowed = batch.targets, self.prompt.allowed(outputs, told)
+        losses, matches = self.criterion.losses_and_matches(outputs, targets, float(len(targets.labels)), allowed)
         if wanted is not None:
             assert self.feature_head is not None
             of_regions = matched_feature_loss(self.feature_head, wanted, outputs, matches)
@@ -124,9 +128,10 @@ class SiameseDETR(Pretext):
         view, other = pooled.chunk(2)
         if self.global_head is not None:
             losses["loss_global"] = self.global_head(view, other)
+        losses |= self.prompt.told_share(outputs, matches, told)
         return losses | match_monitors(outputs, targets, matches) | _encoder_monitors(view.detach(), other.detach())
 
-    def predict(self, batch: ViewBatch, generator: Generator | None = None) -> tuple[Outputs, Tensor]:
+    def predict(self, batch: ViewBatch | CachedViewBatch, generator: Generator | None = None) -> tuple[Outputs, Tensor]:
         """Cross-view decoding in one pass.
 
         Args:
@@ -136,25 +141,43 @@ class SiameseDETR(Pretext):
             Outputs for 2B images: image i is decoded with the queries of its other view, so its boxes lie in view i;
             and the encoded images' mean (`pool_memory`).
         """
+        outputs, pooled, _ = self._decode(batch, generator)
+        return outputs, pooled
+
+    @torch.no_grad()
+    def usage(self, batch: ViewBatch | CachedViewBatch) -> dict[str, float]:
+        """See `Pretext`."""
+        allowed = self.prompt.allowed(self._decode(batch)[0])
+        return region_usage(lambda kind: self._decode(batch, kind=kind)[0], batch.targets, self.criterion, allowed)
+
+    def transferred(self, detector: Detector) -> Detector:
+        """See `Pretext`: the mean region is folded in."""
+        return self.prompt.folded(detector)
+
+    def _decode(
+        self, batch: ViewBatch | CachedViewBatch, generator: Generator | None = None, kind: Told = "own"
+    ) -> tuple[Outputs, Tensor, Tensor | None]:
+        """As `predict`, and [2B, Q] bool which queries were told a region (None: all)."""
         self._check(batch)
-        features = self.teacher(batch.images)
+        features = batch.features(self.teacher)
         boxes = batch.boxes
         if self.training and self.box_jitter:
             boxes = jitter_boxes(boxes, self.box_jitter, generator)
-        regions = region_features(features, boxes, batch.sizes, self.detector.backbone.strides)
+        pooled = region_features(features, boxes, batch.sizes, self.detector.backbone.strides)
+        regions = swap_views(self.region_projection(self.prompt.features(pooled)))
+        if kind == "other":
+            regions = regions.roll(1, 0)
         memory = self.detector.encode_features(features, batch.padding)
-        queries = condition_queries(self.detector.queries(len(boxes)), swap_views(self.region_projection(regions)))
-        return self.detector.decode(queries, memory), pool_memory(memory)
+        queries = self.detector.queries(len(boxes))
+        told = self.prompt.draw(queries, kind)
+        outputs = self.detector.decode(self.prompt(queries, regions, told), memory)
+        return outputs, pool_memory(memory), told
 
-    def _wanted_features(self, batch: ViewBatch) -> Tensor:
-        """[2BP, F] features of the crops, in the order of the targets: image i is asked for the regions of its other view.
+    def _wanted_features(self, batch: ViewBatch | CachedViewBatch) -> Tensor:
+        """[2BP, F] features of the crops, in the order of the targets: image i is asked for the regions of its other view."""
+        return swap_views(batch.crop_features(self.teacher)).flatten(0, 1)
 
-        No more pixels at once than the views have, so that the crops do not set the peak of memory.
-        """
-        at_once = crops_at_once(batch.images, batch.crops)
-        return swap_views(crop_features(self.teacher, batch.crops, at_once)).flatten(0, 1)
-
-    def _check(self, batch: ViewBatch) -> None:
+    def _check(self, batch: ViewBatch | CachedViewBatch) -> None:
         regions = batch.boxes.shape[1]
         if regions != self.settings.num_regions:
             raise ValueError(

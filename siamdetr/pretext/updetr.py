@@ -11,6 +11,7 @@ than queries per patch); with several feature levels the patch's features of all
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,12 @@ from siamdetr.pretext.batches import RegionBatch
 from siamdetr.pretext.common import (
     Pretext,
     check_detector,
-    condition_queries,
     crop_features,
     crops_at_once,
-    group_mask,
     match_monitors,
     matched_feature_loss,
 )
+from siamdetr.pretext.prompt import RegionPrompt, Told, group_mask, region_usage
 from siamdetr.settings.pretext import UPDETRSettings
 
 
@@ -44,12 +44,15 @@ class UPDETR(Pretext):
     Attributes: `detector`; `region_projection` (patch feature to query), `feature_head` (query to patch feature).
     """
 
+    prompts: ClassVar[bool] = True
+
     def __init__(self, detector: Detector, settings: UPDETRSettings) -> None:
         check_detector(detector.settings, settings.num_regions, where="UPDETR")
         super().__init__(detector, settings.losses)
         self.settings = settings
         dim, channels = detector.settings.dim, sum(detector.backbone.channels)
         self.region_projection = nn.Linear(channels, detector.region_width)
+        self.prompt = RegionPrompt(settings, detector.region_width)
         self.feature_head = MLP(dim, dim, channels, num_layers=2) if settings.weight_feature else None
 
     @property
@@ -69,16 +72,18 @@ class UPDETR(Pretext):
         Returns:
             Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`,
             `loss_feature`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
-            `monitor_matched_iou` (see `match_monitors`).
+            `monitor_matched_iou` (see `match_monitors`), `monitor_told_share` (`RegionPrompt.told_share`).
         Raises:
             ValueError: an image has another number of patches.
             FloatingPointError: a prediction is not finite.
         """
-        outputs, patches = self.predict(batch, keep)
-        losses, matches = self.criterion.losses_and_matches(outputs, batch.targets)
+        outputs, patches, told = self._decode(batch, keep)
+        allowed = self.prompt.allowed(outputs, told)
+        losses, matches = self.criterion.losses_and_matches(outputs, batch.targets, allowed=allowed)
         if self.feature_head is not None:
             of_patches = matched_feature_loss(self.feature_head, patches, outputs, matches)
             losses |= name_layers({"loss_feature": of_patches})
+        losses |= self.prompt.told_share(outputs, matches, told)
         return losses | match_monitors(outputs, batch.targets, matches)
 
     def predict(self, batch: RegionBatch, keep: Tensor | None = None) -> tuple[Outputs, Tensor]:
@@ -90,22 +95,35 @@ class UPDETR(Pretext):
         Returns:
             Outputs for the B images, and [M, F] features of the patches in the order of the targets.
         """
+        outputs, patches, _ = self._decode(batch, keep)
+        return outputs, patches
+
+    @torch.no_grad()
+    def usage(self, batch: RegionBatch) -> dict[str, float]:
+        """See `Pretext`."""
+        allowed = self.prompt.allowed(self._decode(batch)[0])
+        return region_usage(lambda kind: self._decode(batch, kind=kind)[0], batch.targets, self.criterion, allowed)
+
+    def transferred(self, detector: Detector) -> Detector:
+        """See `Pretext`: the mean patch is folded in."""
+        return self.prompt.folded(detector)
+
+    def _decode(
+        self, batch: RegionBatch, keep: Tensor | None = None, kind: Told = "own"
+    ) -> tuple[Outputs, Tensor, Tensor | None]:
+        """As `predict`, and [B, Q] bool which queries were told their patch (None: all)."""
         self._check(batch)
         patches = crop_features(self.teacher, batch.crops, crops_at_once(batch.images, batch.crops))
         images, regions = len(batch.images), self.settings.num_regions
+        projected = self.region_projection(self.prompt.features(patches)).view(images, regions, -1)
+        if kind == "other":
+            projected = projected.roll(1, 0)
         queries = self.detector.queries(images)
-        num_queries, device = queries.content.shape[1], patches.device
-        told = self.region_projection(patches).view(images, regions, -1)
-        told = told.repeat_interleave(num_queries // regions, dim=1)  # [B, Q, D]
-        if keep is None and self.training and self.settings.mask_ratio:
-            keep = torch.rand(images, num_queries, device=device) > self.settings.mask_ratio
-        if keep is not None:
-            told = told * keep[..., None].to(told.dtype)
-        queries = dataclasses.replace(
-            condition_queries(queries, told), attention_mask=group_mask(num_queries, regions, device)
-        )
+        told = self.prompt.draw(queries, kind) if keep is None else keep
+        mask = group_mask(queries.content.shape[1], regions, patches.device)
+        queries = dataclasses.replace(self.prompt(queries, projected, told), attention_mask=mask)
         memory = self.detector.encode_features(self.teacher(batch.images), batch.padding)
-        return self.detector.decode(queries, memory), patches
+        return self.detector.decode(queries, memory), patches, told
 
     def _check(self, batch: RegionBatch) -> None:
         other = [count for count in batch.targets.counts if count != self.settings.num_regions]

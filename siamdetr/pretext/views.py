@@ -17,6 +17,7 @@ from PIL import Image
 
 from siamdetr.images.randomness import Random
 from siamdetr.pretext.photometric import Pixels, augment
+from siamdetr.proposals.methods import pairwise_overlap
 from siamdetr.proposals.random_boxes import random_boxes
 from siamdetr.settings.pretext import PretextSettings, SiameseSettings
 
@@ -85,7 +86,15 @@ def make_views(image: Image.Image, proposals: Boxes | None, settings: SiameseSet
     """
     geometry = sample_geometry((image.height, image.width), settings, rng)
     framed = None if proposals is None else _into_frame(proposals, geometry)
-    regions = choose_regions(framed, geometry.intersection, settings.num_regions, rng)
+    regions = choose_regions(
+        framed,
+        geometry.intersection,
+        settings.num_regions,
+        rng,
+        inside=settings.inside,
+        distinct=settings.distinct,
+        least_area=settings.least_area,
+    )
     boxes = np.stack([_fractions(regions, view) for view in geometry.views])
     views = [_cut(image, view, geometry) for view in geometry.views]
     crops = np.empty((2, len(regions), settings.crop_size, settings.crop_size, 3), dtype=np.uint8)
@@ -140,7 +149,16 @@ def two_views(outer: Rect, least_iou: float, rng: Random) -> tuple[tuple[Rect, R
     return ((second, first) if rng.random() < 0.5 else (first, second)), inner
 
 
-def choose_regions(proposals: Boxes | None, intersection: Rect, num_regions: int, rng: Random) -> Boxes:
+def choose_regions(
+    proposals: Boxes | None,
+    intersection: Rect,
+    num_regions: int,
+    rng: Random,
+    *,
+    inside: float = 0.0,
+    distinct: float = 1.0,
+    least_area: float = LEAST_AREA,
+) -> Boxes:
     """[num_regions, 4] regions inside `intersection`, the first being the intersection itself.
 
     Args:
@@ -148,20 +166,35 @@ def choose_regions(proposals: Boxes | None, intersection: Rect, num_regions: int
         intersection: of the views.
         num_regions: at least 1.
         rng: for random regions, and for the jitter of repeated ones.
+        inside: least share of a proposal's area in the intersection. Ours: above 0, what would be clipped to nearly the whole is left out.
+        distinct: greatest IoU with a region that was chosen before. Ours: below 1, near-duplicates are left out.
+        least_area: of the intersection: smaller regions are dropped.
     """
     whole = np.asarray([intersection], dtype=np.float32)
     wanted = num_regions - 1
     if wanted == 0:
         return whole
-    least = LEAST_AREA * _areas(whole)[0]
     kept = np.zeros((0, 4), dtype=np.float32)
     if proposals is not None and len(proposals):
-        kept = _clamp(proposals, whole[0])
-        kept = kept[_areas(kept) >= least][:wanted]
+        clamped = _clamp(proposals, whole[0])
+        areas = _areas(clamped)
+        fits = (areas >= least_area * _areas(whole)[0]) & (areas >= inside * _areas(proposals))
+        kept = clamped[fits] if distinct == 1 else _distinct(clamped[fits], whole, wanted, distinct)
+        kept = kept[:wanted]
     if len(kept) == 0:
         kept = whole[:, [0, 1, 0, 1]] + random_boxes(rng) * _sides(whole)
         kept = kept[:wanted]
     return np.concatenate([whole, repeat_regions(kept, wanted, whole[0], rng)]).astype(np.float32)
+
+
+def _distinct(boxes: Boxes, whole: Boxes, wanted: int, most: float) -> Boxes:
+    """The first boxes, at most `wanted`, that overlap neither `whole` nor one another by an IoU above `most`."""
+    chosen = whole
+    while len(chosen) <= wanted and len(boxes):
+        boxes = boxes[pairwise_overlap(boxes, chosen[-1:])[:, 0] <= most]
+        chosen = np.concatenate([chosen, boxes[:1]])
+        boxes = boxes[1:]
+    return chosen[1:]
 
 
 def repeat_regions(regions: Boxes, wanted: int, rect: NDArray[np.float32], rng: Random) -> Boxes:

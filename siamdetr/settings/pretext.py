@@ -34,18 +34,64 @@ class PretextSettings(Settings):
         """The class loss that the detector is pretrained with."""
         return "softmax"
 
+    @property
+    def cached_samples(self) -> int:
+        """How many fixed samples of each image are kept as features of the frozen backbone; 0: samples are always new."""
+        return 0
 
-class SiameseSettings(PretextSettings):
+
+class PromptSettings(PretextSettings):
+    """How queries are told their regions, and who may answer for one: Siamese DETR and UP-DETR. The defaults are the official ones."""
+
+    conditioning: Literal["position", "content"] = Field(
+        "position",
+        description="where a query is told its region: position (official; content where a variant learns no position), or content "
+        "in every variant",
+    )
+    matching: Literal["image", "group"] = Field(
+        "image",
+        description="image: any query of the image may answer for a region (official); group: only one that was told it, or nothing",
+    )
+    mask_ratio: float = Field(0.0, ge=0, lt=1, description="share of the queries that are not told their region")
+    fold_mean: bool = Field(
+        False,
+        description="queries without a region are told the mean one, and model files have it in their learned content (where there is one)",
+    )
+    normalize_features: bool = Field(
+        False, description="region features go through a layer norm before their projection"
+    )
+
+
+class SiameseSettings(PromptSettings):
     """Siamese DETR pretraining (arXiv:2303.18144). Weights: ImageNet 10 and 3 (Conditional 5), COCO .3 and 3, else 1 and 1."""
 
     num_regions: int = Field(10, ge=1, description="regions a view; the first is the intersection of the views")
     box_jitter: float = Field(0.1, ge=0, le=0.5, description="of width and height, on the boxes that are pooled")
     view_iou: float = Field(0.5, gt=0, lt=1, description="least IoU of the two views")
+    inside: float = Field(
+        0.0, ge=0, le=1, description="least share of a proposal inside both views; 0: all are clipped to it (official)"
+    )
+    distinct: float = Field(
+        1.0, gt=0, le=1, description="greatest IoU of a region with a better one of its views; 1: any (official)"
+    )
+    least_area: float = Field(
+        0.05, gt=0, lt=1, description="of the intersection of the views: smaller regions are dropped"
+    )
+    cache_views: int = Field(
+        0,
+        ge=0,
+        description="fixed pairs of views an image, whose frozen features are computed once and kept on disk; 0: new views at every read",
+    )
     weight_global: float = Field(1.0, ge=0, description="lambda of the encoder's global discrimination loss")
     weight_region: float = Field(1.0, ge=0, description="lambda of the decoder's region discrimination loss")
 
+    @property
+    def cached_samples(self) -> int:
+        """See `PretextSettings`."""
+        return self.cache_views
 
-class UPDETRSettings(PretextSettings):
+
+class UPDETRSettings(PromptSettings):
     """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): localise patches of an image in it. The defaults are the official ones."""
 
     proposals: Proposals = Field("random", description="official: random; edgeboxes: the same boxes as other methods")

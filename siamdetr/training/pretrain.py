@@ -19,7 +19,7 @@ from siamdetr.training.initial_weights import run_normalization, start
 from siamdetr.training.loop import Session, begin, run_length, seed_weights, train
 from siamdetr.training.open_datasets import open_pretraining
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
-from siamdetr.training.pretrain_setup import resolved_pretraining, stored_proposals
+from siamdetr.training.pretrain_setup import resolved_pretraining, stored_proposals, training_samples
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
 from siamdetr.training.proposal_figures import measure_proposals, save_proposal_figures
 from siamdetr.training.run_folder import choose_folder
@@ -63,16 +63,19 @@ def pretrain(
         seed_weights(settings)
         detector = Detector(settings.detector)
         begun = start(detector, settings, (OBJECT,), resumed=run.content is not None)
+        with first_process_first(watch.raise_if_received):
+            poll = as_callback(sink, "views", watch.raise_if_received)
+            samples, collate = training_samples(dataset, settings, run, detector, preprocessing.normalization, poll)
         module = PretrainModule(detector, settings, preprocessing, length.total)
         if run.content is None:
             module.pretext.load_weights(settings.backbone_weights)
         what = f"pretext: {settings.method} on {', '.join(settings.data.paths)}"
         session = Session(
             module,
-            dataset,
+            samples,
             len(index),
             lambda i: int(index.image_ids[i]),
-            entry.collate,
+            collate,
             lambda step: ModelMetadata(
                 class_names=(OBJECT,),
                 preprocessing=preprocessing,
@@ -80,7 +83,7 @@ def pretrain(
             ),
             WeightAverage(settings.ema) if settings.ema else None,
             callbacks=(Diagnostics(run.path, dataset, len(index), entry.collate, total_steps=length.total),),
-            finished=class_agnostic,
+            finished=lambda detector: module.pretext.transferred(class_agnostic(detector)),
         )
         seconds = train(session, settings, run, watch=watch, progress=sink)
     if launch().is_first:

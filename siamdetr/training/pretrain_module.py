@@ -7,7 +7,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from siamdetr.images.normalize import normalize
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.models.criterion.losses import weighted_sum
 from siamdetr.models.detector import Detector
@@ -37,7 +36,7 @@ class PretrainModule(StepModule):
     def training_step(self, batch: PretextBatch, batch_idx: int) -> Tensor:
         """The weighted loss of one batch, scalar."""
         self.seed_step(batch_idx)
-        batch = normalize(batch, self.preprocessing.mean, self.preprocessing.std)
+        batch = batch.normalized(self.preprocessing.normalization)
         images = self.image_ids_of(self.batch_number(batch_idx))
         with self.naming_the_step(images):
             figures = self.pretext(batch)

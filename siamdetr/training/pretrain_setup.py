@@ -1,17 +1,32 @@
-"""What pretraining needs to know before it starts: the detector's class head, and the regions."""
+"""What pretraining needs to know before it starts: the detector's class head, the regions, and the samples."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from siamdetr.data.index import DetectionIndex
-from siamdetr.pretext.common import pretext_settings
+from siamdetr.images.preprocessing import Normalization
+from siamdetr.models.backbone.body import Backbone
+from siamdetr.models.detector import Detector
+from siamdetr.pretext.batches import PretextBatch
+from siamdetr.pretext.common import FrozenTeacher, pretext_settings
+from siamdetr.pretext.datasets import UnlabelledDataset
+from siamdetr.pretext.registry import PRETEXTS
 from siamdetr.pretext.run_settings import PretrainSettings
+from siamdetr.pretext.view_cache import CacheRequest
 from siamdetr.proposals.compute import ProposalStore, compute_proposals, open_proposals
 from siamdetr.proposals.methods import Recipe
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.system.progress import Progress
 from siamdetr.training.initial_weights import read_start, taken_over
+from siamdetr.training.run_folder import RunFolder
+from siamdetr.training.trainer import run_device
 
 
 def pretraining_detector(settings: PretrainSettings) -> DetectorSettings:
@@ -46,3 +61,37 @@ def stored_proposals(
         return None
     path = run_folder.parent / "proposals" / f"{kind}.arrow"
     return compute_proposals(index, path, recipe=Recipe(kind), progress=progress)
+
+
+def training_samples(
+    dataset: UnlabelledDataset[Any],
+    settings: PretrainSettings,
+    run: RunFolder,
+    detector: Detector,
+    normalization: Normalization,
+    progress: Progress,
+) -> tuple[Dataset[Any], Callable[[list[Any]], PretextBatch]]:
+    """What training reads, and how it makes a batch: the data set, or stored features of fixed samples beside the run.
+
+    Raises:
+        DataError: features are stored there that were made from something else.
+    """
+    entry = PRETEXTS[settings.method]
+    if not settings.of_method.cached_samples or entry.cache is None or entry.collate_cached is None:
+        return dataset, entry.collate
+    device = run_device(settings)
+    backbone = copy.deepcopy(detector.backbone)
+    if run.content is not None:
+        _load_backbone(backbone, run.content["state_dict"])
+    teacher = FrozenTeacher(backbone.to(device))
+    request = CacheRequest(run.path.parent / "views", teacher, device, normalization, settings.workers)
+    found = entry.cache(dataset, request, progress)
+    return (dataset, entry.collate) if found is None else (found, entry.collate_cached)
+
+
+def _load_backbone(backbone: Backbone, state: Mapping[str, Tensor]) -> None:
+    """The backbone of a checkpoint's pretext."""
+    start = "pretext.detector.backbone."
+    backbone.load_state_dict(
+        {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+    )

@@ -18,6 +18,8 @@ from siamdetr.settings.registry import DETECTORS
 from siamdetr.system.atomic_file import atomic_text
 from siamdetr.training.run_folder import method_of
 
+USED_FROM = 0.15  # IoU of own regions over another image's: from here on the report says that regions are used
+
 
 def write_report(run_folder: str | Path) -> Path:
     """Write report.html from what lies in a run folder; returns its path.
@@ -56,7 +58,7 @@ def _lead(
     what = "Finetuning" if method is None else f"Pretraining without labels ({name_of(method)})"
     model = f"{_name(detector['variant'])} on {detector['backbone']}, {detector['encoder_layers']}+{detector['decoder_layers']} layers"
     steps = f"{max((row['step'] for row in rows), default=0):.0f} steps of {settings['batch_size']}"
-    text = f"{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
+    text = f"{_usage_sentence(rows)}{what} of {model}: {steps} on {', '.join(settings['data']['paths'])}."
     losses = [row["loss"] for row in rows if "loss" in row]
     if losses:
         text += f" The loss went from {losses[0]:.3g} to {losses[-1]:.3g}."
@@ -69,6 +71,19 @@ def _lead(
     return text
 
 
+def _usage_sentence(rows: Sequence[Mapping[str, float]]) -> str:
+    """Whether queries find the regions they are told, of the last diagnostics; "" where the method tells none."""
+    last = next((row for row in reversed(rows) if "regions_own_iou" in row), None)
+    if last is None:
+        return ""
+    own, other, none = (last[f"regions_{kind}_iou"] for kind in ("own", "other", "none"))
+    verdict = "Regions are used" if own - other >= USED_FROM else "Regions are hardly used"
+    return (
+        f"{verdict}: matched boxes overlap by {own:.2f} (IoU) when queries are told their own regions, {other:.2f} when told another "
+        f"image's, {none:.2f} when told none, at step {last['step']:.0f}. "
+    )
+
+
 def _name(variant: str) -> str:
     """A detector's name; of one that this version does not know, what its settings call it."""
     return DETECTORS[variant].name if variant in DETECTORS else variant
@@ -78,10 +93,12 @@ def _curve_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     parts = [key for key in keys if key.startswith("loss_")]
     monitors = [key for key in keys if key.startswith("monitor_")]
+    usage = [key for key in keys if key.startswith("regions_")]
     groups: list[tuple[str, str, list[str]]] = [
         ("Average precision", "AP", [key for key in ("val_ap", "val_ap50", "val_ap75") if key in keys]),
         ("Loss", "loss", ["loss"] if "loss" in keys else []),
         ("Its parts, unweighted", "loss", parts),
+        ("Are regions used? Matched boxes when queries are told these regions", "IoU", usage),
         ("Collapse monitors", "value", monitors),
         ("Learning rate", "rate", ["lr"] if "lr" in keys else []),
         ("Throughput", "images a second", ["images_per_second"] if "images_per_second" in keys else []),

@@ -20,8 +20,9 @@ from siamdetr.models.detector import Outputs
 from siamdetr.official.convert import IMPORTERS, load_official
 from siamdetr.official.keys import translate
 from siamdetr.pretext.batches import RegionBatch
-from siamdetr.pretext.common import FrozenTeacher, crop_features, group_mask
+from siamdetr.pretext.common import FrozenTeacher, crop_features
 from siamdetr.pretext.detreg import DETReg
+from siamdetr.pretext.prompt import group_mask
 from siamdetr.pretext.updetr import UPDETR
 from siamdetr.structures.targets import Targets
 

@@ -18,7 +18,8 @@ from siamdetr.models.criterion.losses import weighted_sum
 from siamdetr.official.convert import IMPORTERS, load_official
 from siamdetr.official.keys import translate
 from siamdetr.pretext.batches import ViewBatch
-from siamdetr.pretext.common import condition_queries, crop_features, region_features
+from siamdetr.pretext.common import crop_features, region_features
+from siamdetr.pretext.prompt import condition_queries
 from siamdetr.pretext.siamese import SiameseDETR, swap_views
 
 CASES = ["vanilla", "vanilla_enc", "conditional", "conditional_enc", "conditional_r50", "deformable", "deformable_enc"]

@@ -13,14 +13,8 @@ from siamdetr.models.backbone.body import Backbone, takes_blocked_layout
 from siamdetr.models.criterion.losses import weighted_sum
 from siamdetr.models.detector import Detector, Queries
 from siamdetr.pretext.batches import ViewBatch
-from siamdetr.pretext.common import (
-    FrozenTeacher,
-    condition_queries,
-    cosine_distance,
-    jitter_boxes,
-    pretext_settings,
-    region_features,
-)
+from siamdetr.pretext.common import FrozenTeacher, cosine_distance, jitter_boxes, pretext_settings, region_features
+from siamdetr.pretext.prompt import condition_queries
 from siamdetr.pretext.registry import PRETEXTS
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.settings.detector import DetectorSettings

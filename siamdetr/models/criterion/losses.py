@@ -122,11 +122,18 @@ class DetectionCriterion(nn.Module):
         return losses
 
     def losses_and_matches(
-        self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None = None
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        num_boxes: Tensor | float | None = None,
+        allowed: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Matches]:
-        """Like `forward`, with the matches: what a pretext needs for losses of its own."""
+        """Like `forward`, with the matches: what a pretext needs for losses of its own.
+
+        `allowed` [M, Q] bool, True = the query may answer for the box (see `match`); a two-stage detector's proposals may for any.
+        """
         self._check(outputs)
-        losses, matches = self._of_layers(outputs, targets, num_boxes, denoising=self.denoising)
+        losses, matches = self._of_layers(outputs, targets, num_boxes, denoising=self.denoising, allowed=allowed)
         if self.proposals:
             assert outputs.proposals is not None
             objects = (
@@ -139,10 +146,16 @@ class DetectionCriterion(nn.Module):
         return losses, matches
 
     def _of_layers(
-        self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None, *, denoising: bool
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        num_boxes: Tensor | float | None,
+        *,
+        denoising: bool,
+        allowed: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Matches]:
         logits, boxes = outputs.logits.float(), outputs.boxes.float()
-        matches = match(logits, boxes, targets, self.settings, self.classifier)
+        matches = match(logits, boxes, targets, self.settings, self.classifier, allowed=allowed)
         normalisers = self._normalisers(logits, targets, num_boxes)
         with torch.autocast(logits.device.type, enabled=False):
             values = {

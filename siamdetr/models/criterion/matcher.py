@@ -19,6 +19,7 @@ from siamdetr.boxes import cxcywh_to_xyxy, elementwise_giou
 from siamdetr.settings.detector import Classifier, LossSettings
 from siamdetr.structures.targets import Targets
 
+BLOCKED = 1e4  # cost of a pair that is not allowed; far above what costs of allowed pairs can sum to
 FOCAL_LOG_EPS = 1e-8  # inside the logarithms of the focal cost, as in the official matchers
 
 
@@ -43,7 +44,15 @@ class Matches:
 
 
 @torch.no_grad()
-def match(logits: Tensor, boxes: Tensor, targets: Targets, settings: LossSettings, classifier: Classifier) -> Matches:
+def match(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    settings: LossSettings,
+    classifier: Classifier,
+    *,
+    allowed: Tensor | None = None,
+) -> Matches:
     """Assign every target box to one query, in every layer on its own, at the least total cost.
 
     Args:
@@ -52,6 +61,7 @@ def match(logits: Tensor, boxes: Tensor, targets: Targets, settings: LossSetting
         targets: the boxes of the B images, on the device of the predictions.
         settings: the three costs and `matcher_alpha`.
         classifier: what the logits mean.
+        allowed: [M, Q] bool, True = the query may answer for the box; None: all may. Where an assignment within it exists, it is kept.
     Returns:
         min(Q, boxes) matches of each image in each layer, on the device of `logits`.
     Raises:
@@ -71,6 +81,8 @@ def match(logits: Tensor, boxes: Tensor, targets: Targets, settings: LossSetting
         return Matches(none, none, none, none)
     with torch.autocast(device.type, enabled=False):
         costs = _own_costs(logits.float(), boxes.float(), targets, settings, classifier)
+        if allowed is not None:
+            costs = costs + BLOCKED * ~allowed
     table = _assign(costs.cpu().numpy(), targets.counts)
     layer, image, query, target = _to_device(table, device).unbind()
     return Matches(layer, image, query, target)

@@ -17,7 +17,6 @@ from torch.utils.data import Dataset
 from siamdetr.boxes import cxcywh_to_xyxy, elementwise_iou
 from siamdetr.drawing.pretext import draw_joined_views, draw_matches, draw_regions
 from siamdetr.files import DIAGNOSTICS
-from siamdetr.images.normalize import normalize
 from siamdetr.models.criterion.matcher import match
 from siamdetr.pretext.batches import PretextBatch, PretextSample
 from siamdetr.system.atomic_file import atomic_write
@@ -25,6 +24,7 @@ from siamdetr.training.pretrain_module import PretrainModule
 from siamdetr.training.step_module import completed_step
 
 NUM_SAMPLES = 3
+NUM_CHECKED = 16  # images on which is measured whether regions are used
 NUM_DRAWN = 5  # regions of an image whose predictions are drawn: more would hide each other
 WHEN = (0.0, 0.1, 0.3, 0.6, 1.0)  # shares of the run after which predictions are drawn
 _WIDTH = 640  # pixels at most: the report carries the pictures inside
@@ -58,6 +58,7 @@ class Diagnostics(Callback):
         self.images = np.unique(np.linspace(0, length - 1, NUM_SAMPLES).round().astype(int)).tolist()
         self.steps = frozenset(round(share * total_steps) for share in WHEN)
         self.samples: list[PretextSample] = []
+        self.checked = np.unique(np.linspace(0, length - 1, NUM_CHECKED).round().astype(int)).tolist()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """What the method is shown, and what it finds before it has learned."""
@@ -68,21 +69,33 @@ class Diagnostics(Callback):
         for i, sample in enumerate(self.samples):
             self._save(_shown(sample), f"sample-{i}")
         if pl_module.step in self.steps:
-            self._draw(pl_module)
+            self._look(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """What it finds now."""
         if trainer.is_global_zero and completed_step(trainer, batch_idx) and pl_module.step in self.steps:
-            self._draw(pl_module)
+            self._look(trainer, pl_module)
 
     @torch.no_grad()
-    def _draw(self, module: PretrainModule) -> None:
-        pretext, spec = module.pretext, module.preprocessing
-        batch = normalize(self.collate(self.samples).to(module.device), spec.mean, spec.std)
-        was_training = pretext.training
+    def _look(self, trainer: Any, module: PretrainModule) -> None:
+        """Pictures of a few images; on more of them, whether queries find the regions they are told."""
+        pretext, was_training = module.pretext, module.pretext.training
         pretext.eval()
-        outputs, _ = pretext.predict(batch)
+        self._draw(module)
+        figures = (
+            pretext.usage(self._batch(module, [self.dataset[0, i] for i in self.checked])) if pretext.prompts else {}
+        )
         pretext.train(was_training)
+        for logger in trainer.loggers if figures else ():
+            logger.log_metrics(figures, step=module.step)
+
+    def _batch(self, module: PretrainModule, samples: list[PretextSample]) -> PretextBatch:
+        return self.collate(samples).to(module.device).normalized(module.preprocessing.normalization)
+
+    def _draw(self, module: PretrainModule) -> None:
+        pretext = module.pretext
+        batch = self._batch(module, self.samples)
+        outputs, _ = pretext.predict(batch)
         targets = batch.targets
         boxes, logits = outputs.boxes[-1:].float(), outputs.logits[-1:].float()
         criterion = pretext.criterion

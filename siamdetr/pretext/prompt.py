@@ -1,0 +1,171 @@
+"""How queries are told which region they are to find, who may answer for it, and whether that is of use: Siamese DETR and UP-DETR.
+
+Officially a query is told its region in its position, and any query of the image may be matched to any region: whether the regions are
+used is then seen by nobody (arXiv:2303.18144, §3.3; arXiv:2011.09094, §3.2). Ours, each by a setting (`PromptSettings`): the region in the
+content, which attention compares with the image; matching within a region's queries; queries that are told nothing; and the mean region
+folded into the learned content, so that finetuning, where no query has a region, begins with queries that the decoder knows.
+
+Letters in shapes: B images, P regions, Q queries, M = B P targets, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from siamdetr.boxes import cxcywh_to_xyxy, elementwise_iou
+from siamdetr.models.criterion.losses import DetectionCriterion
+from siamdetr.models.criterion.matcher import Matches, match
+from siamdetr.models.detector import Detector, Outputs
+from siamdetr.settings.pretext import PromptSettings
+from siamdetr.structures.model import Queries
+from siamdetr.structures.targets import Targets
+
+Told = Literal["own", "other", "none"]  # regions of the query's image, of another image, or none
+_MEMORY = 0.99  # of the mean region, a step
+
+
+class RegionPrompt(nn.Module):
+    """Tells queries their regions.
+
+    Args:
+        settings: where they are told, who may answer, how many are told nothing.
+        width: D, `detector.region_width`.
+
+    Attributes: `mean`: [D] running mean of the projected regions, with `fold_mean`.
+    """
+
+    mean: Tensor | None
+    updates: Tensor | None
+
+    def __init__(self, settings: PromptSettings, width: int) -> None:
+        super().__init__()
+        self.settings = settings
+        folds = settings.fold_mean
+        self.register_buffer("mean", torch.zeros(width) if folds else None)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64) if folds else None)
+
+    def features(self, regions: Tensor) -> Tensor:
+        """[..., F] region features as their projection takes them."""
+        return F.layer_norm(regions, regions.shape[-1:]) if self.settings.normalize_features else regions
+
+    def draw(self, queries: Queries, kind: Told = "own") -> Tensor | None:
+        """[B, Q] bool, True = the query is told its region: drawn in training, none with `kind` "none"; None: all are."""
+        images, num_queries = queries.content.shape[:2]
+        if kind == "none":
+            return torch.zeros(images, num_queries, dtype=torch.bool, device=queries.content.device)
+        if not (self.training and self.settings.mask_ratio):
+            return None
+        return torch.rand(images, num_queries, device=queries.content.device) > self.settings.mask_ratio
+
+    def forward(self, queries: Queries, regions: Tensor, told: Tensor | None = None) -> Queries:
+        """The queries with their regions.
+
+        Args:
+            queries: of B images.
+            regions: [B, P, D] projected features; the first Q/P queries are told the first region, and so on.
+            told: [B, Q] bool, False = told nothing (the mean region, with `fold_mean`); None: all are told.
+        """
+        if self.training:
+            self._remember(regions)
+        each = regions.repeat_interleave(queries.content.shape[1] // regions.shape[1], dim=1)  # [B, Q, D]
+        if told is not None:
+            nothing = torch.zeros_like(each) if self.mean is None else self.mean.to(each.dtype).expand_as(each)
+            each = torch.where(told[..., None], each, nothing)
+        return condition_queries(queries, each, content=self.settings.conditioning == "content")
+
+    def allowed(self, outputs: Outputs, told: Tensor | None = None) -> Tensor | None:
+        """[M, Q] bool, True = the query may answer for the region: it was told it, or (`told` False) nothing; None: all may."""
+        if self.settings.matching == "image":
+            return None
+        _, images, num_queries, _ = outputs.boxes.shape
+        group = torch.arange(num_queries, device=outputs.boxes.device) // (num_queries // self.settings.num_regions)
+        region = torch.arange(self.settings.num_regions, device=outputs.boxes.device)
+        own = (group == region[:, None]).repeat(images, 1)
+        return own if told is None else own | ~told.repeat_interleave(self.settings.num_regions, dim=0)
+
+    @torch.no_grad()
+    def told_share(self, outputs: Outputs, matches: Matches, told: Tensor | None = None) -> dict[str, Tensor]:
+        """`monitor_told_share`: of the last layer's matched regions, the share answered by a query that was told them; chance is 1 / P."""
+        last = slice(len(matches.query) - len(matches.query) // len(outputs.boxes), None)
+        image, query, target = matches.image[last], matches.query[last], matches.target[last]
+        regions = self.settings.num_regions
+        own = query // (outputs.boxes.shape[2] // regions) == target % regions
+        if told is not None:
+            own = own & told[image, query]
+        return {"monitor_told_share": own.float().sum() / max(1, len(own))}
+
+    def folded(self, detector: Detector) -> Detector:
+        """The detector, in place, with the mean region in its learned content; unchanged without `fold_mean` or such a content."""
+        content = getattr(detector.learned_queries, "content", None)
+        if self.mean is not None and self.settings.conditioning == "content" and isinstance(content, nn.Embedding):
+            with torch.no_grad():
+                content.weight.add_(self.mean)
+        return detector
+
+    @torch.no_grad()
+    def _remember(self, regions: Tensor) -> None:
+        """A plain mean at first, then one that forgets."""
+        if self.mean is None or self.updates is None:
+            return
+        seen = self.updates.float()
+        self.mean.lerp_(regions.detach().float().mean((0, 1)), 1 - torch.clamp(seen / (seen + 1), max=_MEMORY))
+        self.updates.add_(1)
+
+
+def condition_queries(queries: Queries, regions: Tensor, *, content: bool = False) -> Queries:
+    """Give every query a region: the first Q/P queries the first region, and so on.
+
+    Args:
+        queries: of B images.
+        regions: [B, P, detector.region_width] projected region features; P divides Q.
+        content: True = added to the content in every variant.
+    Returns:
+        The queries with the region added to their position. Ours: to their content where that is asked for, and where a variant has no
+        learned position (DAB, DN), which the paper leaves open; DN's last channel, which marks denoising queries, stays as it is.
+    """
+    repeated = regions.repeat_interleave(queries.content.shape[1] // regions.shape[1], dim=1)  # [B, Q, D]
+    if content or queries.position is None:
+        reserved = queries.content.shape[-1] - regions.shape[-1]
+        return dataclasses.replace(queries, content=queries.content + F.pad(repeated, (0, reserved)))
+    return dataclasses.replace(queries, position=queries.position + repeated)
+
+
+def group_mask(num_queries: int, num_groups: int, device: torch.device) -> Tensor:
+    """[Q, Q] bool, True = row must not look at column: queries of one region see each other and nobody else.
+
+    `num_groups` divides `num_queries`; the groups are those of `condition_queries`.
+    """
+    group = torch.arange(num_queries, device=device) // (num_queries // num_groups)
+    return group[:, None] != group
+
+
+@torch.no_grad()
+def region_usage(
+    decode: Callable[[Told], Outputs], targets: Targets, criterion: DetectionCriterion, allowed: Tensor | None
+) -> dict[str, float]:
+    """Whether regions are used: the mean IoU of matched boxes when queries are told their own regions, another image's, or none.
+
+    Args:
+        decode: the outputs when queries are told such regions.
+        targets: of the images.
+        criterion: whose matching is used.
+        allowed: as in `match`.
+    Returns:
+        `regions_own_iou`, `regions_other_iou`, `regions_none_iou`, of the last layer. Own above other: queries find what they are told.
+    """
+    found: dict[str, float] = {}
+    kinds: tuple[Told, ...] = ("own", "other", "none")
+    for kind in kinds:
+        outputs = decode(kind)
+        logits, boxes = outputs.logits[-1:].float(), outputs.boxes[-1:].float()
+        matches = match(logits, boxes, targets, criterion.settings, criterion.classifier, allowed=allowed)
+        matched, wanted = boxes[0, matches.image, matches.query], targets.boxes[matches.target].float()
+        overlaps = elementwise_iou(cxcywh_to_xyxy(matched), cxcywh_to_xyxy(wanted))
+        found[f"regions_{kind}_iou"] = float(overlaps.sum() / max(1, len(overlaps)))
+    return found
