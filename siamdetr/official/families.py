@@ -66,6 +66,7 @@ class Importer:
     rules: Callable[[Module], Sequence[Rule | Aside]]
     options: frozenset[str]
     may_miss: Callable[[Mapping[str, Tensor], str], str | None]  # reason why a file of this form cannot have our tensor
+    image_size: tuple[int, int] | None = None  # (height, width) of its images; None: DETR's shortest side
     also_reads: frozenset[str] = frozenset()  # families whose files have the same form as its finetuned detectors
 
 
@@ -226,7 +227,7 @@ IMPORTERS: dict[str, Importer] = {
         partial(_build, "dn_deformable"), lambda _: (*BACKBONE, *DN_DEFORMABLE), DAB_DEFORMABLE_OPTIONS, _nothing
     ),
     "dino": Importer(partial(_build, "dino"), lambda _: (*BACKBONE, *DINO), DINO_OPTIONS, _nothing),
-    "rtdetr": Importer(_build_rtdetr, _rtdetr_rules, RTDETR_OPTIONS, _without_counter),
+    "rtdetr": Importer(_build_rtdetr, _rtdetr_rules, RTDETR_OPTIONS, _without_counter, image_size=(640, 640)),
     "siamese-detr": Importer(_build_siamese, _siamese_rules, SIAMESE_OPTIONS, _dropped_by_converter),
     "up-detr": Importer(_build_updetr, _updetr_rules, UPDETR_OPTIONS, _nothing, also_reads=frozenset({"detr"})),
     "detreg": Importer(
