@@ -23,6 +23,8 @@ from siamdetr.cli.quickstart import quickstart
 from siamdetr.cli.serve import serve
 from siamdetr.cli.study import study
 from siamdetr.cli.train import train
+from siamdetr.cli.usage.rules import RULES
+from siamdetr.cli.usage.unused_options import refusing_unused
 from siamdetr.cli.val import val
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -54,11 +56,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for name, command in COMMANDS.items():
-    app.command(name, hidden=name == "pretrain")(command)
+    app.command(name, hidden=name == "pretrain")(refusing_unused(command, RULES.get(name, ())))
 
 
 def main() -> None:
-    """Run a command. Errors of the input or of the machine are printed as one message, without a traceback.
+    """Run a command. An error of the input or of the machine is one message, without a traceback.
 
     Exit codes: 0 done, 1 an error with a message, 2 wrong usage, 130 and 143 stopped by Ctrl-C and SIGTERM.
     """

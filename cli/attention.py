@@ -40,7 +40,9 @@ def attention(
     from siamdetr.images.preprocessing import load_image
     from siamdetr.serve.demo.inspection import inspect_image
     from siamdetr.system.atomic_file import atomic_write
+    from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
+    check_outputs([*model_reads("MODEL", model), Read("IMAGE", image)], files=[Written("-o", output)])
     opened, picture = load(model, device=device), load_image(image)
     wanted = FigureOptions(boxes=boxes, layer=layer, heads=heads, point=_fractions(point, picture.size))
     figure = attention_figure(picture, inspect_image(opened, picture), opened.class_names, wanted)

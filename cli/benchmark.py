@@ -43,7 +43,14 @@ def benchmark(
 
     from siamdetr.cli.console import console
     from siamdetr.export.benchmark import write_csv, write_plot
+    from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
+    if output is not None:
+        models_read = [read for text in models for read in model_reads("MODEL", split_backend(text)[0])]
+        check_outputs(
+            [*models_read, *([] if data is None else [Read("--data", data)])],
+            files=[Written("-o", output / name) for name in ("benchmark.csv", "benchmark.svg")],
+        )
     found: list[Measurement] = []
     for text in models:
         found += _one(

@@ -48,6 +48,7 @@ def convert(
     from siamdetr.cli.console import console
     from siamdetr.official.huggingface.repository import is_huggingface
 
+    _check_outputs(source, output, classes, to_folder=to is not None)
     _check_options(to=to, push=push, family=family, arguments=arguments, classes=classes)
     names = None if classes is None else [line for line in classes.read_text(encoding="utf-8").splitlines() if line]
     if to is not None:
@@ -66,6 +67,16 @@ def convert(
             raise typer.BadParameter(f"{source} needs --family, one of {', '.join(IMPORTERS)}")
         _explain(convert_file(source, family=family, arguments=_parse(arguments), output=output, class_names=names))
         console.print(f"written: {output}", markup=False)
+
+
+def _check_outputs(source: str, output: Path, classes: Path | None, *, to_folder: bool) -> None:
+    from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
+
+    names = ("config.json", "model.safetensors", "preprocessor_config.json")
+    inputs = [*model_reads("SOURCE", Path(source)), *([] if classes is None else [Read("--classes", classes)])]
+    check_outputs(
+        inputs, files=[Written("-o", output / name) for name in names] if to_folder else [Written("-o", output)]
+    )
 
 
 def _check_options(

@@ -33,7 +33,13 @@ def doctor(
     from siamdetr.cli.console import progress
     from siamdetr.data.doctor import diagnose
     from siamdetr.system.atomic_file import atomic_write
+    from siamdetr.system.outputs import Read, Written, check_outputs
 
+    if json_file is not None and not _is_report(json_file):
+        # A new file in the data's own folder is no annotation file for any reader, unless it is named like one.
+        beside = json_file.parent.resolve() == data.resolve() and not json_file.exists()
+        named = json_file.suffix != ".json" or json_file.name.startswith(("instances_", "_annotations"))
+        check_outputs([] if beside and not named else [Read("DATA", data)], files=[Written("--json", json_file)])
     with progress("read images") as update:
         found = diagnose(data, format=data_format, splits=split, progress=update, workers=workers)
     _show_statistics(found)
@@ -43,6 +49,17 @@ def doctor(
     if json_file is not None:
         atomic_write(json_file, lambda file: file.write(found.to_json().encode()))
     raise typer.Exit(1 if found.count("error") else 0)
+
+
+def _is_report(file: Path) -> bool:
+    """Whether a file is what an earlier call wrote, which may be written anew wherever it lies."""
+    import json
+
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"counts", "problems"} <= found.keys()
 
 
 def _show_statistics(found: Diagnosis) -> None:

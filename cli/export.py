@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from siamdetr.cli import options as common
+from siamdetr.cli.usage.rules import is_exported
+from siamdetr.cli.usage.unused_options import refuse_given
 
 if TYPE_CHECKING:
     from siamdetr.data.index import DetectionIndex
@@ -21,6 +23,7 @@ _SAMPLES = 4
 
 
 def export(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="A run folder or a .safetensors file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write the bundle to.")],
     data: Annotated[
@@ -50,7 +53,10 @@ def export(
     batch: Annotated[
         str, typer.Option("--batch", metavar="MIN,OPT,MAX", help="Batches to compare at, and to build an engine for.")
     ] = "1,2,5",
-    threshold: Annotated[float, typer.Option("--threshold", help="The score from which a box counts.")] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", min=0.0, max=1.0, help="From which a box counts; default: the model's."),
+    ] = None,
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", help="Compare with PyTorch; on unless switched off.")
     ] = True,
@@ -87,13 +93,20 @@ def export(
     """Export to ONNX (any batch and image size); a file that disagrees with PyTorch is rejected."""
     from siamdetr.api import SiamDETR, kind_of
     from siamdetr.cli.console import console, progress
+    from siamdetr.errors import ExportError
     from siamdetr.export.gate import pytorch_reference
     from siamdetr.export.gate_images import samples_of
     from siamdetr.export.onnx import export_onnx
     from siamdetr.export.options import ExportOptions, exported_preprocessing
     from siamdetr.export.tensorrt import EngineOptions, find_module
+    from siamdetr.models.deformable.attention import DeformableAttention
 
+    _check(model, output, data, timing_cache, triton)
     truth = _data(model, data, split, data_format)
+    if truth is None:
+        refuse_given(
+            context, "images", "there are none: --data is not given, and MODEL is no run with a validation part"
+        )
     samples = None if truth is None else samples_of(truth, images if int8 else _SAMPLES)
     labelled = None if truth is None or truth.num_boxes == 0 else truth.subset(range(min(images, len(truth))))
     shapes = (numbers(batch, "--batch"), heights, widths)
@@ -107,10 +120,18 @@ def export(
     )
     if trt and kind_of(model) == "bundle":
         _add_engine(model, output, shapes, engine, samples=samples, truth=labelled, gate=gate)
+        _write_triton(output, triton)
         return
+    if is_exported(model):
+        raise ExportError(
+            f"{model}: exported already; a bundle folder takes an engine with --trt, anything else is exported anew from the "
+            "run folder or .safetensors file"
+        )
     if trt:
         find_module(engine.module)  # before the graph, which takes minutes
     opened = SiamDETR.load(model)
+    if not any(isinstance(module, DeformableAttention) for module in opened.detector.modules()):
+        refuse_given(context, "sampling", f"{opened.detector.settings.variant} has no deformable attention")
     size = common.image_size(imgsz)
     chosen = ExportOptions(
         precision=cast("Precision", "int8" if int8 else precision),
@@ -135,11 +156,47 @@ def export(
         reference = pytorch_reference(opened, exported_preprocessing(opened.preprocessing, chosen))
         _add_engine(output, output, shapes, engine, samples=samples, truth=labelled, gate=gate, reference=reference)
     console.print(f"Without siamdetr and PyTorch: python {result.folder / 'infer.py'} IMAGE…", markup=False)
-    if triton is not None:
-        from siamdetr.export.triton import write_model_repository
+    _write_triton(result.folder, triton)
 
-        names = write_model_repository(result.folder, triton)
-        console.print(f"For Triton: {triton}, models {', '.join(names)}; client: {triton / 'client.py'}", markup=False)
+
+def _check(model: Path, output: Path, data: Path | None, timing_cache: Path | None, triton: Path | None) -> None:
+    """Before the first write: nothing falls on the model or the data.
+
+    An engine goes into the bundle that it is built from.
+    """
+    from siamdetr.export.triton import TritonSettings
+    from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
+
+    reads = model_reads("MODEL", model)
+    other = [read for read in reads if not is_exported(model) or output.resolve() != model.resolve()]
+    made = [
+        Written("-o", output / name)
+        for name in ("model.onnx", "model.engine", "manifest.json", "labels.txt", "infer.py")
+    ]
+    bundle = [Read("MODEL", model)] if is_exported(model) and output.resolve() != model.resolve() else []
+    of_data = [] if data is None else [Read("--data", data)]
+    extra = [] if timing_cache is None else [Written("--timing-cache", timing_cache)]
+    name = TritonSettings().name
+    repository = (
+        [] if triton is None else [Written("--triton", triton / name), Written("--triton", triton / f"{name}_tensorrt")]
+    )
+    check_outputs([*other, *of_data], files=[*made, *extra])
+    check_outputs([*of_data, *bundle], folders=[Written("-o", output)])
+    check_outputs(
+        [*reads, *of_data, Read("-o", output / "manifest.json")],
+        files=[] if triton is None else [Written("--triton", triton / "client.py")],
+        replaced=repository,
+    )
+
+
+def _write_triton(bundle: Path, folder: Path | None) -> None:
+    if folder is None:
+        return
+    from siamdetr.cli.console import console
+    from siamdetr.export.triton import write_model_repository
+
+    names = write_model_repository(bundle, folder)
+    console.print(f"For Triton: {folder}, models {', '.join(names)}; client: {folder / 'client.py'}", markup=False)
 
 
 def _add_engine(
@@ -191,8 +248,9 @@ def verdict(report: GateReport) -> str:
         f"{', '.join(sorted(sizes))}, on {report.source} ({report.runtime})."
     )
     if report.ap is not None:
-        text += f" AP {report.ap.exported:.4f}, PyTorch {report.ap.pytorch:.4f}, on {report.ap.images} images."
-    return text
+        text += f" AP {report.ap.exported:.4f}, PyTorch {report.ap.pytorch:.4f}, on {report.ap.images} images "
+        text += f"(95 % interval of the loss: {report.ap.loss:.4f} ± {report.ap.half_width:.4f})."
+    return " ".join([text, *report.doubts()])
 
 
 def _data(model: Path, data: Path | None, split: str | None, data_format: str) -> DetectionIndex | None:

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from siamdetr.cli import options
+from siamdetr.cli.usage.unused_options import refuse_given, refuse_twice
 
 
 def finetune(
+    context: typer.Context,
     data: options.DataList,
     init: options.Init = None,
     preset: options.Preset = None,
@@ -71,7 +73,15 @@ def finetune(
         "device": device,
         "overfit_batch": overfit_batch or None,
     }
+    refuse_twice(flags, assignments)
     settings = resolve(FinetuneSettings, preset=preset, file=config, flags=flags, assignments=assignments)
+    if settings.freeze != "none":
+        refuse_given(
+            context,
+            "lr_backbone",
+            f"freeze={settings.freeze} keeps the backbone as it is; give --freeze none to train it",
+        )
+    options.check_run_outputs(settings.data, settings.output, init=settings.init, config=config, resume=resume)
     with RunProgress() as progress:
         result = run_finetune(settings, progress=progress, resume=resume)
     options.next_steps(

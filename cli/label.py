@@ -48,10 +48,12 @@ def label(
     from siamdetr.cli.inputs import image_files
     from siamdetr.labelling.folder import check_empty, check_format, count_bands, write_prelabels
     from siamdetr.labelling.prelabels import Prelabel, classes_of, prelabel
+    from siamdetr.system.outputs import Read, Written, check_outputs
 
     check_format(to)
     check_empty(output)
     files = image_files(images)
+    check_outputs([Read("IMAGES", path) for path in images], folders=[Written("-o", output)])
     opened = load(model, device=device, backend=cast("Backend | None", backend))
     bands = _bands(opened, model, data, split, data_format, sure=sure, look=look)
     with progress("label") as update:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
+
+if TYPE_CHECKING:
+    from siamdetr.settings.training import DataSettings
+
+_RUN_FILES = ("config.yaml", "metrics.csv", "last.ckpt", "best.safetensors", "last.safetensors", "report.html")
 
 Data = Annotated[Path, typer.Option("--data", help="A data set: COCO, PASCAL VOC or YOLO, or a folder of images.")]
 DataList = Annotated[list[Path], typer.Option("--data", help="A data set or a folder of images; may be given again.")]
@@ -66,6 +73,24 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
         )
     numbers = [int(part) for part in parts]
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def check_run_outputs(
+    data: DataSettings, output: str | None, *, init: str | None, config: Path | None, resume: str | None
+) -> None:
+    """Refuse a run folder that lies in its own data, or whose files would fall on what the run reads.
+
+    Raises:
+        OutputError: before the first write.
+    """
+    folder = Path(output or "runs")
+    reads = [Read("--data", Path(path)) for path in (*data.paths, *data.val_paths)]
+    inputs = [Read("--proposals", Path(path)) for path in data.proposals]
+    inputs += [] if init is None else model_reads("--init", Path(init))
+    inputs += [] if config is None or resume is not None else [Read("--config", config)]
+    made = [] if output is None else [Written("-o", folder / name) for name in _RUN_FILES]
+    check_outputs(inputs, files=made)
+    check_outputs(reads, folders=[Written("-o", folder)])
 
 
 def next_steps(run: Path, *commands: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,16 +15,18 @@ from siamdetr.cli import options
 
 if TYPE_CHECKING:
     import supervision as sv
+    from PIL import Image
 
-    from siamdetr.api import Backend
+    from siamdetr.api import Backend, Model, SiamDETR
 
 
 def predict(
     model: options.ModelPath,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0.0, max=1.0, help="Lowest score of a detection.")
-    ] = 0.5,
+        float | None,
+        typer.Option("--threshold", min=0.0, max=1.0, help="Lowest score of a detection; default: the model's."),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")] = Path("predictions"),
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Where to write the boxes; default: OUTPUT/predictions.json.")
@@ -31,63 +35,123 @@ def predict(
     device: options.Device = "auto",
     backend: options.Backend = None,
 ) -> None:
-    """Detect objects in images: write each picture with its boxes, and all boxes as JSON (xyxy, pixels)."""
+    """Detect objects in images: write each picture with its boxes, and all boxes as JSON (xyxy, pixels).
+
+    An image that cannot be used is named and left out; the exit code is 1 then.
+    """
     from siamdetr.api import load
     from siamdetr.cli.console import console, progress
-    from siamdetr.drawing.boxes import draw
-    from siamdetr.system.atomic_file import atomic_text, atomic_write
+    from siamdetr.cli.inputs import image_files
 
-    files = _files(images)
-    opened = load(model, device=device, backend=cast("Backend | None", backend))
-    output.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    names = _unique_names(files)
-    with progress("predict") as update:
-        for start in range(0, len(files), batch_size):
-            batch = files[start : start + batch_size]
-            found = opened.predict(batch, threshold, batch_size)
-            assert isinstance(found, list)
-            for file, detections in zip(batch, found, strict=True):
-                picture = draw(file, detections)
-                atomic_write(output / names[file], partial(picture.save, format="JPEG", quality=92))
-                rows.append({"image": str(file), "detections": _boxes(detections)})
-            update(len(rows), len(files))
+    files = image_files(images)
+    pictures = {file: output / name for file, name in _unique_names(files).items()}
     target = json_file or output / "predictions.json"
-    atomic_text(target, json.dumps(rows, indent=1))
-    total = sum(len(row["detections"]) for row in rows)
-    console.print(f"{total} boxes in {len(files)} images: pictures in {output}, boxes in {target}", markup=False)
+    _check(model, images, output, pictures, target)
+    opened = load(model, device=device, backend=cast("Backend | None", backend))
+    run = _Prediction(opened, threshold, pictures)
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with progress("predict") as update:
+            for start in range(0, len(files), batch_size):
+                run.add(files[start : start + batch_size])
+                update(min(start + batch_size, len(files)), len(files))
+    except BaseException:
+        if run.rows:  # what is done is kept, however the rest ended
+            run.write(target)
+        raise
+    run.write(target)
+    total = sum(len(row["detections"]) for row in run.rows)
+    console.print(
+        f"{total} boxes in {len(run.rows)} images: pictures in {output}, boxes in {target}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if run.failures:
+        console.print(f"{len(run.failures)} of {len(files)} images failed:", style="bold red")
+        for failure in run.failures:
+            console.print(f"  {failure}", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
 
 
-def _files(paths: list[Path]) -> list[Path]:
-    """The images named, those of folders in order.
+@dataclass
+class _Prediction:
+    """The pictures and rows of a call, batch by batch."""
 
-    Raises:
-        FileNotFoundError: a path is not there, or no path holds an image.
-    """
-    from siamdetr.cli.console import console
-    from siamdetr.data.readers.paths import walk_files
-    from siamdetr.images.header import IMAGE_SUFFIXES, is_foreign_image, is_image
+    model: SiamDETR | Model
+    threshold: float | None
+    pictures: dict[Path, Path]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            names = list(walk_files(path))
-            files += [path / name for name in names if is_image(name)]
-            if foreign := [name for name in names if is_foreign_image(name)]:
-                console.print(
-                    f"{path}: {len(foreign)} pictures in formats that are not decoded, such as {foreign[0]}: convert them",
-                    markup=False,
-                    soft_wrap=True,
-                )
-        elif path.exists():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"{path}: no such image or folder")
-    if not files:
-        raise FileNotFoundError(
-            f"{', '.join(map(str, paths))}: no images here; looked for {', '.join(sorted(IMAGE_SUFFIXES))}"
+    def add(self, files: Sequence[Path]) -> None:
+        """Read, predict and draw some files; what fails is noted, and does not end the rest."""
+        from siamdetr.errors import DataError, ImageError
+        from siamdetr.images.preprocessing import load_image
+
+        images: dict[Path, Image.Image] = {}
+        for file in files:
+            try:
+                images[file] = load_image(file)
+            except (ImageError, DataError) as error:
+                self.failures.append(str(error))
+        for file, detections in self._detect(images).items():
+            self.rows.append({"image": str(file), "detections": _boxes(detections)})
+            self._draw(file, images[file], detections)
+
+    def write(self, target: Path) -> None:
+        """All rows so far, as JSON."""
+        from siamdetr.system.atomic_file import atomic_text
+
+        atomic_text(target, json.dumps(self.rows, indent=1))
+
+    def _detect(self, images: dict[Path, Image.Image]) -> dict[Path, sv.Detections]:
+        """The detections of each image that the model answers.
+
+        The images of a batch that fails are asked one by one.
+        """
+        from siamdetr.errors import ImageError, NonFiniteOutputError
+
+        if not images:
+            return {}
+        try:
+            found = self.model.predict(list(images.values()), self.threshold, len(images))
+            assert isinstance(found, list)
+        except (ImageError, NonFiniteOutputError) as error:
+            if len(images) == 1:
+                self.failures.append(f"{next(iter(images))}: {error}")
+                return {}
+            parts = [self._detect({file: image}) for file, image in images.items()]
+            return {file: detections for part in parts for file, detections in part.items()}
+        return dict(zip(images, found, strict=True))
+
+    def _draw(self, file: Path, image: Image.Image, detections: sv.Detections) -> None:
+        from siamdetr.drawing.boxes import draw
+        from siamdetr.system.atomic_file import atomic_bytes
+
+        content = BytesIO()
+        try:
+            draw(image, detections).save(content, "JPEG", quality=92)
+        except (OSError, ValueError, MemoryError) as error:  # the boxes are worth more than their picture
+            self.failures.append(f"{file}: its boxes are in the JSON, but cannot be drawn ({error})")
+            return
+        atomic_bytes(self.pictures[file], content.getvalue())
+
+
+def _check(model: Path, images: list[Path], output: Path, pictures: dict[Path, Path], target: Path) -> None:
+    from siamdetr.errors import OutputError
+    from siamdetr.images.header import IMAGE_SUFFIXES
+    from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
+
+    beside = {path.resolve().parent for path in images if path.is_file()}
+    if output.resolve() in beside and (taken := next((path for path in pictures.values() if path.exists()), None)):
+        raise OutputError(
+            f"-o {output}: holds images that are read, and {taken} in it would be written over; give another folder"
         )
-    return files
+    check_outputs(
+        [*model_reads("MODEL", model), *(Read("IMAGES", path, IMAGE_SUFFIXES) for path in images)],
+        files=[Written("--json", target), *(Written("-o", path) for path in pictures.values())],
+        folders=[Written("-o", output)],
+    )
 
 
 def _unique_names(files: list[Path]) -> dict[Path, str]:
@@ -96,10 +160,10 @@ def _unique_names(files: list[Path]) -> dict[Path, str]:
     taken: set[str] = set()
     for file in files:
         name, number = f"{file.stem}.jpg", 1
-        while name in taken:
+        while name.lower() in taken:  # also where the file system does not tell upper from lower case
             number += 1
             name = f"{file.stem}-{number}.jpg"
-        taken.add(name)
+        taken.add(name.lower())
         names[file] = name
     return names
 

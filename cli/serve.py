@@ -23,9 +23,21 @@ def serve(
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Images of one size in a model call.")] = 1,
     max_delay: Annotated[float, typer.Option("--max-delay", min=0, help="Milliseconds to wait for a batch.")] = 2.0,
     name: Annotated[str, typer.Option("--name", help="Of the model, under /v2/models.")] = "siamdetr",
+    cors_origins: Annotated[
+        list[str],
+        typer.Option(
+            "--cors-origin", metavar="ORIGIN", help="Pages of it may ask, such as https://app.example; again for more."
+        ),
+    ] = [],  # noqa: B006 - typer copies it
+    root_path: Annotated[
+        str, typer.Option("--root-path", metavar="PATH", help="Where a proxy shows the server, such as /detector.")
+    ] = "",
     device: options.Device = "cpu",
 ) -> None:
-    """Serve detections over HTTP: POST /v1/detect, the Open Inference Protocol under /v2, /metrics, /openapi.json."""
+    """Serve detections over HTTP.
+
+    POST /v1/detect, the Open Inference Protocol under /v2, /metrics, /openapi.json.
+    """
     from siamdetr.cli.console import console
     from siamdetr.serve.settings import ServeSettings, token_from_environment
 
@@ -43,6 +55,8 @@ def serve(
         max_delay=max_delay / 1000,
         model_name=name,
         token=token_from_environment(),
+        cors_origins=tuple(cors_origins),
+        root_path=root_path,
     )
 
     def announce(url: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from siamdetr.cli import options
+from siamdetr.cli.usage.unused_options import refuse_twice, unused_setting
 
 
 def train(
@@ -46,7 +47,10 @@ def train(
     config: options.Config = None,
     assignments: options.Set = [],  # noqa: B006 - typer copies it
 ) -> None:
-    """Pretrain a detector on images WITHOUT labels (self-supervised). To train on labels: `siamdetr finetune`."""
+    """Pretrain a detector on images WITHOUT labels (self-supervised).
+
+    To train on labels: `siamdetr finetune`.
+    """
     from siamdetr.cli.console import RunProgress
     from siamdetr.pretext.registry import PRETEXTS
     from siamdetr.pretext.run_settings import PretrainSettings
@@ -74,7 +78,13 @@ def train(
         "workers": workers,
         "device": device,
     }
+    refuse_twice(flags, assignments)
     settings = resolve(PretrainSettings, preset=preset, file=config, flags=flags, assignments=assignments)
+    others = set(PRETEXTS) - {settings.method}
+    for assignment in assignments:
+        if assignment.partition(".")[0].strip() in others:
+            raise unused_setting(assignment, f"the method is {settings.method}")
+    options.check_run_outputs(settings.data, settings.output, init=settings.init, config=config, resume=resume)
     with RunProgress() as progress:
         result = pretrain(settings, progress=progress, resume=resume)
     options.next_steps(result.folder, "finetune --data LABELLED --init {run}", "predict {run} IMAGES…")

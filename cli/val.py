@@ -50,7 +50,14 @@ def val(
     from siamdetr.evaluation.matched import match_results
     from siamdetr.evaluation.results import write_results
     from siamdetr.reports.evaluation_report import analyse, write_evaluation
+    from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
+    reads = [*model_reads("MODEL", model), Read("--data", data)]
+    check_outputs(
+        reads,
+        files=[] if json_file is None else [Written("--json", json_file)],
+        folders=[] if output is None else [Written("-o", output)],
+    )
     if split is None:
         splits = available_splits(data, format=data_format)
         split = next((name for name in ("val", "test") if name in splits), None)

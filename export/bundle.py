@@ -14,12 +14,10 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from siamdetr.errors import ExportError
 from siamdetr.files import ONNX_FILE
@@ -93,12 +91,28 @@ def read_card(text: str | None, path: Path) -> ModelCard:
             metrics=values["metrics"],
             versions=values["versions"],
             precision=values.get("precision", "fp32"),  # files of siamdetr 0.1.0 lack these four
-            threshold=values.get("threshold", 0.5),
+            threshold=_score(values.get("threshold", 0.5)),
             outputs=tuple(values.get("outputs", ("boxes", "scores", "labels"))),
             options=values.get("options", {}),
         )
-    except (KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
+    except (KeyError, TypeError, ValueError) as error:  # of which pydantic's and json's are some
+        if isinstance(error, ExportError):
+            raise
         raise ExportError(f"{path}: its metadata is damaged ({error}); export it again") from error
+
+
+def _score(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"threshold: got {value!r}, expected a score from 0 to 1")
+    return float(value)
+
+
+def labels_text(class_names: Sequence[str]) -> str:
+    """A class name a line, in label order.
+
+    A line break inside a name becomes a space, or it would shift all that follow.
+    """
+    return "".join(f"{' '.join(name.splitlines())}\n" for name in class_names)
 
 
 def find_onnx(path: str | Path) -> Path:

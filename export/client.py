@@ -4,8 +4,9 @@
     python client.py picture.jpg [more.jpg ...] [--url http://127.0.0.1:8000] [--model siamdetr] [--threshold 0.5]
 
 Needs numpy and Pillow. Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1
-in pixels). From Python: `Client("http://127.0.0.1:8000").predict("picture.jpg")`. Classes and preprocessing come from the
-server; a token from the environment variable SIAMDETR_SERVE_TOKEN.
+in pixels), or what is wrong with it; then the exit code is 1. From Python: `Client("http://127.0.0.1:8000").predict("picture.jpg")`.
+Classes, preprocessing and threshold come from the server; a token from the environment variable SIAMDETR_SERVE_TOKEN. A proxy of
+the environment is not asked for this machine's own addresses.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import json
 import os
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +45,19 @@ class Client:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"url: got '{url}', expected http://HOST:PORT or https://HOST:PORT")
         self.url, self.model, self.token, self.timeout = url.rstrip("/"), model, token, timeout
+        self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if is_loopback(url) else []))
         config = json.loads(self._ask("config")[0])
         card = json.loads(config["parameters"]["siamdetr"]["string_value"])
         self.class_names: list[str] = card["class_names"]
         self.preprocessing: dict[str, Any] = card["preprocessing"]
+        self.threshold: float = card.get("threshold", 0.5)  # servers of siamdetr 0.1.0 name none
 
-    def predict(self, picture: Any, threshold: float = 0.5) -> list[dict[str, Any]]:
-        """Detections of one picture (path, PIL image or uint8 RGB array), best first, cut at the picture's edges."""
+    def predict(self, picture: Any, threshold: float | None = None) -> list[dict[str, Any]]:
+        """Detections of one picture (path, bytes, PIL image or uint8 RGB array), best first, cut at the picture's edges.
+
+        `threshold`: least score; None: the one that the server names.
+        """
+        threshold = self.threshold if threshold is None else threshold
         image = load_image(picture)
         pixels = resize(image, self.preprocessing)
         inputs = {
@@ -59,6 +68,7 @@ class Client:
             inputs["valid_sizes"] = np.array([pixels.shape[:2]], dtype=np.int64)
         tensors = self.infer(inputs)
         boxes, scores, labels = (tensors[name][0] for name in ("boxes", "scores", "labels"))
+        check_finite(boxes, scores)
         boxes = boxes.clip(0, np.array([image.width, image.height] * 2, dtype=np.float32))
         order = [int(i) for i in np.argsort(-scores, kind="stable") if scores[i] >= threshold]
         return [
@@ -110,7 +120,7 @@ class Client:
         if self.token is not None:
             request.add_header("Authorization", f"Bearer {self.token}")
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+            with self._opener.open(request, timeout=self.timeout) as answer:
                 return answer.read(), answer.headers.get(HEADER_LENGTH)
         except urllib.error.HTTPError as error:
             with error:
@@ -118,18 +128,26 @@ class Client:
             raise RuntimeError(f"{self.url}: {error.code} {error.reason}: {text}") from None
 
 
+def is_loopback(url: str) -> bool:
+    """Whether an address is this machine's own."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 # The functions below are those of `infer.py` in every bundle, here once more so that this file stands alone.
 def load_image(picture: Any) -> Image.Image:
     """An upright 8-bit RGB image of a path, a file's bytes, a file object, a PIL image or a uint8 RGB array."""
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(np.ascontiguousarray(picture))
-    if isinstance(picture, bytes):
+    if isinstance(picture, bytes | bytearray | memoryview):
         picture = io.BytesIO(picture)
     return to_rgb(picture if isinstance(picture, Image.Image) else Image.open(picture))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright 8-bit RGB image; transparency is dropped, deeper pixels are scaled by the file's own depth or range.
+    """An upright 8-bit RGB image.
+
+    Transparency is dropped, deeper pixels are scaled by the file's own depth or range.
 
     Raises:
         ValueError: floating-point pixels without a finite one.
@@ -194,7 +212,9 @@ def grey_to_8_bits(image: Image.Image, declared: int) -> Image.Image:
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower byte of every channel of a 16-bit colour file that is not decoded yet; None: not such a file.
+    """The lower byte of every channel of a 16-bit colour file that is not decoded yet.
+
+    None: not such a file.
 
     Pillow decodes 16-bit colours to their upper byte. Told the other byte order, it decodes the lower one.
     """
@@ -249,12 +269,43 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
 
 
 def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
-    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size; without a letterbox as it is."""
+    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size.
+
+    Without a letterbox as it is.
+    """
     if spec["mode"] != "letterbox":
         return pixels
     padded = np.zeros((*spec["size"], 3), dtype=np.uint8)
     padded[: pixels.shape[0], : pixels.shape[1]] = pixels
     return padded
+
+
+def check_finite(*outputs: np.ndarray) -> None:
+    """Raises ValueError where a model answers with NaN or infinity, which no threshold would show."""
+    if not all(np.isfinite(values).all() for values in outputs):
+        raise ValueError("the model's answer is not finite numbers: damaged weights, or an overflow in half precision")
+
+
+def print_detections(predict: Callable[[Path], list[dict[str, Any]]], pictures: list[Path]) -> int:
+    """Prints the detections of pictures as JSON; what fails is said in a line and ends nothing.
+
+    Returns the exit code.
+    """
+    found: list[dict[str, Any]] = []
+    for picture in pictures:
+        try:
+            found.append({"file": str(picture), "detections": predict(picture)})
+        except Exception as error:  # Pillow's and the runtime's exceptions share no base but this
+            found.append({"file": str(picture), "error": one_line(error)})
+            sys.stderr.write(f"{picture}: {one_line(error)}\n")
+    json.dump(found, sys.stdout, indent=1)
+    sys.stdout.write("\n")
+    return int(any("error" in one for one in found))
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def main() -> None:
@@ -263,15 +314,15 @@ def main() -> None:
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--model", default="siamdetr")
-    parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--threshold", type=float, default=None, help="least score; default: the model's")
     arguments = parser.parse_args()
-    client = Client(arguments.url, arguments.model, token=os.environ.get("SIAMDETR_SERVE_TOKEN"))
-    found = [
-        {"file": str(picture), "detections": client.predict(picture, arguments.threshold)}
-        for picture in arguments.pictures
-    ]
-    json.dump(found, sys.stdout, indent=1)
-    sys.stdout.write("\n")
+    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
+        parser.error(f"--threshold {arguments.threshold}: expected a score from 0 to 1")
+    try:
+        client = Client(arguments.url, arguments.model, token=os.environ.get("SIAMDETR_SERVE_TOKEN"))
+    except Exception as error:  # no server there, or one of another kind
+        sys.exit(f"{arguments.url}: {one_line(error)}")
+    sys.exit(print_detections(lambda picture: client.predict(picture, arguments.threshold), arguments.pictures))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Read the precision of an engine back from its layers, and refuse an engine with another than requested."""
+"""Read the precision of an engine from its layers, and refuse another than requested."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """The gate: compare an exported file with PyTorch; the verdict is written into the bundle.
 
 Several batches and sizes; the same image twice in a batch; the batch reversed; and, where the images have labels, COCO's AP
-of both. Boxes are compared without regard to their order: a two-stage detector's queries change places when two proposals'
-scores are equal but for rounding.
+of both, with the interval of their difference: a loss counts when it is more than chance. Boxes are compared without regard
+to their order: a two-stage detector's queries change places when two proposals' scores are equal but for rounding.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
-from siamdetr.evaluation.coco import evaluate
+from siamdetr.export.ap_comparison import ApComparison, compare_ap
 from siamdetr.export.compare import NO_DIFFERENCE, Difference, difference, worst
 from siamdetr.export.gate_images import Samples, drawn_samples
 from siamdetr.export.options import Precision, Triple
@@ -77,20 +78,6 @@ class GateCheck:
 
 
 @dataclass(frozen=True)
-class ApComparison:
-    """AP of both on the same labelled images, 0..1."""
-
-    pytorch: float
-    exported: float
-    images: int
-
-    @property
-    def loss(self) -> float:
-        """What the export costs; below 0 it gained."""
-        return self.pytorch - self.exported
-
-
-@dataclass(frozen=True)
 class GateReport:
     """All that was measured of one file, and the verdict."""
 
@@ -118,16 +105,27 @@ class GateReport:
     def failures(self) -> list[str]:
         """What is out of tolerance, each in words; empty when the file passed."""
         found = [text for check in self.checks for text in _failures(check, self.tolerance)]
-        if self.ap is not None and not self.ap.loss <= self.tolerance.ap:
+        if self.ap is not None and self.ap.exceeds(self.tolerance.ap):
             found.append(
                 f"AP on {self.ap.images} images is {self.ap.exported:.4f}, PyTorch's is {self.ap.pytorch:.4f} "
-                f"(allowed loss: {self.tolerance.ap:g})"
+                f"(loss {self.ap.loss:.4f} ± {self.ap.half_width:.4f}, allowed: {self.tolerance.ap:g})"
             )
         return found
+
+    def doubts(self) -> list[str]:
+        """What the images were too few to decide, each in words."""
+        if self.ap is None or self.ap.is_conclusive(self.tolerance.ap):
+            return []
+        return [
+            f"AP on {self.ap.images} images decides nothing: the loss is {self.ap.loss:.4f} ± {self.ap.half_width:.4f}, and "
+            f"{self.tolerance.ap:g} is allowed; give more images (--images)"
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest."""
         ap = None if self.ap is None else {**asdict(self.ap), "loss": self.ap.loss}
+        if ap is not None and not np.isfinite(ap["half_width"]):
+            ap["half_width"] = None
         return {
             "verdict": "PASS" if self.passed else "FAIL",
             "precision": self.precision,
@@ -137,6 +135,7 @@ class GateReport:
             "checks": [asdict(check) for check in self.checks],
             "ap": ap,
             "failures": self.failures(),
+            "doubts": self.doubts(),
         }
 
 
@@ -197,14 +196,17 @@ def run_gate(
     ]
     ap = None
     if truth is not None:
-        expected, found = (evaluate(predictor, truth, workers=0).ap for predictor in (reference, exported))
-        ap = ApComparison(expected, found, len(truth))
+        ap = compare_ap(reference, exported, truth)
     return GateReport(precision, runtime, samples.source, tuple(checks), ap)
 
 
 def pytorch_reference(model: SiamDETR, spec: PreprocessingSpec) -> PyTorchPredictor:
-    """The model with an exported file's preprocessing, which may be another than its own."""
-    return PyTorchPredictor(model.detector, model.class_names, spec)
+    """The model with an exported file's preprocessing, which may be another than its own.
+
+    On the CPU, wherever the model is: a GPU may round the factors of its products to 10 bits (TF32), which is no reference.
+    """
+    detector = model.detector if model.device.type == "cpu" else copy.deepcopy(model.detector).cpu()
+    return PyTorchPredictor(detector, model.class_names, spec)
 
 
 def pytorch_raw(reference: PyTorchPredictor, batch: Prepared) -> Raw:

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Find objects in pictures with an exported model. Needs numpy, Pillow and onnxruntime; neither PyTorch nor siamdetr.
+"""Find objects in pictures with an exported model.
+
+Needs numpy, Pillow and onnxruntime; neither PyTorch nor siamdetr.
 
     python infer.py picture.jpg [more.jpg ...] [--model model.onnx] [--threshold 0.5]
 
-Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1 in pixels). To use it
-from Python: `Detector("model.onnx").predict("picture.jpg")`. It reads classes and preprocessing from the model file.
+Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1 in pixels), or what is
+wrong with it; then the exit code is 1. To use it from Python: `Detector("model.onnx").predict("picture.jpg")`. It reads
+classes, preprocessing and threshold from the model file.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import io
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +27,29 @@ from PIL import Image, ImageFile, ImageOps
 
 
 class Detector:
-    """An exported model on the CPU, or wherever `providers` say."""
+    """An exported model on the CPU, or wherever `providers` say.
 
-    def __init__(self, model: str | Path, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> None:
+    Names, or (name, options) as onnxruntime takes them.
+    """
+
+    def __init__(
+        self, model: str | Path, providers: tuple[str | tuple[str, dict[str, Any]], ...] = ("CPUExecutionProvider",)
+    ) -> None:
         self.session = onnxruntime.InferenceSession(str(model), providers=list(providers))
+        first = providers[0] if isinstance(providers[0], str) else providers[0][0]
         actual = self.session.get_providers()
-        if providers[0] not in actual:  # onnxruntime falls back in silence
-            raise RuntimeError(f"{model}: asked for {providers[0]}, onnxruntime fell back to {actual[0]}")
-        card = json.loads(self.session.get_modelmeta().custom_metadata_map["siamdetr"])
+        if first not in actual:  # onnxruntime falls back in silence
+            raise RuntimeError(f"{model}: asked for {first}, onnxruntime fell back to {actual[0]}")
+        text = self.session.get_modelmeta().custom_metadata_map.get("siamdetr")
+        if text is None:
+            raise ValueError(f"{model}: an ONNX file that siamdetr did not export: it lacks the metadata 'siamdetr'")
+        card = json.loads(text)
         self.class_names: list[str] = card["class_names"]
-        self.threshold: float = card["threshold"]
+        self.threshold: float = card.get("threshold", 0.5)  # files of siamdetr 0.1.0 name none
         self.preprocessing: dict[str, Any] = card["preprocessing"]
 
     def predict(self, picture: Any, threshold: float | None = None) -> list[dict[str, Any]]:
-        """Detections of one picture (path, PIL image or uint8 RGB array), best first, cut at the picture's edges.
+        """Detections of one picture (path, bytes, PIL image or uint8 RGB array), best first, cut at the picture's edges.
 
         `threshold`: least score; None: the one in the model file.
         """
@@ -50,6 +63,7 @@ class Detector:
         if self.preprocessing["mode"] == "letterbox":
             feed["valid_sizes"] = np.array([pixels.shape[:2]], dtype=np.int64)
         boxes, scores, labels = (output[0] for output in self.session.run(["boxes", "scores", "labels"], feed))
+        check_finite(boxes, scores)
         boxes = boxes.clip(0, np.array([image.width, image.height] * 2, dtype=np.float32))
         order = [int(i) for i in np.argsort(-scores, kind="stable") if scores[i] >= threshold]
         return [
@@ -63,17 +77,25 @@ class Detector:
         ]
 
 
+def check_finite(*outputs: np.ndarray) -> None:
+    """Raises ValueError where a model answers with NaN or infinity, which no threshold would show."""
+    if not all(np.isfinite(values).all() for values in outputs):
+        raise ValueError("the model's answer is not finite numbers: damaged weights, or an overflow in half precision")
+
+
 def load_image(picture: Any) -> Image.Image:
     """An upright 8-bit RGB image of a path, a file's bytes, a file object, a PIL image or a uint8 RGB array."""
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(np.ascontiguousarray(picture))
-    if isinstance(picture, bytes):
+    if isinstance(picture, bytes | bytearray | memoryview):
         picture = io.BytesIO(picture)
     return to_rgb(picture if isinstance(picture, Image.Image) else Image.open(picture))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright 8-bit RGB image; transparency is dropped, deeper pixels are scaled by the file's own depth or range.
+    """An upright 8-bit RGB image.
+
+    Transparency is dropped, deeper pixels are scaled by the file's own depth or range.
 
     Raises:
         ValueError: floating-point pixels without a finite one.
@@ -138,7 +160,9 @@ def grey_to_8_bits(image: Image.Image, declared: int) -> Image.Image:
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower byte of every channel of a 16-bit colour file that is not decoded yet; None: not such a file.
+    """The lower byte of every channel of a 16-bit colour file that is not decoded yet.
+
+    None: not such a file.
 
     Pillow decodes 16-bit colours to their upper byte. Told the other byte order, it decodes the lower one.
     """
@@ -193,12 +217,37 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
 
 
 def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
-    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size; without a letterbox as it is."""
+    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size.
+
+    Without a letterbox as it is.
+    """
     if spec["mode"] != "letterbox":
         return pixels
     padded = np.zeros((*spec["size"], 3), dtype=np.uint8)
     padded[: pixels.shape[0], : pixels.shape[1]] = pixels
     return padded
+
+
+def print_detections(predict: Callable[[Path], list[dict[str, Any]]], pictures: list[Path]) -> int:
+    """Prints the detections of pictures as JSON; what fails is said in a line and ends nothing.
+
+    Returns the exit code.
+    """
+    found: list[dict[str, Any]] = []
+    for picture in pictures:
+        try:
+            found.append({"file": str(picture), "detections": predict(picture)})
+        except Exception as error:  # Pillow's and the runtime's exceptions share no base but this
+            found.append({"file": str(picture), "error": one_line(error)})
+            sys.stderr.write(f"{picture}: {one_line(error)}\n")
+    json.dump(found, sys.stdout, indent=1)
+    sys.stdout.write("\n")
+    return int(any("error" in one for one in found))
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def main() -> None:
@@ -208,13 +257,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path(__file__).parent / "model.onnx")
     parser.add_argument("--threshold", type=float, default=None, help="least score; default: the model's")
     arguments = parser.parse_args()
-    detector = Detector(arguments.model)
-    found = [
-        {"file": str(picture), "detections": detector.predict(picture, arguments.threshold)}
-        for picture in arguments.pictures
-    ]
-    json.dump(found, sys.stdout, indent=1)
-    sys.stdout.write("\n")
+    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
+        parser.error(f"--threshold {arguments.threshold}: expected a score from 0 to 1")
+    try:
+        detector = Detector(arguments.model)
+    except Exception as error:  # onnxruntime's exceptions share no base but this
+        sys.exit(f"{arguments.model}: {one_line(error)}")
+    sys.exit(print_detections(lambda picture: detector.predict(picture, arguments.threshold), arguments.pictures))
 
 
 if __name__ == "__main__":

@@ -25,15 +25,16 @@ from siamdetr.export.bundle import (
     ModelCard,
     describe_tensors,
     digest_file,
+    labels_text,
     workplace,
 )
 from siamdetr.export.end_to_end import ATTENTION, DETECTIONS, RAW, end_to_end
 from siamdetr.export.gate import GateReport, Raw, pytorch_raw, pytorch_reference, run_gate
 from siamdetr.export.gate_images import Samples
+from siamdetr.export.int8.quantize import check_calibration, to_int8
 from siamdetr.export.onnx_graph import trace, with_outputs
 from siamdetr.export.options import ExportOptions, exported_preprocessing
 from siamdetr.export.precision import to_half
-from siamdetr.export.quantize import check_calibration, to_int8
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.files import INFER_FILE, LABELS_FILE, MANIFEST_FILE, ONNX_FILE
 from siamdetr.images.preprocessing import Prepared
@@ -67,7 +68,9 @@ def export_onnx(
     gate: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
-    """Export a model into a bundle, measured against PyTorch. Nothing is left half-written; an older bundle stays until then.
+    """Export a model into a bundle, measured against PyTorch.
+
+    Nothing is left half-written; an older bundle stays until then.
 
     Args:
         model: any variant; it is not changed.
@@ -250,7 +253,7 @@ def _card(model: SiamDETR, options: ExportOptions) -> ModelCard:
         metrics=model.metadata.metrics,
         versions={name: version for name in packages if (version := _version(name)) is not None},
         precision=options.precision,
-        threshold=options.threshold,
+        threshold=model.threshold if options.threshold is None else options.threshold,
         outputs=(*DETECTIONS, *(RAW if options.raw else ()), *(ATTENTION if options.attention else ())),
         options={"sampling": options.sampling, "batch": list(options.batch)},
     )
@@ -278,5 +281,5 @@ def _write_companions(
         "gate": {"verdict": "SKIPPED"} if report is None else report.to_json(),
     }
     atomic_text(work / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    atomic_text(work / LABELS_FILE, "".join(f"{name}\n" for name in card.class_names))
+    atomic_text(work / LABELS_FILE, labels_text(card.class_names))
     shutil.copyfile(infer.__file__, work / INFER_FILE)

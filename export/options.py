@@ -28,7 +28,7 @@ class ExportOptions:
             `queries` [N, K], the query of each detection.
         sampling: of deformable attention: "gather" looks cells up in a table, "grid" is GridSample.
         batch: smallest, usual and largest batch: the gate compares at these, and an engine is built for them.
-        threshold: the score from which a box counts, written down for those who use the file.
+        threshold: the score from which a box counts where nobody names one, for those who use the file; None: the model's own.
     Raises:
         ExportError: a batch of 0, batches out of order, an unknown precision, or a size without `resize`.
     """
@@ -40,7 +40,7 @@ class ExportOptions:
     attention: bool = False
     sampling: Sampling = "gather"
     batch: Triple = (1, 2, 5)
-    threshold: float = 0.5
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -53,7 +53,7 @@ class ExportOptions:
         check_range("batch", self.batch)
         if self.size is not None and self.resize is None:
             raise ExportError(f"size: got {self.size} without resize; say resize='fixed' or 'letterbox' with it")
-        if not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ExportError(f"threshold: got {self.threshold}, expected a score from 0 to 1")
 
 

@@ -14,7 +14,7 @@ from siamdetr.export.bundle import ModelCard, find_onnx, read_card
 from siamdetr.export.sessions import Array, OnnxBackend, OnnxRuntimeSession, OpenVinoSession
 from siamdetr.images.preprocessing import ImageLike, Prepared, preprocess
 from siamdetr.inference.attention_maps import RecordedInspection, inspection_of_outputs
-from siamdetr.inference.opened_model import Described
+from siamdetr.inference.opened_model import OpenedModel
 from siamdetr.inference.predictor import ScoredBoxes
 
 _SESSIONS: Mapping[str, Callable[..., OnnxRuntimeSession | OpenVinoSession]] = {
@@ -23,7 +23,7 @@ _SESSIONS: Mapping[str, Callable[..., OnnxRuntimeSession | OpenVinoSession]] = {
 }
 
 
-class OnnxDetector(Described):
+class OnnxDetector(OpenedModel):
     """A detector in an ONNX file.
 
     Args:

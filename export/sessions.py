@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
@@ -90,6 +89,7 @@ class OpenVinoSession:
             )
         if device not in ("cpu", "auto"):
             raise ExportError(f"device: got '{device}' with OpenVINO, which runs on the CPU here; take cpu or auto")
+        import onnx
         import openvino
 
         core = openvino.Core()
@@ -133,7 +133,7 @@ def wanted_providers(device: str) -> list[Any]:
 
 
 def check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool) -> None:
-    """Check the providers: ONNX Runtime falls back silently, and lists CUDA as available even without a GPU.
+    """Check the providers, since ONNX Runtime falls back silently and lists CUDA even without a GPU.
 
     Raises:
         ExportError: `required`, and the first of those wanted is missing; else there is a warning.

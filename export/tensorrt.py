@@ -97,7 +97,10 @@ class BuiltEngine:
 
 
 def default_profile(spec: PreprocessingSpec, batch: Triple, *, least: int = 65) -> Profile:
-    """The shapes that a preprocessing gives: one size, or all that a shortest side and a longest one allow."""
+    """The shapes that a preprocessing gives.
+
+    One size, or all that a shortest side and a longest one allow.
+    """
     if isinstance(spec.size, tuple):
         height, width = spec.size
         return Profile(batch, (height,) * 3, (width,) * 3)

@@ -1,4 +1,6 @@
-"""A model repository for NVIDIA Triton, and the client that its users need. Nothing here imports Triton.
+"""A model repository for NVIDIA Triton, and the client that its users need.
+
+Nothing here imports Triton.
 
 NAME/config.pbtxt    inputs, outputs, batching with a bounded queue, warm-up; classes and preprocessing as a parameter
 NAME/labels.txt      one class name per line, in label order
@@ -19,11 +21,12 @@ from pathlib import Path
 
 from siamdetr.errors import ExportError
 from siamdetr.export import client
-from siamdetr.export.bundle import find_onnx
+from siamdetr.export.bundle import find_onnx, labels_text
 from siamdetr.export.protocol import OUTPUTS, PARAMETER, Tensor, client_card, input_tensors
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.files import ENGINE_FILE, LABELS_FILE, ONNX_FILE
 from siamdetr.images.preprocessing import PreprocessingSpec, Size, resized_size
+from siamdetr.inference.predictor import DEFAULT_THRESHOLD
 from siamdetr.system.atomic_file import atomic_write, sync_folder
 
 CLIENT_FILE = "client.py"
@@ -54,7 +57,9 @@ class TritonSettings:
 def write_model_repository(
     bundle: str | Path, folder: str | Path, settings: TritonSettings = TritonSettings()
 ) -> list[str]:
-    """Write a model repository from a bundle: the ONNX model and, where the bundle has an engine, that too.
+    """Write a model repository from a bundle.
+
+    The ONNX model and, where the bundle has an engine, that too.
 
     Args:
         bundle: what `siamdetr export` made.
@@ -78,11 +83,11 @@ def write_model_repository(
     if engine.is_file():
         files[f"{settings.name}_tensorrt"] = (engine, "model.plan")
     folder, spec = Path(folder), opened.preprocessing
-    beside = {LABELS_FILE: "".join(f"{one}\n" for one in opened.class_names).encode(), **_warm_up_files(spec)}
+    beside = {LABELS_FILE: labels_text(opened.class_names).encode(), **_warm_up_files(spec)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, (source, file) in files.items():
-            config = config_text(name, _BACKENDS[file], opened.class_names, spec, settings)
+            config = config_text(name, _BACKENDS[file], opened.class_names, spec, settings, threshold=opened.threshold)
             _write_model(folder / name, source, file, {CONFIG_FILE: config.encode(), **beside})
         _write(folder / CLIENT_FILE, Path(client.__file__).read_bytes())
     except OSError as error:
@@ -91,9 +96,18 @@ def write_model_repository(
 
 
 def config_text(
-    name: str, backend: str, class_names: Sequence[str], preprocessing: PreprocessingSpec, settings: TritonSettings
+    name: str,
+    backend: str,
+    class_names: Sequence[str],
+    preprocessing: PreprocessingSpec,
+    settings: TritonSettings,
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> str:
-    """`config.pbtxt`: a ModelConfig of Triton in protobuf's text format."""
+    """`config.pbtxt`: a ModelConfig of Triton in protobuf's text format.
+
+    Clients cut at `threshold` by default.
+    """
     inputs = input_tensors(preprocessing)
     free = resized_size(_WARM_UP_PICTURE, preprocessing)
     warm_ups = ",\n".join(_warm_up(rows, inputs, free) for rows in sorted({1, settings.max_batch}))
@@ -117,7 +131,7 @@ model_warmup [
 ]
 parameters {{
   key: {_quoted(PARAMETER)}
-  value {{ string_value: {_quoted(client_card(class_names, preprocessing))} }}
+  value {{ string_value: {_quoted(client_card(class_names, preprocessing, threshold))} }}
 }}
 """
 
@@ -130,7 +144,10 @@ def _tensors(kind: str, tensors: Sequence[Tensor]) -> str:
 
 
 def _warm_up(rows: int, inputs: Sequence[Tensor], free: Size) -> str:
-    """A batch of equal rows, zeros but for what a file gives; `free` is (height, width) where the model leaves them free."""
+    """A batch of equal rows, zeros but for what a file gives.
+
+    `free` is (height, width) where the model leaves them free.
+    """
     dims = {one.name: [3, *free] if -1 in one.dims else list(one.dims) for one in inputs}
     files = {"valid_sizes": 'input_data_file: "valid_sizes"'}  # zeros would be an image that is nothing but padding
     values = "\n".join(
@@ -156,7 +173,10 @@ def _quoted(text: str) -> str:
 
 
 def _write_model(folder: Path, source: Path, file: str, beside: Mapping[str, bytes]) -> None:
-    """One model's folder, moved into place when it is whole: a Triton that polls the repository sees nothing half-written."""
+    """One model's folder, moved into place when it is whole.
+
+    A Triton that polls the repository sees nothing half-written.
+    """
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         new = work / "new"

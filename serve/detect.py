@@ -1,4 +1,4 @@
-"""`POST /v1/detect`: pictures in, boxes out."""
+"""`POST /v1/detect`: from images to detections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class DetectFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    threshold: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="Least score of a box.")
+    threshold: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description="Least score of a box; without it the model's own."
+    )
     max_detections: int = Field(100, ge=1, le=1000, description="Of one image; the best are kept.")
 
 
@@ -33,7 +35,7 @@ class Detection(BaseModel):
 
 
 class DetectedImage(BaseModel):
-    """What was found in one image, best first."""
+    """The detections of one image, best first."""
 
     width: int
     height: int
@@ -41,7 +43,7 @@ class DetectedImage(BaseModel):
 
 
 class DetectAnswer(BaseModel):
-    """One entry an image, in the order they were sent."""
+    """One entry per image, in the order of the request."""
 
     model: str
     images: list[DetectedImage]
@@ -72,7 +74,7 @@ def detect_router(engine: Engine) -> APIRouter:
             200: {"model": DetectAnswer, "content": {"application/json": {"example": _EXAMPLE}}},
             **documented(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
         },
-        openapi_extra=_request_body(max_images),
+        openapi_extra=_request_body(max_images, engine.model.threshold),
     )
     async def detect(request: Request) -> Response:
         if request.query_params:
@@ -88,17 +90,24 @@ def detect_router(engine: Engine) -> APIRouter:
             fields = DetectFields.model_validate(texts)
         except ValidationError as error:
             raise Refused(422, explained(error.errors())) from None
-        found = await engine.detect(images, threshold=fields.threshold, max_detections=fields.max_detections)
+        threshold = engine.model.threshold if fields.threshold is None else fields.threshold
+        found = await engine.detect(images, threshold=threshold, max_detections=fields.max_detections)
         answer = {"model": engine.settings.model_name, "images": found}
         return Response(plain_json(answer), media_type="application/json")
 
     return router
 
 
-def _request_body(max_images: int) -> dict[str, Any]:
+def _request_body(max_images: int, threshold: float) -> dict[str, Any]:
     """The form in OpenAPI, which FastAPI would only write for forms that it parses itself."""
     schema = DetectFields.model_json_schema()
     schema["required"] = ["images"]
+    asked = schema["properties"]["threshold"]
+    schema["properties"]["threshold"] = {
+        **asked.pop("anyOf")[0],
+        **asked,
+        "default": threshold,
+    }  # a form has no null
     schema["properties"]["images"] = {
         "type": "array",
         "items": {"type": "string", "format": "binary"},

@@ -1,4 +1,6 @@
-"""The way of an image through the server: admitted or refused at once, decoded in a thread, run, cut to the threshold.
+"""The path of an image through the server.
+
+It is admitted or refused at once, decoded in a thread, run, and its detections are filtered by the threshold.
 
 Bounded everywhere: images admitted (`queue_size`), images decoded and not yet answered, model calls, seconds.
 """
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from siamdetr.errors import NonFiniteOutputError
 from siamdetr.images.preprocessing import Prepared, resized_size, stack
 from siamdetr.inference.predictor import Predictor, ScoredBoxes, select
 from siamdetr.serve.batcher import Batcher
@@ -48,7 +51,10 @@ class Engine:
         self._stopping = False
 
     async def start(self) -> None:
-        """Make the threads and begin to warm up; `ready` turns true when that is done, one of several processes waits for it."""
+        """Start the threads and the warm-up.
+
+        `ready` becomes true afterwards; if there are several processes, this one waits for it.
+        """
         settings = self.settings
         decoders = max(2, settings.runners)
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
@@ -62,11 +68,11 @@ class Engine:
             max_delay=settings.max_delay,
         )
         self._warming = asyncio.create_task(self._warm_up())
-        if settings.workers > 1:  # on a shared socket, a cold process would take requests away from the warm ones
+        if settings.workers > 1:  # on a shared socket, a cold process would take requests from the warm ones
             await self._warming
 
     async def stop(self) -> None:
-        """End the threads. Requests under way have been answered by then."""
+        """End the threads. Requests in progress have been answered by then."""
         self._stopping = True
         self._warming.cancel()
         await asyncio.gather(self._warming, return_exceptions=True)
@@ -75,12 +81,12 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Warmed up, and not about to stop."""
+        """Warmed up and not stopping."""
         return self._warm and not self._stopping
 
     @property
     def full(self) -> bool:
-        """Whether not one more image would be admitted."""
+        """Whether no further image would be admitted."""
         return self._in_flight >= self.settings.queue_size
 
     async def detect(self, files: Sequence[File], *, threshold: float, max_detections: int) -> list[dict[str, Any]]:
@@ -93,7 +99,8 @@ class Engine:
         Returns:
             For each: width, height and detections (box x0 y0 x1 y1 in pixels of the upright image, score, label, name).
         Raises:
-            Refused: an image is not taken (413, 415, 422), the queue is full (429), no answer before the deadline (504).
+            Refused: an image is not taken (413, 415, 422), the queue is full (429), no answer before the deadline (504), or one that
+                is not numbers (500).
         """
         several = len(files) > 1
         with self._admitted(len(files)):
@@ -118,19 +125,26 @@ class Engine:
         """
         with self._admitted(len(batch)):
             async with self._deadline():
-                return await self._batcher.run(batch)
+                return await self._run(batch)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run what would hold up the event loop."""
+        """Run a function that would block the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
     async def _detect_one(self, file: File, name: str, threshold: float, max_detections: int) -> dict[str, Any]:
         async with self._decoded:
             batch = await self.in_thread(lambda: self._prepare(file.data, name))
-            scored = await self._batcher.run(batch)
+            scored = await self._run(batch)
         height, width = batch.original_sizes[0].tolist()
         with self._metrics.timed("post"):
             return self._answer(scored, (height, width), threshold, max_detections)
+
+    async def _run(self, batch: Prepared) -> ScoredBoxes:
+        try:
+            return await self._batcher.run(batch)
+        except NonFiniteOutputError as error:
+            logger.error("%s", error)
+            raise Refused(500, str(error)) from None
 
     def _prepare(self, data: bytes, name: str) -> Prepared:
         """A batch of one."""
@@ -181,9 +195,9 @@ class Engine:
             ) from None
 
     async def _warm_up(self) -> None:
-        """The largest batch and the smallest, so that no client waits for allocations."""
+        """Run the largest and the smallest batch, so that no client waits for allocations."""
         height, width = resized_size((480, 640), self.model.preprocessing)
-        picture = np.zeros((height, width, 3), dtype=np.uint8)
+        picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)  # shows overflows best
         try:
             for rows in (self.settings.max_batch, 1):
                 await self._batcher.run(stack([(picture, (480, 640))] * rows, self.model.preprocessing))
@@ -195,7 +209,7 @@ class Engine:
 
 
 def queue_full(queue_size: int) -> Refused:
-    """The refusal of a request that finds no room."""
+    """The refusal of a request when the queue is full."""
     return Refused(
         429, f"the queue of {queue_size} images is full; come again after Retry-After", retry_after=RETRY_AFTER
     )

@@ -1,32 +1,44 @@
-"""Live, ready, and the figures: what orchestrators and Prometheus ask."""
+"""Health and metrics, for orchestrators and Prometheus."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from pydantic import BaseModel
 
 from siamdetr.serve.engine import RETRY_AFTER, Engine
 from siamdetr.serve.metrics import CONTENT_TYPE, Metrics
-from siamdetr.serve.refusals import Refused, documented
+from siamdetr.serve.refusals import documented, not_ready
+
+
+class Live(BaseModel):
+    """The process runs."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """Requests are taken."""
+
+    ready: bool
 
 
 def health_router(engine: Engine, metrics: Metrics) -> APIRouter:
     """The routes, over an engine."""
     router = APIRouter()
 
-    @router.get("/v2/health/live", summary="Whether the process runs", response_class=Response)
-    async def live() -> Response:
-        return Response(status_code=200)
+    @router.get("/v2/health/live", summary="Whether the process runs")
+    async def live() -> Live:
+        return Live(live=True)
 
     @router.get(
         "/v2/health/ready",
         summary="Whether requests are taken: after warming up, until it stops",
-        response_class=Response,
         responses=documented(503),
     )
-    async def ready() -> Response:
+    async def ready() -> Ready:
         if not engine.ready:
-            raise Refused(503, "the server is warming up or about to stop", retry_after=RETRY_AFTER)
-        return Response(status_code=200)
+            raise not_ready("the server", RETRY_AFTER)
+        return Ready(ready=True)
 
     @router.get(
         "/metrics",

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2, so that clients of Triton and KServe move here and back unchanged.
+"""The Open Inference Protocol v2, so that clients of Triton and KServe work unchanged.
 
 `images` and `original_sizes` in (`valid_sizes` too, if the model pads its images), `boxes`, `scores` and `labels` out, as in the
 exported graph: pre- and post-processing are the client's, which finds what it needs in the model's `config` (Triton's model
@@ -7,11 +7,12 @@ configuration extension).
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
@@ -19,8 +20,8 @@ import siamdetr
 from siamdetr.export.protocol import OUTPUTS, PARAMETER, Tensor, client_card, input_tensors
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec, padding_of, resized_size
 from siamdetr.serve.engine import RETRY_AFTER, Engine
-from siamdetr.serve.refusals import Refused, documented
-from siamdetr.serve.tensors import HEADER_LENGTH, InferRequest, read_request, write_answer
+from siamdetr.serve.refusals import Refused, documented, not_ready
+from siamdetr.serve.tensors import HEADER_LENGTH, VERSION, InferRequest, read_request, write_answer
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration"]
 _REFUSALS = (400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
@@ -36,7 +37,7 @@ class TensorDescription(BaseModel):
 
 
 class ServerDescription(BaseModel):
-    """What the server is."""
+    """Name and version of the server."""
 
     name: str
     version: str
@@ -44,13 +45,20 @@ class ServerDescription(BaseModel):
 
 
 class ModelDescription(BaseModel):
-    """What the model takes and gives."""
+    """Inputs and outputs of the model."""
 
     name: str
     versions: list[str]
     platform: str
     inputs: list[TensorDescription]
     outputs: list[TensorDescription]
+
+
+class ModelReady(BaseModel):
+    """The model takes requests."""
+
+    name: str
+    ready: bool
 
 
 class TensorData(TensorDescription):
@@ -70,7 +78,7 @@ class InferAnswer(BaseModel):
 
 
 def open_inference_router(engine: Engine) -> APIRouter:
-    """The routes, over an engine."""
+    """The routes, over an engine; those of the model also under its version."""
     router = APIRouter(prefix="/v2")
     served = engine.settings.model_name
     spec = engine.model.preprocessing
@@ -81,53 +89,26 @@ def open_inference_router(engine: Engine) -> APIRouter:
     async def server() -> ServerDescription:
         return ServerDescription(name="siamdetr", version=siamdetr.__version__, extensions=EXTENSIONS)
 
-    @router.get(
-        "/models/{name}",
-        summary="What the model takes and gives",
-        response_model=ModelDescription,
-        responses=documented(401, 404, 422),
-    )
-    async def model(name: str) -> ModelDescription:
-        _check_name(name, served)
+    async def model() -> ModelDescription:
         takes, gives = _descriptions(inputs), _descriptions(OUTPUTS)
-        return ModelDescription(name=served, versions=["1"], platform="siamdetr", inputs=takes, outputs=gives)
+        return ModelDescription(name=served, versions=[VERSION], platform="siamdetr", inputs=takes, outputs=gives)
 
-    @router.get(
-        "/models/{name}/config",
-        summary="Classes and preprocessing, for clients",
-        response_model=dict[str, Any],
-        responses=documented(401, 404, 422),
-    )
-    async def config(name: str) -> dict[str, Any]:
-        _check_name(name, served)
-        card = client_card(engine.model.class_names, spec)
+    async def config() -> dict[str, Any]:
+        card = client_card(engine.model.class_names, spec, engine.model.threshold)
         return {
             "name": served,
             "max_batch_size": engine.settings.limits.max_images,
             "parameters": {PARAMETER: {"string_value": card}},
         }
 
-    @router.get(
-        "/models/{name}/ready",
-        summary="Whether the model takes requests",
-        response_class=Response,
-        responses=documented(401, 404, 422, 503),
-    )
-    async def ready(name: str) -> Response:
-        _check_name(name, served)
+    async def ready() -> ModelReady:
         if not engine.ready:
-            raise Refused(503, "the model is warming up or about to stop", retry_after=RETRY_AFTER)
-        return Response(status_code=200)
+            raise not_ready("the model", RETRY_AFTER)
+        return ModelReady(name=served, ready=True)
 
-    @router.post(
-        "/models/{name}/infer",
-        summary="Boxes of prepared images",
-        response_class=Response,
-        responses={200: {"model": InferAnswer}, **documented(*_REFUSALS, 422)},
-        openapi_extra=_infer_body(inputs, spec),
-    )
-    async def infer(name: str, request: Request) -> Response:
-        _check_name(name, served)
+    async def infer(request: Request) -> Response:
+        if request.query_params:
+            raise Refused(400, f"query: got {sorted(request.query_params)}, expected none; all goes into the body")
         _check_media_type(request.headers.get("content-type", _MEDIA_TYPES[0]))
         body, header_length = await request.body(), request.headers.get(HEADER_LENGTH)
 
@@ -147,6 +128,37 @@ def open_inference_router(engine: Engine) -> APIRouter:
             return Response(answer, media_type=_MEDIA_TYPES[0])
         return Response(answer, media_type=_MEDIA_TYPES[1], headers={HEADER_LENGTH: str(head)})
 
+    def of_model(name: str) -> None:
+        _check_name(name, served)
+
+    def of_version(name: str, version: str) -> None:
+        _check_name(name, served)
+        if version != VERSION:
+            raise Refused(404, f"version: got '{version[:80]}', this server has '{VERSION}' of '{served}'")
+
+    for place, known in (("/models/{name}", of_model), ("/models/{name}/versions/{version}", of_version)):
+        # The description lists every address once: under a version they are the same.
+        add = functools.partial(
+            router.add_api_route, dependencies=[Depends(known)], include_in_schema=known is of_model
+        )
+        refusals = documented(401, 404, 422)
+        add(place, model, summary="What the model takes and gives", responses=refusals)
+        add(f"{place}/config", config, summary="Classes, preprocessing and threshold, for clients", responses=refusals)
+        add(
+            f"{place}/ready",
+            ready,
+            summary="Whether the model takes requests",
+            responses=documented(401, 404, 422, 503),
+        )
+        add(
+            f"{place}/infer",
+            infer,
+            methods=["POST"],
+            summary="Boxes of prepared images",
+            response_class=Response,
+            responses={200: {"model": InferAnswer}, **documented(*_REFUSALS, 422)},
+            openapi_extra=_infer_body(inputs, spec),
+        )
     return router
 
 
@@ -190,7 +202,10 @@ def _list_of(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _example(tensor: Tensor, spec: PreprocessingSpec) -> dict[str, Any]:
-    """An input as a request has it; images whose size is not free are too many numbers for a page: they follow as raw bytes."""
+    """An input as a request has it.
+
+    Images whose size is not free are too many numbers for a page: they follow as raw bytes.
+    """
     picture = (480, 640)
     values: dict[str, Any] = {
         "original_sizes": {"shape": [1, 2], "data": list(picture)},
@@ -220,7 +235,7 @@ def _check_media_type(text: str) -> None:
 def _batch(
     tensors: dict[str, NDArray[Any]], inputs: tuple[Tensor, ...], spec: PreprocessingSpec, max_rows: int
 ) -> Prepared:
-    """The tensors as a batch, no larger than our own preprocessing would make it: attention grows with the square."""
+    """The tensors as a batch, no larger than our preprocessing makes it, since attention is quadratic."""
     _check_shapes(tensors, inputs)
     images, original_sizes = tensors["images"], tensors["original_sizes"]
     rows, _, height, width = images.shape

@@ -1,9 +1,9 @@
-"""Answers that are not detections: a status and {"error": text}, the form of the Open Inference Protocol, everywhere."""
+"""Refusals: a status and {"error": text}, the form of the Open Inference Protocol."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -16,33 +16,52 @@ _TEXTS = {404: "no such address; GET /openapi.json lists them", 405: "this addre
 
 
 class ErrorBody(BaseModel):
-    """What every refusal says."""
+    """The body of every refusal."""
 
     error: str = Field(examples=["image 1 ('cat.jpg'): truncated or damaged (image file is truncated)"])
 
 
 class Refused(HTTPException):
-    """A request that is not answered as asked.
+    """A refused request.
 
     Args:
         status: 4xx or 5xx.
-        text: for a person: what was got, what was expected.
-        retry_after: seconds after which trying again makes sense.
+        text: for people: what was received, what was expected.
+        retry_after: seconds after which a retry makes sense.
         close: end the connection too, since the rest of the body is not worth reading.
+        beside: what stands in the body beside the error, for clients that look there.
     """
 
-    def __init__(self, status: int, text: str, *, retry_after: int | None = None, close: bool = False) -> None:
+    def __init__(
+        self,
+        status: int,
+        text: str,
+        *,
+        retry_after: int | None = None,
+        close: bool = False,
+        beside: Mapping[str, Any] | None = None,
+    ) -> None:
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         if close:
             headers["Connection"] = "close"
         super().__init__(status, text, headers)
+        self.beside = dict(beside or {})
 
 
 def refusal(error: HTTPException) -> Response:
     """The response of a refusal."""
     detail = error.detail if isinstance(error, Refused) else _TEXTS.get(error.status_code, error.detail)
-    content = plain_json({"error": str(detail)})
+    content = plain_json({"error": str(detail), **(error.beside if isinstance(error, Refused) else {})})
     return Response(content, error.status_code, dict(error.headers or {}), media_type="application/json")
+
+
+def not_ready(what: str, retry_after: int) -> Refused:
+    """The refusal of a server or model that takes no requests yet, or no more.
+
+    Clients of the protocol read `ready`.
+    """
+    text = f"{what} is warming up or about to stop"
+    return Refused(503, text, retry_after=retry_after, beside={"ready": False})
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -58,7 +77,7 @@ async def on_invalid(request: Request, error: Exception) -> Response:
 
 
 def explained(problems: Sequence[Any]) -> str:
-    """What pydantic has to say, in one line."""
+    """The errors of pydantic, in one line."""
     lines = [f"{'.'.join(str(part)[:80] for part in problem['loc'])}: {problem['msg']}" for problem in problems]
     return "; ".join(lines[:5])
 

@@ -1,4 +1,6 @@
-"""What stands before the application: token, readiness, room, length and time of the body, and clients that leave.
+"""The guard before the application.
+
+Token, readiness, free places, length and duration of the body, disconnects.
 
 Plain ASGI, since all of this must happen before a framework reads the first byte of a body.
 """
@@ -16,14 +18,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from siamdetr.serve.engine import RETRY_AFTER, Engine, queue_full
 from siamdetr.serve.metrics import Metrics
-from siamdetr.serve.refusals import Refused, refusal
+from siamdetr.serve.refusals import Refused, not_ready, refusal
 
 logger = logging.getLogger(__name__)
 
 DETECT_PATH = "/v1/detect"
 _PROBES = ("/v2/health/live", "/v2/health/ready")
-_CLIENT_LEFT = 499  # nobody reads it but the metrics
-_WORTH_DISCARDING = 8  # times the limit: a body up to that is read and thrown away, so that its sender gets the answer
+_CLIENT_LEFT = 499  # read by the metrics only
+_WORTH_DISCARDING = (
+    8  # times the limit: a body up to that is read and discarded, so that its sender receives the answer
+)
 
 
 class Guard:
@@ -40,7 +44,11 @@ class Guard:
             await self._app(scope, receive, send)
             return
         started = perf_counter()
-        answer = _Answer(send)
+        answer = _Answer(send, head=scope["method"] == "HEAD")
+        if scope["method"] == "HEAD":  # answered as GET, without its body
+            scope = {**scope, "method": "GET"}
+        if self._settings.root_path:
+            scope = _behind_prefix(scope, self._settings.root_path)
         endpoint = self._endpoint(scope)
         try:
             self._check(scope)
@@ -52,8 +60,8 @@ class Guard:
                 ).inc()
             await refusal(error)(scope, receive, answer)
         except ClientDisconnect:
-            pass  # it left before its body was whole; there is nobody to answer
-        except Exception:  # a bug: the client learns that it was one, the log learns which
+            pass  # it left before its body was complete; nobody waits for an answer
+        except Exception:  # a bug: the client gets a 500, the log the traceback
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if not answer.started:
                 await refusal(Refused(500, "the server failed on this request; its log says how"))(
@@ -64,20 +72,23 @@ class Guard:
             self._metrics.request_seconds.labels(endpoint).observe(perf_counter() - started)
 
     def _endpoint(self, scope: Scope) -> str:
-        """A label of few values: what clients may invent is `other`."""
-        path = scope["path"]
+        """The address as a metric label with few values; unknown addresses are `other`."""
+        path = str(scope["path"])
         known = (DETECT_PATH, "/metrics", "/v2", *_PROBES)
         if path in known:
-            return str(path)
+            return path
         return "/v2/models" if path.startswith(f"/v2/models/{self._settings.model_name}") else "other"
 
     def _check(self, scope: Scope) -> None:
-        """What can be said from the head of a request alone."""
+        """The refusal that follows from the headers of a request alone, or None."""
         headers = Headers(scope=scope)
         if self._settings.token is not None and scope["path"] not in _PROBES:
             _check_token(headers.get("authorization", ""), self._settings.token)
         if scope["method"] != "POST":
             return
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding != "identity":
+            raise Refused(415, f"content-encoding: got '{encoding[:40]}', expected none; send the body uncompressed")
         limit = self._settings.limits.max_body_bytes
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > limit:
@@ -88,7 +99,7 @@ class Guard:
                 415, f"content-type: got '{media_type}', expected multipart/form-data; curl -F images=@FILE sends it"
             )
         if not self._engine.ready:
-            raise Refused(503, "the server is warming up or about to stop", retry_after=RETRY_AFTER)
+            raise not_ready("the server", RETRY_AFTER)
         if self._engine.full:
             raise queue_full(self._settings.queue_size)
         if self._uploads >= self._settings.limits.max_uploads:
@@ -116,17 +127,26 @@ class Guard:
                 task.cancel()
 
 
-class _Answer:
-    """`send`, remembering the status that was sent."""
+def _behind_prefix(scope: Scope, prefix: str) -> Scope:
+    """The request as the application knows it, whether the proxy that shows it under a prefix takes that off or not."""
+    path = str(scope["path"])
+    whole = {"path": path.removeprefix(prefix)} if path.startswith(f"{prefix}/") else {}
+    return {**scope, **whole, "root_path": prefix}
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+
+class _Answer:
+    """`send`, remembering the status that was sent; of an answer to HEAD the body is left out."""
+
+    def __init__(self, send: Send, *, head: bool) -> None:
+        self._send, self._head = send, head
         self.status = _CLIENT_LEFT
         self.started = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status, self.started = message["status"], True
+        elif self._head and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
         await self._send(message)
 
 
@@ -155,7 +175,7 @@ class _Body:
         return message
 
     async def client_left(self) -> None:
-        """Returns when the connection has ended, after the body."""
+        """Return when the connection has ended, after the body."""
         await self._whole.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 import siamdetr
 from siamdetr.inference.predictor import Predictor
@@ -19,6 +20,7 @@ from siamdetr.serve.open_inference import open_inference_router
 from siamdetr.serve.refusals import on_http_error, on_invalid
 from siamdetr.serve.request_guard import Guard
 from siamdetr.serve.settings import ServeSettings
+from siamdetr.serve.tensors import HEADER_LENGTH
 
 
 def create_app(model: Predictor, settings: ServeSettings) -> FastAPI:
@@ -42,6 +44,14 @@ def create_app(model: Predictor, settings: ServeSettings) -> FastAPI:
         description="Object detection. Errors are {\"error\": text}.",
     )  # fmt: skip
     app.add_middleware(Guard, engine=engine, metrics=metrics)
+    if settings.cors_origins:  # outermost: a browser asks beforehand without a token
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type", HEADER_LENGTH),
+            expose_headers=("Retry-After", HEADER_LENGTH),
+        )
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.include_router(detect_router(engine))

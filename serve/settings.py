@@ -1,9 +1,10 @@
-"""What a server may be told: where it listens, how much it takes, how long it waits."""
+"""Settings of a server: its address, its limits and its time-outs."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 
 from siamdetr.errors import ServeError
@@ -11,6 +12,8 @@ from siamdetr.images.open import UPLOAD_LIMITS, ImageLimits
 
 TOKEN_VARIABLE = "SIAMDETR_SERVE_TOKEN"
 _SHORTEST_TOKEN = 16  # characters
+_ORIGIN = re.compile(r"https?://[^/?#\s@*]+")
+_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Limits:
     """Bounds on what a client may send, all of them checked before the costly step that they protect from.
 
     Attributes:
-        max_body_bytes: of one request; its declared length is checked before a byte is read, its real one while reading.
+        max_body_bytes: of one request; the declared length is checked before reading, the real one while reading.
         max_image_bytes: of one image file.
         max_images: images of one request, or rows of one tensor.
         max_pixels: width × height of an image, read from its header before decoding.
@@ -27,7 +30,7 @@ class Limits:
             at worst so many bodies are in memory.
         body_seconds: for the whole body to arrive.
         inference_seconds: from the whole body to the answer, waiting included.
-        drain_seconds: after SIGTERM, for requests under way.
+        drain_seconds: after SIGTERM, for requests in progress.
     """
 
     max_body_bytes: int = 10 * 2**20 + 2**16
@@ -60,6 +63,8 @@ class ServeSettings:
         max_delay: seconds that an image waits at most for others of its size, while a runner is free.
         model_name: under /v2/models.
         token: what `Authorization: Bearer` must say; None: nothing.
+        cors_origins: pages of these origins (scheme://host[:port], or "*") may ask from a browser; none: no other page may.
+        root_path: the path that a proxy shows the server under, such as "/detector"; "": its own.
     """
 
     host: str = "127.0.0.1"
@@ -71,10 +76,12 @@ class ServeSettings:
     max_delay: float = 0.002
     model_name: str = "siamdetr"
     token: str | None = field(default=None, repr=False)
+    cors_origins: tuple[str, ...] = ()
+    root_path: str = ""
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        """Raises ServeError: an address that others reach without a token, or a token that is easily guessed."""
+        """Raises ServeError: an address that others reach without a token, a token that is easily guessed, or no origin or path."""
         if self.token is not None and (len(self.token) < _SHORTEST_TOKEN or not self.token.isascii()):
             raise ServeError(
                 f"{TOKEN_VARIABLE}: got {len(self.token)} characters, expected at least {_SHORTEST_TOKEN}, all ASCII; make one "
@@ -84,6 +91,16 @@ class ServeSettings:
             raise ServeError(
                 f"--host {self.host}: others could reach it, and no token is set; put one into the environment variable "
                 f"{TOKEN_VARIABLE}, or bind 127.0.0.1"
+            )
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ServeError(
+                    f"--cors-origin: got '{origin}', expected scheme://host or scheme://host:port without a path, such as "
+                    "https://app.example, or *"
+                )
+        if self.root_path and not _PATH.fullmatch(self.root_path):
+            raise ServeError(
+                f"--root-path: got '{self.root_path}', expected a path such as /detector, without a / at its end"
             )
         if self.limits.max_images > self.queue_size:
             raise ServeError(

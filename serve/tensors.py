@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol v2: as JSON, or as raw bytes behind the JSON (its binary tensor extension)."""
+"""Tensors of the Open Inference Protocol v2: as JSON, or as bytes (binary tensor extension)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from siamdetr.serve.refusals import Refused, plain_json
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON at the head of a binary body
+VERSION = "1"  # of the model: the one that there is
 DATATYPES: dict[str, DTypeLike] = {"UINT8": np.uint8, "INT64": np.dtype("<i8"), "FP32": np.dtype("<f4")}
 
 
@@ -75,7 +76,7 @@ def write_answer(request: InferRequest, model: str, tensors: dict[str, NDArray[A
         else:
             entry["data"] = tensor.reshape(-1).tolist()
         entries.append(entry)
-    answer: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": entries}
+    answer: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": entries}
     if request.id is not None:
         answer["id"] = request.id
     head = plain_json(answer)
@@ -116,7 +117,7 @@ def _tensor(entry: dict[str, Any], raw: memoryview, name: str, datatype: str) ->
     ):
         raise Refused(400, f"{name}: shape got {str(shape)[:80]}, expected a list of 1 to 8 positive whole numbers")
     count = int(np.prod(shape, dtype=object))
-    size = _parameters(entry, name).get("binary_data_size")
+    size = _parameters(entry, name, "binary_data_size").get("binary_data_size")
     if size is not None:
         expected = count * np.dtype(DATATYPES[datatype]).itemsize
         if type(size) is not int or size != expected or size > len(raw):
@@ -145,7 +146,7 @@ def _listed(data: Any, name: str, datatype: str, count: int) -> NDArray[Any]:
 
 
 def _wanted(head: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, bool]:
-    default = bool(_parameters(head, "body").get("binary_data_output", False))
+    default = _flag(_parameters(head, "body", "binary_data_output"), "binary_data_output", default=False)
     if not head.get("outputs"):
         return dict.fromkeys(outputs, default)
     wanted: dict[str, bool] = {}
@@ -153,12 +154,28 @@ def _wanted(head: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, bool]:
         name = entry.get("name")
         if not isinstance(name, str) or name not in outputs:
             raise Refused(400, f"outputs: got {str(name)[:40]!r}, expected some of {', '.join(outputs)}")
-        wanted[name] = bool(_parameters(entry, name).get("binary_data", default))
+        wanted[name] = _flag(_parameters(entry, name, "binary_data"), "binary_data", default=default)
     return wanted
 
 
-def _parameters(entry: dict[str, Any], name: str) -> dict[str, Any]:
+def _parameters(entry: dict[str, Any], name: str, known: str) -> dict[str, Any]:
+    """The parameters of a request, an input or an output.
+
+    One that this server does not know is not passed over in silence.
+    """
     parameters = entry.get("parameters", {})
     if not isinstance(parameters, dict):
         raise Refused(400, f"{name}: parameters got {type(parameters).__name__}, expected an object")
+    strange = next((key for key in parameters if key != known), None)
+    if strange is not None:
+        raise Refused(
+            400, f"{name}: parameters got {strange[:40]!r}, which this server does not know; it takes '{known}'"
+        )
     return parameters
+
+
+def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise Refused(400, f"{name}: got {str(value)[:40]!r}, expected true or false")
+    return value

@@ -1,4 +1,6 @@
-"""What the demo's page is told, as plain values: detections of every model on a picture, and where a model looked.
+"""The data of the demo's page, as plain values.
+
+Detections of every model on a picture, and where a model looked.
 
 Threshold, number of boxes, layer and head are chosen in the browser: nothing here knows of them. Models run once a picture; the last
 few pictures are kept, so that a click is answered from what is there.
@@ -22,6 +24,7 @@ from PIL import Image
 from siamdetr.api import Model, SiamDETR
 from siamdetr.drawing.boxes import PALETTE
 from siamdetr.inference.attention_maps import AttentionMaps, Inspection
+from siamdetr.inference.predictor import check_finite
 from siamdetr.serve.demo.inspection import inspect_image
 
 MOST_BOXES = 100
@@ -66,8 +69,12 @@ class Answers:
         Returns:
             `picture`: {id, url, name, width, height}; `models`: of each {name, note, classes, colours, boxes, decoder, encoder},
             boxes as [x0, y0, x1, y1, score, label], in pixels cut at the image's edges, best first.
+        Raises:
+            NonFiniteOutputError: a model's answer is not numbers.
         """
         found = [self._ask(index, image) for index in range(len(self.models))]
+        for one, _ in found:
+            check_finite(one.scored, 0)
         seen = _Seen(tuple(one for one, _ in found), tuple(_best(one) for one, _ in found))
         with self._keeping:
             self._number += 1
@@ -89,7 +96,7 @@ class Answers:
         return {"picture": picture, "models": models}
 
     def look(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Where a model looked.
+        """The attention of a model for a box or a point.
 
         Args:
             question: {picture, model, box}, box in the order of `detect`; or {picture, model, x, y}, fractions of the image.
@@ -122,7 +129,7 @@ class Answers:
 
 
 def pack(look: AttentionMaps) -> dict[str, Any]:
-    """A look as plain values; see `Answers.look`."""
+    """Attention maps as plain values; see `Answers.look`."""
     peaks = look.maps.max((-2, -1), keepdims=True)
     levels = np.divide(look.maps * 255, peaks, out=np.zeros_like(look.maps), where=peaks > 0)
     points = None
@@ -160,7 +167,7 @@ def _best(seen: Inspection) -> NDArray[np.int64]:
 
 def _describe(named: NamedModel, seen: Inspection, order: NDArray[np.int64], seconds: float) -> dict[str, Any]:
     scored, (height, width) = seen.scored, seen.size
-    corners = np.nan_to_num(scored.boxes[0][order]).clip(0, np.array([width, height, width, height], dtype=np.float32))
+    corners = scored.boxes[0][order].clip(0, np.array([width, height, width, height], dtype=np.float32))
     names = named.model.class_names
     info = named.model.info
     what = str(info.get("variant") or info.get("kind", ""))
@@ -171,9 +178,7 @@ def _describe(named: NamedModel, seen: Inspection, order: NDArray[np.int64], sec
         "colours": [PALETTE.by_idx(label).as_hex() for label in range(len(names))],
         "boxes": [
             [*(round(float(value), 1) for value in box), round(float(score), 4), int(label)]
-            for box, score, label in zip(
-                corners, np.nan_to_num(scored.scores[0][order]), scored.labels[0][order], strict=True
-            )
+            for box, score, label in zip(corners, scored.scores[0][order], scored.labels[0][order], strict=True)
         ],
         "decoder": seen.has_decoder_attention,
         "encoder": seen.has_encoder_attention,

@@ -1,4 +1,4 @@
-"""The doctor: reads everything that training would read, and names every problem with file, place and remedy."""
+"""The doctor: reads all that training reads, and names every problem with file, place and remedy."""
 
 from __future__ import annotations
 
@@ -173,7 +173,10 @@ def _note_unread(root: Path, parts: dict[str, DetectionIndex], log: ProblemLog) 
 def _check_files(
     parts: dict[str, DetectionIndex], log: ProblemLog, progress: Progress | None, workers: int
 ) -> dict[str, list[int]]:
-    """Opens every image once per split; returns the longer side in pixels of each readable image, by split."""
+    """Opens every image once per split.
+
+    Returns the longer side in pixels of each readable image, by split.
+    """
     total, done = sum(len(part) for part in parts.values()), 0
     digests = bytearray()
     sides: dict[str, list[int]] = {}

@@ -12,7 +12,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,10 @@ from siamdetr.evaluation.classes import as_one_class, is_class_agnostic, match_c
 from siamdetr.evaluation.results import Results, concatenate_results, read_results, write_results
 from siamdetr.images.preprocessing import PreprocessingSpec, group_by_size
 from siamdetr.inference.image_reader import read_samples
-from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes
-from siamdetr.inference.pytorch import PyTorchPredictor
-from siamdetr.models.detector import Detector
+from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes, check_finite
+
+if TYPE_CHECKING:
+    from siamdetr.models.detector import Detector
 
 Backend = Literal["fast", "reference"]
 _MAX_DETECTIONS = (1, 10, 100)
@@ -96,6 +97,7 @@ class CocoScorer:
         for row, image_id in enumerate(image_ids):
             if image_id not in self._known:
                 raise ValueError(f"CocoScorer: image id {image_id} is not among the {len(self.index)} of the data set")
+            check_finite(scored, row)
             mapped = scored.labels[row] if labels is None else labels[scored.labels[row]]
             kept = np.flatnonzero(mapped >= 0)
             self._parts.append(
@@ -113,12 +115,13 @@ class CocoScorer:
 
     def results(self) -> Results:
         """All that was added."""
-        return concatenate_results(self._parts)
+        self._parts = [concatenate_results(self._parts)]  # the images' own arrays go
+        return self._parts[0]
 
     def summarize(self, *, backend: Backend = "fast") -> DetectionMetrics:
         """The figures of all that was added; "reference" takes pycocotools."""
         categories = sorted(self._categories.tolist())
-        evaluated = _run(self._truth(categories), self.results().as_dicts(), backend)
+        evaluated = _run(self._truth(categories), self.results(), backend)
         precision, recall = evaluated["precision"], evaluated["recall"]  # [T, R, K, A, M], [T, K, A, M]
         row_of = {category: k for k, category in enumerate(categories)}
         counts = np.bincount(self.index.labels[~self.index.crowd], minlength=self.index.num_classes)
@@ -256,21 +259,24 @@ def read_scorer(path: str | Path, index: DetectionIndex) -> CocoScorer:
 def _as_predictor(
     model: Predictor | Detector, index: DetectionIndex, preprocessing: PreprocessingSpec | None
 ) -> Predictor:
-    if not isinstance(model, Detector):
-        return model
+    if hasattr(model, "predict_batch"):  # asked like this, so that an exported file is scored without PyTorch
+        return cast("Predictor", model)
+    from siamdetr.inference.pytorch import PyTorchPredictor
+
+    detector = cast("Detector", model)
     if preprocessing is None:
         raise ValueError(
             "evaluate: a bare detector does not know its preprocessing; give `preprocessing`, or a SiamDETR"
         )
-    if model.settings.num_classes != index.num_classes:
+    if detector.settings.num_classes != index.num_classes:
         raise ValueError(
-            f"evaluate: the detector has {model.settings.num_classes} classes, the data set {index.root} has "
+            f"evaluate: the detector has {detector.settings.num_classes} classes, the data set {index.root} has "
             f"{index.num_classes}: {list(index.class_names)}; give a SiamDETR, whose class names can be matched"
         )
-    return PyTorchPredictor(model, index.class_names, preprocessing)
+    return PyTorchPredictor(detector, index.class_names, preprocessing)
 
 
-def _run(truth: dict[str, Any], detections: list[dict[str, Any]], backend: Backend) -> dict[str, NDArray[np.float64]]:
+def _run(truth: dict[str, Any], detections: Results, backend: Backend) -> dict[str, NDArray[np.float64]]:
     """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no object. Categories in ascending order."""
     if backend == "fast":
         from faster_coco_eval import COCO
@@ -283,7 +289,7 @@ def _run(truth: dict[str, Any], detections: list[dict[str, Any]], backend: Backe
         expected.dataset = truth
         expected.createIndex()
         found = COCO()
-        found.dataset = {**truth, "annotations": [_detection(n, entry) for n, entry in enumerate(detections, start=1)]}
+        found.dataset = {**truth, "annotations": _annotations(detections)}
         found.createIndex()
         evaluation = COCOeval(expected, found, iouType="bbox")
         evaluation.params.maxDets = list(_MAX_DETECTIONS)
@@ -292,8 +298,12 @@ def _run(truth: dict[str, Any], detections: list[dict[str, Any]], backend: Backe
     return cast("dict[str, NDArray[np.float64]]", evaluation.eval)
 
 
-def _detection(number: int, entry: dict[str, Any]) -> dict[str, Any]:
-    return {**entry, "id": number, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
+def _annotations(detections: Results) -> list[dict[str, Any]]:
+    """The detections as COCO's evaluation takes them, each written once: at 5,000 images of 100 boxes they are what takes memory."""
+    entries = detections.as_dicts()
+    for number, entry in enumerate(entries, start=1):
+        entry["id"], entry["area"], entry["iscrowd"] = number, entry["bbox"][2] * entry["bbox"][3], 0
+    return entries
 
 
 def _mean(figures: NDArray[np.float64]) -> float | None:

@@ -1,4 +1,7 @@
-"""Detections in COCO's results format: a JSON list of {image_id, category_id, bbox [x, y, w, h], score}."""
+"""Detections in COCO's results format.
+
+A JSON list of {image_id, category_id, bbox [x, y, w, h], score}.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,11 @@ class Results:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def of_images(self, image_ids: NDArray[np.int64]) -> Results:
+        """The boxes of some images."""
+        kept = np.isin(self.image_ids, image_ids)
+        return Results(self.image_ids[kept], self.category_ids[kept], self.boxes[kept], self.scores[kept])
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """The list that the JSON file holds."""

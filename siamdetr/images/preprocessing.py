@@ -1,4 +1,4 @@
-"""From a picture to the model's input: one recipe, stored in every model file and exported artifact.
+"""From an image to the model's input: one recipe, stored in every model file and exported file.
 
 Training's evaluation, `predict`, the ONNX runtime and the bundle's `infer.py` follow it bit for bit. Resizing is Pillow's
 bilinear filter on 8-bit RGB (it averages when it shrinks), after the EXIF rotation. The result is uint8: normalisation
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from siamdetr.settings.base import Settings
 
 
 class Normalization(NamedTuple):
-    """What images are normalised with, (x / 255 - mean) / std: per channel (RGB), of values in 0..1."""
+    """Mean and standard deviation of (x / 255 - mean) / std, per channel (RGB), of values in 0..1."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -38,8 +38,9 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PLAIN = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # values in 0..1 as they are
 
 Pixels: TypeAlias = NDArray[np.uint8]
-ImageLike: TypeAlias = "Image.Image | Pixels | str | os.PathLike[str] | bytes | BinaryIO"
+ImageLike: TypeAlias = "Image.Image | Pixels | str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
 Size: TypeAlias = tuple[int, int]  # (height, width), pixels
+MOST_RESIZED = 64_000_000  # pixels: far above any model's input, below what would take the machine's memory
 
 
 class PreprocessingSpec(Settings):
@@ -72,7 +73,7 @@ class PreprocessingSpec(Settings):
 
     @classmethod
     def from_size(cls, size: int | Size, max_size: int | None = None) -> PreprocessingSpec:
-        """One number is a shortest side (the longer one at most `max_size`, by default 5/3 of it), two are a fixed (H, W)."""
+        """The spec of one number, a shortest side, or of two, a fixed (H, W)."""
         if isinstance(size, int):
             return cls(mode="shortest-edge", size=size, max_size=max_size or round(size * 1333 / 800))
         return cls(mode="fixed", size=(size[0], size[1]))
@@ -125,7 +126,7 @@ def batches(
 ) -> Iterator[tuple[list[int], Prepared]]:
     """Batches of images that have one size once resized, so that none is padded for the sake of another.
 
-    What is predicted on an image then never depends on its neighbours. At most 4 batches of images are held at a time.
+    So the predictions for an image never depend on its neighbours. At most 4 batches of images are held at a time.
 
     Yields:
         Positions in `images`, and those images prepared. Every position comes once; their order is by size.
@@ -167,7 +168,7 @@ def _batch(group: list[tuple[int, Sample]], spec: PreprocessingSpec) -> tuple[li
 
 
 def stack(samples: Sequence[Sample], spec: PreprocessingSpec) -> Prepared:
-    """One batch of resized images, zero-padded at the right and bottom to the largest (letterbox: to the spec's size)."""
+    """One batch of resized images, zero-padded right and below to the largest, or to the letterbox."""
     if not samples:
         raise ImageError("preprocess: got no image at all, expected at least one")
     sizes = np.array([pixels.shape[:2] for pixels, _ in samples], dtype=np.int64)
@@ -180,7 +181,10 @@ def stack(samples: Sequence[Sample], spec: PreprocessingSpec) -> Prepared:
 
 
 def padding_of(sizes: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_] | None:
-    """[B, height, width], True = padded, of a batch whose images without padding are [B, 2] (H, W); None: nothing is padded."""
+    """[B, height, width], True = padded, of a batch whose images without padding are [B, 2] (H, W).
+
+    None: nothing is padded.
+    """
     if (sizes == (height, width)).all():
         return None
     rows = np.arange(height)[None, :, None] >= sizes[:, 0, None, None]
@@ -189,8 +193,17 @@ def padding_of(sizes: NDArray[np.int64], height: int, width: int) -> NDArray[np.
 
 
 def resize(image: Image.Image, spec: PreprocessingSpec) -> Pixels:
-    """[h, w, 3] uint8: the RGB image at the spec's size, without padding."""
+    """[h, w, 3] uint8: the RGB image at the spec's size, without padding.
+
+    Raises:
+        ImageError: a strip whose longer side nothing bounds.
+    """
     height, width = resized_size((image.height, image.width), spec)
+    if height * width > MOST_RESIZED:
+        raise ImageError(
+            f"image: {image.width} × {image.height} pixels would become {width} × {height}: too elongated for a model that "
+            "resizes the shorter side; cut it into pieces"
+        )
     if (image.height, image.width) != (height, width):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image)
@@ -210,6 +223,12 @@ def resized_size(original: Size, spec: PreprocessingSpec) -> Size:
         size = max(1, round(spec.max_size * short / long))
     other = max(1, int(size * long / short))
     return (size, other) if height <= width else (other, size)
+
+
+def is_one_image(images: ImageLike | Sequence[ImageLike]) -> TypeGuard[ImageLike]:
+    """Whether this is one image in any of the forms that are taken, rather than a sequence of them."""
+    whole = isinstance(images, Image.Image | np.ndarray | str | bytes | bytearray | memoryview)
+    return whole or isinstance(images, os.PathLike) or hasattr(images, "read")
 
 
 def load_image(image: ImageLike) -> Image.Image:

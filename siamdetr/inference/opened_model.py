@@ -27,9 +27,16 @@ class Facts(Protocol):
     def preprocessing(self) -> PreprocessingSpec:
         """How images become the model's input."""
 
+    @property
+    def threshold(self) -> float:
+        """The score from which a box counts where nobody names one."""
 
-class Described:
-    """A model with the facts of its file, which predicts. A subclass sets `_facts` and defines `predict_batch`."""
+
+class OpenedModel:
+    """A model with the facts of its file, which predicts.
+
+    A subclass sets `_facts` and defines `predict_batch`.
+    """
 
     _facts: Facts
 
@@ -48,6 +55,11 @@ class Described:
         """How images become the model's input."""
         return self._facts.preprocessing
 
+    @property
+    def threshold(self) -> float:
+        """The score from which a box counts where nobody names one, as the file says."""
+        return self._facts.threshold
+
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
         """All scored boxes of a batch of prepared images, before any threshold."""
         raise NotImplementedError
@@ -55,16 +67,19 @@ class Described:
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
-        threshold: float = 0.5,
+        threshold: float | None = None,
         batch_size: int = 8,
         *,
         progress: Progress | None = None,
     ) -> sv.Detections | list[sv.Detections]:
-        """Detections of one image, or a list of them for a sequence; see `siamdetr.inference.predictor.predict`.
+        """Detections of one image, or a list of them for a sequence.
+
+        See `siamdetr.inference.predictor.predict`.
 
         Args:
-            images: one PIL image, uint8 RGB array [H, W, 3] or path; or a sequence of such.
-            threshold: least score.
+            images: one PIL image, uint8 RGB array [H, W, 3], path, content of a file as bytes, or open binary file; or a
+                sequence of such.
+            threshold: least score; None: the file's own.
             batch_size: images at a time.
             progress: called with (images done, images in all).
         Returns:

@@ -1,20 +1,25 @@
-"""The protocol of every runtime, and the way from its scored boxes to `supervision.Detections`. No torch is imported here."""
+"""The protocol of every runtime, and the way from its scored boxes to `supervision.Detections`.
+
+No torch is imported here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, batches
+from siamdetr.errors import NonFiniteOutputError
+from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, batches, is_one_image
 
 if TYPE_CHECKING:
     import supervision as sv  # imported on use: it needs 90 MB, which a server can do without
 
 Progress = Callable[[int, int], None]  # (done, total)
+DEFAULT_THRESHOLD = 0.5  # of a file that names none
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ class Predictor(Protocol):
     def preprocessing(self) -> PreprocessingSpec:
         """How images become its input."""
 
+    @property
+    def threshold(self) -> float:
+        """The score from which a box counts where nobody names one, as the file says."""
+
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
         """Scored boxes of a batch of prepared images."""
 
@@ -51,7 +60,7 @@ def predict(
     predictor: Predictor,
     images: ImageLike | Sequence[ImageLike],
     *,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     batch_size: int = 8,
     progress: Progress | None = None,
 ) -> sv.Detections | list[sv.Detections]:
@@ -61,19 +70,22 @@ def predict(
 
     Args:
         predictor: any runtime.
-        images: one PIL image, uint8 RGB array [H, W, 3] or path; or a sequence of such.
-        threshold: least score, in [0, 1].
+        images: one PIL image, uint8 RGB array [H, W, 3], path, content of a file as bytes, or open binary file; or a
+            sequence of such.
+        threshold: least score, in [0, 1]; None: the model's own.
         batch_size: images at a time.
         progress: called with (images done, images in all).
     Raises:
         ImageError: an image cannot be used.
+        NonFiniteOutputError: the model's answer is not numbers.
         ValueError: the threshold is outside [0, 1].
     """
+    threshold = predictor.threshold if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: got {threshold}, expected a score from 0 to 1")
-    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+    if is_one_image(images):
         return _predict_all(predictor, [images], threshold, 1, progress)[0]
-    return _predict_all(predictor, images, threshold, batch_size, progress)
+    return _predict_all(predictor, cast("Sequence[ImageLike]", images), threshold, batch_size, progress)
 
 
 def _predict_all(
@@ -117,9 +129,24 @@ def to_detections(
     )
 
 
+def check_finite(scored: ScoredBoxes, row: int) -> None:
+    """That the scores and boxes of one image of a batch are numbers.
+
+    Raises:
+        NonFiniteOutputError: some are NaN or infinite.
+    """
+    for name, values in (("scores", scored.scores[row]), ("boxes", scored.boxes[row])):
+        broken = int(np.count_nonzero(~np.isfinite(values)))
+        if broken:
+            raise NonFiniteOutputError(
+                f"the model answers with {broken} of {values.size} {name} that are not finite numbers; its weights are damaged, or "
+                "its arithmetic overflows in half precision: export it again with the gate, or in fp32"
+            )
+
+
 @dataclass(frozen=True)
 class Kept:
-    """The selected boxes of one image: [N, 4] float32 xyxy pixels inside it, [N] scores falling, [N] labels."""
+    """Selected boxes of one image: [N, 4] float32 xyxy pixels inside it, [N] falling scores, [N] labels."""
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -127,7 +154,12 @@ class Kept:
 
 
 def select(scored: ScoredBoxes, row: int, size: tuple[int, int], *, threshold: float) -> Kept:
-    """Select the boxes of one image that reach the threshold, best first, clipped to its `size` (H, W)."""
+    """Select the boxes of one image that reach the threshold, best first, clipped to its `size` (H, W).
+
+    Raises:
+        NonFiniteOutputError: a score or a box is not a number; no comparison with a threshold would show it.
+    """
+    check_finite(scored, row)
     scores = scored.scores[row]
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= threshold]

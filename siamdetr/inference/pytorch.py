@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from siamdetr.images.normalize import normalize_images
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
-from siamdetr.inference.predictor import ScoredBoxes
+from siamdetr.inference.predictor import DEFAULT_THRESHOLD, ScoredBoxes
 from siamdetr.models.backbone.body import fold_batchnorm
 from siamdetr.models.detector import Detector, Memory, Outputs
 from siamdetr.models.postprocess import postprocess
@@ -31,11 +31,19 @@ class PyTorchPredictor:
         detector: its mode is restored after every call.
         class_names: as many as the detector has classes.
         preprocessing: how images become its input.
+        threshold: the score from which a box counts where nobody names one.
     Raises:
         ValueError: the number of names is not the detector's.
     """
 
-    def __init__(self, detector: Detector, class_names: tuple[str, ...], preprocessing: PreprocessingSpec) -> None:
+    def __init__(
+        self,
+        detector: Detector,
+        class_names: tuple[str, ...],
+        preprocessing: PreprocessingSpec,
+        *,
+        threshold: float = DEFAULT_THRESHOLD,
+    ) -> None:
         if len(class_names) != detector.settings.num_classes:
             raise ValueError(
                 f"predictor: got {len(class_names)} class names for a detector of {detector.settings.num_classes} classes; "
@@ -44,6 +52,7 @@ class PyTorchPredictor:
         self.detector = detector
         self.class_names = class_names
         self.preprocessing = preprocessing
+        self.threshold = threshold
         self._folded: nn.Module | None = None
         self._folded_from: tuple[tuple[int, int], ...] = ()
 
@@ -99,7 +108,7 @@ class PyTorchPredictor:
 def normalize_prepared(
     batch: Prepared, spec: PreprocessingSpec, device: torch.device | str
 ) -> tuple[Tensor, Tensor | None]:
-    """The inputs of a detector: float images [B, 3, H, W], 0 where padded, and padding [B, H, W] bool or None."""
+    """Inputs of a detector: float images [B, 3, H, W], 0 where padded, and padding [B, H, W] or None."""
     images = normalize_images(torch.from_numpy(batch.images).to(device), spec.mean, spec.std)
     if batch.padding is None:
         return images, None

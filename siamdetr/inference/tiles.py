@@ -61,7 +61,9 @@ class Tiling:
 def predict_tiled(
     model: Predictor, image: ImageLike, tiling: Tiling, *, threshold: float = 0.5, batch_size: int = 8
 ) -> sv.Detections:
-    """Detections of an image, found tile by tile; of an image no larger than a tile those of the whole image.
+    """Detections of an image, found tile by tile.
+
+    Of an image no larger than a tile those of the whole image.
 
     Args:
         model: any opened model.

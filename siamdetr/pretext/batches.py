@@ -24,7 +24,10 @@ class PretextSample(Protocol):
 
     @property
     def panels(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
-        """One or two images [H, W, 3] uint8 RGB with their regions [n, 4] (cx, cy, w, h) fractions; the first is predicted on."""
+        """One or two images [H, W, 3] uint8 RGB with their regions [n, 4] (cx, cy, w, h) fractions.
+
+        The first is predicted on.
+        """
 
 
 class PretextBatch(Protocol):

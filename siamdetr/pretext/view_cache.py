@@ -67,7 +67,9 @@ class CacheRequest:
 
 @dataclass(frozen=True)
 class CachedViewBatch:
-    """Frozen features of two views of each of B images: view 1 of all, then view 2 of all; otherwise as `ViewBatch`.
+    """Frozen features of two views of each of B images: view 1 of all, then view 2 of all.
+
+    Otherwise as `ViewBatch`.
 
     Attributes:
         levels: [2B, F, h, w] float16 of each level, zero where padded.

@@ -1,4 +1,7 @@
-"""Pictures of single mistakes: the part of the image around them, the truth dashed, the detection solid."""
+"""Pictures of single mistakes.
+
+The part of the image around them, the truth dashed, the detection solid.
+"""
 
 from __future__ import annotations
 

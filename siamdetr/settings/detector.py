@@ -160,7 +160,7 @@ class DetectorSettings(Settings):
 
 
 class DenoisingSettings(Settings):
-    """Noised copies of the targets that denoising detectors learn to repair (DN-DETR, arXiv:2203.01305, §4)."""
+    """Noised targets that denoising detectors learn to reconstruct (DN-DETR, arXiv:2203.01305, §4)."""
 
     groups: int = Field(5, ge=0, description="copies of every target, each in a group of its own; 0: no denoising")
     queries: int = Field(

@@ -14,6 +14,7 @@ from siamdetr.settings.detector import DenoisingSettings, DetectorSettings, Loss
 
 Stage = Literal["pretrain", "finetune"]
 Precision = Literal["fp32", "bf16", "fp16"]
+TF32 = Literal["none", "convolutions", "all"]
 Freeze = Literal["none", "backbone", "body"]
 Logger = Literal["wandb", "mlflow"]
 
@@ -59,7 +60,10 @@ class OptimizerSettings(Settings):
 
 
 class ScheduleSettings(Settings):
-    """The learning rate over the run, as a factor of `optimizer.lr`; `drop_at` and `warmup` are fractions of the run."""
+    """The learning rate over the run, as a factor of `optimizer.lr`.
+
+    `drop_at` and `warmup` are fractions of the run.
+    """
 
     name: Literal["step", "cosine", "onecycle", "constant"] = "step"
     warmup: float = Field(
@@ -70,7 +74,10 @@ class ScheduleSettings(Settings):
 
 
 class RunSettings(Settings):
-    """The settings that both stages share. Those of pretraining are in `siamdetr.pretext.run_settings`, which knows the pretexts."""
+    """The settings that both stages share.
+
+    Those of pretraining are in `siamdetr.pretext.run_settings`, which knows the pretexts.
+    """
 
     stage: ClassVar[Stage]
 
@@ -89,6 +96,10 @@ class RunSettings(Settings):
     batch_size: int = Field(4, ge=1, description="images a process and a step (pretraining: pairs of views)")
     grad_accum: int = Field(1, ge=1, description="batches whose gradients make one step")
     precision: Precision = "fp32"
+    tf32: TF32 = Field(
+        "convolutions",
+        description="on a GPU: which float32 products may round their factors to 10 bits; convolutions: as PyTorch itself",
+    )
     seed: int = Field(0, ge=0)
     deterministic: bool = Field(False, description="only deterministic kernels, at some cost of speed")
     workers: int = Field(2, ge=0, description="processes that load images")

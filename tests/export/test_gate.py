@@ -16,10 +16,10 @@ from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.errors import ExportError
+from siamdetr.export.ap_comparison import ApComparison
 from siamdetr.export.compare import difference
 from siamdetr.export.gate import (
     TOLERANCES,
-    ApComparison,
     GateCheck,
     GateReport,
     check_sizes,
@@ -126,9 +126,26 @@ def test_each_figure_out_of_tolerance_is_named(changed: dict[str, float], text: 
 
 def test_a_loss_of_ap_is_named() -> None:
     report = GateReport("fp16", "a test", "nothing", (check(),), ApComparison(pytorch=0.41, exported=0.40, images=7))
-    assert report.failures() == ["AP on 7 images is 0.4000, PyTorch's is 0.4100 (allowed loss: 0.003)"]
+    assert report.failures() == ["AP on 7 images is 0.4000, PyTorch's is 0.4100 (loss 0.0100 ± 0.0000, allowed: 0.003)"]
     gained = dataclasses.replace(report, ap=ApComparison(pytorch=0.40, exported=0.41, images=7))
     assert gained.passed
+
+
+def test_a_loss_of_ap_counts_when_it_is_more_than_chance() -> None:
+    unsure = ApComparison(pytorch=0.8433, exported=0.8392, images=20, half_width=0.008)
+    report = GateReport("fp16", "a test", "nothing", (check(),), unsure)
+    assert report.passed
+    assert report.doubts() == [
+        "AP on 20 images decides nothing: the loss is 0.0041 ± 0.0080, and 0.003 is allowed; give more images (--images)"
+    ]
+    sure = dataclasses.replace(report, ap=dataclasses.replace(unsure, half_width=0.0005))
+    assert not sure.passed
+    assert sure.doubts() == []
+    small = dataclasses.replace(report, ap=ApComparison(pytorch=0.8, exported=0.8, images=500, half_width=0.001))
+    assert small.passed
+    assert small.doubts() == []
+    none = dataclasses.replace(report, ap=ApComparison(float("nan"), float("nan"), 20))
+    assert not none.passed
 
 
 def test_looser_precisions_allow_more() -> None:

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from siamdetr.errors import ExportError
 from siamdetr.export.gate_images import drawn_images
+from siamdetr.export.int8.quantize import quantizable
 from siamdetr.export.precision import MULTIPLIERS, HalfPrecision, islands, to_half
-from siamdetr.export.quantize import quantizable
 
 ISLAND_OPERATORS = {
     "LayerNormalization",

@@ -24,11 +24,11 @@ from siamdetr.export.end_to_end import DETECTIONS
 from siamdetr.export.engine import EngineDetector, EngineFacts, check_module, choose_gpu, choose_profile, spans
 from siamdetr.export.engine_precision import LayerPrecision, check_realised, read_inspector
 from siamdetr.export.gate_images import drawn_samples
+from siamdetr.export.int8.quantize import to_int8
 from siamdetr.export.onnx import write_bundle
 from siamdetr.export.onnx_graph import with_outputs
 from siamdetr.export.options import ExportOptions, Precision
 from siamdetr.export.precision import to_half
-from siamdetr.export.quantize import to_int8
 from siamdetr.export.tensorrt import EngineOptions, Profile, build_engine, default_profile, failure_reason, find_module
 from siamdetr.images.preprocessing import PreprocessingSpec
 

@@ -30,6 +30,7 @@ CORE_LAYERS = [
     {"data", "models"},
     {"inference", "model_file", "proposals"},
     {"drawing", "evaluation", "pretext"},
+    {"pytorch_model"},
     {"api", "labelling", "official", "reports"},
     {"training"},
     {"study"},
@@ -119,6 +120,14 @@ def test_arrows_point_one_way(module: str, path: Path) -> None:
             assert target_layer < layer or core_room_of(imported) == core_room_of(module), (
                 f"{module} (layer {layer}) imports {imported} (layer {target_layer})"
             )
+
+
+def test_the_architecture_page_shows_these_layers() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = page.split("never a room beside it:\n```\n")[1].split("```")[0]
+    layers = [" ".join(sorted(line.split())) for line in shown.splitlines()]
+    expected = [" ".join(sorted(layer)) for layer in reversed(CORE_LAYERS)]
+    assert layers == expected, "docs/architecture.md: write the layers as in CORE_LAYERS, the topmost first"
 
 
 def test_the_exception_of_load_is_lazy() -> None:

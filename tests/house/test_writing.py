@@ -31,7 +31,7 @@ EXCEPTIONS = {
     ("siamdetr.export.infer", "json.dump"): "to the terminal; the file stands alone",
     ("siamdetr.export.onnx", "onnx.save"): "a probe in the temporary folder of an export",
     ("siamdetr.export.onnx", "shutil.copyfile"): "into the temporary folder of an export; then moved into place",
-    ("siamdetr.export.quantize", "onnx.save"): "in the temporary folder of an export",
+    ("siamdetr.export.int8.quantize", "onnx.save"): "in the temporary folder of an export",
     ("siamdetr.cli.export", "shutil.copytree"): "a copy of a bundle, whose manifest vouches for each file",
 }
 

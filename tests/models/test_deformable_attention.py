@@ -1,4 +1,4 @@
-"""Deformable attention: three forms of one sampling, their gradients, and the pictures of where a query looks."""
+"""Deformable attention: four forms of one sampling, their gradients, and the pictures of where a query looks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from helpers.paths import TESTS
 from torch import Tensor
 
 from siamdetr.models.attention import record_attention
+from siamdetr.models.deformable import bags
 from siamdetr.models.deformable.attention import DeformableAttention, describe_levels, place_on_levels, splat
 from siamdetr.models.deformable.sampling import Sampling, Shapes, sample_points, sample_reference
 
@@ -76,7 +77,7 @@ def test_reference_is_the_definition() -> None:
     torch.testing.assert_close(out, by_hand(values, LEVELS[:3], points, weights), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("form", ["reference", "auto", "gather"])
+@pytest.mark.parametrize("form", ["reference", "bags", "gather"])
 @pytest.mark.parametrize("case", CASES[:2])
 def test_gradients_are_right_in_float64(form: Sampling, case: tuple[int, ...]) -> None:
     levels = case[4]
@@ -85,7 +86,15 @@ def test_gradients_are_right_in_float64(form: Sampling, case: tuple[int, ...]) -
     )
 
 
-@pytest.mark.parametrize("form", ["auto", "gather"])
+@pytest.mark.parametrize("case", CASES[:2])
+def test_samples_taken_again_give_the_same_gradients(case: tuple[int, ...]) -> None:
+    levels = case[4]
+    assert torch.autograd.gradcheck(
+        lambda v, p, w: sample_reference(v, LEVELS[:levels], p, w, resample=True), make(case, torch.float64)
+    )
+
+
+@pytest.mark.parametrize("form", ["auto", "bags", "gather"])
 @pytest.mark.parametrize("case", CASES)
 def test_forms_agree_on_the_cpu(form: Sampling, case: tuple[int, ...]) -> None:
     tensors = make(case)
@@ -94,7 +103,7 @@ def test_forms_agree_on_the_cpu(form: Sampling, case: tuple[int, ...]) -> None:
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["reference", "gather"])
+@pytest.mark.parametrize("form", ["reference", "bags", "gather"])
 def test_points_in_half_precision_values_keep_their_place(form: Sampling) -> None:
     values, points, weights = make(CASES[3])
     exact = sample_points(values.bfloat16().float(), LEVELS[:4], points, weights)
@@ -104,13 +113,37 @@ def test_points_in_half_precision_values_keep_their_place(form: Sampling) -> Non
     torch.testing.assert_close(half.float(), exact, atol=0.02, rtol=0.01)
 
 
-@pytest.mark.parametrize("form", ["reference", "gather"])
+@pytest.mark.parametrize("form", ["reference", "bags", "gather"])
 def test_points_far_outside_see_nothing(form: Sampling) -> None:
     values, points, weights = make(CASES[0])
-    with torch.no_grad():
-        for far in (1e9, -1e9, 2.0):
-            out = sample_points(values, LEVELS[:1], torch.full_like(points, far), weights, form=form)
-            assert out.eq(0).all()
+    for far in (1e9, -1e9, 2.0):
+        outside = torch.full_like(points, far).detach().requires_grad_()
+        out = sample_points(values, LEVELS[:1], outside, weights, form=form)
+        assert out.eq(0).all()
+        if form == "bags":
+            assert all(found.eq(0).all() for found in torch.autograd.grad(out.sum(), (values, outside, weights)))
+
+
+@pytest.mark.parametrize("form", ["reference", "bags"])
+def test_a_point_that_is_no_number_shows_in_the_output(form: Sampling) -> None:
+    values, points, weights = make(CASES[0])
+    out = sample_points(values, LEVELS[:1], torch.full_like(points, float("nan")), weights, form=form)
+    assert out.isnan().all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_bags_in_many_tiles_and_groups_are_the_reference(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bags, "_TILE_POINTS", 40)
+    monkeypatch.setattr(bags, "_ENTRIES_PER_ROW", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        tensors = make((3, 61, 2, 8, 2, 3))
+        expected = result_and_gradients("reference", tensors, 2)
+        for got, want in zip(result_and_gradients("bags", tensors, 2), expected, strict=True):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    finally:
+        torch.set_num_threads(before)
 
 
 @needs_gpu

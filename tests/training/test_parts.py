@@ -17,16 +17,19 @@ import torch
 from siamdetr.drawing.html_page import read_metrics
 from siamdetr.errors import CheckpointError
 from siamdetr.model_file import digest
+from siamdetr.pretext.run_settings import PretrainSettings
+from siamdetr.settings.base import to_json
 from siamdetr.settings.training import ScheduleSettings
 from siamdetr.system.atomic_file import atomic_write, sweep_temporaries
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.saver import agreed
-from siamdetr.training.checkpoints.checkpoint_file import newest_valid, read_checkpoint
+from siamdetr.training.checkpoints.checkpoint_file import STATE, newest_valid, read_checkpoint
 from siamdetr.training.checkpoints.checkpoint_io import AtomicCheckpointIO
 from siamdetr.training.metrics_log import MetricsCsv
 from siamdetr.training.optim import rate_factor
+from siamdetr.training.run_folder import check_same_run
 
-STATE: dict[str, Any] = {"siamdetr": {"format_version": 1}, "weights": {"a": torch.arange(6.0).view(2, 3)}, "step": 3}
+CONTENT: dict[str, Any] = {"siamdetr": {"format_version": 1}, "weights": {"a": torch.arange(6.0).view(2, 3)}, "step": 3}
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -137,11 +140,11 @@ def test_a_signal_that_was_ignored_stays_ignored() -> None:
 
 def test_checkpoint_comes_back_and_the_one_before_it_is_kept(tmp_path: Path) -> None:
     saver = AtomicCheckpointIO()
-    saver.save_checkpoint(STATE, tmp_path / "last.ckpt")
-    saver.save_checkpoint({**STATE, "step": 4}, tmp_path / "last.ckpt")
+    saver.save_checkpoint(CONTENT, tmp_path / "last.ckpt")
+    saver.save_checkpoint({**CONTENT, "step": 4}, tmp_path / "last.ckpt")
     loaded = saver.load_checkpoint(tmp_path / "last.ckpt")
     assert loaded["step"] == 4
-    assert torch.equal(loaded["weights"]["a"], STATE["weights"]["a"])
+    assert torch.equal(loaded["weights"]["a"], CONTENT["weights"]["a"])
     assert read_checkpoint(tmp_path / "previous.ckpt")["step"] == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
@@ -149,8 +152,8 @@ def test_checkpoint_comes_back_and_the_one_before_it_is_kept(tmp_path: Path) -> 
 def test_resume_falls_back_to_the_newest_that_is_whole(tmp_path: Path) -> None:
     assert newest_valid(tmp_path) is None
     saver = AtomicCheckpointIO()
-    saver.save_checkpoint(STATE, tmp_path / "last.ckpt")
-    saver.save_checkpoint({**STATE, "step": 4}, tmp_path / "last.ckpt")
+    saver.save_checkpoint(CONTENT, tmp_path / "last.ckpt")
+    saver.save_checkpoint({**CONTENT, "step": 4}, tmp_path / "last.ckpt")
     last = tmp_path / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-100])
     found = newest_valid(tmp_path)
@@ -178,8 +181,8 @@ def test_a_foreign_or_damaged_checkpoint_is_refused_and_nothing_runs(tmp_path: P
     torch.save({"siamdetr": {"format_version": 99}}, path)
     with pytest.raises(CheckpointError, match="checkpoint format 99, but this siamdetr reads up to 1; update siamdetr"):
         read_checkpoint(path)
-    sealed = {**STATE, "sha256": digest(STATE)}
-    sealed["weights"] = {"a": STATE["weights"]["a"] + 1e-3}
+    sealed = {**CONTENT, "sha256": digest(CONTENT)}
+    sealed["weights"] = {"a": CONTENT["weights"]["a"] + 1e-3}
     torch.save(sealed, path)
     with pytest.raises(CheckpointError, match="damaged: its contents do not have the SHA-256"):
         read_checkpoint(path)
@@ -192,7 +195,7 @@ def test_kill_during_a_save_leaves_a_whole_file(tmp_path: Path) -> None:
     def save_for_ever() -> None:
         saver, weights = AtomicCheckpointIO(), torch.randn(300_000)
         for step in range(10**6):
-            saver.save_checkpoint({**STATE, "w": weights, "step": step}, path)
+            saver.save_checkpoint({**CONTENT, "w": weights, "step": step}, path)
 
     for moment in range(12):
         process = forked(save_for_ever)
@@ -210,12 +213,12 @@ def test_kill_during_a_save_leaves_a_whole_file(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: the write fails half way, as on a full one."""
     path, answer = tmp_path / "last.ckpt", tmp_path / "answer.txt"
-    AtomicCheckpointIO().save_checkpoint(STATE, path)
+    AtomicCheckpointIO().save_checkpoint(CONTENT, path)
 
     def save_too_much() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
-            AtomicCheckpointIO().save_checkpoint({**STATE, "w": torch.zeros(10**6), "step": 4}, path)
+            AtomicCheckpointIO().save_checkpoint({**CONTENT, "w": torch.zeros(10**6), "step": 4}, path)
         except CheckpointError as error:
             answer.write_text(str(error))
 
@@ -246,3 +249,13 @@ def test_metrics_grow_columns_and_forget_the_lost_future(tmp_path: Path) -> None
     MetricsCsv(tmp_path, resume_step=10).log_metrics({"loss": 1.5}, step=20)
     assert read_metrics(tmp_path)[-1] == {"step": 20, "loss": 1.5}
     assert len(read_metrics(tmp_path)) == 3
+
+
+def test_a_run_of_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
+    settings = PretrainSettings.model_validate({"data": {"paths": ["x"]}, "steps": 3})
+    older = to_json(settings)
+    del older["tf32"], older["worker_timeout"]
+    content = {STATE: {"stage": settings.stage, "settings": older}}
+    check_same_run(content, settings, tmp_path)
+    with pytest.raises(CheckpointError, match="tf32: 'convolutions' in the checkpoint, 'all' now"):
+        check_same_run(content, settings.model_copy(update={"tf32": "all"}), tmp_path)

@@ -1,4 +1,7 @@
-"""Pretrained weights for backbones: ImageNet by name, or a file of torchvision, SwAV, MoCo, DINO or our own."""
+"""Pretrained weights for backbones.
+
+ImageNet by name, or a file of torchvision, SwAV, MoCo, DINO or our own.
+"""
 
 from __future__ import annotations
 

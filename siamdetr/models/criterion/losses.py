@@ -1,4 +1,4 @@
-"""The DETR criterion (arXiv:2005.12872, §3.1), over all decoder layers at once: classes, box distance, generalized IoU.
+"""The DETR criterion (arXiv:2005.12872, §3.1) over all decoder layers: class, L1 and GIoU losses.
 
 `softmax`: cross entropy with a "no object" class of small weight (DETR). `focal`: sigmoid focal loss, no such class
 (arXiv:1708.02002, as Deformable and Conditional DETR use it). Every layer has its own matching and its own losses.
@@ -273,9 +273,9 @@ class DetectionCriterion(nn.Module):
     def _normalisers(
         self, logits: Tensor, targets: Targets, num_boxes: Tensor | float | None, *, groups: int = 1
     ) -> tuple[Tensor | float, Tensor | float]:
-        """Number of boxes, and summed class weights of all queries: known on the host, averaged over the window and over processes.
+        """Number of boxes, and summed class weights of all queries.
 
-        With `groups` every box is asked for so many times.
+        Known on the host, averaged over the window and over processes. With `groups` every box has so many queries.
         """
         queries, class_weight = logits.shape[2], 0.0
         for counts in targets.window_counts:

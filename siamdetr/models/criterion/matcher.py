@@ -1,4 +1,4 @@
-"""Hungarian matching of predictions to boxes (DETR, arXiv:2005.12872, §3.1): all layers and images in one transfer.
+"""Hungarian matching of predictions to targets in one transfer (DETR, arXiv:2005.12872, §3.1).
 
 Ours: the costs of every decoder layer and image are computed together, and only the entries that the assignment needs (the
 queries of an image against the boxes of the same image) travel to the host, packed into one tensor. The official code

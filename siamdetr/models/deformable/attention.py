@@ -102,7 +102,7 @@ class DeformableAttention(Observed):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Each head looks in a direction of its own, its points 1, 2, ... cells away, all of equal weight (§A.2)."""
+        """Initially each head has its own direction, with points 1, 2, ... cells away and equal weights (§A.2)."""
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().max(-1, keepdim=True).values  # [M, 2], on a square

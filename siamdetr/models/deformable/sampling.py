@@ -1,7 +1,7 @@
-"""Sampling of feature maps at points, weighted: the inner step of deformable attention (arXiv:2010.04159, eq. 3), in three forms.
+"""Sampling of feature maps at points, weighted: the inner step of deformable attention (arXiv:2010.04159, eq. 3), in four forms.
 
-`reference` says in PyTorch what is meant; `kernel` (`deformable_attention_triton`) computes it on CUDA in one pass; `gather` needs
-no GridSample, which TensorRT and opset 20 get wrong, and keeps batch, height and width dynamic when exported.
+`reference` says in PyTorch what is meant; `kernel` (`triton_kernel`) computes it on CUDA in one pass, `bags` on a processor; `gather`
+needs no GridSample, which TensorRT and opset 20 get wrong, and keeps batch, height and width dynamic when exported.
 Coordinates are (x, y) fractions of a level's whole map, padding included: 0 is the outer edge of the first cell, 1 that of the last.
 Outside the map there are zeros, between cells values are bilinear.
 
@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-Shapes = tuple[tuple[int, int], ...]  # (height, width) of each level, in cells
-Sampling = Literal["auto", "reference", "kernel", "gather"]
+from siamdetr.models.deformable.bags import Shapes as Shapes
+from siamdetr.models.deformable.bags import sample_bags
+
+Sampling = Literal["auto", "reference", "kernel", "bags", "gather"]
 
 MAX_KERNEL_LEVELS = 5
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -35,8 +37,8 @@ def sample_points(
         shapes: (height, width) of the L levels; they sum to N.
         points: [B, Q, M, L, P, 2] (x, y) fractions of each level's map.
         weights: [B, Q, M, L, P].
-        form: `auto` is the kernel on CUDA where Triton is installed, the gather form while exporting, else the reference,
-            which then keeps no samples for the backward pass but takes them again.
+        form: `auto` is the kernel on CUDA where Triton is installed, bags on the CPU, the gather form while exporting, else the
+            reference, which then keeps no samples for the backward pass but takes them again.
     Returns:
         [B, Q, M * d] in the type of `values`. Points and weights count in float32 at least, whatever autocast says:
         bfloat16 would move a point by up to half a cell of a large map.
@@ -51,6 +53,8 @@ def sample_points(
             return sample_reference(values, shapes, points, weights, resample=torch.is_grad_enabled())
     if form == "kernel":
         return _sample_kernel(values, shapes, points, weights)
+    if form == "bags":
+        return sample_bags(at_least_float32(values), shapes, points, weights).to(values.dtype)
     sample = sample_gather if form == "gather" else sample_reference
     return sample(values, shapes, points, weights)
 
@@ -101,22 +105,31 @@ class _Resampled(torch.autograd.Function):
 
 
 def sample_gather(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
-    """The same by looking up the four cells around each point in one table; arguments as in `sample_points`.
+    """The same by looking up cells in one table; arguments as in `sample_points`.
 
-    All levels at once: an exported graph is then no larger for having more of them.
+    All levels at once: an exported graph is then no larger for having more of them. A row of the table holds a cell and the one
+    before it, so that the four cells around a point are two rows, and a product of matrices weights and sums what was found.
     """
     batch, cells, heads, channels = values.shape
-    queries, levels, num_points = points.shape[1], points.shape[3], points.shape[4]
-    table = values.flatten(0, 2)  # [B N M, d]
+    queries, sampled = points.shape[1], points.shape[3] * points.shape[4]
+    flat = values.flatten(0, 2)  # [B N M, d]
+    table = torch.cat([F.pad(flat, (0, 0, heads, 0)), F.pad(flat, (0, 0, 0, heads))], dim=1)  # [(B N + 1) M, 2 d]
     image = torch.arange(batch, device=values.device)[:, None, None, None, None] * cells
     head = torch.arange(heads, device=values.device)[:, None, None]
     heights, widths, starts = _sides(shapes, values.device)
-    total = points.new_zeros((batch * queries * heads, channels))
-    for cell, share in corner_cells(points, heights, widths):
-        rows = ((image + starts + cell) * heads + head).flatten()
-        found = table.index_select(0, rows).reshape(-1, levels * num_points, channels)  # [BQM, LP, d]
-        strength = (share * weights).reshape(-1, levels * num_points, 1)
-        total = total + (strength * found).sum(1)
+    x, y = points[..., 0] * widths - 0.5, points[..., 1] * heights - 0.5
+    right, top = x.detach().floor() + 1, y.detach().floor()
+    left_share = torch.where((right > 0) & (right <= widths), right - x, 0.0) * weights
+    right_share = torch.where((right >= 0) & (right < widths), x - right + 1, 0.0) * weights
+    total = points.new_zeros((batch * queries * heads, 1, channels))
+    for row, row_share in ((top, top + 1 - y), (top + 1, y - top)):
+        inside = (row >= 0) & (row < heights) & (right >= 0) & (right <= widths)
+        # Chosen before the conversion: a point far outside, or NaN, has no integer.
+        cell = torch.where(inside, row * widths + right, 0.0).long()
+        share = torch.where(inside, row_share, 0.0)
+        strength = torch.stack([share * left_share, share * right_share], dim=-1).reshape(-1, 1, 2 * sampled)
+        found = table.index_select(0, ((image + starts + cell) * heads + head).flatten())
+        total = total + strength @ found.reshape(-1, 2 * sampled, channels)
     return total.reshape(batch, queries, heads * channels).to(values.dtype)
 
 
@@ -169,7 +182,8 @@ def _choose(values: Tensor, shapes: Shapes) -> Sampling:
         return "gather"
     if values.is_cuda and _HAS_TRITON and values.dtype != torch.float64 and len(shapes) <= MAX_KERNEL_LEVELS:
         return "kernel"
-    return "reference"
+    # What is compiled fuses the reference; bags leave PyTorch for a moment.
+    return "bags" if values.device.type == "cpu" and not torch.compiler.is_compiling() else "reference"
 
 
 def _sample_kernel(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:

@@ -16,7 +16,10 @@ _BILINEAR = 2  # Pillow's number
 
 
 class ImageProcessor(BaseModel):
-    """What is read of preprocessor_config.json. The defaults are those of transformers' `DetrImageProcessor`."""
+    """What is read of preprocessor_config.json.
+
+    The defaults are those of transformers' `DetrImageProcessor`.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -13,21 +13,20 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from siamdetr.errors import ExportError
 from siamdetr.export.gate_images import Samples
+from siamdetr.export.int8.calibrate import activation_names, measure_ranges
 from siamdetr.export.precision import MULTIPLIERS, islands, scores_of
 from siamdetr.export.runtime import feed_of
-from siamdetr.export.sessions import Array
 from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, preprocess
 
 
@@ -54,31 +53,40 @@ def to_int8(
         ExportError: nothing could be quantised.
     """
     chosen = quantizable(graph)
-    multipliers = sum(node.op_type in MULTIPLIERS for node in graph.graph.node)
+    if not chosen:
+        raise ExportError("int8: nothing in the graph could be quantised; export it as fp32 or fp16")
+    names = tuple(value.name for value in graph.graph.input)
+    feeds = (feed_of(preprocess([image], spec), names) for image in images)
+    ranges = measure_ranges(graph, activation_names(graph, chosen), feeds)
     source, target = folder / "float.onnx", folder / "int8.onnx"
     onnx.save(graph, source)
-    names = tuple(value.name for value in graph.graph.input)
     with _quiet():
-        quantize_static(
-            str(source),
-            str(target),
-            _Reader(images, spec, names),
-            quant_format=QuantFormat.QDQ,
+        quantizer = QDQQuantizer(
+            load_model_with_shape_infer(source),
             per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, {name: _symmetric(*ranges[name]) for name in ranges}),
             nodes_to_quantize=chosen,
-            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=[],
+            op_types_to_quantize=sorted(MULTIPLIERS),
             # TensorRT reads no biases in int32.
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
         )
+        quantizer.quantize_model()
+        quantizer.model.save_model_to_file(str(target), False)
     quantized = onnx.load(target)
     for file in (source, target):
         file.unlink()
-    if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
-        raise ExportError("int8: nothing in the graph could be quantised; export it as fp32 or fp16")
     del quantized.graph.value_info[:]
+    multipliers = sum(node.op_type in MULTIPLIERS for node in graph.graph.node)
     return QuantizedGraph(quantized, len(chosen), multipliers)
+
+
+def _symmetric(lowest: float, highest: float) -> tuple[Any, Any]:
+    bound = np.float32(max(abs(lowest), abs(highest)))
+    return -bound, bound
 
 
 def check_calibration(samples: Samples | None) -> Samples:
@@ -95,10 +103,20 @@ def check_calibration(samples: Samples | None) -> Samples:
 
 
 def quantizable(graph: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions and projections, except those sensitive to rounding: coordinates and class scores."""
-    weights = {weight.name for weight in graph.graph.initializer}
+    """Names of the convolutions and projections whose rounding does not show at once.
+
+    Class scores and all that says where something is stay float32: every layer of the heads that end in coordinates, and the
+    sampling offsets of deformable attention, whose error moves a point by whole cells of a fine map.
+    """
     makers = {name: node for node in graph.graph.node for name in node.output}
-    kept = islands(graph) | {node.name for node in scores_of("logits", makers)}
+    weights = {weight.name for weight in graph.graph.initializer}
+    coordinates = islands(graph)
+    kept = {node.name for node in scores_of("logits", makers)} | coordinates
+    for node in graph.graph.node:
+        if node.op_type == "Floor":  # of a sampling point, on its way to a cell
+            kept.update(offsets.name for offsets in scores_of(node.input[0], makers))
+        elif node.name in coordinates:
+            kept.update(_layers_before(node, makers, weights))
     return [
         node.name
         for node in graph.graph.node
@@ -106,15 +124,15 @@ def quantizable(graph: onnx.ModelProto) -> list[str]:
     ]
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Feed one image after the other to the calibration."""
-
-    def __init__(self, images: Sequence[ImageLike], spec: PreprocessingSpec, names: tuple[str, ...]) -> None:
-        self._feeds: Iterator[dict[str, Array]] = (feed_of(preprocess([image], spec), names) for image in images)
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The next feed; None after the last."""
-        return next(self._feeds, None)
+def _layers_before(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], weights: set[str]) -> Iterator[str]:
+    """Names of the projections of the same head, before its last one: nothing but biases and ReLU between them."""
+    before = makers.get(node.input[0])
+    while before is not None and (before.op_type == "Relu" or any(name in weights for name in before.input)):
+        if before.op_type in MULTIPLIERS:
+            yield before.name
+        elif before.op_type not in ("Relu", "Add"):
+            return
+        before = next((makers[name] for name in before.input if name in makers), None)
 
 
 @contextlib.contextmanager

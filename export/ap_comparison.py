@@ -1,0 +1,86 @@
+"""AP of an exported file beside PyTorch's on the same labelled images, and how sure the difference is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from siamdetr.data.index import DetectionIndex
+from siamdetr.errors import NonFiniteOutputError
+from siamdetr.evaluation.coco import CocoScorer, detect
+from siamdetr.evaluation.results import Results
+from siamdetr.inference.predictor import Predictor
+
+_GROUPS = 20  # of images, each left out once
+_NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True)
+class ApComparison:
+    """AP of both on the same labelled images, 0..1.
+
+    Attributes:
+        half_width: of the 95 % interval around `loss`; infinite where the images are too few to say.
+    """
+
+    pytorch: float
+    exported: float
+    images: int
+    half_width: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """What the export costs; below 0 it gained."""
+        return self.pytorch - self.exported
+
+    def exceeds(self, allowed: float) -> bool:
+        """Whether the loss is above what is allowed by more than chance explains; NaN is."""
+        return not self.loss - self.half_width <= allowed
+
+    def is_conclusive(self, allowed: float) -> bool:
+        """Whether the interval lies on one side of what is allowed."""
+        return self.exceeds(allowed) or self.loss + self.half_width <= allowed
+
+
+def compare_ap(reference: Predictor, exported: Predictor, truth: DetectionIndex) -> ApComparison:
+    """AP of both, and the interval of their difference.
+
+    The difference is paired: both see the same images, so what is hard about an image cancels. Its error comes from the jackknife
+    over groups of images (Efron and Stein 1981, "The jackknife estimate of variance").
+
+    Args:
+        reference: PyTorch.
+        exported: the file.
+        truth: labelled images.
+    """
+    try:
+        both = [detect(predictor, truth, workers=0) for predictor in (reference, exported)]
+    except NonFiniteOutputError:  # NaN, which no tolerance allows
+        return ApComparison(math.nan, math.nan, len(truth))
+    pytorch, found = (scorer.summarize().ap for scorer in both)
+    return ApComparison(pytorch, found, len(truth), _half_width(both[0], both[1]))
+
+
+def _half_width(reference: CocoScorer, exported: CocoScorer) -> float:
+    index = reference.index
+    results = [scorer.results() for scorer in (reference, exported)]
+    groups = min(_GROUPS, len(index))
+    losses = []
+    for group in range(groups):
+        kept = np.array([image for image in range(len(index)) if image % groups != group], dtype=np.int64)
+        part = index.subset(kept.tolist())
+        if part.num_boxes:
+            expected, found = (_ap(part, result) for result in results)
+            losses.append(expected - found)
+    if len(losses) < 2:
+        return math.inf
+    deviations = np.array(losses) - np.mean(losses)
+    return float(_NORMAL_95 * np.sqrt((len(losses) - 1) / len(losses) * np.square(deviations).sum()))
+
+
+def _ap(index: DetectionIndex, results: Results) -> float:
+    scorer = CocoScorer(index)
+    scorer.add_results(results.of_images(index.image_ids))
+    return scorer.summarize().ap
