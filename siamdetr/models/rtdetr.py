@@ -114,12 +114,13 @@ class RtDetrDecoder(nn.Module):
 
 def build_rtdetr(settings: DetectorSettings, channels: tuple[int, ...]) -> VariantParts:
     """The parts of RT-DETR; convolutions keep PyTorch's own initialisation, as in the official code."""
+    encoder = HybridEncoder(settings, len(channels))
     parts = VariantParts(
         input_projection=ConvProjections(channels, settings.own_encoder_dim, len(channels)),
-        encoder=HybridEncoder(settings, len(channels)),
+        encoder=encoder,
         queries=ChosenFeatureQueries(settings),
         decoder=RtDetrDecoder(settings),
         heads=layer_heads(settings, proposals=True),
     )
-    initialize_transformer(parts.decoder, parts.encoder.layers)
+    initialize_transformer(parts.decoder, encoder.layers)
     return parts

@@ -37,15 +37,15 @@ def rtdetr_settings(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor])
     """
     backbone, encoder = dict(arguments.get("PResNet", {})), dict(arguments.get("HybridEncoder", {}))
     decoder = next((dict(arguments[name]) for name in _DECODERS if name in arguments), {})
-    for where, given in (("PResNet", backbone), ("HybridEncoder", encoder), ("decoder", decoder)):
-        _refuse_others(where, given)
+    for where, section in (("PResNet", backbone), ("HybridEncoder", encoder), ("decoder", decoder)):
+        _refuse_others(where, section)
     width = _rows(tensors, "decoder.enc_output.(0|proj).weight")
     encoder_width = _rows(tensors, r"encoder.input_proj.0.(0|conv).weight")
-    heads = decoder.get("nhead", encoder.get("nhead", 8))
+    heads = int(decoder.get("nhead", encoder.get("nhead", 8)))
     layers = _count(tensors, r"decoder\.dec_score_head\.(\d+)\.weight")
     last = decoder.get("eval_idx", -1)  # later layers serve training alone, as in the published r50vd_m
     levels = _count(tensors, r"decoder\.input_proj\.(\d+)\.(?:0|conv)\.weight")
-    observed = {
+    observed: dict[str, tuple[Mapping[str, Any], int]] = {
         "num_classes": (arguments, _rows(tensors, "decoder.enc_score_head.weight")),
         "num_layers": (decoder, layers),
         "num_levels": (decoder, levels),

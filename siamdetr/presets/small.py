@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from siamdetr.presets.preset import CONTRASTIVE, DAB_LOSSES, IOU_AWARE_LOSSES, Preset
 
 _SMALL_CONDITIONAL = {
@@ -52,11 +54,14 @@ _SMALL_RUN = {
     "ema": 0.998,
     "checkpoint_every": 100,
 }
-_SMALL_PRETRAINING = {
+_SMALL_METHODS: dict[str, dict[str, Any]] = {
     # All methods on equal terms: the same boxes, augmentation, frozen backbone, class head and matcher.
     "siamese": {"size": 320, "weight_global": 1.0, "weight_region": 1.0},
     "updetr": {"size": 320, "proposals": "edgeboxes", "augment": "detr"},
     "detreg": {"size": 320, "proposals": "edgeboxes", "augment": "detr", "embedding": "last"},
+}
+_SMALL_PRETRAINING = {
+    **_SMALL_METHODS,
     "steps": 2_000,
     "batch_size": 8,
     "optimizer": {"lr": 3e-4},

@@ -152,7 +152,7 @@ class DeformableAttention(Observed):
         """[B, Q, M, L, P, 2] fractions of each level's map, in float32: half precision moves a point by half a cell."""
         flat: Tensor = self.offsets(query).to(references.dtype)
         around = references[:, :, None, :, None]  # [B, Q, 1, L, 1, 2 | 4]
-        parts = flat.reshape(*flat.shape[:2], self.heads, -1, 2).split(self.points, dim=3)  # of each level
+        parts = flat.reshape(*flat.shape[:2], self.heads, -1, 2).split_with_sizes(self.points, dim=3)  # of each level
         if references.shape[-1] == 2:
             return around + self._stack(parts, axis=3) / levels.sizes.to(flat.dtype)[:, None]
         offsets = self._stack([part / count for part, count in zip(parts, self.points, strict=True)], axis=3)
@@ -162,7 +162,7 @@ class DeformableAttention(Observed):
         """[B, Q, M, L, P], which sum to 1 over levels and points."""
         scores = at_least_float32(self.weights(query))
         shares = scores.reshape(*scores.shape[:2], self.heads, -1).softmax(-1)
-        return self._stack(shares.split(self.points, dim=3), axis=3)
+        return self._stack(shares.split_with_sizes(self.points, dim=3), axis=3)
 
     def _stack(self, parts: Sequence[Tensor], *, axis: int) -> Tensor:
         """One tensor of each level, [..., P_l, ...] -> [..., L, P, ...]; where a level has fewer points, the rest is zero."""
