@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from PIL import Image
 
 from siamdetr.api import SiamDETR
 from siamdetr.images.preprocessing import PreprocessingSpec, preprocess
-from siamdetr.inference.attention_maps import RecordedInspection, inspection_of_outputs
+from siamdetr.inference.attention_maps import Inspection, RecordedInspection, inspection_of_outputs
 from siamdetr.inference.attention_recorder import trace_attention
 from siamdetr.inference.predictor import ScoredBoxes
 from siamdetr.inference.pytorch import normalize_prepared
@@ -111,16 +109,11 @@ def test_tracing_changes_nothing_and_ends_with_its_block(model: SiamDETR, pictur
     assert len(trace.decoder) == count == 2
 
 
-def in_the_image(references: np.ndarray[Any, Any] | None) -> bool:
-    """Not one of the encoder's proposals that do not count, which lie in the corner."""
-    return references is None or bool((references[0, :2] < 0.9).all())
-
-
 def test_of_a_letterboxed_image_only_the_image_is_shown(model: SiamDETR, picture: Image.Image) -> None:
     spec = PreprocessingSpec(mode="letterbox", size=(128, 128), max_size=None)
     boxed = SiamDETR.from_parts(model.detector, class_names=model.class_names, preprocessing=spec)
     seen = boxed.inspect(picture)
-    box = next(box for box in range(len(seen.queries)) if in_the_image(seen.decoder_attention(box).references))
+    box = _box_inside(seen)
     attention = seen.decoder_attention(box)
     height, width = attention.maps.shape[-2:]
     assert height < width
@@ -140,6 +133,15 @@ def test_of_a_letterboxed_image_only_the_image_is_shown(model: SiamDETR, picture
         inside = (points > 0.05).all(-1) & (points < 0.95).all(-1)
         mean = (points[..., 1] * weights[0] * inside).sum() / (weights[0] * inside).sum()
         assert mean * 0.75 == pytest.approx(spread, abs=0.12)
+
+
+def _box_inside(seen: Inspection) -> int:
+    """The first box whose query has sampling points inside the image; one of a proposal in the padding has none."""
+    for box in range(seen.scored.scores.shape[1]):
+        points = seen.decoder_attention(box).points
+        if points is None or ((points[0] > 0.05) & (points[0] < 0.95)).all(-1).any():
+            return box
+    raise AssertionError("no query samples inside the image")
 
 
 def test_several_levels_share_one_small_grid(picture: Image.Image) -> None:
