@@ -35,8 +35,9 @@ def rtdetr_settings(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor])
     Raises:
         OfficialCheckpointError: options that contradict tensors, or ask for what there is not here.
     """
-    backbone, encoder = dict(arguments.get("PResNet", {})), dict(arguments.get("HybridEncoder", {}))
-    decoder = next((dict(arguments[name]) for name in _DECODERS if name in arguments), {})
+    backbone: dict[str, Any] = dict(arguments.get("PResNet", {}))
+    encoder: dict[str, Any] = dict(arguments.get("HybridEncoder", {}))
+    decoder: dict[str, Any] = next((dict(arguments[name]) for name in _DECODERS if name in arguments), {})
     for where, section in (("PResNet", backbone), ("HybridEncoder", encoder), ("decoder", decoder)):
         _refuse_others(where, section)
     width = _rows(tensors, "decoder.enc_output.(0|proj).weight")

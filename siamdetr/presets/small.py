@@ -100,9 +100,7 @@ SMALL: dict[str, Preset] = {
         pretrain={
             "detector": _SMALL_RTDETR,
             **_SMALL_PRETRAINING,
-            **{
-                method: {**_SMALL_PRETRAINING[method], "size": (320, 320)} for method in ("siamese", "updetr", "detreg")
-            },
+            **{method: {**own, "size": (320, 320)} for method, own in _SMALL_METHODS.items()},
         },
         finetune={
             "detector": _SMALL_RTDETR,
