@@ -82,12 +82,12 @@ class EngineDetector(OpenedModel):
 
     @property
     def runtime(self) -> str:
-        """What computes it, for people."""
+        """Name and version of the runtime, and the GPU."""
         return f"{self.engine_facts.module} {self.engine_facts.version}, {torch.cuda.get_device_name(self._device)}"
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the model is, in plain values."""
+        """The facts of the model, in plain values."""
         return {"kind": "TensorRT engine", "file": str(self.path), "runtime": self.runtime, **self._facts.to_json()}
 
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:

@@ -246,7 +246,7 @@ def print_detections(predict: Callable[[Path], list[dict[str, Any]]], pictures: 
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, in one line of at most 300 characters."""
+    """The message of an exception, in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

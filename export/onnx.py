@@ -47,7 +47,7 @@ _LARGEST = 2**31 - 2**20  # bytes; a protobuf file ends at 2 GiB
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export made."""
+    """The result of an export."""
 
     folder: Path
     onnx_file: Path

@@ -94,7 +94,7 @@ def with_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def check_free_dimensions(graph: onnx.ModelProto, file: str) -> None:
-    """That batch, height and width are free in a graph.
+    """Check that batch, height and width are free in a graph.
 
     Raises:
         ExportError: the exporter made one of them constant; the text names it.

@@ -55,7 +55,7 @@ class OnnxDetector(OpenedModel):
 
     @property
     def runtime(self) -> str:
-        """What computes it, for people."""
+        """Name and version of the runtime."""
         return self._session.runtime
 
     @property
@@ -65,7 +65,7 @@ class OnnxDetector(OpenedModel):
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the model is, in plain values."""
+        """The facts of the model, in plain values."""
         return {
             "kind": "ONNX model",
             "file": str(self.path),

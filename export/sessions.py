@@ -36,7 +36,7 @@ class Session(Protocol):
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """What it runs on, best first."""
+        """Execution providers, best first."""
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ _BACKENDS = {ONNX_FILE: "onnxruntime", "model.plan": "tensorrt"}
 
 @dataclass(frozen=True)
 class TritonSettings:
-    """How Triton runs a model.
+    """The settings of a model in Triton.
 
     Attributes:
         name: of the model and of its folder.
@@ -160,7 +160,7 @@ def _warm_up(rows: int, inputs: Sequence[Tensor], free: Size) -> str:
 
 
 def _warm_up_files(preprocessing: PreprocessingSpec) -> dict[str, bytes]:
-    """What the warm-up reads, by path in the model's folder: one row, which Triton repeats for a batch."""
+    """The files of the warm-up by path in the model's folder: one row, which Triton repeats."""
     if all(one.name != "valid_sizes" for one in input_tensors(preprocessing)):
         return {}
     return {"warmup/valid_sizes": struct.pack("<2q", *resized_size(_WARM_UP_PICTURE, preprocessing))}

@@ -216,6 +216,6 @@ def queue_full(queue_size: int) -> Refused:
 
 
 def _name(file: File, position: int | None) -> str:
-    """How an image is called in refusals; the client's own file name is repeated, shortened, never opened."""
+    """The name of an image in refusals: the client's file name, shortened and never opened."""
     image = "image" if position is None else f"image {position}"
     return f"{image} ({file.filename[:80]!r})" if file.filename else image

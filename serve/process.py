@@ -171,7 +171,7 @@ def _end_with_parent() -> None:
 
 
 def uvicorn_config(app: object, settings: ServeSettings) -> uvicorn.Config:
-    """How uvicorn runs an application, or what `functools.partial` makes one."""
+    """The configuration of uvicorn for an application or its factory."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         factory=isinstance(app, functools.partial),

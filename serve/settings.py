@@ -51,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """How a server runs.
+    """The settings of a server.
 
     Attributes:
         host: address to bind; anything but loopback needs a token.

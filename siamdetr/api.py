@@ -37,7 +37,7 @@ class Model(Predictor, Protocol):
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the model is, in plain values."""
+        """The facts of the model, in plain values."""
 
     def predict(
         self,

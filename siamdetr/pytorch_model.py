@@ -1,4 +1,4 @@
-"""`SiamDETR`: a PyTorch detector with its classes and its preprocessing, which takes pictures and gives boxes."""
+"""`SiamDETR`: a PyTorch detector with its classes and its preprocessing."""
 
 from __future__ import annotations
 
@@ -140,12 +140,12 @@ class SiamDETR(OpenedModel):
 
     @property
     def metadata(self) -> ModelMetadata:
-        """What a model file holds besides the detector's settings."""
+        """The metadata of the model file, besides the detector's settings."""
         return self._metadata
 
     @property
     def device(self) -> torch.device:
-        """Where the detector is."""
+        """The device of the detector."""
         return self._predictor.device
 
     def to(self, device: str | torch.device) -> SiamDETR:
@@ -155,7 +155,7 @@ class SiamDETR(OpenedModel):
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the model is, in plain values."""
+        """The facts of the model, in plain values."""
         return {
             "kind": "PyTorch model",
             "file": None if self._path is None else str(self._path),

@@ -122,7 +122,7 @@ class Answers:
             return pack(seen.inspections[model].encoder_attention(_number(question, "x"), _number(question, "y")))
 
     def _ask(self, index: int, image: Image.Image) -> tuple[Inspection, float]:
-        """One pass at a time through a model: what its attentions are asked is kept through hooks in it."""
+        """One pass at a time through a model, because hooks in it record the attentions."""
         with self._locks[index]:
             started = time.perf_counter()
             return inspect_image(self.models[index].model, image), time.perf_counter() - started

@@ -55,7 +55,7 @@ class SplitStatistics:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the doctor found; `problems` come worst first, then by kind and file."""
+    """The findings of the doctor; `problems` come worst first, then by kind and file."""
 
     root: str
     format: str
@@ -72,7 +72,7 @@ class Diagnosis:
         return self.count("error") == 0 and self.count("warning") == 0
 
     def to_json(self) -> str:
-        """All of it as a JSON text."""
+        """The diagnosis as JSON."""
         document = {
             "root": self.root,
             "format": self.format,

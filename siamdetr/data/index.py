@@ -118,7 +118,7 @@ class DetectionIndex:
         return found
 
     def box_slice(self, i: int) -> slice:
-        """Where the boxes of image `i` lie in `boxes`, `labels`, `areas`, `crowd`, `difficult`."""
+        """The slice of image `i` in `boxes`, `labels`, `areas`, `crowd`, `difficult`."""
         return slice(int(self.box_offsets[i]), int(self.box_offsets[i + 1]))
 
     def boxes_of(self, i: int) -> NDArray[np.float32]:

@@ -33,7 +33,7 @@ def common_name(name: str) -> str:
 
 
 def split_names(names: Collection[str]) -> tuple[str, ...]:
-    """What `find_split` takes; empty for an undivided data set.
+    """The names that `find_split` takes; empty for an undivided data set.
 
     A split goes by its common name where only one has it, else by the data set's own; train comes first.
     """

@@ -34,7 +34,7 @@ _OUTLINE = [patheffects.withStroke(linewidth=1.6, foreground="black")]
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """What the figure shows.
+    """The options of an attention figure.
 
     Attributes:
         boxes: number of detections, best first.

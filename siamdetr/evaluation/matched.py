@@ -126,7 +126,7 @@ def _match_image(
 
 
 def _positions(values: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each value stands in `known`."""
+    """The position of each value in `known`."""
     order = np.argsort(known)
     positions: NDArray[np.int64] = order[np.searchsorted(known, values, sorter=order)]
     return positions

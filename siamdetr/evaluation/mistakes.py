@@ -53,7 +53,7 @@ def find_mistakes(matched: Matched) -> list[Mistake]:
 
 
 def count_mistakes(mistakes: list[Mistake]) -> dict[Kind, int]:
-    """How many of each kind, all kinds named."""
+    """Number of mistakes of each kind, including zeros."""
     counts = Counter(mistake.kind for mistake in mistakes)
     return {kind: counts[kind] for kind in KINDS}
 

@@ -13,7 +13,7 @@ from siamdetr.evaluation.matched import Matched
 
 @dataclass(frozen=True)
 class ThresholdCurve:
-    """What becomes of one class, or of all together, as the threshold falls.
+    """Precision and recall of one class, or of all together, as the threshold falls.
 
     Attributes:
         name: of the class.

@@ -133,7 +133,7 @@ def orientation_of(image: Image.Image) -> int:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image file says.
+    """The facts in the header of an image file.
 
     Args:
         size: (height, width) in pixels after the EXIF rotation; (0, 0) when it cannot be read.

@@ -130,7 +130,7 @@ def to_detections(
 
 
 def check_finite(scored: ScoredBoxes, row: int) -> None:
-    """That the scores and boxes of one image of a batch are numbers.
+    """Check that the scores and boxes of one image of a batch are finite.
 
     Raises:
         NonFiniteOutputError: some are NaN or infinite.

@@ -58,7 +58,7 @@ class PyTorchPredictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the detector is."""
+        """The device of the detector."""
         return next(self.detector.parameters()).device
 
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:

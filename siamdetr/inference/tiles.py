@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an image is cut.
+    """The tiling of an image.
 
     Attributes:
         size: side of a tile, pixels.

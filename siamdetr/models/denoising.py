@@ -164,7 +164,7 @@ def denoising_anchors(
 ) -> Tensor:
     """[N, 4] noised boxes in their slots of `shape` (B, P), as `empty` says elsewhere: [B, P, 4].
 
-    The way through the logit keeps anchors off 0 and 1, where no sigmoid reaches.
+    Passing through the logit keeps anchors away from 0 and 1, which no sigmoid reaches.
     """
     kept = inverse_sigmoid(boxes, empty.eps).sigmoid()
     return kept.new_full((*shape, 4), max(empty.value, empty.eps)).index_put(slots, kept)

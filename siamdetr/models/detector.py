@@ -109,7 +109,7 @@ class Detector(nn.Module):
         return Heads(self.class_head, self.box_head)
 
     def decode(self, queries: Queries, memory: Memory) -> Outputs:
-        """Decoder and heads: predictions of every decoder layer, those of denoising queries apart."""
+        """Decoder and heads: predictions of every decoder layer, with those of denoising queries separate."""
         decoded: Decoded = self.decoder(queries, memory, self.heads)
         logits, boxes, hidden = self.class_head(decoded.hidden), decoded.boxes, decoded.hidden
         first = queries.num_denoising

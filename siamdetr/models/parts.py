@@ -1,6 +1,6 @@
 """The parts of a detector, which its builder supplies and `Detector` composes.
 
-A builder takes the settings and the channels of the backbone's maps, and returns parts that are ready to train: initialised.
+A builder takes the settings and the channels of the backbone's maps, and returns initialised parts.
 """
 
 from __future__ import annotations

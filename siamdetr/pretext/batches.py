@@ -20,7 +20,7 @@ from siamdetr.structures.targets import Targets, region_targets
 
 
 class PretextSample(Protocol):
-    """What pictures of a run need to know of a pretext's sample."""
+    """The part of a pretext's sample that pictures of a run need."""
 
     @property
     def panels(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
@@ -31,7 +31,7 @@ class PretextSample(Protocol):
 
 
 class PretextBatch(Protocol):
-    """What training needs to know of a pretext's batch; its pretext knows the rest."""
+    """The part of a pretext's batch that training needs; the pretext knows the rest."""
 
     @property
     def targets(self) -> Targets:

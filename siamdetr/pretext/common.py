@@ -1,4 +1,4 @@
-"""What pretext methods share.
+"""The parts shared by all pretext methods.
 
 Their shape, a frozen teacher, features of regions and crops, queries that know a region, matched losses.
 
@@ -75,7 +75,7 @@ class FrozenTeacher:
 
 
 class Pretext(nn.Module, abc.ABC):
-    """What a method is: a module that holds the detector it pretrains.
+    """A pretraining method: a module that holds its detector.
 
     The backbone is the frozen teacher and stays as it is.
 

@@ -35,7 +35,7 @@ __all__ = ["PRETEXTS", "PretextEntry", "name_of"]
 
 @dataclass(frozen=True)
 class PretextEntry:
-    """What command line, settings, training, report and study know of a pretext.
+    """The entry of a pretext, for command line, settings, training, report and study.
 
     Its key in `PRETEXTS` is its name in settings.
 

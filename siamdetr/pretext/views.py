@@ -38,7 +38,7 @@ SCALES: dict[str, tuple[int, tuple[int, ...], int]] = {
 
 @dataclass(frozen=True)
 class ViewGeometry:
-    """Where the two views of an image lie.
+    """The geometry of the two views of an image.
 
     Attributes:
         frame: (height, width) in pixels of the resized image; all rectangles are (x0, y0, x1, y1) pixels in it, after the flip.

@@ -34,7 +34,7 @@ DEFAULT_THRESHOLD = 0.5  # where nothing is found at any threshold
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an evaluation shows at one threshold of the score.
+    """The results of an evaluation at one score threshold.
 
     Attributes:
         matched: all detections.

@@ -125,7 +125,7 @@ class DetectorSettings(Settings):
 
     @property
     def entry(self) -> DetectorEntry:
-        """What the registry says of the variant."""
+        """The registry's entry of the variant."""
         return detector_entry(self.variant)
 
     @property

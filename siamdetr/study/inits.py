@@ -1,4 +1,4 @@
-"""What reports and plots call an initialisation, and the colour they draw it in.
+"""Names and colours of initialisations in reports and plots.
 
 Scratch, or a pretext of the registry.
 """

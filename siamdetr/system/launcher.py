@@ -1,4 +1,4 @@
-"""Who started this process, and as which of how many.
+"""The launcher of this process, its rank and the number of processes.
 
 Torchrun, SLURM's srun, Lightning for `devices`, or a person. Imports no torch.
 """
@@ -44,7 +44,7 @@ class Launch:
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """How this process was started, as the environment says.
+    """Read from the environment how this process was started.
 
     SLURM announces tasks in every shell of a job (`salloc`, a script of `sbatch`); only srun starts them. So its variables count in a
     step of srun, and there those of the step.

@@ -31,7 +31,7 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class TaskRunner:
-    """Where tasks run.
+    """The place where tasks run.
 
     Attributes:
         kind: "here", one after the other; "threads" of this process (for functions that release Python's lock); "processes",

@@ -123,7 +123,7 @@ def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Pat
 def run_normalization(settings: RunSettings, run: RunFolder) -> Normalization:
     """The normalization that belongs to the weights a run has or starts from.
 
-    A resumed run keeps its own; checkpoints from before it was stored used ImageNet's figures. A run with `init` takes that of the
+    A resumed run keeps its normalization; older checkpoints, which do not store it, used ImageNet's. A run with `init` takes that of the
     model it starts from. A run whose `backbone_weights` are a model file of ours takes that file's. Else it is the backbone's.
     """
     if run.content is not None:

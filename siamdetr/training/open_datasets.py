@@ -1,4 +1,4 @@
-"""Which images a run uses: opens the data sets of the settings and says in the log what it found."""
+"""Open the data sets of a run, and log what they hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pretraining needs to know before it starts.
+"""Resolve the settings of pretraining.
 
 The detector's class head, the regions, and the samples.
 """

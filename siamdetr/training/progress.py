@@ -1,4 +1,4 @@
-"""How a run tells the outside how far it is.
+"""The progress of a run.
 
 The command line draws bars from it; the core draws nothing.
 """

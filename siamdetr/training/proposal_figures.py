@@ -1,4 +1,4 @@
-"""What a pretraining run's proposals are worth.
+"""Figures of a pretraining run's proposals.
 
 How they were found, and what share of labelled objects they cover. For log and report.
 """

@@ -35,7 +35,7 @@ _FREE = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run lives; `checkpoint` is what it goes on from, None for a new run."""
+    """The folder of a run; `checkpoint` is the one to resume from, None for a new run."""
 
     path: Path
     checkpoint: Path | None = None

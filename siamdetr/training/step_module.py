@@ -1,4 +1,4 @@
-"""What both stages' Lightning modules share.
+"""The Lightning module shared by both stages.
 
 The step counter, the losses kept for the log, the optimiser.
 """

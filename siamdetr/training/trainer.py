@@ -102,7 +102,7 @@ def _num_nodes(settings: RunSettings) -> int:
 
 
 def _environment() -> ClusterEnvironment:
-    """How Lightning learns of the other processes.
+    """The environment that tells Lightning of the other processes.
 
     Left to itself it takes the variables of any shell of a SLURM job for srun's.
     """

@@ -275,7 +275,9 @@ class DetectionCriterion(nn.Module):
     ) -> tuple[Tensor | float, Tensor | float]:
         """Number of boxes, and summed class weights of all queries.
 
-        Known on the host, averaged over the window and over processes. With `groups` every box has so many queries.
+        Known on the host, averaged over the window and over processes.
+
+        With `groups` every box counts so many times.
         """
         queries, class_weight = logits.shape[2], 0.0
         for counts in targets.window_counts:

@@ -25,7 +25,7 @@ FOCAL_LOG_EPS = 1e-8  # inside the logarithms of the focal cost, as in the offic
 
 @dataclass(frozen=True)
 class Matches:
-    """Which query of which layer answers for which box; four index tensors of one length K.
+    """The matched queries and targets of every layer: four index tensors of length K.
 
     Ordered by layer, then image, then query. Every layer has as many matches as any other, so `query.view(L, -1)` is a
     table of layers.

@@ -10,14 +10,19 @@ from siamdetr.system import distributed
 
 
 def boxes_per_process(targets: Targets) -> Tensor | float:
-    """Number of boxes of a batch, averaged over its window and over processes; all together count at least 1."""
+    """Number of boxes of a batch, averaged over its window and over processes.
+
+    All together count at least 1.
+    """
     return mean_over_window(targets, 0.0, targets.boxes.device)[0]
 
 
 def mean_over_window(
     targets: Targets, class_weight: float, device: torch.device
 ) -> tuple[Tensor | float, Tensor | float]:
-    """(boxes, class weight) of the targets' window, averaged over its batches and over processes; all boxes together count at least 1.
+    """(boxes, class weight) of the targets' window, averaged over its batches and over processes.
+
+    All boxes together count at least 1.
 
     The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one batch with all
     images of the window.

@@ -141,7 +141,7 @@ class DeformableAttention(Observed):
         return out
 
     def look(self, query: Tensor, references: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
-        """Where each query looks, and how much each point counts; arguments as in `forward`.
+        """Sampling points and weights of each query; arguments as in `forward`.
 
         Returns:
             [B, Q, M, L, P, 2] (x, y) fractions of each level's map, and [B, Q, M, L, P] weights, which sum to 1 over levels and points.
@@ -176,7 +176,7 @@ class DeformableAttention(Observed):
 
 
 def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Where the points lie, as a picture: the weight of each is shared by the four cells around it.
+    """Draw the points as a map: the weight of each is distributed over the four cells around it.
 
     Args:
         points: [B, Q, M, L, P, 2] (x, y) fractions of each level's map; all levels cover one image, so all go on one grid.
