@@ -24,7 +24,7 @@ from siamdetr.models.heads import MLP, Heads, layer_heads, place_boxes
 from siamdetr.models.hybrid.encoder import ConvProjections, HybridEncoder
 from siamdetr.models.parts import VariantParts, initialize_transformer
 from siamdetr.models.queries import QuerySource
-from siamdetr.models.query_selection import MixedSelection, join_anchors
+from siamdetr.models.query_selection import MixedSelection, fewer_queries, join_anchors
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Queries
 from siamdetr.structures.targets import Targets
@@ -91,8 +91,9 @@ class RtDetrDecoder(nn.Module):
             References [L, B, Q, 4]: the first are the anchors and the chosen boxes, detached, the others the boxes of the layer
             before. The proposals are the chosen ones.
         Raises:
-            ValueError: there are fewer cells than queries to choose.
+            ValueError: a pretext's groups of queries do not fit into the cells (`fewer_queries`).
         """
+        queries = fewer_queries(queries, memory)
         chosen = self.proposer(memory, heads, queries.content.shape[1] - queries.num_denoising)
         content, current = queries.content, join_anchors(queries.anchors, chosen.boxes.detach())
         if not self.learned_content:

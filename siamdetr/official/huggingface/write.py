@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +51,10 @@ def export_huggingface(detector: Detector, metadata: ModelMetadata, folder: Path
     tensors = huggingface_tensors(detector, config)
     folder.mkdir(parents=True, exist_ok=True)
     processor = write_preprocessing(metadata.preprocessing, config.processor)
-    contents: dict[str, bytes] = {
-        WEIGHTS: safetensors_torch.save(tensors, {"format": "pt"}),
-        PREPROCESSOR: _json(processor),
-        CONFIG: _json(values),  # last: with it the folder is one
-    }
-    for name, content in contents.items():
-        atomic_write(folder / name, _writer(content))
-    return [folder / name for name in contents]
+    atomic_write(folder / WEIGHTS, lambda file: file.write(safetensors_torch.save(tensors, {"format": "pt"})))
+    atomic_write(folder / PREPROCESSOR, lambda file: file.write(_json(processor)))
+    atomic_write(folder / CONFIG, lambda file: file.write(_json(values)))  # last: with it the folder is one
+    return [folder / name for name in (WEIGHTS, PREPROCESSOR, CONFIG)]
 
 
 def huggingface_tensors(detector: Detector, config: HuggingFaceConfig) -> dict[str, Tensor]:
@@ -119,7 +114,3 @@ def _aliases(tensors: dict[str, Tensor], settings: DetectorSettings) -> dict[str
 
 def _json(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def _writer(content: bytes) -> Callable[[Any], object]:
-    return lambda file: file.write(content)
