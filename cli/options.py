@@ -24,7 +24,11 @@ Split = Annotated[str | None, typer.Option("--split", help="The part to use, suc
 ModelPath = Annotated[Path, typer.Argument(help="A run folder, a .safetensors file or an exported file.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[
-    str | None, typer.Option("--backend", help="pytorch, onnxruntime, openvino or tensorrt; default: as the file is.")
+    str | None,
+    typer.Option(
+        "--backend",
+        help="pytorch, onnxruntime, openvino, tensorrt, or auto: the fastest here, timed once. Default: as the file is.",
+    ),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that load images.")]
 BatchSize = Annotated[
