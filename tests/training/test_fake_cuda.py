@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from helpers.fake_cuda import DEVICE, Device, fake_cuda
+from helpers.fake_cuda import DEVICE, Device, fake_cuda, in_a_child
 
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
 from siamdetr.inference.pytorch import PyTorchPredictor
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of Fa
 
 SIDE, CLASSES = 64, 5
 TINY: dict[str, Any] = {
-    "backbone": "test_resnet", "num_queries": 20, "encoder_layers": 2, "decoder_layers": 2, "dim": 64, "heads": 4,
+    "backbone": "test_resnet", "num_queries": 40, "encoder_layers": 2, "decoder_layers": 2, "dim": 64, "heads": 4,
     "feedforward": 64, "num_classes": CLASSES, "dropout": 0.1,
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -97,16 +97,20 @@ def test_a_finetuning_step_waits_for_its_matching_alone(
     name: str, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = FinetuneSettings.model_validate({"data": {"paths": ["x"]}, "steps": 10})
-    with fake_cuda(monkeypatch) as device:
-        module = FinetuneModule(Detector(settings_of(name)), run, PreprocessingSpec(), 10).to(DEVICE)
-        some, none = labelled((3, 5)), labelled((0, 0))
-        device.waits.clear()
-        step(module, some, dtype)
-        stages = 2 if settings_of(name).two_stage or DETECTORS[VARIANTS[name]["variant"]].proposes else 1
-        check(device, waits=[MATCHING] * stages)
-        step(module, none, dtype)
-        check(device, waits=[])
-        assert (torch.bfloat16 in device.products) == (dtype is torch.bfloat16)
+
+    def work() -> None:
+        with fake_cuda(monkeypatch) as device:
+            module = FinetuneModule(Detector(settings_of(name)), run, PreprocessingSpec(), 10).to(DEVICE)
+            some, none = labelled((3, 5)), labelled((0, 0))
+            device.waits.clear()
+            step(module, some, dtype)
+            stages = 2 if settings_of(name).two_stage or DETECTORS[VARIANTS[name]["variant"]].proposes else 1
+            check(device, waits=[MATCHING] * stages)
+            step(module, none, dtype)
+            check(device, waits=[])
+            assert (torch.bfloat16 in device.products) == (dtype is torch.bfloat16)
+
+    in_a_child(work)
 
 
 @pytest.mark.parametrize("method", PRETEXTS)
@@ -118,26 +122,34 @@ def test_a_pretraining_step_waits_for_its_matching_alone(
         {"data": {"paths": ["x"]}, "steps": 10, "method": method, "detector": settings_of(name).model_dump()}
     )
     regions = getattr(run.of_method, "num_regions", 10)
-    with fake_cuda(monkeypatch) as device:
-        module = PretrainModule(Detector(pretraining_detector(run)), run, PreprocessingSpec(), 10).to(DEVICE)
-        batch = unlabelled(method, min(regions, 10))
-        step(module, batch, None)  # the first step folds the teacher
-        device.waits.clear()
-        step(module, batch, None)
-        stages = 2 if settings_of(name).two_stage or DETECTORS[VARIANTS[name]["variant"]].proposes else 1
-        check(device, waits=[MATCHING] * stages)
+
+    def work() -> None:
+        with fake_cuda(monkeypatch) as device:
+            module = PretrainModule(Detector(pretraining_detector(run)), run, PreprocessingSpec(), 10).to(DEVICE)
+            batch = unlabelled(method, min(regions, 10))
+            step(module, batch, None)  # the first step folds the teacher
+            device.waits.clear()
+            step(module, batch, None)
+            stages = 2 if settings_of(name).two_stage or DETECTORS[VARIANTS[name]["variant"]].proposes else 1
+            check(device, waits=[MATCHING] * stages)
+
+    in_a_child(work)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_prediction_waits_once_for_its_boxes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with fake_cuda(monkeypatch) as device:
-        detector = Detector(settings_of(name)).eval().to(DEVICE)
-        predictor = PyTorchPredictor(detector, tuple(f"c{i}" for i in range(CLASSES)), PreprocessingSpec())
-        pixels, sizes = np.zeros((2, 3, SIDE, SIDE), dtype=np.uint8), np.full((2, 2), SIDE)
-        for padding in (None, np.zeros((2, SIDE, SIDE), dtype=np.bool_)):
-            batch = Prepared(pixels, padding, sizes, sizes)
-            with torch.no_grad():
-                predictor.forward(batch)  # folds the backbone
-                device.waits.clear()
-                predictor.score(predictor.forward(batch), batch)
-            check(device, waits=["copy cuda to cpu: siamdetr/inference/pytorch.py"])
+
+    def work() -> None:
+        with fake_cuda(monkeypatch) as device:
+            detector = Detector(settings_of(name)).eval().to(DEVICE)
+            predictor = PyTorchPredictor(detector, tuple(f"c{i}" for i in range(CLASSES)), PreprocessingSpec())
+            pixels, sizes = np.zeros((2, 3, SIDE, SIDE), dtype=np.uint8), np.full((2, 2), SIDE)
+            for padding in (None, np.zeros((2, SIDE, SIDE), dtype=np.bool_)):
+                batch = Prepared(pixels, padding, sizes, sizes)
+                with torch.no_grad():
+                    predictor.forward(batch)  # folds the backbone
+                    device.waits.clear()
+                    predictor.score(predictor.forward(batch), batch)
+                check(device, waits=["copy cuda to cpu: siamdetr/inference/pytorch.py"])
+
+    in_a_child(work)
