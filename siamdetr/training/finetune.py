@@ -27,6 +27,7 @@ from siamdetr.training.loop import Session, begin, run_length, save_detector, se
 from siamdetr.training.open_datasets import open_labelled
 from siamdetr.training.optim import freeze
 from siamdetr.training.pictures import save_pictures
+from siamdetr.training.precision import recorded_precision
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
 from siamdetr.training.run_folder import choose_folder
 from siamdetr.training.run_report import write_report
@@ -46,6 +47,7 @@ def finetune(
         data = open_labelled(settings, as_callback(sink, "read", watch.raise_if_received))
         settings = resolved(settings, data.train)
         run = choose_folder(settings, resume)
+        settings = recorded_precision(settings, run)
         begin(settings, run)
         index = first_batch(data.train, settings) if settings.overfit_batch else data.train
         length = run_length(settings, len(index))

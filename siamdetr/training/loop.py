@@ -29,6 +29,7 @@ from siamdetr.training.callbacks.saver import Saver
 from siamdetr.training.callbacks.step_log import StepLog
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.loader import BatchStream
+from siamdetr.training.precision import choose_precision
 from siamdetr.training.progress import ProgressSink
 from siamdetr.training.run_folder import RunFolder, check_same_run
 from siamdetr.training.step_module import StepModule
@@ -94,6 +95,11 @@ def begin(settings: RunSettings, run: RunFolder) -> None:
         _log.info("Going on from %s at step %d.", run.checkpoint, run.step)
     if launch().is_first:
         sweep_temporaries(run.path)
+    _write_config(settings, run)
+
+
+def _write_config(settings: RunSettings, run: RunFolder) -> None:
+    if launch().is_first:
         text = yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True)
         atomic_text(run.path / CONFIG_FILE, text)
 
@@ -114,6 +120,7 @@ def train(
         return 0.0
     order = _order(settings, session.length, process_rank(settings))
     module.image_ids_of = lambda batch: tuple(session.image_id(i) for _, i in order.batch(batch))
+    settings = _with_precision(session, settings, run)
     stream = BatchStream(
         session.dataset,
         session.collate,
@@ -142,6 +149,19 @@ def train(
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
         trainer.fit(module, stream, ckpt_path=run.checkpoint)
     return time.perf_counter() - started
+
+
+def _with_precision(session: Session, settings: RunSettings, run: RunFolder) -> RunSettings:
+    """The settings with `precision: auto` decided, and written into the run's files."""
+    if settings.precision != "auto":
+        return settings
+    count = min(settings.batch_size, session.length)
+    batch = session.collate([session.dataset[0, position] for position in range(count)])
+    precision = choose_precision(session.module, batch, settings, run_device(settings), processes=world_size(settings))
+    decided = settings.model_copy(update={"precision": precision})
+    session.module.run_settings = decided
+    _write_config(decided, run)
+    return decided
 
 
 def save_detector(session: Session, path: Path, step: int, metrics: dict[str, float] | None = None) -> None:

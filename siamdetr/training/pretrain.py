@@ -19,6 +19,7 @@ from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.initial_weights import run_normalization, start
 from siamdetr.training.loop import Session, begin, run_length, seed_weights, train
 from siamdetr.training.open_datasets import open_pretraining
+from siamdetr.training.precision import recorded_precision
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
 from siamdetr.training.pretrain_setup import resolved_pretraining, stored_proposals, training_samples
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
@@ -49,6 +50,7 @@ def pretrain(
     with SignalWatch() as watch:
         settings = resolved_pretraining(settings)
         run = choose_folder(settings, resume)
+        settings = recorded_precision(settings, run)
         data = open_pretraining(settings.data, as_callback(sink, "read", watch.raise_if_received))
         index = data.images
         begin(settings, run)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of Fa
 
 SIDE, CLASSES = 64, 5
 TINY: dict[str, Any] = {
-    "backbone": "test_resnet", "num_queries": 40, "encoder_layers": 2, "decoder_layers": 2, "dim": 64, "heads": 4,
+    "backbone": "test_resnet", "num_queries": 40, "encoder_layers": 1, "decoder_layers": 2, "dim": 64, "heads": 4,
     "feedforward": 64, "num_classes": CLASSES, "dropout": 0.1,
 }  # fmt: skip
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -91,8 +91,11 @@ def check(device: Device, *, waits: list[str]) -> None:
     device.waits.clear()
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, None) for name in VARIANTS), ("conditional", torch.bfloat16), ("two-stage", torch.bfloat16)],
+    ids=str,
+)
 def test_a_finetuning_step_waits_for_its_matching_alone(
     name: str, dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
