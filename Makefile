@@ -37,7 +37,7 @@ types: $(STAMP)  ## mypy, strict
 	$(BIN)/python .ci/check_types.py
 
 docs: $(STAMP)  ## the documentation site, into build/site
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 coverage: $(STAMP)  ## the tests, and which lines they never reach
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile

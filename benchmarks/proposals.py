@@ -23,7 +23,7 @@ from siamdetr.images.open import open_untrusted
 from siamdetr.proposals.compute import compute_proposals
 from siamdetr.proposals.methods import METHODS, Method, Recipe, propose
 from siamdetr.proposals.recall import proposal_recall
-from siamdetr.system.parallel import Engine
+from siamdetr.system.parallel import TaskRunner
 
 SCALED: Method = "merged"
 
@@ -71,7 +71,7 @@ def scaling(index: DetectionIndex, scratch: Path) -> None:
             index,
             scratch / f"{workers}.arrow",
             recipe=Recipe(SCALED),
-            engine=Engine("processes", workers),
+            engine=TaskRunner("processes", workers),
         )
         rates.append(len(index) / (time.perf_counter() - started))
     print(

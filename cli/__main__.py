@@ -60,7 +60,7 @@ for name, command in COMMANDS.items():
 
 
 def main() -> None:
-    """Run a command. Errors of the input or of the machine are printed as one message, without a traceback.
+    """Run a command. An error of the input or of the machine is one message, without a traceback.
 
     Exit codes: 0 done, 1 an error with a message, 2 wrong usage, 130 and 143 stopped by Ctrl-C and SIGTERM.
     """

@@ -160,7 +160,10 @@ def export(
 
 
 def _check(model: Path, output: Path, data: Path | None, timing_cache: Path | None, triton: Path | None) -> None:
-    """Before the first write: nothing falls on the model or the data. An engine goes into the bundle that it is built from."""
+    """Before the first write: nothing falls on the model or the data.
+
+    An engine goes into the bundle that it is built from.
+    """
     from siamdetr.export.triton import TritonSettings
     from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def image_files(paths: list[Path]) -> list[Path]:
-    """The images named, each once, those of folders in order; other files in the folders are counted on the console.
+    """The images named, each once, those of folders in order.
+
+    Other files in the folders are counted on the console.
 
     Raises:
         FileNotFoundError: a path is not there, or no path holds an image.

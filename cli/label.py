@@ -119,7 +119,7 @@ def _choose(opened: Model | SiamDETR, prelabels: list[Prelabel], count: int) -> 
 
 
 def _save_contact_sheet(path: Path, prelabels: list[Prelabel]) -> None:
-    """The images in the order of their worth, with the score of their most doubtful box."""
+    """The images in the order of their usefulness, with the score of their most uncertain box."""
     import io
 
     from siamdetr.images.open import open_untrusted

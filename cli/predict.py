@@ -105,7 +105,10 @@ class _Prediction:
         atomic_text(target, json.dumps(self.rows, indent=1))
 
     def _detect(self, images: dict[Path, Image.Image]) -> dict[Path, sv.Detections]:
-        """The detections of each image that the model answers; the images of a batch that fails are asked one by one."""
+        """The detections of each image that the model answers.
+
+        The images of a batch that fails are asked one by one.
+        """
         from siamdetr.errors import ImageError, NonFiniteOutputError
 
         if not images:

@@ -1,4 +1,4 @@
-"""`siamdetr proposals DATA`: region proposals for pretraining, computed once on all cores or a cluster, and their recall."""
+"""`siamdetr proposals DATA`: compute region proposals for pretraining once, and their recall."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from siamdetr.data.index import DetectionIndex
     from siamdetr.proposals.methods import Recipe
     from siamdetr.proposals.store import ProposalStore
-    from siamdetr.system.parallel import Engine
+    from siamdetr.system.parallel import TaskRunner
 
 
 # An .arrow file may lie beside the images that it is about: no reader of data sets takes it.
@@ -54,7 +54,7 @@ def proposals(
     from siamdetr.data.readers.recognise import open_dataset
     from siamdetr.proposals.shards import find_shard
     from siamdetr.system.outputs import Read, Written, check_outputs
-    from siamdetr.system.parallel import Engine
+    from siamdetr.system.parallel import TaskRunner
 
     if output is None and not score:
         raise typer.BadParameter("give the file to write with -o, or --score to print the recall alone")
@@ -65,7 +65,7 @@ def proposals(
         check_outputs(reads, files=[Written("-o", part.name(output))])
     recipe = _recipe(method, keep, edge_model, boxes)
     index = part.of(open_dataset(data, format=data_format, split=split))
-    engine = Engine("ray" if ray else "processes", workers, ray)
+    engine = TaskRunner("ray" if ray else "processes", workers, ray)
     with tempfile.TemporaryDirectory() as scratch:
         path = part.name(output if output is not None else Path(scratch) / "proposals.arrow")
         store = _compute(index, path, recipe, engine)
@@ -91,7 +91,7 @@ def _recipe(method: str, keep: int, edge_model: Path | None, boxes: Path | None)
     return Recipe(known, keep, edge_model, boxes)
 
 
-def _compute(index: DetectionIndex, path: Path, recipe: Recipe, engine: Engine) -> ProposalStore:
+def _compute(index: DetectionIndex, path: Path, recipe: Recipe, engine: TaskRunner) -> ProposalStore:
     from siamdetr.cli.console import progress
     from siamdetr.errors import DataError
     from siamdetr.proposals.compute import ProposalStore, compute_proposals

@@ -34,7 +34,10 @@ def serve(
     ] = "",
     device: options.Device = "cpu",
 ) -> None:
-    """Serve detections over HTTP: POST /v1/detect, the Open Inference Protocol under /v2, /metrics, /openapi.json."""
+    """Serve detections over HTTP.
+
+    POST /v1/detect, the Open Inference Protocol under /v2, /metrics, /openapi.json.
+    """
     from siamdetr.cli.console import console
     from siamdetr.serve.settings import ServeSettings, token_from_environment
 

@@ -1,4 +1,4 @@
-"""`siamdetr study NAME --data DATA`: measure whether pretraining helps, by a grid of runs that can be interrupted."""
+"""`siamdetr study NAME --data DATA`: measure whether pretraining helps, by a grid of runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from siamdetr.study.run_cell import CellOutcome
     from siamdetr.study.runner import Grid
     from siamdetr.study.settings import StudySettings
-    from siamdetr.system.parallel import Engine
+    from siamdetr.system.parallel import TaskRunner
 
 _FAST: dict[str, Any] = {
     "fast": True,
@@ -88,7 +88,9 @@ def study(
         list[str], typer.Option("--finetune-set", metavar="KEY=VALUE", help="A setting of finetuning only.")
     ] = [],  # noqa: B006 - typer copies it
 ) -> None:
-    """Measure whether pretraining helps on your data: a grid of runs over seeds, and a report with intervals.
+    """Measure whether pretraining helps on your data.
+
+    A grid of runs over seeds, and a report with intervals.
 
     After an interruption the same command continues; finished cells are kept.
     """
@@ -158,14 +160,14 @@ def _settings(values: dict[str, Any]) -> StudySettings:
         raise StudyError(explain(error)) from None
 
 
-def _engine(settings: StudySettings, jobs: int, ray: str | None, cpus: float, gpus: float) -> Engine:
-    from siamdetr.system.parallel import Engine
+def _engine(settings: StudySettings, jobs: int, ray: str | None, cpus: float, gpus: float) -> TaskRunner:
+    from siamdetr.system.parallel import TaskRunner
 
     if ray is not None:
-        return Engine("ray", jobs if jobs > 1 else None, ray, cpus=cpus, gpus=gpus)
+        return TaskRunner("ray", jobs if jobs > 1 else None, ray, cpus=cpus, gpus=gpus)
     if settings.study == "cost":  # one after the other, each with its own peak of memory
-        return Engine("processes", 1, fresh=True)
-    return Engine("processes", jobs) if jobs > 1 else Engine("here")
+        return TaskRunner("processes", 1, fresh=True)
+    return TaskRunner("processes", jobs) if jobs > 1 else TaskRunner("here")
 
 
 @contextmanager
@@ -180,7 +182,7 @@ def _warnings_only(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _run(grid: Grid, engine: Engine, device: str, jobs: int) -> None:
+def _run(grid: Grid, engine: TaskRunner, device: str, jobs: int) -> None:
     """Run the missing cells and write the report; after a signal the report covers the finished ones."""
     from siamdetr.cli.console import console
     from siamdetr.study.report import write_study_report

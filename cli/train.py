@@ -47,7 +47,10 @@ def train(
     config: options.Config = None,
     assignments: options.Set = [],  # noqa: B006 - typer copies it
 ) -> None:
-    """Pretrain a detector on images WITHOUT labels (self-supervised). To train on labels: `siamdetr finetune`."""
+    """Pretrain a detector on images WITHOUT labels (self-supervised).
+
+    To train on labels: `siamdetr finetune`.
+    """
     from siamdetr.cli.console import RunProgress
     from siamdetr.pretext.registry import PRETEXTS
     from siamdetr.pretext.run_settings import PretrainSettings

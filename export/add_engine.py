@@ -1,4 +1,7 @@
-"""Add a TensorRT engine to a bundle: build it from model.onnx, measure it if there is a GPU, record it in the manifest."""
+"""Add a TensorRT engine to a bundle.
+
+Build it from model.onnx, measure it if there is a GPU, record it in the manifest.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class ApComparison:
 
     @property
     def loss(self) -> float:
-        """What the export costs; below 0 it gained."""
+        """The AP lost by the export; negative if it gained."""
         return self.pytorch - self.exported
 
     def exceeds(self, allowed: float) -> bool:

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model at one batch and size. Milliseconds are of a whole batch: the median and the 95th percentile."""
+    """One model at one batch and size.
+
+    Milliseconds are of a whole batch: the median and the 95th percentile.
+    """
 
     model: str
     runtime: str

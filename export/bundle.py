@@ -108,7 +108,10 @@ def _score(value: Any) -> float:
 
 
 def labels_text(class_names: Sequence[str]) -> str:
-    """A class name a line, in label order; a line break inside a name becomes a space, or it would shift all that follow."""
+    """A class name a line, in label order.
+
+    A line break inside a name becomes a space, or it would shift all that follow.
+    """
     return "".join(f"{' '.join(name.splitlines())}\n" for name in class_names)
 
 

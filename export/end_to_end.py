@@ -1,4 +1,4 @@
-"""The exported module: from uint8 images to boxes in pixels, including normalisation and the selection of boxes."""
+"""The exported module: from uint8 images to boxes in pixels, including normalisation and top-k."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def padding_of(valid_sizes: Tensor, height: int, width: int) -> Tensor:
 
 
 def end_to_end(model: SiamDETR, options: ExportOptions) -> EndToEnd:
-    """The module to export: a copy on the CPU in evaluation mode, with batch norms folded into the convolutions."""
+    """The module to export: a copy on the CPU in evaluation mode, with folded batch norms."""
     detector = copy.deepcopy(model.detector).cpu().float().eval().requires_grad_(False)
     detector.backbone = fold_batchnorm(detector.backbone)
     for module in detector.modules():

@@ -1,4 +1,6 @@
-"""Run the TensorRT engine of a bundle. Memory and stream are PyTorch's; only pixels and boxes are copied.
+"""Run the TensorRT engine of a bundle.
+
+Memory and stream are PyTorch's; only pixels and boxes are copied.
 
 An engine is executable code: before it is opened, its digest must match the manifest. It fits one version of TensorRT and one kind
 of GPU. This file has not run on a GPU yet: docs/export.md says what has been tried.
@@ -24,7 +26,7 @@ from siamdetr.export.sessions import Array
 from siamdetr.export.tensorrt import Profile
 from siamdetr.files import ENGINE_FILE, MANIFEST_FILE
 from siamdetr.images.preprocessing import Prepared
-from siamdetr.inference.opened_model import Described
+from siamdetr.inference.opened_model import OpenedModel
 from siamdetr.inference.predictor import ScoredBoxes
 
 _REBUILD = "rebuild it here with `siamdetr export BUNDLE --trt -o BUNDLE`"
@@ -43,7 +45,7 @@ class EngineFacts:
     profiles: tuple[Profile, ...]
 
 
-class EngineDetector(Described):
+class EngineDetector(OpenedModel):
     """A detector in a TensorRT engine.
 
     Args:
@@ -80,16 +82,18 @@ class EngineDetector(Described):
 
     @property
     def runtime(self) -> str:
-        """What computes it, for people."""
+        """Name and version of the runtime, and the GPU."""
         return f"{self.engine_facts.module} {self.engine_facts.version}, {torch.cuda.get_device_name(self._device)}"
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the model is, in plain values."""
+        """The facts of the model, in plain values."""
         return {"kind": "TensorRT engine", "file": str(self.path), "runtime": self.runtime, **self._facts.to_json()}
 
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
-        """All scored boxes of a batch of images of one size; larger batches than the engine takes are computed in parts.
+        """All scored boxes of a batch of images of one size.
+
+        Larger batches than the engine takes are computed in parts.
 
         Raises:
             ExportError: the engine was built for other sizes.
@@ -115,7 +119,7 @@ class EngineDetector(Described):
         return context
 
     def _run(self, index: int, feed: dict[str, Array], number: int) -> dict[str, Array]:
-        """One call of the engine. Rows that the profile needs beyond `number` repeat the last one, and are cut off."""
+        """Call the engine once; rows that the profile needs beyond `number` repeat the last one."""
         context, least = self._contexts[index], self.engine_facts.profiles[index].batch[0]
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             inputs = {name: self._upload(values, least) for name, values in feed.items()}

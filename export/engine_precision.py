@@ -1,4 +1,4 @@
-"""Read the precision of an engine back from its layers, and refuse an engine with another than requested."""
+"""Read the precision of an engine from its layers, and refuse another than requested."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def read_network(trt: Any, network: Any) -> LayerPrecision:
 
 
 def inspect_engine(trt: Any, logger: Any, plan: bytes) -> LayerPrecision | None:
-    """What the engine itself says; None where it cannot be opened."""
+    """The types that the engine reports; None if it cannot be opened."""
     if not cuda_at_hand():
         return None
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)

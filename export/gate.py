@@ -32,7 +32,7 @@ _LEAST_COMPARED = 0.5  # share of the boxes that must be open to judgement
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a file of some precision may differ from PyTorch in float32.
+    """The tolerances of a file of one precision, relative to PyTorch in float32.
 
     Attributes:
         scores: of a box that counts as matched.
@@ -79,7 +79,7 @@ class GateCheck:
 
 @dataclass(frozen=True)
 class GateReport:
-    """All that was measured of one file, and the verdict."""
+    """All measurements of one file, and the verdict."""
 
     precision: Precision
     runtime: str  # what computed the exported file's answers
@@ -89,7 +89,7 @@ class GateReport:
 
     @property
     def tolerance(self) -> Tolerance:
-        """What is allowed at this precision."""
+        """The tolerances at this precision."""
         return TOLERANCES[self.precision]
 
     @property
@@ -103,7 +103,7 @@ class GateReport:
         return max(max(check.score_error, check.box_error) for check in self.checks)
 
     def failures(self) -> list[str]:
-        """What is out of tolerance, each in words; empty when the file passed."""
+        """The measurements out of tolerance, in words; empty if the file passed."""
         found = [text for check in self.checks for text in _failures(check, self.tolerance)]
         if self.ap is not None and self.ap.exceeds(self.tolerance.ap):
             found.append(

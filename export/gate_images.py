@@ -1,4 +1,7 @@
-"""Images for the gate where nobody gave any: drawn from a fixed seed, so that a verdict can be had again."""
+"""Images for the gate where nobody gave any.
+
+Drawn from a fixed seed, so that a verdict can be had again.
+"""
 
 from __future__ import annotations
 

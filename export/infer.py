@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Find objects in pictures with an exported model. Needs numpy, Pillow and onnxruntime; neither PyTorch nor siamdetr.
+"""Find objects in pictures with an exported model.
+
+Needs numpy, Pillow and onnxruntime; neither PyTorch nor siamdetr.
 
     python infer.py picture.jpg [more.jpg ...] [--model model.onnx] [--threshold 0.5]
 
@@ -25,7 +27,10 @@ from PIL import Image, ImageFile, ImageOps
 
 
 class Detector:
-    """An exported model on the CPU, or wherever `providers` say: names, or (name, options) as onnxruntime takes them."""
+    """An exported model on the CPU, or wherever `providers` say.
+
+    Names, or (name, options) as onnxruntime takes them.
+    """
 
     def __init__(
         self, model: str | Path, providers: tuple[str | tuple[str, dict[str, Any]], ...] = ("CPUExecutionProvider",)
@@ -88,7 +93,9 @@ def load_image(picture: Any) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright 8-bit RGB image; transparency is dropped, deeper pixels are scaled by the file's own depth or range.
+    """An upright 8-bit RGB image.
+
+    Transparency is dropped, deeper pixels are scaled by the file's own depth or range.
 
     Raises:
         ValueError: floating-point pixels without a finite one.
@@ -153,7 +160,9 @@ def grey_to_8_bits(image: Image.Image, declared: int) -> Image.Image:
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower byte of every channel of a 16-bit colour file that is not decoded yet; None: not such a file.
+    """The lower byte of every channel of a 16-bit colour file that is not decoded yet.
+
+    None: not such a file.
 
     Pillow decodes 16-bit colours to their upper byte. Told the other byte order, it decodes the lower one.
     """
@@ -208,7 +217,10 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
 
 
 def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
-    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size; without a letterbox as it is."""
+    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size.
+
+    Without a letterbox as it is.
+    """
     if spec["mode"] != "letterbox":
         return pixels
     padded = np.zeros((*spec["size"], 3), dtype=np.uint8)
@@ -217,7 +229,10 @@ def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
 
 
 def print_detections(predict: Callable[[Path], list[dict[str, Any]]], pictures: list[Path]) -> int:
-    """Prints the detections of pictures as JSON; what fails is said in a line and ends nothing. Returns the exit code."""
+    """Prints the detections of pictures as JSON; what fails is said in a line and ends nothing.
+
+    Returns the exit code.
+    """
     found: list[dict[str, Any]] = []
     for picture in pictures:
         try:
@@ -231,7 +246,7 @@ def print_detections(predict: Callable[[Path], list[dict[str, Any]]], pictures: 
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, in one line of at most 300 characters."""
+    """The message of an exception, in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

@@ -47,7 +47,7 @@ _LARGEST = 2**31 - 2**20  # bytes; a protobuf file ends at 2 GiB
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export made."""
+    """The result of an export."""
 
     folder: Path
     onnx_file: Path
@@ -68,7 +68,9 @@ def export_onnx(
     gate: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
-    """Export a model into a bundle, measured against PyTorch. Nothing is left half-written; an older bundle stays until then.
+    """Export a model into a bundle, measured against PyTorch.
+
+    Nothing is left half-written; an older bundle stays until then.
 
     Args:
         model: any variant; it is not changed.

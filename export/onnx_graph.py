@@ -1,4 +1,4 @@
-"""From a module to an ONNX graph with free batch, height and width, simplified where that changes nothing.
+"""Export a module as an ONNX graph with free batch, height and width.
 
 The exporter may silently make a dimension constant that was asked to be free, so the graph is read back. Opset 18: 17 brought
 LayerNormalization; from 20 on, TensorRT has misread operators.
@@ -94,7 +94,7 @@ def with_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def check_free_dimensions(graph: onnx.ModelProto, file: str) -> None:
-    """That batch, height and width are free in a graph.
+    """Check that batch, height and width are free in a graph.
 
     Raises:
         ExportError: the exporter made one of them constant; the text names it.
@@ -142,7 +142,10 @@ def _example(names: Sequence[str], batch: int, height: int, width: int) -> dict[
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter speaks of its own internals on every channel; what matters is checked on the saved graph."""
+    """The exporter speaks of its own internals on every channel.
+
+    What matters is checked on the saved graph.
+    """
     exporters = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [exporter.level for exporter in exporters]
     for exporter in exporters:

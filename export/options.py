@@ -1,4 +1,4 @@
-"""What can be asked of an export; every file of this folder takes these values from here."""
+"""The options of an export, for every file of this folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Triple = tuple[int, int, int]  # least, usual, most
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a model becomes a file.
+    """The options of an export.
 
     Attributes:
         precision: of the arithmetic inside the graph; inputs and outputs stay what they are. int8 needs images.

@@ -88,7 +88,7 @@ def to_half(graph: onnx.ModelProto, precision: HalfPrecision, *, emulate: bool =
 
 
 def islands(graph: onnx.ModelProto) -> frozenset[str]:
-    """Names of the multiplying nodes that must stay float32: scores of a softmax, and projections to coordinates."""
+    """Names of multiplying nodes that must stay float32: scores of a softmax, projections to coordinates."""
     makers = {name: node for node in graph.graph.node for name in node.output}
     weights = {weight.name: weight for weight in graph.graph.initializer}
     found = {node.name for node in graph.graph.node if node.op_type == "MatMul" and _to_coordinates(node, weights)}
@@ -177,7 +177,10 @@ class _Caster:
         return follows and bool(computed) and all(name in self._half for name in computed)
 
     def _is_gate(self, node: onnx.NodeProto) -> bool:
-        """A sigmoid that only scales something (SiLU, squeeze and excitation); others make scores and references."""
+        """A sigmoid that only scales something (SiLU, squeeze and excitation).
+
+        Others make scores and references.
+        """
         if node.op_type != "Sigmoid":
             return False
         users = [user for user in self._source.graph.node if node.output[0] in user.input]

@@ -1,4 +1,4 @@
-"""Inputs and outputs of an exported model in terms of the Open Inference Protocol, and the facts that its clients need.
+"""Inputs and outputs of an exported model in terms of the Open Inference Protocol, and client facts.
 
 Shared by our server and the configuration for Triton. No torch here.
 """
@@ -39,7 +39,10 @@ def input_tensors(preprocessing: PreprocessingSpec) -> tuple[Tensor, ...]:
 
 
 def client_card(class_names: Sequence[str], preprocessing: PreprocessingSpec, threshold: float) -> str:
-    """The facts that a client needs, as JSON: classes, preprocessing, and the threshold where nobody names one."""
+    """The facts that a client needs, as JSON.
+
+    Classes, preprocessing, and the threshold where nobody names one.
+    """
     card = {
         "class_names": list(class_names),
         "preprocessing": preprocessing.model_dump(mode="json"),

@@ -14,7 +14,7 @@ from siamdetr.export.bundle import ModelCard, find_onnx, read_card
 from siamdetr.export.sessions import Array, OnnxBackend, OnnxRuntimeSession, OpenVinoSession
 from siamdetr.images.preprocessing import ImageLike, Prepared, preprocess
 from siamdetr.inference.attention_maps import RecordedInspection, inspection_of_outputs
-from siamdetr.inference.opened_model import Described
+from siamdetr.inference.opened_model import OpenedModel
 from siamdetr.inference.predictor import ScoredBoxes
 
 _SESSIONS: Mapping[str, Callable[..., OnnxRuntimeSession | OpenVinoSession]] = {
@@ -23,7 +23,7 @@ _SESSIONS: Mapping[str, Callable[..., OnnxRuntimeSession | OpenVinoSession]] = {
 }
 
 
-class OnnxDetector(Described):
+class OnnxDetector(OpenedModel):
     """A detector in an ONNX file.
 
     Args:
@@ -55,7 +55,7 @@ class OnnxDetector(Described):
 
     @property
     def runtime(self) -> str:
-        """What computes it, for people."""
+        """Name and version of the runtime."""
         return self._session.runtime
 
     @property
@@ -65,7 +65,7 @@ class OnnxDetector(Described):
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the model is, in plain values."""
+        """The facts of the model, in plain values."""
         return {
             "kind": "ONNX model",
             "file": str(self.path),

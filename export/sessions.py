@@ -36,7 +36,7 @@ class Session(Protocol):
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """What it runs on, best first."""
+        """Execution providers, best first."""
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ def wanted_providers(device: str) -> list[Any]:
 
 
 def check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool) -> None:
-    """Check the providers: ONNX Runtime falls back silently, and lists CUDA as available even without a GPU.
+    """Check the providers, since ONNX Runtime falls back silently and lists CUDA even without a GPU.
 
     Raises:
         ExportError: `required`, and the first of those wanted is missing; else there is a warning.

@@ -60,7 +60,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine is built.
+    """The options of an engine's build.
 
     Attributes:
         module: "tensorrt", or "tensorrt_rtx", which also builds without a GPU; None: the first that is installed.
@@ -97,7 +97,10 @@ class BuiltEngine:
 
 
 def default_profile(spec: PreprocessingSpec, batch: Triple, *, least: int = 65) -> Profile:
-    """The shapes that a preprocessing gives: one size, or all that a shortest side and a longest one allow."""
+    """The shapes that a preprocessing gives.
+
+    One size, or all that a shortest side and a longest one allow.
+    """
     if isinstance(spec.size, tuple):
         height, width = spec.size
         return Profile(batch, (height,) * 3, (width,) * 3)
@@ -222,7 +225,7 @@ def _parser_error(error: Any) -> str:
 
 
 def failure_reason(errors: Sequence[str]) -> str:
-    """What TensorRT's last errors say, for a message; with the remedy when memory ran out."""
+    """The last errors of TensorRT, for a message, with the remedy if memory ran out."""
     text = " | ".join(errors[-3:]) or "it gave no reason"
     if any(word in text.lower() for word in _OUT_OF_MEMORY):
         return f"the GPU ran out of memory ({text[:300]}); take a smaller --batch or --workspace, or free the GPU"

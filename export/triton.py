@@ -1,4 +1,6 @@
-"""A model repository for NVIDIA Triton, and the client that its users need. Nothing here imports Triton.
+"""A model repository for NVIDIA Triton, and the client that its users need.
+
+Nothing here imports Triton.
 
 NAME/config.pbtxt    inputs, outputs, batching with a bounded queue, warm-up; classes and preprocessing as a parameter
 NAME/labels.txt      one class name per line, in label order
@@ -35,7 +37,7 @@ _BACKENDS = {ONNX_FILE: "onnxruntime", "model.plan": "tensorrt"}
 
 @dataclass(frozen=True)
 class TritonSettings:
-    """How Triton runs a model.
+    """The settings of a model in Triton.
 
     Attributes:
         name: of the model and of its folder.
@@ -55,7 +57,9 @@ class TritonSettings:
 def write_model_repository(
     bundle: str | Path, folder: str | Path, settings: TritonSettings = TritonSettings()
 ) -> list[str]:
-    """Write a model repository from a bundle: the ONNX model and, where the bundle has an engine, that too.
+    """Write a model repository from a bundle.
+
+    The ONNX model and, where the bundle has an engine, that too.
 
     Args:
         bundle: what `siamdetr export` made.
@@ -100,7 +104,10 @@ def config_text(
     *,
     threshold: float = DEFAULT_THRESHOLD,
 ) -> str:
-    """`config.pbtxt`: a ModelConfig of Triton in protobuf's text format; clients cut at `threshold` by default."""
+    """`config.pbtxt`: a ModelConfig of Triton in protobuf's text format.
+
+    Clients cut at `threshold` by default.
+    """
     inputs = input_tensors(preprocessing)
     free = resized_size(_WARM_UP_PICTURE, preprocessing)
     warm_ups = ",\n".join(_warm_up(rows, inputs, free) for rows in sorted({1, settings.max_batch}))
@@ -137,7 +144,10 @@ def _tensors(kind: str, tensors: Sequence[Tensor]) -> str:
 
 
 def _warm_up(rows: int, inputs: Sequence[Tensor], free: Size) -> str:
-    """A batch of equal rows, zeros but for what a file gives; `free` is (height, width) where the model leaves them free."""
+    """A batch of equal rows, zeros but for what a file gives.
+
+    `free` is (height, width) where the model leaves them free.
+    """
     dims = {one.name: [3, *free] if -1 in one.dims else list(one.dims) for one in inputs}
     files = {"valid_sizes": 'input_data_file: "valid_sizes"'}  # zeros would be an image that is nothing but padding
     values = "\n".join(
@@ -150,7 +160,7 @@ def _warm_up(rows: int, inputs: Sequence[Tensor], free: Size) -> str:
 
 
 def _warm_up_files(preprocessing: PreprocessingSpec) -> dict[str, bytes]:
-    """What the warm-up reads, by path in the model's folder: one row, which Triton repeats for a batch."""
+    """The files of the warm-up by path in the model's folder: one row, which Triton repeats."""
     if all(one.name != "valid_sizes" for one in input_tensors(preprocessing)):
         return {}
     return {"warmup/valid_sizes": struct.pack("<2q", *resized_size(_WARM_UP_PICTURE, preprocessing))}
@@ -163,7 +173,10 @@ def _quoted(text: str) -> str:
 
 
 def _write_model(folder: Path, source: Path, file: str, beside: Mapping[str, bytes]) -> None:
-    """One model's folder, moved into place when it is whole: a Triton that polls the repository sees nothing half-written."""
+    """One model's folder, moved into place when it is whole.
+
+    A Triton that polls the repository sees nothing half-written.
+    """
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         new = work / "new"

@@ -1,4 +1,7 @@
-"""Model calls from an event loop: a few at a time, in threads; with micro-batching, images of one size together."""
+"""Call the model from an event loop: a few calls at a time, in threads.
+
+With micro-batching, images of one size are joined.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +29,15 @@ class _Waiting:
 
 
 class Batcher:
-    """Runs units (some images of one size each) on a model, oldest first.
+    """Run units (some images of one size each) on a model, oldest first.
 
-    A unit whose caller has given up (its deadline passed, its client left) is dropped, not computed.
+    A unit whose caller has given up (its deadline has passed, or its client has left) is dropped.
 
     Args:
         model: whose `predict_batch` is called, from `runners` threads.
         runners: calls at the same time.
-        max_batch: images that units are joined up to; a unit that is larger by itself runs alone.
-        max_delay: seconds that a unit waits at most for others to join, while a runner is free.
+        max_batch: most images of joined units; a larger unit runs alone.
+        max_delay: most seconds that a unit waits for others while a runner is free.
     """
 
     def __init__(self, model: Predictor, metrics: Metrics, *, runners: int, max_batch: int, max_delay: float) -> None:
@@ -46,10 +49,10 @@ class Batcher:
         self._runners = [asyncio.create_task(self._run_forever()) for _ in range(runners)]
 
     async def run(self, unit: Prepared) -> ScoredBoxes:
-        """The model's answer to a unit.
+        """The model's output for a unit.
 
         Raises:
-            NonFiniteOutputError: it is not numbers.
+            NonFiniteOutputError: an output is not finite.
         """
         answer: asyncio.Future[ScoredBoxes] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(unit, answer, perf_counter())
@@ -57,12 +60,12 @@ class Batcher:
         self._arrived.set()
         try:
             return await answer
-        finally:  # who gives up takes his images along: a long model call must not leave them in memory
+        finally:  # a caller that gives up drops its images, so that a long model call does not keep them in memory
             with contextlib.suppress(ValueError):
                 self._waiting.remove(waiting)
 
     async def stop(self) -> None:
-        """End the runners; nothing must be under way."""
+        """End the runners; no unit may be running."""
         for runner in self._runners:
             runner.cancel()
         await asyncio.gather(*self._runners, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""`POST /v1/detect`: pictures in, boxes out."""
+"""`POST /v1/detect`: from images to detections."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Detection(BaseModel):
 
 
 class DetectedImage(BaseModel):
-    """What was found in one image, best first."""
+    """The detections of one image, best first."""
 
     width: int
     height: int
@@ -43,7 +43,7 @@ class DetectedImage(BaseModel):
 
 
 class DetectAnswer(BaseModel):
-    """One entry an image, in the order they were sent."""
+    """One entry per image, in the order of the request."""
 
     model: str
     images: list[DetectedImage]

@@ -1,4 +1,6 @@
-"""The way of an image through the server: admitted or refused at once, decoded in a thread, run, cut to the threshold.
+"""The path of an image through the server.
+
+It is admitted or refused at once, decoded in a thread, run, and its detections are filtered by the threshold.
 
 Bounded everywhere: images admitted (`queue_size`), images decoded and not yet answered, model calls, seconds.
 """
@@ -49,7 +51,10 @@ class Engine:
         self._stopping = False
 
     async def start(self) -> None:
-        """Make the threads and begin to warm up; `ready` turns true when that is done, one of several processes waits for it."""
+        """Start the threads and the warm-up.
+
+        `ready` becomes true afterwards; if there are several processes, this one waits for it.
+        """
         settings = self.settings
         decoders = max(2, settings.runners)
         self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
@@ -63,11 +68,11 @@ class Engine:
             max_delay=settings.max_delay,
         )
         self._warming = asyncio.create_task(self._warm_up())
-        if settings.workers > 1:  # on a shared socket, a cold process would take requests away from the warm ones
+        if settings.workers > 1:  # on a shared socket, a cold process would take requests from the warm ones
             await self._warming
 
     async def stop(self) -> None:
-        """End the threads. Requests under way have been answered by then."""
+        """End the threads. Requests in progress have been answered by then."""
         self._stopping = True
         self._warming.cancel()
         await asyncio.gather(self._warming, return_exceptions=True)
@@ -76,12 +81,12 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Warmed up, and not about to stop."""
+        """Warmed up and not stopping."""
         return self._warm and not self._stopping
 
     @property
     def full(self) -> bool:
-        """Whether not one more image would be admitted."""
+        """Whether no further image would be admitted."""
         return self._in_flight >= self.settings.queue_size
 
     async def detect(self, files: Sequence[File], *, threshold: float, max_detections: int) -> list[dict[str, Any]]:
@@ -123,7 +128,7 @@ class Engine:
                 return await self._run(batch)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run what would hold up the event loop."""
+        """Run a function that would block the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
     async def _detect_one(self, file: File, name: str, threshold: float, max_detections: int) -> dict[str, Any]:
@@ -190,7 +195,7 @@ class Engine:
             ) from None
 
     async def _warm_up(self) -> None:
-        """The largest batch and the smallest, so that no client waits for allocations."""
+        """Run the largest and the smallest batch, so that no client waits for allocations."""
         height, width = resized_size((480, 640), self.model.preprocessing)
         picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)  # shows overflows best
         try:
@@ -204,13 +209,13 @@ class Engine:
 
 
 def queue_full(queue_size: int) -> Refused:
-    """The refusal of a request that finds no room."""
+    """The refusal of a request when the queue is full."""
     return Refused(
         429, f"the queue of {queue_size} images is full; come again after Retry-After", retry_after=RETRY_AFTER
     )
 
 
 def _name(file: File, position: int | None) -> str:
-    """How an image is called in refusals; the client's own file name is repeated, shortened, never opened."""
+    """The name of an image in refusals: the client's file name, shortened and never opened."""
     image = "image" if position is None else f"image {position}"
     return f"{image} ({file.filename[:80]!r})" if file.filename else image

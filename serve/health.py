@@ -1,4 +1,4 @@
-"""Live, ready, and the figures: what orchestrators and Prometheus ask."""
+"""Health and metrics, for orchestrators and Prometheus."""
 
 from __future__ import annotations
 

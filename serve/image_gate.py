@@ -1,6 +1,6 @@
-"""From the bytes of a stranger's image to the model's input. What is too large is refused by its header, before decoding.
+"""From the bytes of an untrusted image to the model's input.
 
-No name, path or address that a client sends is ever opened: the bytes are all there is.
+An image that is too large is refused by its header, before decoding. No name, path or address from a client is ever opened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def prepare(data: bytes, spec: PreprocessingSpec, limits: Limits, *, name: str) 
 
     Args:
         data: the file.
-        spec: how the model wants it.
+        spec: the model's preprocessing.
         limits: of bytes, pixels and side.
         name: of the image in refusals.
     Returns:

@@ -11,7 +11,10 @@ _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters, 
 
 
 class OneLine(logging.Formatter):
-    """`2026-01-31T12:00:00Z LEVEL name: message`; line breaks, also a traceback's and a client's, become `\\n`."""
+    """`2026-01-31T12:00:00Z LEVEL name: message`.
+
+    Line breaks, also a traceback's and a client's, become `\\n`.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")

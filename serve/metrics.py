@@ -1,4 +1,4 @@
-"""What a server counts, for Prometheus."""
+"""The metrics of a server, for Prometheus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 class Metrics:
-    """The figures of one server; of all its processes where there are several."""
+    """The metrics of one server, over all its processes."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -65,7 +65,7 @@ class Metrics:
 
 
 def _forget_dead_processes() -> None:
-    """A gauge of a process that crashed would stay for ever."""
+    """Remove the gauges of crashed processes, which would otherwise stay for ever."""
     folder = os.environ.get(MULTIPROCESS_VARIABLE)
     for file in Path(folder).glob("gauge_live*_*.db") if folder else ():
         process = int(file.stem.rpartition("_")[2])

@@ -1,6 +1,6 @@
-"""Forms with files (multipart/form-data) that are in memory as a whole.
+"""Parse forms with files (multipart/form-data) in memory.
 
-Ours: a framework's parser takes a form that breaks off for a shorter one, and writes larger files to disk on the way.
+Ours, because a framework's parser accepts a truncated form as a shorter one, and writes larger files to disk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SPARE_PARTS = 8  # fields beside the files
 
 @dataclass(frozen=True)
 class File:
-    """A file as it came; its name is only ever repeated to the client, never opened."""
+    """An uploaded file; its name is only repeated to the client, never opened."""
 
     filename: str
     data: bytes
@@ -40,7 +40,7 @@ def parse_form(
         files_field: name of the parts that are files, with a file name or without.
         max_files: that are taken.
     Raises:
-        Refused: 400 not a form, or one that breaks off; 413 too many parts; 422 a field that comes twice, or is a file.
+        Refused: 400 not a form, or truncated; 413 too many parts; 422 a repeated field, or a file as a field.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not 0 < len(boundary) <= 200:

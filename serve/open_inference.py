@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2, so that clients of Triton and KServe move here and back unchanged.
+"""The Open Inference Protocol v2, so that clients of Triton and KServe work unchanged.
 
 `images` and `original_sizes` in (`valid_sizes` too, if the model pads its images), `boxes`, `scores` and `labels` out, as in the
 exported graph: pre- and post-processing are the client's, which finds what it needs in the model's `config` (Triton's model
@@ -37,7 +37,7 @@ class TensorDescription(BaseModel):
 
 
 class ServerDescription(BaseModel):
-    """What the server is."""
+    """Name and version of the server."""
 
     name: str
     version: str
@@ -45,7 +45,7 @@ class ServerDescription(BaseModel):
 
 
 class ModelDescription(BaseModel):
-    """What the model takes and gives."""
+    """Inputs and outputs of the model."""
 
     name: str
     versions: list[str]
@@ -202,7 +202,10 @@ def _list_of(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _example(tensor: Tensor, spec: PreprocessingSpec) -> dict[str, Any]:
-    """An input as a request has it; images whose size is not free are too many numbers for a page: they follow as raw bytes."""
+    """An input as a request has it.
+
+    Images whose size is not free are too many numbers for a page: they follow as raw bytes.
+    """
     picture = (480, 640)
     values: dict[str, Any] = {
         "original_sizes": {"shape": [1, 2], "data": list(picture)},
@@ -232,7 +235,7 @@ def _check_media_type(text: str) -> None:
 def _batch(
     tensors: dict[str, NDArray[Any]], inputs: tuple[Tensor, ...], spec: PreprocessingSpec, max_rows: int
 ) -> Prepared:
-    """The tensors as a batch, no larger than our own preprocessing would make it: attention grows with the square."""
+    """The tensors as a batch, no larger than our preprocessing makes it, since attention is quadratic."""
     _check_shapes(tensors, inputs)
     images, original_sizes = tensors["images"], tensors["original_sizes"]
     rows, _, height, width = images.shape

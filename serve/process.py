@@ -1,4 +1,4 @@
-"""Running the application: one process or several on one socket, and an orderly end at SIGTERM."""
+"""Run the application in one process or several on one socket, with an orderly end at SIGTERM."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def serve(
     threads: int | None = None,
     listening: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Serve a model until SIGTERM or Ctrl-C, then answer what is under way and return.
+    """Serve a model until SIGTERM or Ctrl-C, then finish the requests in progress and return.
 
     Args:
         path: whatever `siamdetr.load` opens.
@@ -57,7 +57,7 @@ def serve(
         ValueError: the model cannot be opened.
     """
     threads = threads or max(1, usable_cores() // (settings.workers * settings.runners))
-    model = open_model(path, device, threads)  # also with several processes: what is wrong is then said once, at once
+    model = open_model(path, device, threads)  # also with several processes: errors are reported once
     log_in_lines()
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that a client gets wrong
     listener = bind(settings)
@@ -95,9 +95,11 @@ def open_model(path: str | Path, device: str, threads: int) -> Predictor:
 
 
 def _settle_memory() -> None:
-    """Say which freed memory is kept, or glibc learns it from what comes. It learns to keep the blocks of the largest images, in every
-    thread: hundreds of megabytes after a few pictures of 40 megapixels. And it gives small ones back too soon: fetching that memory
-    anew for every picture is a third of decoding it.
+    """Tell glibc which freed memory to keep; otherwise it adapts to the requests.
+
+    It would learn to keep the blocks of the largest images, in every thread: hundreds of megabytes after a few pictures of
+    40 megapixels. And it returns small blocks too soon: requesting that memory again takes a third of the time of
+    decoding a picture.
     """
     option = _glibc("mallopt")
     if option is not None:
@@ -106,14 +108,17 @@ def _settle_memory() -> None:
 
 
 def _return_free_memory() -> None:
-    """Give the system what reading the model took and freed: the C library would keep it, about as much as the file again."""
+    """Return the memory that reading the model has freed, about the size of the file.
+
+    The C library would keep it.
+    """
     trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
 
 
 def _glibc(name: str) -> Callable[..., int] | None:
-    """A function of glibc; None where there is another C library, or none."""
+    """A function of glibc; None with another C library."""
     function: Callable[..., int] | None = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
     return function
 
@@ -127,19 +132,21 @@ class _Workers(Multiprocess):
         self._leave_pipes()
 
     def keep_subprocess_alive(self) -> None:
-        """Replace those that are gone."""
+        """Replace processes that have died."""
         super().keep_subprocess_alive()
         self._leave_pipes()
 
     def _leave_pipes(self) -> None:
-        """Close the processes' ends of the pipes over which they are asked for signs of life. Held open here, the pipe of a process that
-        died with a question unanswered would seem alive until the time to answer is over.
+        """Close the processes' ends of the pipes over which they are asked for signs of life.
+
+        Held open here, the pipe of a process that died with a question unanswered would seem alive until the time to
+        answer is over.
         """
         for process in self.processes:
             process.child_conn.close()
 
     def terminate_all(self) -> None:
-        """Stop listening first, so that who connects from now on is refused at once instead of waiting for nobody."""
+        """Stop listening first, so that new connections are refused at once instead of waiting."""
         for listener in self.sockets:
             listener.close()
         super().terminate_all()
@@ -152,7 +159,7 @@ def _create_in_worker(path: str | Path, settings: ServeSettings, device: str, th
 
 
 def _end_with_parent() -> None:
-    """Drain as at SIGTERM when the supervisor is gone, however it went: no process must serve on unwatched."""
+    """Drain as at SIGTERM when the supervisor has died: no process may keep serving unsupervised."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -164,7 +171,7 @@ def _end_with_parent() -> None:
 
 
 def uvicorn_config(app: object, settings: ServeSettings) -> uvicorn.Config:
-    """How uvicorn runs an application, or what `functools.partial` makes one."""
+    """The configuration of uvicorn for an application or its factory."""
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         factory=isinstance(app, functools.partial),
@@ -179,7 +186,7 @@ def uvicorn_config(app: object, settings: ServeSettings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=_MAX_CONNECTIONS,
-        timeout_keep_alive=75,  # longer than load balancers keep idle connections, so that they, not we, end them
+        timeout_keep_alive=75,  # longer than load balancers keep idle connections, so that they close them first
         timeout_graceful_shutdown=settings.limits.drain_seconds,
         timeout_worker_healthcheck=60,  # a worker that loads a large model does not answer meanwhile
     )

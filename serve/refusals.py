@@ -1,4 +1,4 @@
-"""Answers that are not detections: a status and {"error": text}, the form of the Open Inference Protocol, everywhere."""
+"""Refusals: a status and {"error": text}, the form of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _TEXTS = {404: "no such address; GET /openapi.json lists them", 405: "this addre
 
 
 class ErrorBody(BaseModel):
-    """What every refusal says."""
+    """The body of every refusal."""
 
     error: str = Field(examples=["image 1 ('cat.jpg'): truncated or damaged (image file is truncated)"])
 
 
 class Refused(HTTPException):
-    """A request that is not answered as asked.
+    """A refused request.
 
     Args:
         status: 4xx or 5xx.
-        text: for a person: what was got, what was expected.
-        retry_after: seconds after which trying again makes sense.
+        text: for people: what was received, what was expected.
+        retry_after: seconds after which a retry makes sense.
         close: end the connection too, since the rest of the body is not worth reading.
         beside: what stands in the body beside the error, for clients that look there.
     """
@@ -56,7 +56,10 @@ def refusal(error: HTTPException) -> Response:
 
 
 def not_ready(what: str, retry_after: int) -> Refused:
-    """The refusal of a server or model that takes no requests yet, or no more; clients of the protocol read `ready`."""
+    """The refusal of a server or model that takes no requests yet, or no more.
+
+    Clients of the protocol read `ready`.
+    """
     text = f"{what} is warming up or about to stop"
     return Refused(503, text, retry_after=retry_after, beside={"ready": False})
 
@@ -74,7 +77,7 @@ async def on_invalid(request: Request, error: Exception) -> Response:
 
 
 def explained(problems: Sequence[Any]) -> str:
-    """What pydantic has to say, in one line."""
+    """The errors of pydantic, in one line."""
     lines = [f"{'.'.join(str(part)[:80] for part in problem['loc'])}: {problem['msg']}" for problem in problems]
     return "; ".join(lines[:5])
 

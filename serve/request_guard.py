@@ -1,4 +1,6 @@
-"""What stands before the application: token, readiness, room, length and time of the body, and clients that leave.
+"""The guard before the application.
+
+Token, readiness, free places, length and duration of the body, disconnects.
 
 Plain ASGI, since all of this must happen before a framework reads the first byte of a body.
 """
@@ -22,8 +24,10 @@ logger = logging.getLogger(__name__)
 
 DETECT_PATH = "/v1/detect"
 _PROBES = ("/v2/health/live", "/v2/health/ready")
-_CLIENT_LEFT = 499  # nobody reads it but the metrics
-_WORTH_DISCARDING = 8  # times the limit: a body up to that is read and thrown away, so that its sender gets the answer
+_CLIENT_LEFT = 499  # read by the metrics only
+_WORTH_DISCARDING = (
+    8  # times the limit: a body up to that is read and discarded, so that its sender receives the answer
+)
 
 
 class Guard:
@@ -56,8 +60,8 @@ class Guard:
                 ).inc()
             await refusal(error)(scope, receive, answer)
         except ClientDisconnect:
-            pass  # it left before its body was whole; there is nobody to answer
-        except Exception:  # a bug: the client learns that it was one, the log learns which
+            pass  # it left before its body was complete; nobody waits for an answer
+        except Exception:  # a bug: the client gets a 500, the log the traceback
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if not answer.started:
                 await refusal(Refused(500, "the server failed on this request; its log says how"))(
@@ -68,7 +72,7 @@ class Guard:
             self._metrics.request_seconds.labels(endpoint).observe(perf_counter() - started)
 
     def _endpoint(self, scope: Scope) -> str:
-        """A label of few values: what clients may invent is `other`."""
+        """The address as a metric label with few values; unknown addresses are `other`."""
         path = str(scope["path"])
         known = (DETECT_PATH, "/metrics", "/v2", *_PROBES)
         if path in known:
@@ -76,7 +80,7 @@ class Guard:
         return "/v2/models" if path.startswith(f"/v2/models/{self._settings.model_name}") else "other"
 
     def _check(self, scope: Scope) -> None:
-        """What can be said from the head of a request alone."""
+        """The refusal that follows from the headers of a request alone, or None."""
         headers = Headers(scope=scope)
         if self._settings.token is not None and scope["path"] not in _PROBES:
             _check_token(headers.get("authorization", ""), self._settings.token)
@@ -171,7 +175,7 @@ class _Body:
         return message
 
     async def client_left(self) -> None:
-        """Returns when the connection has ended, after the body."""
+        """Return when the connection has ended, after the body."""
         await self._whole.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass

@@ -1,4 +1,4 @@
-"""What a server may be told: where it listens, how much it takes, how long it waits."""
+"""Settings of a server: its address, its limits and its time-outs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Limits:
     """Bounds on what a client may send, all of them checked before the costly step that they protect from.
 
     Attributes:
-        max_body_bytes: of one request; its declared length is checked before a byte is read, its real one while reading.
+        max_body_bytes: of one request; the declared length is checked before reading, the real one while reading.
         max_image_bytes: of one image file.
         max_images: images of one request, or rows of one tensor.
         max_pixels: width × height of an image, read from its header before decoding.
@@ -30,7 +30,7 @@ class Limits:
             at worst so many bodies are in memory.
         body_seconds: for the whole body to arrive.
         inference_seconds: from the whole body to the answer, waiting included.
-        drain_seconds: after SIGTERM, for requests under way.
+        drain_seconds: after SIGTERM, for requests in progress.
     """
 
     max_body_bytes: int = 10 * 2**20 + 2**16
@@ -51,7 +51,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """How a server runs.
+    """The settings of a server.
 
     Attributes:
         host: address to bind; anything but loopback needs a token.

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol v2: as JSON, or as raw bytes behind the JSON (its binary tensor extension)."""
+"""Tensors of the Open Inference Protocol v2: as JSON, or as bytes (binary tensor extension)."""
 
 from __future__ import annotations
 
@@ -159,7 +159,10 @@ def _wanted(head: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, bool]:
 
 
 def _parameters(entry: dict[str, Any], name: str, known: str) -> dict[str, Any]:
-    """The parameters of a request, an input or an output; one that this server does not know is not passed over in silence."""
+    """The parameters of a request, an input or an output.
+
+    One that this server does not know is not passed over in silence.
+    """
     parameters = entry.get("parameters", {})
     if not isinstance(parameters, dict):
         raise Refused(400, f"{name}: parameters got {type(parameters).__name__}, expected an object")

@@ -1,4 +1,4 @@
-"""siamdetr: pretrain DETR detectors without labels, finetune them on few, export them behind a numeric gate.
+"""Pretrain DETR detectors without labels, finetune them on few, export them behind a numeric gate.
 
 The public API is two names, imported on first use, so that `import siamdetr` loads nothing heavy:
 `SiamDETR` (a detector with its classes and preprocessing) and `load` (open any of our files).

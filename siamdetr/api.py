@@ -1,6 +1,6 @@
-"""The public face: `SiamDETR`, a detector with its classes and its preprocessing, and `load`, which opens any of our files.
+"""The public API: `SiamDETR`, a detector with classes and preprocessing, and `load`, which opens any file of ours.
 
-Importing it costs no PyTorch, so that exported files are opened in a fraction of a second.
+This module imports no PyTorch, so that exported files open in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Model(Predictor, Protocol):
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the model is, in plain values."""
+        """The facts of the model, in plain values."""
 
     def predict(
         self,

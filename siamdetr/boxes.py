@@ -71,7 +71,7 @@ def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def elementwise_giou(a: Tensor, b: Tensor, *, eps: float = 0.0) -> Tensor:
-    """Generalized IoU of each box in `a` with the box at the same place in `b`: the diagonal of `pairwise_giou`.
+    """Generalized IoU of each box in `a` with the box at the same place in `b`.
 
     Args:
         a: [..., 4] boxes (x0, y0, x1, y1), x0 <= x1 and y0 <= y1, in any one unit.
@@ -137,7 +137,10 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _least_area(areas: Tensor) -> float:
-    """The divisor that stands for a zero area: small beside any real box, large enough for a finite gradient."""
+    """The divisor that stands for a zero area.
+
+    Small beside any real box, large enough for a finite gradient.
+    """
     return float(torch.finfo(areas.dtype).tiny ** 0.5)
 
 

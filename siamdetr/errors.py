@@ -41,11 +41,17 @@ class WeightFileError(ValueError):
 
 
 class OfficialCheckpointError(ValueError):
-    """A checkpoint that contradicts its family or options; the message says which tensor, got, expected and the remedy."""
+    """A checkpoint that contradicts its family or options.
+
+    The message says which tensor, got, expected and the remedy.
+    """
 
 
 class HubError(ValueError):
-    """A Hugging Face repository or folder that cannot be fetched, read or sent; the text says why and what to do."""
+    """A Hugging Face repository or folder that cannot be fetched, read or sent.
+
+    The text says why and what to do.
+    """
 
 
 class StudyError(ValueError):
@@ -61,7 +67,10 @@ class NonFiniteLossError(RuntimeError):
 
 
 class ExportError(ValueError):
-    """An export that failed, or an exported file that cannot be used; the text says which, why and what to do."""
+    """An export that failed, or an exported file that cannot be used.
+
+    The text says which, why and what to do.
+    """
 
 
 class ServeError(ValueError):
@@ -69,7 +78,10 @@ class ServeError(ValueError):
 
 
 class OutputError(ValueError):
-    """An output that would fall on what the command reads; the text says which option, on what, and what to do."""
+    """An output that would fall on what the command reads.
+
+    The text says which option, on what, and what to do.
+    """
 
 
 class NonFiniteOutputError(ValueError):

@@ -56,7 +56,9 @@ _OF_SUFFIX: dict[str, Kind] = {
 
 
 def kind_of(path: str | Path) -> Kind:
-    """What kind of file or folder a path is, by its name and, for a folder, by the names in it; nothing is read.
+    """What kind of file or folder a path is, by its name and, for a folder, by the names in it.
+
+    Nothing is read.
 
     A file that is named as ours is of that kind whether it is there or not: who opens it says what is wrong with it.
     """

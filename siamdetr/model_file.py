@@ -1,4 +1,4 @@
-"""Model files: safetensors with JSON metadata, written atomically, checked by SHA-256, never unpickled.
+"""Model files: safetensors with JSON metadata, atomic, checked by SHA-256, never unpickled.
 
 A model file holds the detector's tensors and, in its metadata, all that is needed to use them: format version, detector
 settings, class names, preprocessing, lineage and metrics. A digest over tensors and metadata is verified on loading, because
@@ -114,7 +114,7 @@ def _say_of_normalization(path: Path, settings: DetectorSettings, metadata: Mode
 
 
 def read_metadata(path: str | Path) -> tuple[DetectorSettings, ModelMetadata]:
-    """Settings and metadata of a model file or run folder, without its tensors (and so without the digest's check)."""
+    """Settings and metadata of a model file or run folder, without its tensors and without the digest."""
     path = find_model_file(path)
     with _opened(path) as file:
         texts = _ours(file.metadata(), path)
@@ -122,7 +122,9 @@ def read_metadata(path: str | Path) -> tuple[DetectorSettings, ModelMetadata]:
 
 
 def find_model_file(path: str | Path) -> Path:
-    """The model file that `path` means: itself, or of a run folder best.safetensors, else last.safetensors.
+    """The model file that `path` means.
+
+    Itself, or of a run folder best.safetensors, else last.safetensors.
 
     Raises:
         CheckpointError: nothing there, or a file of another kind; the text says what to do with it.

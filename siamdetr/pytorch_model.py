@@ -1,4 +1,4 @@
-"""`SiamDETR`: a PyTorch detector with its classes and its preprocessing, which takes pictures and gives boxes."""
+"""`SiamDETR`: a PyTorch detector with its classes and its preprocessing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, preprocess
 from siamdetr.inference.detector_attention import TracedInspection, inspect
-from siamdetr.inference.opened_model import Described
+from siamdetr.inference.opened_model import OpenedModel
 from siamdetr.inference.predictor import ScoredBoxes
 from siamdetr.inference.pytorch import PyTorchPredictor, evaluating, normalize_prepared
 from siamdetr.model_file import ModelMetadata, find_model_file, load_model, save_model
@@ -24,7 +24,7 @@ from siamdetr.settings.detector import Classifier, DetectorSettings
 from siamdetr.settings.registry import detector_entry
 
 
-class SiamDETR(Described):
+class SiamDETR(OpenedModel):
     """A DETR detector that takes pictures and gives boxes.
 
     The weights are random; `siamdetr.load` opens trained ones.
@@ -140,12 +140,12 @@ class SiamDETR(Described):
 
     @property
     def metadata(self) -> ModelMetadata:
-        """What a model file holds besides the detector's settings."""
+        """The metadata of the model file, besides the detector's settings."""
         return self._metadata
 
     @property
     def device(self) -> torch.device:
-        """Where the detector is."""
+        """The device of the detector."""
         return self._predictor.device
 
     def to(self, device: str | torch.device) -> SiamDETR:
@@ -155,7 +155,7 @@ class SiamDETR(Described):
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the model is, in plain values."""
+        """The facts of the model, in plain values."""
         return {
             "kind": "PyTorch model",
             "file": None if self._path is None else str(self._path),

@@ -1,1 +1,4 @@
-"""Which options a call may have: rules of every command, and the refusal of options that would have no effect."""
+"""Which options a call may have.
+
+Rules of every command, and the refusal of options that would have no effect.
+"""

@@ -1,4 +1,7 @@
-"""Which options of which command have an effect only together with others. An option that is not here always has one."""
+"""Which options of which command have an effect only together with others.
+
+An option that is not here always has one.
+"""
 
 from __future__ import annotations
 

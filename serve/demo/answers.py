@@ -1,4 +1,6 @@
-"""What the demo's page is told, as plain values: detections of every model on a picture, and where a model looked.
+"""The data of the demo's page, as plain values.
+
+Detections of every model on a picture, and where a model looked.
 
 Threshold, number of boxes, layer and head are chosen in the browser: nothing here knows of them. Models run once a picture; the last
 few pictures are kept, so that a click is answered from what is there.
@@ -94,7 +96,7 @@ class Answers:
         return {"picture": picture, "models": models}
 
     def look(self, question: Mapping[str, Any]) -> dict[str, Any]:
-        """Where a model looked.
+        """The attention of a model for a box or a point.
 
         Args:
             question: {picture, model, box}, box in the order of `detect`; or {picture, model, x, y}, fractions of the image.
@@ -120,14 +122,14 @@ class Answers:
             return pack(seen.inspections[model].encoder_attention(_number(question, "x"), _number(question, "y")))
 
     def _ask(self, index: int, image: Image.Image) -> tuple[Inspection, float]:
-        """One pass at a time through a model: what its attentions are asked is kept through hooks in it."""
+        """One pass at a time through a model, because hooks in it record the attentions."""
         with self._locks[index]:
             started = time.perf_counter()
             return inspect_image(self.models[index].model, image), time.perf_counter() - started
 
 
 def pack(look: AttentionMaps) -> dict[str, Any]:
-    """A look as plain values; see `Answers.look`."""
+    """Attention maps as plain values; see `Answers.look`."""
     peaks = look.maps.max((-2, -1), keepdims=True)
     levels = np.divide(look.maps * 255, peaks, out=np.zeros_like(look.maps), where=peaks > 0)
     points = None

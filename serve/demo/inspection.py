@@ -9,7 +9,7 @@ from siamdetr.inference.attention_maps import Inspection, RecordedInspection
 
 
 def inspect_image(model: SiamDETR | Model, image: ImageLike) -> Inspection:
-    """What a model found in an image and, where it can tell, where it looked.
+    """Detections of an image and, if the model records it, the attention behind them.
 
     Raises:
         ImageError: the image cannot be used.

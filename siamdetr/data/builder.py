@@ -1,4 +1,4 @@
-"""Builds a `DetectionIndex` from rows, and applies the rules of validity to all boxes at once.
+"""Build a `DetectionIndex` from rows, and apply the rules of validity to all boxes at once.
 
 Rows go straight into typed, growing buffers (`array.array`, 1 to 8 bytes a number), never into lists of objects.
 """
@@ -18,7 +18,7 @@ from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import ProblemLog
 from siamdetr.data.readers.fields import fits_64_bits
 
-# A box may reach this far beyond the image before it is worth a line: annotation tools round outwards.
+# A box may reach this far beyond the image without a problem line, because annotation tools round outwards.
 ROUNDING_PIXELS = 1.0
 TINY_PIXELS = 1.0
 ROWS_AT_A_TIME = 1_000_000  # bounds the temporary arrays of the checks
@@ -112,7 +112,7 @@ class IndexBuilder:
         return self._path_blob[start : self._path_ends[image]].decode("utf-8", "surrogateescape")
 
     def build(self, class_names: tuple[str, ...], category_ids: tuple[int, ...], locate: Locate) -> DetectionIndex:
-        """The index of all that was added; bad boxes are dropped or clipped, and noted in the log. To be called once.
+        """Build the index; bad boxes are dropped or clipped, and noted in the log. To be called once.
 
         Args:
             class_names: C names.
@@ -187,7 +187,7 @@ class IndexBuilder:
         references: NDArray[np.int64],
         locate: Locate,
     ) -> None:
-        """Boxes that are kept, but that somebody should look at: very small ones and exact repetitions."""
+        """Note kept boxes that should be checked: very small ones and exact repetitions."""
         tiny = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) < TINY_PIXELS
         rows = np.column_stack([images, labels, boxes.view(np.int32)])
         _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)

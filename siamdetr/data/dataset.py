@@ -1,4 +1,7 @@
-"""Data sets for a loader: an item is a function of (seed, epoch, index) alone. Collates make the batches of `siamdetr.structures.targets`."""
+"""Data sets for a loader: an item is a function of (seed, epoch, index) alone.
+
+Collates make the batches of `siamdetr.structures.targets`.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class DetectionItem:
 
 
 class ImageFiles:
-    """Reads the images of an index; one that cannot be read gives way to the next that can.
+    """Read the images of an index; an unreadable image is replaced by the next readable one.
 
     Which images failed is kept in memory that worker processes share, so that each is counted and logged once.
     """
@@ -67,7 +70,7 @@ class ImageFiles:
         self.failed.share_memory_()  # type: ignore[no-untyped-call]
         self._said_depth = torch.zeros(1, dtype=torch.bool)
         self._said_depth.share_memory_()  # type: ignore[no-untyped-call]
-        cv2.setNumThreads(0)  # its thread pool does not survive the fork of workers, and they are the parallelism
+        cv2.setNumThreads(0)  # its thread pool does not survive the fork of workers, which are the parallelism
 
     def read(self, i: int, at_least: int | None = None) -> tuple[int, bytes, Image.Image]:
         """The position read (`i`, or the next one that can be read), the file's content, and the upright RGB image.

@@ -1,4 +1,4 @@
-"""The doctor: reads everything that training would read, and names every problem with file, place and remedy."""
+"""The doctor: reads all that training reads, and names every problem with file, place and remedy."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class SplitStatistics:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the doctor found; `problems` come worst first, then by kind and file."""
+    """The findings of the doctor; `problems` come worst first, then by kind and file."""
 
     root: str
     format: str
@@ -72,7 +72,7 @@ class Diagnosis:
         return self.count("error") == 0 and self.count("warning") == 0
 
     def to_json(self) -> str:
-        """All of it as a JSON text."""
+        """The diagnosis as JSON."""
         document = {
             "root": self.root,
             "format": self.format,
@@ -173,7 +173,10 @@ def _note_unread(root: Path, parts: dict[str, DetectionIndex], log: ProblemLog) 
 def _check_files(
     parts: dict[str, DetectionIndex], log: ProblemLog, progress: Progress | None, workers: int
 ) -> dict[str, list[int]]:
-    """Opens every image once per split; returns the longer side in pixels of each readable image, by split."""
+    """Opens every image once per split.
+
+    Returns the longer side in pixels of each readable image, by split.
+    """
     total, done = sum(len(part) for part in parts.values()), 0
     digests = bytearray()
     sides: dict[str, list[int]] = {}

@@ -61,7 +61,10 @@ def hash_images(paths: Sequence[Path], *, threads: int = 2, progress: Progress |
 
 
 def find_duplicates(images: ImageHashes) -> NDArray[np.int64]:
-    """[N] group of each image: duplicates, and duplicates of duplicates, share a number; groups count from 0."""
+    """[N] group of each image: duplicates, and duplicates of duplicates, share a number.
+
+    Groups count from 0.
+    """
     count = len(images.hashes)
     pairs = [pair for part in range(_PARTS) for pair in _pairs_of_part(images, part)]
     links = np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=np.int64)

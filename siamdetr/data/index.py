@@ -22,7 +22,9 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class DetectionIndex:
-    """N images, M boxes, C classes. Arrays are read-only; labels and boxes of image i lie at `box_slice(i)`.
+    """N images, M boxes, C classes.
+
+    Arrays are read-only; labels and boxes of image i lie at `box_slice(i)`.
 
     Frame: sizes and boxes refer to the image AFTER its EXIF rotation, which is how every part of siamdetr sees it.
 
@@ -107,13 +109,16 @@ class DetectionIndex:
         return self.own_ids[i] if self.own_ids else int(self.image_ids[i])
 
     def positions_of_ids(self) -> dict[int | str, int]:
-        """The data set's own id of each image -> its position. An id that is written as a text elsewhere is found, too."""
+        """The data set's own id of each image -> its position.
+
+        An id that is written as a text elsewhere is found, too.
+        """
         found: dict[int | str, int] = {str(self.own_id(i)): i for i in range(len(self))}
         found.update({self.own_id(i): i for i in range(len(self))})
         return found
 
     def box_slice(self, i: int) -> slice:
-        """Where the boxes of image `i` lie in `boxes`, `labels`, `areas`, `crowd`, `difficult`."""
+        """The slice of image `i` in `boxes`, `labels`, `areas`, `crowd`, `difficult`."""
         return slice(int(self.box_offsets[i]), int(self.box_offsets[i + 1]))
 
     def boxes_of(self, i: int) -> NDArray[np.float32]:
@@ -204,7 +209,9 @@ class DetectionIndex:
 
 
 def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
-    """One index of several, e.g. all splits of a data set. Ids are kept, unless two parts share one: then all are 1..N.
+    """One index of several, e.g. all splits of a data set.
+
+    Ids are kept, unless two parts share one: then all are 1..N.
 
     Raises:
         DataError: the parts do not have the same classes in the same order.
@@ -244,7 +251,10 @@ def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
 
 
 def _joined_ids(parts: Sequence[DetectionIndex]) -> tuple[Indices, tuple[int | str, ...], bool]:
-    """`image_ids`, `own_ids` and `numbered` of several parts: the data set's own ids, unless two parts share one."""
+    """`image_ids`, `own_ids` and `numbered` of several parts.
+
+    The data set's own ids, unless two parts share one.
+    """
     total = sum(map(len, parts))
     fresh = np.arange(1, total + 1, dtype=np.int64)
     if any(part.numbered for part in parts):

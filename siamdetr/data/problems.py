@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: the kinds, how bad each is, and what is done about it.
+"""The catalogue of data problems: kinds, severity, and what training does with each.
 
 One catalogue serves the readers (which skip, clip and count), the doctor (which lists) and the documentation.
 """
@@ -12,13 +12,15 @@ from typing import Literal
 
 from siamdetr.errors import DataError
 
-Severity = Literal["error", "warning", "info"]  # error: something is left out; warning: kept, look at it; info: a fact
+Severity = Literal[
+    "error", "warning", "info"
+]  # error: something is left out; warning: kept, but should be checked; info: a fact
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One sort of problem: its severity, its name in plain words, and what is done with every case of it."""
+    """One kind of problem: its severity, its name in plain words, and what training does with it."""
 
     severity: Severity
     title: str
@@ -127,12 +129,12 @@ class Problem:
 
     @property
     def severity(self) -> Severity:
-        """How bad it is: "error", "warning" or "info"."""
+        """Severity: "error", "warning" or "info"."""
         return KINDS[self.kind].severity
 
     @property
     def action(self) -> str:
-        """What is done about it."""
+        """What training does with it."""
         return KINDS[self.kind].action
 
     def __str__(self) -> str:
@@ -169,7 +171,7 @@ class ProblemLog:
         self.read_files.add(file)
 
     def problems(self) -> tuple[Problem, ...]:
-        """All that was noted, in order; kinds that ran over the limit end with one line that counts the rest."""
+        """All noted problems, in order; kinds beyond the limit end with one line that counts the rest."""
         limit = self.limit
         if limit is None:
             return tuple(self._problems)
@@ -191,7 +193,10 @@ def count_by_kind(problems: Iterable[Problem]) -> dict[str, int]:
 
 
 def summarize(problems: Iterable[Problem]) -> str:
-    """One sentence for a log, e.g. "2 x box without area (...): the box is left out"; "" when there is nothing."""
+    """One sentence for a log, e.g. "2 x box without area (...): the box is left out".
+
+    "" when there is nothing.
+    """
     lines = [
         f"{count} x {KINDS[kind].title}: {KINDS[kind].action}"
         for kind, count in count_by_kind(problems).items()

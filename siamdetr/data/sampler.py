@@ -1,4 +1,4 @@
-"""Which image comes when: a function of (seed, epoch), the same for any number of workers and processes."""
+"""The order of images: a function of (seed, epoch), the same for any number of workers and processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ Sample = tuple[int, int]  # (epoch, position in the index)
 
 
 class SampleOrder:
-    """Which samples make a batch of this process; batches are counted from the start of training over all epochs.
+    """The samples of each batch of this process.
+
+    Batches are counted from the start of training over all epochs.
 
     The order of an epoch is cut into steps of `batch_size * world_size` images, and each process takes its share of every step: N
     processes with batches of B see at each step what one process with batches of N·B sees. So that all have as many, the last step

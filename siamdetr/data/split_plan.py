@@ -33,7 +33,9 @@ def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
 
 
 def group_by_pattern(names: Sequence[str], pattern: str) -> NDArray[np.int64]:
-    """[N] group of each file name: names in which the pattern's first group (or whole match) is the same belong together.
+    """[N] group of each file name.
+
+    Names in which the pattern's first group (or whole match) is the same belong together.
 
     Raises:
         DataError: not a regular expression, or one that matches no name.

@@ -1,4 +1,4 @@
-"""Names of splits: "train" finds instances_train2017.json, valid/_annotations.coco.json is "val", and so on."""
+"""Names of splits: "train" finds instances_train2017.json, valid/ is "val", and so on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ ORDER = ("train", "trainval", "val", "test")
 
 
 def common_name(name: str) -> str:
-    """The split that a file or folder name speaks of: "instances_val2017" -> "val"; the name itself if none."""
+    """The split that a file or folder name speaks of: "instances_val2017" -> "val".
+
+    The name itself if none.
+    """
     for word in re.split(r"[^a-z]+", name.lower()):
         if word in ALIASES:
             return ALIASES[word]
@@ -30,7 +33,7 @@ def common_name(name: str) -> str:
 
 
 def split_names(names: Collection[str]) -> tuple[str, ...]:
-    """What `find_split` takes; empty for an undivided data set.
+    """The names that `find_split` takes; empty for an undivided data set.
 
     A split goes by its common name where only one has it, else by the data set's own; train comes first.
     """

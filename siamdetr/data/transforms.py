@@ -1,4 +1,4 @@
-"""Augmentation of labelled images as DETR's (arXiv:2005.12872, §A.4): flip, many scales, and half of the time a crop before them.
+"""Augmentation of labelled images as in DETR (arXiv:2005.12872, §A.4): flip, scales, crops.
 
 Figures are DETR's, in proportion to the size asked for: at 800 pixels, shortest sides 480..800, crops of 384..600 pixels out of an image
 of shortest side 400, 500 or 600. Ours: crop and resize are one resampling of the original (Pillow's bilinear, as in preprocessing),

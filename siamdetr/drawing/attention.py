@@ -34,7 +34,7 @@ _OUTLINE = [patheffects.withStroke(linewidth=1.6, foreground="black")]
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """What the figure shows.
+    """The options of an attention figure.
 
     Attributes:
         boxes: number of detections, best first.
@@ -97,7 +97,10 @@ def attention_figure(image: Image.Image, seen: Inspection, class_names: Sequence
 
 
 def best_boxes(seen: Inspection, count: int) -> list[int]:
-    """Numbers of the boxes with the highest scores, best first; one query with several classes counts once."""
+    """Numbers of the boxes with the highest scores, best first.
+
+    One query with several classes counts once.
+    """
     chosen: list[int] = []
     boxes = seen.scored.boxes[0]
     for box in np.argsort(-seen.scored.scores[0], kind="stable"):
@@ -140,7 +143,10 @@ def heat(values: Floats, size: tuple[int, int]) -> Floats:
 def _attention(
     axis: Axes, shown: Size, size: Size, attention: AttentionMaps, *, layer: int | None, head: int | None
 ) -> None:
-    """Draw heat, points and reference over the picture; `shown`: its size as drawn, `size`: that of the image."""
+    """Draw heat, points and reference over the picture.
+
+    `shown`: its size as drawn, `size`: that of the image.
+    """
     scale = max(1, round(_HEAT_SIDE / max(shown)))
     values = heat(chosen_map(attention, layer=layer, head=head), (shown[0] * scale, shown[1] * scale))
     colours = colormaps["inferno"](values)

@@ -54,7 +54,7 @@ def draw(image: ImageLike, detections: sv.Detections, *, least_side: int = _LEAS
 def _label_anchors(
     boxes: NDArray[np.float32], texts: list[str], size: tuple[int, int], *, font_size: int, margin: int
 ) -> NDArray[np.float32]:
-    """[n, 4] boxes whose upper left corner is moved so that a label above it lies inside the picture of (width, height)."""
+    """[n, 4] boxes whose upper left corner is moved so that a label above it lies inside the picture."""
     font = ImageFont.load_default(font_size)
     widths = np.array([font.getlength(text) + 2 * margin + 1 for text in texts], dtype=np.float32)
     moved = boxes.copy()

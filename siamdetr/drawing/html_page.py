@@ -1,4 +1,4 @@
-"""Parts of report.html, a self-contained page with a light and a dark theme: curves, tables, pictures, the page itself.
+"""Parts of report.html, a self-contained page with a light and a dark theme.
 
 The reports of a run (`training/run_report.py`), of a study and of the quickstart consist of them.
 """

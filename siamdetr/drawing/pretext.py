@@ -1,4 +1,4 @@
-"""Pictures of pretraining: the views and regions of a method, and the predictions matched to the regions."""
+"""Pictures of pretraining: views, regions, and the predictions matched to them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def draw_regions(pixels: Pixels, boxes: Boxes) -> Image.Image:
 
 
 def draw_joined_views(views: Sequence[Pixels], boxes: Sequence[Boxes]) -> Image.Image:
-    """Two views of an image side by side; the same region has one colour in both, and a line from one to the other.
+    """Two views of an image side by side.
+
+    The same region has one colour in both, and a line from one to the other.
 
     Args:
         views: two images of one size.
@@ -53,7 +55,7 @@ def draw_joined_views(views: Sequence[Pixels], boxes: Sequence[Boxes]) -> Image.
 
 
 def draw_matches(pixels: Pixels, wanted: Boxes, found: Boxes) -> Image.Image:
-    """An image with its targets, tinted and dashed, and the predictions matched to them as solid outlines in the same colours."""
+    """An image with its targets, tinted and dashed, and their matched predictions as solid outlines."""
     picture = _enlarged(pixels)
     tinted = picture.convert("RGBA")
     targets = _corners(wanted, picture.size)

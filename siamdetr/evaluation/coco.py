@@ -114,7 +114,7 @@ class CocoScorer:
         self._parts.append(results)
 
     def results(self) -> Results:
-        """All that was added."""
+        """All added detections."""
         self._parts = [concatenate_results(self._parts)]  # the images' own arrays go
         return self._parts[0]
 

@@ -1,4 +1,7 @@
-"""The confusion matrix of a detector at one threshold: which class is taken for which, what is missed, what is made up."""
+"""The confusion matrix of a detector at one threshold.
+
+Which class is taken for which, what is missed, what is made up.
+"""
 
 from __future__ import annotations
 

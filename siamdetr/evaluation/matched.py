@@ -1,4 +1,6 @@
-"""Detections matched with the truth at one IoU: what precision, recall, thresholds and errors are counted from.
+"""Detections matched with the truth at one IoU.
+
+What precision, recall, thresholds and errors are counted from.
 
 The rule is COCO's: class by class, best score first, each detection takes the free true box that it overlaps most, if by at
 least the IoU asked for. A detection that only overlaps a crowd region is neither right nor wrong.
@@ -42,7 +44,10 @@ class Matched:
     iou: float
 
     def above(self, threshold: float) -> Matched:
-        """The detections whose score is at least `threshold`; matches stay as they are, since the best come first."""
+        """The detections whose score is at least `threshold`.
+
+        Matches stay as they are, since the best come first.
+        """
         kept = slice(int(np.searchsorted(-self.scores, -threshold, side="right")))
         return Matched(
             self.index,
@@ -55,7 +60,10 @@ class Matched:
         )
 
     def counted(self, label: int | None = None) -> tuple[NDArray[np.float64], NDArray[np.bool_], int]:
-        """Scores falling, which detections are right, and how many objects there are; of one class or of all together."""
+        """Scores falling, which detections are right, and how many objects there are.
+
+        Of one class or of all together.
+        """
         chosen = self.truths != IGNORED
         objects = ~self.index.crowd
         if label is not None:
@@ -86,7 +94,10 @@ def match_results(results: Results, index: DetectionIndex, *, iou: float = MATCH
 def overlaps(
     boxes: NDArray[np.float64], true_boxes: NDArray[np.float64], crowd: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """[n, m] IoU of (x0, y0, x1, y1) boxes as pycocotools computes it: with a crowd region, the share of the detection inside."""
+    """[n, m] IoU of (x0, y0, x1, y1) boxes as pycocotools computes it.
+
+    With a crowd region, the share of the detection inside.
+    """
     if not len(boxes) or not len(true_boxes):
         return np.zeros((len(boxes), len(true_boxes)))
     sides = [np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], axis=1).astype(np.float64) for b in (boxes, true_boxes)]
@@ -115,7 +126,7 @@ def _match_image(
 
 
 def _positions(values: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each value stands in `known`."""
+    """The position of each value in `known`."""
     order = np.argsort(known)
     positions: NDArray[np.int64] = order[np.searchsorted(known, values, sorter=order)]
     return positions

@@ -1,4 +1,4 @@
-"""Kinds of mistakes a detector makes at one threshold, and the worst of each (after TIDE, Bolya et al. 2020, arXiv:2008.08115, §2).
+"""Kinds of mistakes at one threshold, and the worst of each (TIDE, Bolya et al. 2020, arXiv:2008.08115, §2).
 
 Ours: TIDE's "both" (wrong class and poor box) counts as a poor box, so that five kinds remain.
 """
@@ -53,7 +53,7 @@ def find_mistakes(matched: Matched) -> list[Mistake]:
 
 
 def count_mistakes(mistakes: list[Mistake]) -> dict[Kind, int]:
-    """How many of each kind, all kinds named."""
+    """Number of mistakes of each kind, including zeros."""
     counts = Counter(mistake.kind for mistake in mistakes)
     return {kind: counts[kind] for kind in KINDS}
 

@@ -1,4 +1,7 @@
-"""Detections in COCO's results format: a JSON list of {image_id, category_id, bbox [x, y, w, h], score}."""
+"""Detections in COCO's results format.
+
+A JSON list of {image_id, category_id, bbox [x, y, w, h], score}.
+"""
 
 from __future__ import annotations
 

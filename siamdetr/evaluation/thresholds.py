@@ -1,4 +1,4 @@
-"""Precision, recall and F1 over the score threshold, and the thresholds that follow: best F1, or a wanted precision."""
+"""Precision, recall and F1 over the threshold; thresholds of the best F1 or of a wanted precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from siamdetr.evaluation.matched import Matched
 
 @dataclass(frozen=True)
 class ThresholdCurve:
-    """What becomes of one class, or of all together, as the threshold falls.
+    """Precision and recall of one class, or of all together, as the threshold falls.
 
     Attributes:
         name: of the class.
@@ -50,7 +50,7 @@ ALL_CLASSES = "all classes"
 
 
 def threshold_curves(matched: Matched) -> tuple[ThresholdCurve, ...]:
-    """The curve of all detections together, then of each class that has objects or detections, in label order."""
+    """The curve of all detections, then of each class with objects or detections, in label order."""
     names = [(None, ALL_CLASSES), *enumerate(matched.index.class_names)]
     curves = [_curve(matched, label, name) for label, name in names]
     return tuple(curve for curve in curves if curve.name == ALL_CLASSES or curve.num_objects or len(curve.thresholds))

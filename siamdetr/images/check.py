@@ -1,4 +1,4 @@
-"""Looks at one image file the way training will: its bytes, its header, its pixels. Never raises."""
+"""Check one image file as training reads it: bytes, header, pixels. Never raises."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _one_large_image = threading.Lock()
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one file is.
+    """The facts of one file.
 
     Args:
         digest: first bytes of the SHA-256 of the file; b"" when it cannot be read.
@@ -60,7 +60,10 @@ def check_image(path: Path) -> ImageFacts:
 
 
 def check_images(paths: Sequence[Path], workers: int) -> Iterator[ImageFacts]:
-    """`check_image` of many files, in order, on `workers` threads: hashing and decoding run outside Python's lock."""
+    """`check_image` of many files, in order, on `workers` threads.
+
+    Hashing and decoding run outside Python's lock.
+    """
     with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
         warnings.simplefilter("ignore")  # damaged EXIF and large images are findings, not warnings
         yield from map_in_batches(pool, check_image, paths)

@@ -1,4 +1,6 @@
-"""From pixels of any kind to upright 8-bit RGB: deeper pixels are scaled by the file's own depth or range.
+"""From pixels of any kind to upright 8-bit RGB.
+
+Deeper pixels are scaled by the file's own depth or range.
 
 Cameras of 10, 12 or 14 bits write their values into 16-bit files. Keeping the upper 8 of those 16 bits would leave 4, 15 or 60 grey
 levels. So the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the file's values (a TIFF may declare more), and the
@@ -19,7 +21,9 @@ DEPTH_KEY = "depth"  # in `Image.info` of an image of more than 8 bits a channel
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright 8-bit RGB image; transparency is dropped, deeper pixels are scaled by the file's own depth or range.
+    """An upright 8-bit RGB image.
+
+    Transparency is dropped, deeper pixels are scaled by the file's own depth or range.
 
     Raises:
         ValueError: floating-point pixels without a finite one.
@@ -84,7 +88,9 @@ def grey_to_8_bits(image: Image.Image, declared: int) -> Image.Image:
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower byte of every channel of a 16-bit colour file that is not decoded yet; None: not such a file.
+    """The lower byte of every channel of a 16-bit colour file that is not decoded yet.
+
+    None: not such a file.
 
     Pillow decodes 16-bit colours to their upper byte. Told the other byte order, it decodes the lower one.
     """

@@ -1,4 +1,7 @@
-"""Image files by their name and header: which formats are decoded, size and EXIF orientation, without decoding."""
+"""Image files by their name and header.
+
+Which formats are decoded, size and EXIF orientation, without decoding.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,10 @@ T = TypeVar("T")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name ends like an image that is decoded; names that start with a dot are hidden files."""
+    """Whether a file name ends like an image that is decoded.
+
+    Names that start with a dot are hidden files.
+    """
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not os.path.basename(name).startswith(".")
 
 
@@ -127,7 +133,7 @@ def orientation_of(image: Image.Image) -> int:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image file says.
+    """The facts in the header of an image file.
 
     Args:
         size: (height, width) in pixels after the EXIF rotation; (0, 0) when it cannot be read.

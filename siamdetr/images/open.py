@@ -1,4 +1,6 @@
-"""The one place where an image file is opened: its limits are checked by the header, before a pixel is decoded.
+"""The one place where an image file is opened.
+
+Its limits are checked by the header, before a pixel is decoded.
 
 Training, the doctor, predict, the server and the demo open files here, so that each refuses, scales and turns the same way.
 A PNG of 20 KB can ask for hundreds of megabytes; Pillow itself only warns.
@@ -53,7 +55,9 @@ UPLOAD_LIMITS = ImageLimits(  # of files that come over a network: server, demo
 def open_untrusted(
     source: Untrusted, limits: ImageLimits = LIMITS, *, name: str | Path | None = None, at_least: int | None = None
 ) -> Image.Image:
-    """An upright 8-bit RGB image: of an animation the first frame, deeper pixels scaled (`siamdetr.images.depth`).
+    """An upright 8-bit RGB image.
+
+    Of an animation the first frame, deeper pixels scaled (`siamdetr.images.depth`).
 
     Args:
         source: content of a file, a file object, or a path.
@@ -73,7 +77,10 @@ def open_untrusted(
 
 @contextmanager
 def open_header(source: Untrusted, limits: ImageLimits = LIMITS, *, name: str) -> Iterator[Image.Image]:
-    """The image with its size, mode and format, not decoded yet; arguments and errors as of `open_untrusted`."""
+    """The image with its size, mode and format, not decoded yet.
+
+    Arguments and errors as of `open_untrusted`.
+    """
     data = read_bytes(source, name=name)
     if not data:
         raise UnreadableImageError(f"{name}: empty, 0 bytes", "empty")

@@ -1,4 +1,4 @@
-"""From a picture to the model's input: one recipe, stored in every model file and exported artifact.
+"""From an image to the model's input: one recipe, stored in every model file and exported file.
 
 Training's evaluation, `predict`, the ONNX runtime and the bundle's `infer.py` follow it bit for bit. Resizing is Pillow's
 bilinear filter on 8-bit RGB (it averages when it shrinks), after the EXIF rotation. The result is uint8: normalisation
@@ -25,7 +25,7 @@ from siamdetr.settings.base import Settings
 
 
 class Normalization(NamedTuple):
-    """What images are normalised with, (x / 255 - mean) / std: per channel (RGB), of values in 0..1."""
+    """Mean and standard deviation of (x / 255 - mean) / std, per channel (RGB), of values in 0..1."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -72,7 +72,7 @@ class PreprocessingSpec(Settings):
 
     @classmethod
     def from_size(cls, size: int | Size, max_size: int | None = None) -> PreprocessingSpec:
-        """One number is a shortest side (the longer one at most `max_size`, by default 5/3 of it), two are a fixed (H, W)."""
+        """The spec of one number, a shortest side, or of two, a fixed (H, W)."""
         if isinstance(size, int):
             return cls(mode="shortest-edge", size=size, max_size=max_size or round(size * 1333 / 800))
         return cls(mode="fixed", size=(size[0], size[1]))
@@ -125,7 +125,7 @@ def batches(
 ) -> Iterator[tuple[list[int], Prepared]]:
     """Batches of images that have one size once resized, so that none is padded for the sake of another.
 
-    What is predicted on an image then never depends on its neighbours. At most 4 batches of images are held at a time.
+    So the predictions for an image never depend on its neighbours. At most 4 batches of images are held at a time.
 
     Yields:
         Positions in `images`, and those images prepared. Every position comes once; their order is by size.
@@ -167,7 +167,7 @@ def _batch(group: list[tuple[int, Sample]], spec: PreprocessingSpec) -> tuple[li
 
 
 def stack(samples: Sequence[Sample], spec: PreprocessingSpec) -> Prepared:
-    """One batch of resized images, zero-padded at the right and bottom to the largest (letterbox: to the spec's size)."""
+    """One batch of resized images, zero-padded right and below to the largest, or to the letterbox."""
     if not samples:
         raise ImageError("preprocess: got no image at all, expected at least one")
     sizes = np.array([pixels.shape[:2] for pixels, _ in samples], dtype=np.int64)
@@ -180,7 +180,10 @@ def stack(samples: Sequence[Sample], spec: PreprocessingSpec) -> Prepared:
 
 
 def padding_of(sizes: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_] | None:
-    """[B, height, width], True = padded, of a batch whose images without padding are [B, 2] (H, W); None: nothing is padded."""
+    """[B, height, width], True = padded, of a batch whose images without padding are [B, 2] (H, W).
+
+    None: nothing is padded.
+    """
     if (sizes == (height, width)).all():
         return None
     rows = np.arange(height)[None, :, None] >= sizes[:, 0, None, None]

@@ -1,4 +1,4 @@
-"""Randomness that is a function of (seed, epoch, index): workers, resume and the number of processes change no sample."""
+"""Randomness as a function of (seed, epoch, index), independent of workers, resume and processes."""
 
 from __future__ import annotations
 

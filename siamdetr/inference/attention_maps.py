@@ -1,4 +1,6 @@
-"""Detections of one image and the attention behind each, from any runtime. This module does not import torch.
+"""Detections of one image and the attention behind each, from any runtime.
+
+This module does not import torch.
 
 Letters in shapes: L layers, M heads, h and w cells over the image, K boxes, N sampling points of a head.
 """

@@ -1,4 +1,4 @@
-"""Record the queries and keys of a detector's attentions, so that the map of any query can be computed later.
+"""Record the queries and keys of a detector's attentions, to compute attention maps on demand.
 
 The maps of all queries of all layers take hundreds of megabytes for a large detector; the queries and keys they follow from take
 a few. `trace_attention` records those through hooks, so the detector runs unchanged, on its fused kernels.
@@ -48,7 +48,7 @@ class SampledPass:
     levels: Levels
 
     def points(self, image: int, query: int) -> tuple[Tensor, Tensor]:
-        """Sampling points of a query [M, L P, 2] (x, y), fractions of the unpadded image, and weights [M, L P], which sum to 1."""
+        """Sampling points [M, L P, 2] (x, y) of a query, fractions of the unpadded image; weights [M, L P]."""
         row = slice(query, query + 1)
         one = slice(image, image + 1)
         points, weights = self.module.look(self.query[one, row], self.references[one, row], self.levels)
@@ -62,7 +62,10 @@ AttentionPass = DensePass | SampledPass
 
 @dataclass
 class AttentionTrace:
-    """The attentions that `trace_attention` records, layer by layer; later passes of the detector are appended."""
+    """The attentions that `trace_attention` records, layer by layer.
+
+    Later passes of the detector are appended.
+    """
 
     encoder: list[AttentionPass] = field(default_factory=list)
     decoder: list[AttentionPass] = field(default_factory=list)

@@ -1,4 +1,7 @@
-"""The `Inspection` of a PyTorch detector: detections of one image, and attention maps computed on demand."""
+"""The `Inspection` of a PyTorch detector.
+
+Detections of one image, and attention maps computed on demand.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,10 @@ Answer = TypeVar("Answer")
 
 
 def read_samples(index: DetectionIndex, spec: PreprocessingSpec, workers: int) -> Iterator[tuple[int, Sample]]:
-    """Position and prepared image of all that can be read; those of one resized size come one after another."""
+    """Position and prepared image of all that can be read.
+
+    Those of one resized size come one after another.
+    """
     sizes = [resized_size((int(h), int(w)), spec) if h and w else (0, 0) for h, w in index.sizes]
     order = sorted(range(len(index)), key=lambda i: sizes[i])
 
@@ -35,7 +38,7 @@ def read_samples(index: DetectionIndex, spec: PreprocessingSpec, workers: int) -
 
 
 def _ordered_map(function: Callable[[Item], Answer], items: Sequence[Item], workers: int) -> Iterator[Answer]:
-    """`map` over threads that stay at most a few items ahead (Pillow decodes and resizes without the interpreter's lock)."""
+    """`map` over threads that stay at most a few items ahead."""
     if workers == 0:
         yield from map(function, items)
         return

@@ -32,8 +32,11 @@ class Facts(Protocol):
         """The score from which a box counts where nobody names one."""
 
 
-class Described:
-    """A model with the facts of its file, which predicts. A subclass sets `_facts` and defines `predict_batch`."""
+class OpenedModel:
+    """A model with the facts of its file, which predicts.
+
+    A subclass sets `_facts` and defines `predict_batch`.
+    """
 
     _facts: Facts
 
@@ -69,7 +72,9 @@ class Described:
         *,
         progress: Progress | None = None,
     ) -> sv.Detections | list[sv.Detections]:
-        """Detections of one image, or a list of them for a sequence; see `siamdetr.inference.predictor.predict`.
+        """Detections of one image, or a list of them for a sequence.
+
+        See `siamdetr.inference.predictor.predict`.
 
         Args:
             images: one PIL image, uint8 RGB array [H, W, 3], path, content of a file as bytes, or open binary file; or a

@@ -1,4 +1,7 @@
-"""The protocol of every runtime, and the way from its scored boxes to `supervision.Detections`. No torch is imported here."""
+"""The protocol of every runtime, and the way from its scored boxes to `supervision.Detections`.
+
+No torch is imported here.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +130,7 @@ def to_detections(
 
 
 def check_finite(scored: ScoredBoxes, row: int) -> None:
-    """That the scores and boxes of one image of a batch are numbers.
+    """Check that the scores and boxes of one image of a batch are finite.
 
     Raises:
         NonFiniteOutputError: some are NaN or infinite.
@@ -143,7 +146,7 @@ def check_finite(scored: ScoredBoxes, row: int) -> None:
 
 @dataclass(frozen=True)
 class Kept:
-    """The selected boxes of one image: [N, 4] float32 xyxy pixels inside it, [N] scores falling, [N] labels."""
+    """Selected boxes of one image: [N, 4] float32 xyxy pixels inside it, [N] falling scores, [N] labels."""
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]

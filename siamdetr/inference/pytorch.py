@@ -59,7 +59,7 @@ class PyTorchPredictor:
 
     @property
     def device(self) -> torch.device:
-        """Where the detector is."""
+        """The device of the detector."""
         return next(self.detector.parameters()).device
 
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
@@ -110,7 +110,7 @@ class PyTorchPredictor:
 def normalize_prepared(
     batch: Prepared, spec: PreprocessingSpec, device: torch.device | str
 ) -> tuple[Tensor, Tensor | None]:
-    """The inputs of a detector: float images [B, 3, H, W], 0 where padded, and padding [B, H, W] bool or None."""
+    """Inputs of a detector: float images [B, 3, H, W], 0 where padded, and padding [B, H, W] or None."""
     images = normalize_images(_to_device(batch.images, device), spec.mean, spec.std)
     if batch.padding is None:
         return images, None

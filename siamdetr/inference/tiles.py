@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How an image is cut.
+    """The tiling of an image.
 
     Attributes:
         size: side of a tile, pixels.
@@ -61,7 +61,9 @@ class Tiling:
 def predict_tiled(
     model: Predictor, image: ImageLike, tiling: Tiling, *, threshold: float = 0.5, batch_size: int = 8
 ) -> sv.Detections:
-    """Detections of an image, found tile by tile; of an image no larger than a tile those of the whole image.
+    """Detections of an image, found tile by tile.
+
+    Of an image no larger than a tile those of the whole image.
 
     Args:
         model: any opened model.

@@ -1,4 +1,7 @@
-"""Video, read and written by PyAV: files, network streams and cameras, frame by frame with their own times."""
+"""Video, read and written by PyAV.
+
+Files, network streams and cameras, frame by frame with their own times.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ class Frame:
 
 
 def is_video(source: str) -> bool:
-    """Whether `source` means a video: a file that ends like one, a stream's address, or the number of a camera."""
+    """Whether `source` means a video.
+
+    A file that ends like one, a stream's address, or the number of a camera.
+    """
     return source.isdigit() or source.lower().startswith(_ADDRESSES) or Path(source).suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -100,7 +106,9 @@ class VideoReader:
 
 
 class VideoWriter:
-    """An MP4 file of frames of one size, each shown at its own time; whole only when `close` has been called.
+    """An MP4 file of frames of one size, each shown at its own time.
+
+    Whole only when `close` has been called.
 
     Args:
         path: of the file.

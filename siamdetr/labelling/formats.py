@@ -1,4 +1,6 @@
-"""Files that label tools open: COCO, YOLO, PASCAL VOC, Label Studio and CVAT. Supervision writes what it can.
+"""Files that label tools open: COCO, YOLO, PASCAL VOC, Label Studio and CVAT.
+
+Supervision writes what it can.
 
 Boxes refer to the upright image. Bands and scores are written wherever the format has a place for them.
 """

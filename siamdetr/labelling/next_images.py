@@ -1,4 +1,6 @@
-"""Which unlabelled images to label next: those the model is unsure of and that resemble nothing chosen so far.
+"""Which unlabelled images to label next.
+
+Those the model is unsure of and that resemble nothing chosen so far.
 
 The score of an image is uncertainty x novelty. Uncertainty is that of its most doubtful box, 1 - |2 score - 1|; novelty is the
 distance to the nearest image that is labelled or chosen already, in features of the pretrained encoder. Images are chosen one

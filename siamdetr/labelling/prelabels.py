@@ -29,7 +29,10 @@ class Classes:
 
 
 def classes_of(model: Facts, *, objects: bool = False) -> Classes:
-    """The classes of a model; the data set's own ids where it knows them, else 1..C. With `objects` the one class "object"."""
+    """The classes of a model; the data set's own ids where it knows them, else 1..C.
+
+    With `objects` the one class "object".
+    """
     if objects:
         return Classes((OBJECT,), (1,))
     return Classes(model.class_names, model.category_ids or tuple(range(1, len(model.class_names) + 1)))
@@ -75,7 +78,9 @@ def prelabel(
     objects: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Prelabel | Unreadable]:
-    """Find objects in images, one result a file in the order given; an unreadable file does not stop the others.
+    """Find objects in images, one result a file in the order given.
+
+    An unreadable file does not stop the others.
 
     Args:
         model: any opened model.

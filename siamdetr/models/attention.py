@@ -1,4 +1,4 @@
-"""Multi-head attention, and a way to watch where a decoder looks.
+"""Multi-head attention, and a way to record the attention maps of a decoder.
 
 Attention runs through PyTorch's fused kernel. Only while `record_attention` is open is the softmax written out, and its weights
 kept, in the cross-attention of the decoder layers.
@@ -35,7 +35,7 @@ class AttentionRecorder:
 
 
 class Observed(nn.Module):
-    """Attention that `record_attention` can watch; `observable` marks a decoder's look at the image."""
+    """Attention that `record_attention` can record; `observable` marks a decoder's cross-attention."""
 
     def __init__(self, *, observable: bool) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def mask_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A bool mask, True = must not be looked at, as a term to add to attention scores; None stays None."""
+    """A bool mask, True = must not be attended to, as a term to add to attention scores; None stays None."""
     return None if mask is None else mask.to(dtype) * _MASKED
 
 
@@ -128,7 +128,7 @@ def padding_bias(padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 @contextmanager
 def record_attention(detector: nn.Module) -> Iterator[list[Tensor]]:
-    """Watch where the decoder of a detector looks.
+    """Record the cross-attention maps of a detector's decoder.
 
     Yields:
         A list which each pass through the detector fills anew: per decoder layer a detached [B, heads, Q, H, W], H and W in

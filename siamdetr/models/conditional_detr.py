@@ -24,7 +24,7 @@ from siamdetr.structures.model import Decoded, Memory, Queries
 
 
 class ConditionalSelfAttention(nn.Module):
-    """Queries look at each other; content and position have projections of their own and are added."""
+    """Self-attention among queries; content and position have separate projections, which are added."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -53,7 +53,9 @@ class ConditionalSelfAttention(nn.Module):
 
 
 class ConditionalCrossAttention(nn.Module):
-    """Queries look at the image: per head 2 D / heads channels of query and key, D / heads of value (§3.2).
+    """Cross-attention to the image.
+
+    Per head 2 D / heads channels of query and key, D / heads of value (§3.2).
 
     Only the first layer adds the learned query position to the content, which is still zero there, and the position of the
     cells to theirs; the later layers have no projection for it.

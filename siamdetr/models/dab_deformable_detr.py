@@ -1,5 +1,5 @@
-"""DAB-Deformable-DETR (Liu et al. 2022, arXiv:2201.12329, on Zhu et al. 2020, arXiv:2010.04159): queries are boxes, and look at
-points within them.
+"""DAB-Deformable-DETR (Liu et al. 2022, arXiv:2201.12329, on Zhu et al. 2020, arXiv:2010.04159): queries are boxes, and
+sample points within them.
 
 The decoder layer is Deformable DETR's. New are the queries, each a learned box with a learned content, and their position: read off
 the sine waves of the current box (cx, cy, w, h) and scaled, after the first layer, by what the query has seen. A box scales the
@@ -32,7 +32,10 @@ from siamdetr.structures.model import Decoded, Memory, Queries
 
 
 class ContentAnchorQueries(QuerySource):
-    """Learned boxes, each with a learned content, the same for every image; with `num_patterns` each once per pattern."""
+    """Learned boxes, each with a learned content, the same for every image.
+
+    With `num_patterns` each once per pattern.
+    """
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__(region_width=settings.dim)

@@ -1,8 +1,8 @@
-"""DAB-DETR (Liu et al. 2022, arXiv:2201.12329): queries are boxes, which the decoder refines from layer to layer.
+"""DAB-DETR (Liu et al. 2022, arXiv:2201.12329): queries are boxes, refined from layer to layer.
 
-The decoder layer is Conditional DETR's. New are where its positions come from and how the image is looked at: the query position is
+The decoder layer is Conditional DETR's. New are the origin of its positions and the cross-attention: the query position is
 read off the sine waves of the current box (cx, cy, w, h), and the spatial part of cross-attention is scaled by the ratio of a
-predicted to the current width and height, so that it looks as wide and as high as the object (§4.4). The encoder rescales the
+predicted to the current width and height, so that the attention is as wide and as high as the object (§4.4). The encoder rescales the
 cells' positions by what they hold.
 
 As the official code, unlike the paper's figure: the next reference comes from the decoder's output *before* the final norm, the
@@ -36,7 +36,7 @@ REFERENCE_EPS = 1e-3
 class AnchorQueries(QuerySource):
     """`num_queries` learned boxes, the same for every image, with content zero.
 
-    With `num_patterns` > 0 every box is asked once per pattern, a learned content (Anchor DETR, arXiv:2109.07107): the queries are
+    With `num_patterns` > 0 every box becomes one query per pattern, a learned content (Anchor DETR, arXiv:2109.07107): the queries are
     all boxes with the first pattern, then all with the second, and so on.
     """
 
@@ -61,7 +61,7 @@ def repeat_for_patterns(content: Tensor, anchors: Tensor, patterns: nn.Embedding
     Args:
         content: [Q, D], or [1, D] common to all boxes.
         anchors: [Q, 4].
-        patterns: P contents; None: every box is asked once, as it is.
+        patterns: P contents; None: every box becomes one query.
     Returns:
         [P Q, D] and [P Q, 4]: all boxes with the first pattern, then all with the second, and so on.
     """
@@ -84,7 +84,7 @@ def require_boxes(queries: Queries) -> Tensor:
 
 
 class RescalingEncoder(nn.Module):
-    """The encoder of DETR, the positions multiplied before each layer by a small network of what the cells hold."""
+    """The encoder of DETR, whose positions a small network rescales before each layer."""
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()

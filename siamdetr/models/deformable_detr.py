@@ -1,4 +1,4 @@
-"""The decoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159): queries look at a few points around a reference.
+"""The decoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159), which samples a few points.
 
 A reference point is read off the query's position. With `refine` each layer has heads of its own and starts from the boxes of the
 layer before it (§4.2, "iterative bounding box refinement"). With `two_stage` the encoder itself proposes a box at each cell, and
@@ -46,7 +46,7 @@ class ContentQueries(QuerySource):
 
 
 class ProposedQueries(QuerySource):
-    """Queries of which nothing is known before the encoder has proposed boxes: zeros, to which a two-stage decoder adds."""
+    """Zero queries, which a two-stage decoder fills from the encoder's proposals."""
 
     device_of: Tensor
 
@@ -62,7 +62,7 @@ class ProposedQueries(QuerySource):
 
 
 class DeformableDecoderLayer(nn.Module):
-    """Queries look at each other, then at points of the image; post-norm."""
+    """Self-attention among queries, then deformable cross-attention; post-norm."""
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Denoising queries (DN-DETR, Li et al. 2022, arXiv:2203.01305): in training the decoder also repairs noised copies of the targets.
+"""Denoising queries (DN-DETR, Li et al. 2022, arXiv:2203.01305): in training the decoder also
+reconstructs noised copies of the targets.
 
 Every target box appears once in each of several groups, with a noised label as content and a noised box as anchor. These queries
 stand before the learned ones, are not matched but answer for the box they were made from, and exist in training only. The
@@ -21,7 +22,7 @@ from siamdetr.settings.detector import DenoisingSettings
 from siamdetr.structures.model import Queries
 from siamdetr.structures.targets import Targets
 
-# Channels of the content that say "denoising"; a pretext must not write into them.
+# Channels of the content that mark denoising queries; a pretext must not write into them.
 INDICATOR_CHANNELS = 1
 # Distance that noised boxes are kept from 0 and 1, as DAB-DETR's references.
 ANCHOR_EPS = 1e-3
@@ -72,7 +73,9 @@ def add_noise(targets: Targets, settings: DenoisingSettings, draws: Draws) -> tu
 
 
 def denoising_slots(counts: tuple[int, ...], groups: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each noised box sits: image [groups M] and query [groups M], both int64, ordered as in `Draws`.
+    """The position of each noised box.
+
+    Image [groups M] and query [groups M], both int64, ordered as in `Draws`.
 
     A group has as many queries as the fullest image has boxes. Made on the device from counts known to the host: no transfer.
     """
@@ -83,7 +86,7 @@ def denoising_slots(counts: tuple[int, ...], groups: int, device: torch.device) 
 
 
 def group_mask(groups: int, group_size: int, num_matching: int, device: torch.device) -> Tensor:
-    """Who must not look at whom: [Q, Q] bool, True = row must not look at column, Q = groups x size + matching.
+    """Attention mask [Q, Q] bool, True = row must not attend to column, with Q = groups x size + matching.
 
     Nobody but a group itself sees its denoising queries; everybody sees the matching ones.
     """
@@ -112,7 +115,7 @@ def prepend_denoising(
     indicated = torch.cat([label_content, torch.ones_like(label_content[:, :INDICATOR_CHANNELS])], dim=-1)
     content = queries.content.new_zeros(images, groups * group_size, dim)
     content = content.index_put(slots, indicated.to(content.dtype))
-    # The way through the logit keeps anchors off 0 and 1, where no sigmoid reaches.
+    # Passing through the logit keeps anchors away from 0 and 1, which no sigmoid reaches.
     anchors = torch.full_like(content[..., :4], 0.5, dtype=queries.anchors.dtype)
     anchors = anchors.index_put(slots, inverse_sigmoid(noised_boxes, ANCHOR_EPS).sigmoid().to(anchors.dtype))
     return dataclasses.replace(

@@ -1,4 +1,6 @@
-"""One detector, several variants: backbone, encoder, queries, decoder and heads, composed of what a variant's builder supplies.
+"""One detector, several variants.
+
+Backbone, encoder, queries, decoder and heads, composed of what a variant's builder supplies.
 
 A new variant is one file with a builder and one entry in `siamdetr.settings.registry`.
 """
@@ -68,7 +70,7 @@ class Detector(nn.Module):
         return self.encode_features(self.backbone(images), padding)
 
     def encode_features(self, features: Maps, padding: Tensor | None = None) -> Memory:
-        """The encoder alone, on features that are already there.
+        """Run the encoder on given features.
 
         Args:
             features: [B, C, h, w] of `self.backbone`; of a pyramid, a tuple of them.
@@ -83,7 +85,7 @@ class Detector(nn.Module):
         return queries
 
     def training_queries(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
-        """The learned queries, after the denoising ones where the variant has such (`QuerySource.for_training`)."""
+        """The learned queries, preceded by denoising queries in detectors that have them."""
         return self.learned_queries.for_training(targets, settings, draws)
 
     @property
@@ -93,16 +95,16 @@ class Detector(nn.Module):
 
     @property
     def region_width(self) -> int:
-        """How many channels of a query a pretext may write region features into."""
+        """Number of channels of a query into which a pretext may write region features."""
         return self.learned_queries.region_width
 
     @property
     def heads(self) -> Heads:
-        """The prediction heads, as the decoder takes them."""
+        """The prediction heads, as the decoder needs them."""
         return Heads(self.class_head, self.box_head)
 
     def decode(self, queries: Queries, memory: Memory) -> Outputs:
-        """Decoder and heads: predictions of every decoder layer, those of denoising queries apart."""
+        """Decoder and heads: predictions of every decoder layer, with those of denoising queries separate."""
         decoded: Decoded = self.decoder(queries, memory, self.heads)
         logits, boxes, hidden = self.class_head(decoded.hidden), decoded.boxes, decoded.hidden
         first = queries.num_denoising
@@ -113,7 +115,7 @@ class Detector(nn.Module):
 
 
 def find_builder(name: str) -> Builder:
-    """The function that "module:function" means."""
+    """Import the function named by "module:function"."""
     module, _, function = name.partition(":")
     builder: Builder = getattr(importlib.import_module(module), function)
     return builder

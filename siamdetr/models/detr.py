@@ -1,6 +1,6 @@
 """The decoder of DETR (Carion et al. 2020, arXiv:2005.12872): learned query positions, zero content, boxes without reference.
 
-Post-norm as the encoder; with `pre_norm` each part looks at normalised queries and its output is added as it is.
+Post-norm as the encoder; with `pre_norm` each part takes normalised queries, and its output is added unnormalised.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from siamdetr.structures.model import Decoded, Memory, Queries
 
 
 class VanillaDecoderLayer(nn.Module):
-    """Queries look at each other, then at the image; positions are added to queries and keys of both."""
+    """Self-attention, then cross-attention; positions are added to queries and keys of both."""
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()

@@ -41,20 +41,23 @@ class DenoisingQueries(QuerySource):
         """The matching queries alone, for `batch_size` images: anchors [B, Q, 4], content, no position."""
         content = nn.functional.pad(self.content.weight, (0, INDICATOR_CHANNELS))  # [1 | Q, D]
         content, anchors = repeat_for_patterns(content, self.anchors.weight.sigmoid(), self.patterns)
-        if self.training:  # several processes wait for every gradient, also where nothing was noised
+        if self.training:  # with several processes every parameter needs a gradient, even if nothing was noised
             content = content + 0 * self.labels.weight.sum()
         return Queries(
             content=content.expand(batch_size, -1, -1), position=None, anchors=anchors.expand(batch_size, -1, -1)
         )
 
     def keep_labels(self, first: int, last: int) -> None:
-        """Forget, in place, the contents of all labels but first..last-1, which become 0, 1, ..."""
+        """Drop, in place, the contents of all labels except first..last-1, which become 0, 1, ..."""
         kept = self.labels.weight[first:last].detach().clone()
         self.labels = nn.Embedding(last - first, kept.shape[1], _weight=kept)
         self.num_classes = last - first
 
     def for_training(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
-        """Denoising and matching queries for the images of `targets`; only the matching ones where no image has a box."""
+        """Denoising and matching queries for the images of `targets`.
+
+        Only the matching ones where no image has a box.
+        """
         queries: Queries = self(len(targets.counts))
         count = settings.groups * len(targets.labels)
         if count == 0:

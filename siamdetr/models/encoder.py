@@ -1,6 +1,6 @@
-"""The transformer encoder that all single-scale detectors share (DETR, arXiv:2005.12872, appendix A.3).
+"""The transformer encoder of all single-scale detectors (DETR, arXiv:2005.12872, appendix A.3).
 
-Post-norm: each part's output is added and the sum normalised. With `pre_norm` (official UP-DETR) a part looks at normalised
+Post-norm: each part's output is added and the sum normalised. With `pre_norm` (official UP-DETR) a part takes normalised
 tokens, its output is added as it is, and one more norm ends the encoder.
 """
 
@@ -22,7 +22,7 @@ from siamdetr.structures.model import Memory
 def flatten_levels(
     levels: tuple[Tensor, ...], padding: Tensor | None, *, temperature: float, shift: float = 0.0
 ) -> Memory:
-    """Feature maps as one sequence of cells with their sine positions: what an encoder starts from.
+    """Flatten feature maps into one sequence of cells with their sine positions, the input of an encoder.
 
     Args:
         levels: [B, D, h, w] of each level, finest first.
@@ -48,7 +48,10 @@ def flatten_levels(
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention of feature cells, then a feed-forward part; positions enter queries and keys, not values."""
+    """Self-attention of feature cells, then a feed-forward part.
+
+    Positions enter queries and keys, not values.
+    """
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Prediction heads, the feed-forward part of a transformer layer, and how offsets from references become boxes."""
+"""Prediction heads, feed-forward networks, and the placing of boxes from offsets and references."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MLP(nn.Module):
 
 
 class LayerHeads(nn.Module):
-    """A head of its own for each decoder layer, and, where the encoder proposes boxes, one more for the proposals."""
+    """A separate head for each decoder layer, and one more for encoder proposals if there are any."""
 
     def __init__(self, heads: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class LayerHeads(nn.Module):
 
 
 def each_head(head: nn.Module) -> list[nn.Module]:
-    """The heads of all layers; one where they share it."""
+    """The heads of all layers; a single one if they share it."""
     return list(head.heads) if isinstance(head, LayerHeads) else [head]
 
 

@@ -1,6 +1,6 @@
-"""What a detector's builder supplies: the parts that a `Detector` is composed of.
+"""The parts of a detector, which its builder supplies and `Detector` composes.
 
-A builder takes the settings and the channels of the backbone's maps, and returns parts that are ready to train: initialised.
+A builder takes the settings and the channels of the backbone's maps, and returns initialised parts.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ class VariantParts:
 
 @runtime_checkable
 class OwnInitialization(Protocol):
-    """A module whose weights do not start as Xavier's."""
+    """A module with its own initialisation instead of Xavier's."""
 
     def initialize(self) -> None:
-        """Fill the module's own parameters anew."""
+        """Initialise the module's own parameters."""
 
 
 @torch.no_grad()
 def initialize_transformer(*modules: nn.Module) -> None:
-    """As the official code: Xavier for all weights, after which the modules with an initialisation of their own have it."""
+    """Initialise as the official code does.
+
+    Xavier for all weights, then the modules with their own initialisation.
+    """
     for module in modules:
         for parameter in module.parameters():
             if parameter.ndim > 1:

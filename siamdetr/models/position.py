@@ -1,4 +1,4 @@
-"""Sine positions of feature cells and of points (Vaswani et al. 2017, in two dimensions as DETR, arXiv:2005.12872).
+"""Sine positions of feature cells and points (Vaswani et al. 2017; DETR, arXiv:2005.12872).
 
 The y half comes first. Computed in float32 whatever the precision of the model: half precision errs by 2.5e-3.
 """
@@ -14,7 +14,7 @@ _TWO_PI = 2 * math.pi
 
 
 def image_positions(padding: Tensor, dim: int, *, temperature: float = 10000.0, shift: float = 0.0) -> Tensor:
-    """Positions of feature cells as fractions of the unpadded image, which ends with the last unpadded cell.
+    """Positions of feature cells as fractions of the unpadded image.
 
     Args:
         padding: [B, H, W] bool, True = padded.
@@ -59,7 +59,9 @@ def point_positions(points: Tensor, dim: int, *, temperature: float = 10000.0) -
 
 
 def box_positions(boxes: Tensor, dim: int, *, temperature: float = 10000.0) -> Tensor:
-    """Positions of boxes (DAB-DETR, arXiv:2201.12329, §4.2); the first half is `point_positions` of the centres.
+    """Positions of boxes (DAB-DETR, arXiv:2201.12329, §4.2).
+
+    The first half is `point_positions` of the centres.
 
     Args:
         boxes: [..., 4] (cx, cy, w, h) fractions.

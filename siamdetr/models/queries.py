@@ -1,4 +1,7 @@
-"""Where a decoder's queries come from: learned ones here; those of other detectors follow the same protocol."""
+"""Sources of a decoder's queries: learned ones here.
+
+Those of other detectors follow the same protocol.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ class QuerySource(nn.Module, abc.ABC):
         return queries
 
     def keep_labels(self, first: int, last: int) -> None:
-        """Forget, in place, what belongs to any label but first..last-1, which become 0, 1, ..."""
+        """Drop, in place, the parameters of all labels except first..last-1, which become 0, 1, ..."""
 
 
 class LearnedQueries(QuerySource):

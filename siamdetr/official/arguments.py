@@ -81,7 +81,9 @@ def detector_settings(
     variant: str,
     classifier: Literal["softmax", "focal"],
 ) -> DetectorSettings:
-    """Settings of an official detector: from the arguments, else from the tensors, else the official defaults.
+    """Settings of an official detector.
+
+    From the arguments, else from the tensors, else the official defaults.
 
     Raises:
         OfficialCheckpointError: arguments contradict tensors, or name an option that is not supported.
@@ -156,7 +158,10 @@ def observe(state_dict: Mapping[str, Tensor], *, classifier: Literal["softmax", 
 def observe_deformable(
     state_dict: Mapping[str, Tensor], *, heads: int, classifier: Literal["softmax", "focal"]
 ) -> dict[str, Fact]:
-    """Infer the options of Deformable DETR beyond `observe`; the number of points depends on the number of heads."""
+    """Infer the options of Deformable DETR beyond `observe`.
+
+    The number of points depends on the number of heads.
+    """
     facts: dict[str, Fact] = {}
 
     def add(option: str, tensor: str, value: Callable[[tuple[int, ...]], int | str]) -> None:

@@ -1,4 +1,6 @@
-"""Checkpoints of the official repositories: read without running code, checked to the last tensor, and converted.
+"""Checkpoints of the official repositories.
+
+Read without running code, checked to the last tensor, and converted.
 
 A family is one entry of `siamdetr.official.families.IMPORTERS`. `load_criterion` gives the matching losses.
 """

@@ -168,7 +168,10 @@ def _updetr_rules(module: Module) -> Sequence[Rule | Aside]:
 
 
 def _build_detreg(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector | DETReg:
-    """The pretext over Deformable DETR or DETR; for a finetuned file, which no longer has embeddings, the detector."""
+    """The pretext over Deformable DETR or DETR.
+
+    For a finetuned file, which no longer has embeddings, the detector.
+    """
     deformable = any("sampling_offsets" in name for name in tensors)
     classifier: Classifier = "focal" if deformable else "softmax"
     variant = "deformable" if deformable else "vanilla"

@@ -1,4 +1,4 @@
-"""Criteria under the option names of the official repositories, exported by `siamdetr.official.convert`."""
+"""Criteria under the option names of the official repositories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tensors of a checkpoint to their places in a module of ours: every tensor is accounted for, every place filled."""
+"""Tensors of a checkpoint to their places in a module of ours.
+
+Every tensor is accounted for, every place filled.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,10 @@ def distribute(
 
 
 def _split(name: str, tensor: Tensor, targets: Sequence[Tensor]) -> Sequence[Tensor]:
-    """A tensor in as many parts as it has targets: along the first axis, or, of as many rows as each target, along the second."""
+    """A tensor in as many parts as it has targets.
+
+    Along the first axis, or, of as many rows as each target, along the second.
+    """
     first = targets[0]
     axis = int(len(targets) > 1 and first.ndim == tensor.ndim == 2 and tensor.shape[0] == first.shape[0])
     parts = [target.shape[axis] if target.ndim else 1 for target in targets]

@@ -1,4 +1,7 @@
-"""Named recipes, plain nested dicts: the papers' (`presets/papers.py`) and the small ones of our own (`presets/small.py`)."""
+"""Named recipes, plain nested dicts.
+
+The papers' (`presets/papers.py`) and the small ones of our own (`presets/small.py`).
+"""
 
 from __future__ import annotations
 

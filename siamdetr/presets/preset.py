@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe: its description, and nested settings (see `siamdetr.settings.training`) for one stage or both."""
+    """A recipe: its description, and nested settings for one stage or both."""
 
     description: str
     pretrain: dict[str, Any] | None = None

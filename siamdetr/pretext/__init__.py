@@ -1,1 +1,4 @@
-"""Pretext tasks: what a detector learns from images without labels. One method, one file, one entry in `registry.py`."""
+"""Pretext tasks: what a detector learns from images without labels.
+
+One method, one file, one entry in `registry.py`.
+"""

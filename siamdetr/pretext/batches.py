@@ -20,15 +20,18 @@ from siamdetr.structures.targets import Targets, region_targets
 
 
 class PretextSample(Protocol):
-    """What pictures of a run need to know of a pretext's sample."""
+    """The part of a pretext's sample that pictures of a run need."""
 
     @property
     def panels(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
-        """One or two images [H, W, 3] uint8 RGB with their regions [n, 4] (cx, cy, w, h) fractions; the first is predicted on."""
+        """One or two images [H, W, 3] uint8 RGB with their regions [n, 4] (cx, cy, w, h) fractions.
+
+        The first is predicted on.
+        """
 
 
 class PretextBatch(Protocol):
-    """What training needs to know of a pretext's batch; its pretext knows the rest."""
+    """The part of a pretext's batch that training needs; the pretext knows the rest."""
 
     @property
     def targets(self) -> Targets:

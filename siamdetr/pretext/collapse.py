@@ -27,7 +27,7 @@ COLLAPSE_REMEDY = (
 
 
 def collapsed(figures: Mapping[str, float]) -> dict[str, str]:
-    """What has collapsed.
+    """The sign of a collapse in the monitors, if there is one.
 
     Args:
         figures: monitors of a step (mean over some steps) by name; others are not looked at.

@@ -1,4 +1,6 @@
-"""What pretext methods share: their shape, a frozen teacher, features of regions and crops, queries that know a region, matched losses.
+"""The parts shared by all pretext methods.
+
+Their shape, a frozen teacher, features of regions and crops, queries that know a region, matched losses.
 
 Letters in shapes: B images, P regions, Q queries, D width, F feature channels, h and w cells of the feature map.
 """
@@ -73,7 +75,9 @@ class FrozenTeacher:
 
 
 class Pretext(nn.Module, abc.ABC):
-    """What a method is: a module that holds the detector it pretrains. The backbone is the frozen teacher and stays as it is.
+    """A pretraining method: a module that holds its detector.
+
+    The backbone is the frozen teacher and stays as it is.
 
     A method gives `forward(batch)`, its losses by name; `predict(batch)`; and adds the weights of its own losses to `loss_weights`.
 
@@ -172,7 +176,9 @@ def jitter_boxes(boxes: Tensor, amount: float, generator: Generator | None = Non
 
 
 def region_features(features: Maps, boxes: Tensor, sizes: Tensor, strides: int | tuple[int, ...]) -> Tensor:
-    """Mean feature of each region: RoIAlign to 7x7 cells (not `aligned`, adaptive sampling, as in the official code).
+    """Mean feature of each region.
+
+    RoIAlign to 7x7 cells (not `aligned`, adaptive sampling, as in the official code).
 
     Args:
         features: [B, F, h, w] of the padded images, of each level.
@@ -225,7 +231,7 @@ def crops_at_once(images: Tensor, crops: Tensor) -> int:
 
 
 def matched_feature_loss(head: nn.Module, wanted: Tensor, outputs: Outputs, matches: Matches) -> Tensor:
-    """What the matched queries say of their regions' features, in every layer.
+    """Loss of the features that matched queries predict for their regions, in every layer.
 
     Args:
         head: [K, D] decoder output of a matched query -> [K, F] feature.
@@ -271,5 +277,8 @@ def pool_memory(memory: Memory) -> Tensor:
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """[..., F] twice -> [...] squared distance of the unit vectors, 2 - 2 cos, in [0, 4]; computed in float32."""
+    """[..., F] twice -> [...] squared distance of the unit vectors, 2 - 2 cos, in [0, 4].
+
+    Computed in float32.
+    """
     return (F.normalize(a.float(), dim=-1) - F.normalize(b.float(), dim=-1)).square().sum(-1)

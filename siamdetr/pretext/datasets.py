@@ -23,7 +23,9 @@ from siamdetr.structures.targets import region_targets
 
 
 class UnlabelledDataset(ImageDataset[Sample]):
-    """Images with their proposals; an image that is not in the store (a file that has changed since) gets EdgeBoxes here.
+    """Images with their proposals.
+
+    An image that is not in the store (a file that has changed since) gets EdgeBoxes here.
 
     Which images those are is kept like the unreadable ones: counted once, in all workers together.
     """

@@ -1,6 +1,6 @@
 """DETReg (Bar et al. 2022, arXiv:2106.04550): detect the regions that an unsupervised proposer found, and say what they look like.
 
-The queries are the detector's own, told nothing (§3.1). A matched query must say where its box is, that there is an object, and,
+The queries are the detector's own, without conditioning (§3.1). A matched query predicts its box, the class "object", and,
 in the last decoder layer, the frozen backbone's embedding of the region's crop (§3.2).
 
 Ours: the target network is the detector's own frozen backbone (in the official recipe both are SwAV's and neither trains), always

@@ -1,4 +1,6 @@
-"""Photometric augmentation of the Siamese views and crops: colour jitter, grey, blur (with p .8, .2 and .5 in the official code).
+"""Photometric augmentation of the Siamese views and crops.
+
+Colour jitter, grey, blur (with p .8, .2 and .5 in the official code).
 
 The arithmetic is torchvision's (`ColorJitter(.4, .4, .4, .1)`, `RandomGrayscale`, `GaussianBlur`) on uint8 arrays through OpenCV, where
 one 128-pixel crop costs about .2 ms instead of 2.5 ms: a pretraining sample has 22 images to augment. A test holds the two together.

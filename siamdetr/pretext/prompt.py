@@ -55,7 +55,10 @@ class RegionPrompt(nn.Module):
         return F.layer_norm(regions, regions.shape[-1:]) if self.settings.normalize_features else regions
 
     def draw(self, queries: Queries, kind: Told = "own") -> Tensor | None:
-        """[B, Q] bool, True = the query is told its region: drawn in training, none with `kind` "none"; None: all are."""
+        """[B, Q] bool, True = the query is told its region: drawn in training, none with `kind` "none".
+
+        None: all are.
+        """
         images, num_queries = queries.content.shape[:2]
         if kind == "none":
             return torch.zeros(images, num_queries, dtype=torch.bool, device=queries.content.device)
@@ -80,7 +83,10 @@ class RegionPrompt(nn.Module):
         return condition_queries(queries, each, content=self.settings.conditioning == "content")
 
     def allowed(self, outputs: Outputs, told: Tensor | None = None) -> Tensor | None:
-        """[M, Q] bool, True = the query may answer for the region: it was told it, or (`told` False) nothing; None: all may."""
+        """[M, Q] bool, True = the query may answer for the region: it was told it, or (`told` False) nothing.
+
+        None: all may.
+        """
         if self.settings.matching == "image":
             return None
         _, images, num_queries, _ = outputs.boxes.shape
@@ -101,7 +107,10 @@ class RegionPrompt(nn.Module):
         return {"monitor_told_share": own.float().sum() / max(1, len(own))}
 
     def folded(self, detector: Detector) -> Detector:
-        """The detector, in place, with the mean region in its learned content; unchanged without `fold_mean` or such a content."""
+        """The detector, in place, with the mean region in its learned content.
+
+        Unchanged without `fold_mean` or such a content.
+        """
         content = getattr(detector.learned_queries, "content", None)
         if self.mean is not None and self.settings.conditioning == "content" and isinstance(content, nn.Embedding):
             with torch.no_grad():
@@ -137,7 +146,9 @@ def condition_queries(queries: Queries, regions: Tensor, *, content: bool = Fals
 
 
 def group_mask(num_queries: int, num_groups: int, device: torch.device) -> Tensor:
-    """[Q, Q] bool, True = row must not look at column: queries of one region see each other and nobody else.
+    """[Q, Q] bool, True = row must not look at column.
+
+    Queries of one region see each other and nobody else.
 
     `num_groups` divides `num_queries`; the groups are those of `condition_queries`.
     """

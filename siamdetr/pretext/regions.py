@@ -1,4 +1,6 @@
-"""One view of an image with regions to be found in it: samples of UP-DETR (arXiv:2011.09094, §3.1) and DETReg (arXiv:2106.04550, §3.1).
+"""One view of an image with regions to be found in it.
+
+Samples of UP-DETR (arXiv:2011.09094, §3.1) and DETReg (arXiv:2106.04550, §3.1).
 
 Shortest sides of 320..480 pixels, at most 600 long, flips and crops like a finetuned detector's images, and each region cut out,
 resized and augmented by itself. Ours: regions are cut out of the view, flipped and clipped like it, where the official code cuts
@@ -92,7 +94,10 @@ def _transform(settings: OneViewSettings) -> FinetuneTransform:
 
 
 def _exactly(boxes: Boxes, wanted: int, pixels: Pixels, rng: Random) -> Boxes:
-    """[wanted, 4] boxes: the first ones, or where there are fewer, repeated ones; where there is none, random patches."""
+    """[wanted, 4] boxes: the first ones, or where there are fewer, repeated ones.
+
+    Where there is none, random patches.
+    """
     height, width = pixels.shape[:2]
     limit = np.asarray([0, 0, width, height], dtype=np.float32)
     if len(boxes) == 0:

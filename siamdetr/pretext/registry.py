@@ -1,4 +1,7 @@
-"""Which pretexts there are, and all in which one differs from another: a new pretext is a file and an entry here."""
+"""Which pretexts there are, and all in which one differs from another.
+
+A new pretext is a file and an entry here.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ __all__ = ["PRETEXTS", "PretextEntry", "name_of"]
 
 @dataclass(frozen=True)
 class PretextEntry:
-    """What command line, settings, training, report and study know of a pretext. Its key in `PRETEXTS` is its name in settings.
+    """The entry of a pretext, for command line, settings, training, report and study.
+
+    Its key in `PRETEXTS` is its name in settings.
 
     Attributes:
         name: in reports and plots, such as "Siamese DETR".

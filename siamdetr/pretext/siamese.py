@@ -52,7 +52,10 @@ class GlobalHead(nn.Module):
         self.predictor = nn.Sequential(nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, dim))
 
     def forward(self, view: Tensor, other: Tensor) -> Tensor:
-        """[B, in_dim] pooled memory of either view -> the symmetric loss, in [0, 4]; batch statistics are per view."""
+        """[B, in_dim] pooled memory of either view -> the symmetric loss, in [0, 4].
+
+        Batch statistics are per view.
+        """
         if self.training and len(view) < 2 and any(type(part) is nn.BatchNorm1d for part in self.projector):
             raise ValueError(
                 "SiameseDETR: the global loss needs batch statistics, so at least 2 images a process, got 1; raise the batch "
@@ -174,7 +177,10 @@ class SiameseDETR(Pretext):
         return outputs, pool_memory(memory), told
 
     def _wanted_features(self, batch: ViewBatch | CachedViewBatch) -> Tensor:
-        """[2BP, F] features of the crops, in the order of the targets: image i is asked for the regions of its other view."""
+        """[2BP, F] features of the crops, in the order of the targets.
+
+        Image i is asked for the regions of its other view.
+        """
         return swap_views(batch.crop_features(self.teacher)).flatten(0, 1)
 
     def _check(self, batch: ViewBatch | CachedViewBatch) -> None:

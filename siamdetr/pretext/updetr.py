@@ -1,8 +1,8 @@
-"""UP-DETR (Dai et al. 2021, arXiv:2011.09094): find in an image the patches that were cut out of it.
+"""UP-DETR (Dai et al. 2021, arXiv:2011.09094): localise in an image the patches cut from it.
 
-Every query is given the frozen backbone's feature of one patch (§3.1); queries of one patch look at each other and not at those of
-another (§3.2, eq. 4), and a share of them is not told its patch, so that boxes are also found without. A matched query must say
-where its box is, that there is an object, and what the patch's feature was (eq. 3).
+Every query is given the frozen backbone's feature of one patch (§3.1); queries of one patch attend to each other and not to those of
+another (§3.2, eq. 4). A share of them is not conditioned, so that boxes are also predicted without a patch. A matched query predicts
+its box, the class "object" and the patch's feature (eq. 3).
 
 Ours: the groups of queries are right for any number of patches (the official mask leaves rows empty where there are more patches
 than queries per patch); with several feature levels the patch's features of all levels stand side by side, as in Siamese DETR.

@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """What a cache is made from, besides the data set.
+    """The input of a cache, besides the data set.
 
     Attributes:
         folder: in which caches of different settings lie side by side.
@@ -67,7 +67,9 @@ class CacheRequest:
 
 @dataclass(frozen=True)
 class CachedViewBatch:
-    """Frozen features of two views of each of B images: view 1 of all, then view 2 of all; otherwise as `ViewBatch`.
+    """Frozen features of two views of each of B images: view 1 of all, then view 2 of all.
+
+    Otherwise as `ViewBatch`.
 
     Attributes:
         levels: [2B, F, h, w] float16 of each level, zero where padded.
@@ -233,7 +235,7 @@ def cached_views(source: SiameseDataset, request: CacheRequest, progress: Progre
 
 
 def _about(source: SiameseDataset, request: CacheRequest) -> dict[str, Any]:
-    """What the features depend on, in plain values."""
+    """Everything that the features depend on, in plain values."""
     backbone, index = request.teacher.backbone, source.index
     settings = to_json(source.settings)
     files = hashlib.sha256()

@@ -38,7 +38,7 @@ SCALES: dict[str, tuple[int, tuple[int, ...], int]] = {
 
 @dataclass(frozen=True)
 class ViewGeometry:
-    """Where the two views of an image lie.
+    """The geometry of the two views of an image.
 
     Attributes:
         frame: (height, width) in pixels of the resized image; all rectangles are (x0, y0, x1, y1) pixels in it, after the flip.
@@ -208,7 +208,10 @@ def repeat_regions(regions: Boxes, wanted: int, rect: NDArray[np.float32], rng: 
 
 
 def _outer_rect(height: int, width: int, rng: Random) -> Rect:
-    """A rectangle of whole pixels with an area of .5..1 of the image and an aspect of 3/4..4/3; after 10 tries, a centred one."""
+    """A rectangle of whole pixels with an area of .5..1 of the image and an aspect of 3/4..4/3.
+
+    After 10 tries, a centred one.
+    """
     for _ in range(10):
         area = rng.uniform(*OUTER_AREA) * height * width
         aspect = math.exp(rng.uniform(math.log(OUTER_ASPECT[0]), math.log(OUTER_ASPECT[1])))

@@ -1,4 +1,6 @@
-"""Compute the region proposals of a data set once, on all cores or a cluster, into one file; resumable.
+"""Compute the region proposals of a data set once, on all cores or a cluster, into one file.
+
+Resumable.
 
 `methods.py` computes the proposals of an image, `store.py` and `writing.py` read and write the file.
 """
@@ -22,7 +24,7 @@ from siamdetr.proposals.rows import Rows, StoredImage, concatenate_rows
 from siamdetr.proposals.store import ProposalStore
 from siamdetr.proposals.writing import file_stamp, read_known, write_part, write_store
 from siamdetr.system.file_lock import only_writer
-from siamdetr.system.parallel import Engine
+from siamdetr.system.parallel import TaskRunner
 from siamdetr.system.progress import Progress
 
 __all__ = ["ProposalStore", "compute_proposals", "open_proposals", "propose"]
@@ -57,7 +59,7 @@ def compute_proposals(
     store_path: str | Path,
     *,
     recipe: Recipe | None = None,
-    engine: Engine | None = None,
+    engine: TaskRunner | None = None,
     given: Mapping[int, Boxes] | None = None,
     part_size: int = 512,
     progress: Progress | None = None,
@@ -81,7 +83,7 @@ def compute_proposals(
     path, recipe = Path(store_path), recipe or Recipe()
     tell = progress or (lambda done, total: None)
     with only_writer(path, lambda: tell(0, len(index))):
-        _complete(index, path, recipe, engine or Engine(), given, part_size=part_size, tell=tell)
+        _complete(index, path, recipe, engine or TaskRunner(), given, part_size=part_size, tell=tell)
     return ProposalStore.open(path)
 
 
@@ -89,7 +91,7 @@ def _complete(
     index: DetectionIndex,
     path: Path,
     recipe: Recipe,
-    engine: Engine,
+    engine: TaskRunner,
     given: Mapping[int, Boxes] | None,
     *,
     part_size: int,
@@ -140,7 +142,9 @@ def _complete(
 def open_proposals(
     index: DetectionIndex, paths: Sequence[str | Path], *, progress: Progress | None = None
 ) -> ProposalStore:
-    """Open computed proposals, or their shards, for a data set; a warning gives the number of images they lack.
+    """Open computed proposals, or their shards, for a data set.
+
+    A warning gives the number of images they lack.
 
     Images are compared by content, whatever their path; those whose path, size and time are in the store need not be read.
 
@@ -158,7 +162,7 @@ def open_proposals(
     checked = unknown[:: -(-len(unknown) // _CHECKED) or 1]
     tasks = [(tuple(index.path(i) for i in part), store) for part in _parts_of(checked, 64)]
     missing, done = 0, 0
-    for count, lacking in Engine().run(_count_missing, tasks):
+    for count, lacking in TaskRunner().run(_count_missing, tasks):
         missing, done = missing + lacking, done + count
         if progress is not None:
             progress(done, len(checked))

@@ -1,4 +1,6 @@
-"""Compute region proposals of one image without labels: EdgeBoxes, Selective Search, both merged, or random.
+"""Compute region proposals of one image without labels.
+
+EdgeBoxes, Selective Search, both merged, or random.
 
 EdgeBoxes (Zitnick and Dollár 2014) and Selective Search (Uijlings et al. 2013, "fast") are OpenCV's. As in the official Siamese DETR,
 an image without boxes is sharpened and enlarged, and as a last resort gets the centred box of half its sides. Ours:
@@ -84,7 +86,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Proposed:
-    """Boxes of one image: [n, 4] float32 (x0, y0, x1, y1) fractions of it, best first, n >= 1; and whether they are a fallback."""
+    """Boxes of one image: [n, 4] float32 (x0, y0, x1, y1) fractions of it, best first, n >= 1.
+
+    And whether they are a fallback.
+    """
 
     boxes: Boxes
     fallback: Fallback
@@ -193,7 +198,7 @@ def merge_proposals(a: Boxes, b: Boxes) -> Boxes:
 
 
 def pairwise_overlap(a: Boxes, b: Boxes) -> NDArray[np.float32]:
-    """[n, m] intersection over union of (x0, y0, x1, y1) boxes [n, 4] and [m, 4] in one unit; 0 where both have no area."""
+    """[n, m] IoU of (x0, y0, x1, y1) boxes [n, 4] and [m, 4] in one unit; 0 where both have no area."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     sides = (high - low).clip(min=0)

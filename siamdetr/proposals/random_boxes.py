@@ -13,7 +13,9 @@ MOST_ASPECT = 8.0  # longer side / shorter side
 
 
 def random_boxes(rng: Random, draws: int = RANDOM_DRAWS) -> NDArray[np.float32]:
-    """[n, 4] random (x0, y0, x1, y1) in the unit square, n >= 1: of `draws` uniform pairs of corners, those of area >= .05 and aspect <= 8.
+    """[n, 4] random (x0, y0, x1, y1) in the unit square, n >= 1.
+
+    Of `draws` uniform pairs of corners, those of area >= .05 and aspect <= 8.
 
     In the unlikely case that none is left, the centred box of half the sides.
     """

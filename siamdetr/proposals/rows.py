@@ -114,6 +114,6 @@ def _as_bytes(rows: NDArray[np.uint8]) -> list[bytes]:
 
 
 def _words(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """The two halves of 16-byte rows as numbers, the less significant first: `lexsort` takes its last key first."""
+    """The two halves of 16-byte rows as numbers, the less significant first, as `lexsort` needs."""
     words = np.ascontiguousarray(rows).view(">u8").reshape(-1, 2).astype(np.uint64)
     return words[:, 1], words[:, 0]

@@ -34,7 +34,9 @@ SCHEMA = pa.schema(
 
 
 class ProposalStore:
-    """Proposals of many images, looked up by the key of the file's content. Open with `ProposalStore.open`.
+    """Proposals of many images, looked up by the key of the file's content.
+
+    Open with `ProposalStore.open`.
 
     The files are memory-mapped: opening reads no rows, and all processes share their pages.
     """

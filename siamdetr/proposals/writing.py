@@ -95,7 +95,10 @@ def _write(path: Path, recipe: str, rows: Rows) -> None:
 
 
 def _fanout(keys: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """[n] the first row of each of n equal shares of the key space; share s holds the keys whose first 8 bytes k give floor(k n / 2^64) = s."""
+    """[n] the first row of each of n equal shares of the key space.
+
+    Share s holds the keys whose first 8 bytes k give floor(k n / 2^64) = s.
+    """
     count = len(keys)
     first = keys[:, :8].copy().view(">u8").reshape(-1).astype(np.uint64)
     high, low = first >> np.uint64(32), first & np.uint64(0xFFFFFFFF)  # the product needs more than 64 bits

@@ -1,4 +1,6 @@
-"""The report of an evaluation: COCO's figures, thresholds, confusion, curves, and the worst mistakes as pictures.
+"""The report of an evaluation.
+
+COCO's figures, thresholds, confusion, curves, and the worst mistakes as pictures.
 
 What it leaves in a folder: report.html, plots/*.png and *.svg, mistakes/*.jpg, thresholds.csv, confusion.csv, mistakes.csv.
 """
@@ -32,7 +34,7 @@ DEFAULT_THRESHOLD = 0.5  # where nothing is found at any threshold
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an evaluation shows at one threshold of the score.
+    """The results of an evaluation at one score threshold.
 
     Attributes:
         matched: all detections.
@@ -84,7 +86,10 @@ def plots_of(analysis: Analysis) -> list[Plot]:
 
 
 def write_evaluation(folder: Path, metrics: DetectionMetrics, analysis: Analysis, *, title: str, lead: str) -> Path:
-    """Write the report of an evaluation with its plots, pictures and tables; returns the path of report.html."""
+    """Write the report of an evaluation with its plots, pictures and tables.
+
+    Returns the path of report.html.
+    """
     save_plots(folder, plots_of(analysis))
     for number, mistake in enumerate(worst_mistakes(analysis.mistakes), start=1):
         data = _jpeg(mistake, analysis.matched)

@@ -1,4 +1,7 @@
-"""Pictures of single mistakes: the part of the image around them, the truth dashed, the detection solid."""
+"""Pictures of single mistakes.
+
+The part of the image around them, the truth dashed, the detection solid.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def picture_of(mistake: Mistake, index: DetectionIndex) -> bytes:
 
 
 def caption_of(mistake: Mistake, index: DetectionIndex) -> str:
-    """What the picture shows, in one line."""
+    """The caption of the picture, in one line."""
     name = index.class_names[mistake.label]
     where = f"image {index.image_ids[mistake.image]}"
     if mistake.kind == "missed":

@@ -95,7 +95,7 @@ class DetectorSettings(Settings):
 
     @property
     def entry(self) -> DetectorEntry:
-        """What the registry says of the variant."""
+        """The registry's entry of the variant."""
         return detector_entry(self.variant)
 
     @property
@@ -120,7 +120,7 @@ class DetectorSettings(Settings):
 
 
 class DenoisingSettings(Settings):
-    """Noised copies of the targets that denoising detectors learn to repair (DN-DETR, arXiv:2203.01305, §4)."""
+    """Noised targets that denoising detectors learn to reconstruct (DN-DETR, arXiv:2203.01305, §4)."""
 
     groups: int = Field(5, ge=0, description="copies of every target, each in a group of its own; 0: no denoising")
     label_noise: float = Field(0.2, ge=0, le=1, description="share of the labels that are drawn anew")

@@ -16,7 +16,10 @@ Augmentation = Literal["none", "flip", "scale", "detr"]
 
 
 class PretextSettings(Settings):
-    """Settings of every pretraining method: its images, its regions, and the weights of the matched box losses."""
+    """Settings of every pretraining method.
+
+    Its images, its regions, and the weights of the matched box losses.
+    """
 
     num_regions: int = Field(10, ge=1, description="regions of an image that are to be found")
     size: int | tuple[int, int] = Field(480, description="largest shortest side, pixels, or a fixed (height, width)")
@@ -41,7 +44,10 @@ class PretextSettings(Settings):
 
 
 class PromptSettings(PretextSettings):
-    """How queries are told their regions, and who may answer for one: Siamese DETR and UP-DETR. The defaults are the official ones."""
+    """How queries are told their regions, and who may answer for one: Siamese DETR and UP-DETR.
+
+    The defaults are the official ones.
+    """
 
     conditioning: Literal["position", "content"] = Field(
         "position",
@@ -63,7 +69,10 @@ class PromptSettings(PretextSettings):
 
 
 class SiameseSettings(PromptSettings):
-    """Siamese DETR pretraining (arXiv:2303.18144). Weights: ImageNet 10 and 3 (Conditional 5), COCO .3 and 3, else 1 and 1."""
+    """Siamese DETR pretraining (arXiv:2303.18144).
+
+    Weights: ImageNet 10 and 3 (Conditional 5), COCO .3 and 3, else 1 and 1.
+    """
 
     num_regions: int = Field(10, ge=1, description="regions a view; the first is the intersection of the views")
     box_jitter: float = Field(0.1, ge=0, le=0.5, description="of width and height, on the boxes that are pooled")
@@ -92,7 +101,10 @@ class SiameseSettings(PromptSettings):
 
 
 class UPDETRSettings(PromptSettings):
-    """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): localise patches of an image in it. The defaults are the official ones."""
+    """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): localise patches of an image in it.
+
+    The defaults are the official ones.
+    """
 
     proposals: Proposals = Field("random", description="official: random; edgeboxes: the same boxes as other methods")
     augment: Augmentation = Field(
@@ -103,7 +115,7 @@ class UPDETRSettings(PromptSettings):
 
 
 class DETRegSettings(PretextSettings):
-    """DETReg pretraining (Bar et al. 2022, arXiv:2106.04550): detect proposed regions and predict their embedding."""
+    """DETReg (Bar et al. 2022, arXiv:2106.04550): detect proposed regions and predict their embedding."""
 
     num_regions: int = Field(30, ge=1, description="proposals of an image at most, the first ones")
     augment: Augmentation = Field(

@@ -20,7 +20,7 @@ _ANCHORS = frozenset({"num_patterns"})
 
 @dataclass(frozen=True)
 class DetectorEntry:
-    """What the rest of the code knows of a detector.
+    """The entry of a detector, for the rest of the code.
 
     Attributes:
         name: as its paper calls it.

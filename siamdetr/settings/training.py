@@ -20,7 +20,7 @@ Logger = Literal["wandb", "mlflow"]
 
 
 class DataSettings(Settings):
-    """Where the images are, and how they are read."""
+    """The paths of the images, and the way they are read."""
 
     paths: tuple[str, ...] = Field(..., min_length=1, description="data sets or folders of images")
     format: str = Field("auto", description="auto, coco, voc, yolo or folder")
@@ -60,7 +60,10 @@ class OptimizerSettings(Settings):
 
 
 class ScheduleSettings(Settings):
-    """The learning rate over the run, as a factor of `optimizer.lr`; `drop_at` and `warmup` are fractions of the run."""
+    """The learning rate over the run, as a factor of `optimizer.lr`.
+
+    `drop_at` and `warmup` are fractions of the run.
+    """
 
     name: Literal["step", "cosine", "onecycle", "constant"] = "step"
     warmup: float = Field(
@@ -71,7 +74,10 @@ class ScheduleSettings(Settings):
 
 
 class RunSettings(Settings):
-    """The settings that both stages share. Those of pretraining are in `siamdetr.pretext.run_settings`, which knows the pretexts."""
+    """The settings that both stages share.
+
+    Those of pretraining are in `siamdetr.pretext.run_settings`, which knows the pretexts.
+    """
 
     stage: ClassVar[Stage]
 

@@ -1,1 +1,1 @@
-"""Studies: does pretraining help on these images? The paper's protocols as grids of runs, resumable, with intervals and a report."""
+"""Studies of pretraining: the paper's protocols as resumable grids of runs, with intervals and a report."""

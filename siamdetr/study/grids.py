@@ -1,4 +1,4 @@
-"""The cells of each study. Every comparison includes training from scratch on the same splits and seeds."""
+"""The cells of each study; every comparison includes scratch on the same splits and seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What reports and plots call an initialisation, and the colour they draw it in: scratch, or a pretext of the registry."""
+"""Names and colours of initialisations in reports and plots.
+
+Scratch, or a pretext of the registry.
+"""
 
 from __future__ import annotations
 

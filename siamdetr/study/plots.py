@@ -1,4 +1,4 @@
-"""Plots of a study: one colour per initialisation, always with intervals, and names beside their lines."""
+"""Plots of a study: one colour per initialisation, with intervals and names beside the lines."""
 
 from __future__ import annotations
 
@@ -72,7 +72,10 @@ def differences(name: str, title: str, rows: Mapping[str, Sequence[tuple[str, In
 def labelled_dots(
     name: str, title: str, groups: Mapping[str, Sequence[tuple[str, Interval]]], *, x_label: str, base: Interval | None
 ) -> Plot:
-    """Dots with intervals, one row each, in titled groups: group -> (label, value); `base` is drawn as a band behind them."""
+    """Dots with intervals, one row each, in titled groups: group -> (label, value).
+
+    `base` is drawn as a band behind them.
+    """
     count = sum(map(len, groups.values())) + 1.2 * len(groups)
     with plot_figure(5.8, max(2.0, 0.7 + 0.25 * count)) as figure:
         axes = figure.add_subplot()

@@ -193,7 +193,10 @@ def _cost(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
 
 
 def _peak_mib() -> float:
-    """The peak memory of this process, MiB. On Linux ru_maxrss would include the process that started this one."""
+    """The peak memory of this process, MiB.
+
+    On Linux ru_maxrss would include the process that started this one.
+    """
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

@@ -20,7 +20,7 @@ from siamdetr.study.grids import plan
 from siamdetr.study.run_cell import CELLS, CellOutcome, CellResult, CellTask, cell_folder, read_result, run_cell
 from siamdetr.study.settings import StudySettings, pretrain_settings
 from siamdetr.study.study_folder import check_folder, splits_of, write_folder
-from siamdetr.system.parallel import Engine
+from siamdetr.system.parallel import TaskRunner
 from siamdetr.system.progress import Progress
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.open_datasets import FinetuneData, open_labelled, open_unlabelled
@@ -62,7 +62,7 @@ class Grid:
 
 
 def open_grid(study: StudySettings, folder: str | Path, *, write: bool = True) -> Grid:
-    """Open the grid of a study in a folder, with the cells that earlier calls or other studies have finished.
+    """Open the grid of a study in a folder, with the cells finished so far.
 
     Args:
         study: the settings.
@@ -85,7 +85,7 @@ def open_grid(study: StudySettings, folder: str | Path, *, write: bool = True) -
 
 
 def run_grid(
-    grid: Grid, *, engine: Engine, device: str = "auto", threads: int | None = None, progress: Progress, told: Told
+    grid: Grid, *, engine: TaskRunner, device: str = "auto", threads: int | None = None, progress: Progress, told: Told
 ) -> Grid:
     """Run the missing cells, pretraining first; returns the grid with the new results.
 

@@ -1,4 +1,4 @@
-"""Means of few runs with 95 % intervals (Student's t), and differences of pairs that share seed and split."""
+"""Means of few runs with 95 % intervals (Student's t), and differences paired by seed and split."""
 
 from __future__ import annotations
 

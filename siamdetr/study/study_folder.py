@@ -1,4 +1,4 @@
-"""Read and write study.json (the settings that all studies of a folder share) and splits.json (the images of each part)."""
+"""Read and write study.json (shared settings) and splits.json (the images of each part)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_folder(study: StudySettings, folder: Path) -> None:
 def splits_of(
     folder: Path, train: DetectionIndex, cells: Sequence[Cell]
 ) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """The images of each fraction and seed, including earlier calls, and the classes that a fraction leaves without labels.
+    """The images of each fraction and seed, and the classes that a fraction leaves without labels.
 
     Raises:
         StudyError: an earlier split had other images, so the data has changed.
@@ -105,7 +105,7 @@ def _with_earlier(folder: Path, splits: dict[str, list[str]]) -> dict[str, list[
 
 
 def _identity(study: StudySettings) -> dict[str, Any]:
-    """The settings that all studies of a folder share, including the preset's values, since a changed preset gives other cells."""
+    """The settings that all studies of a folder share, including the preset's values."""
     cell = Cell("pretrain", study.methods[0])
     base = to_json(pretrain_settings(study, cell, Path("cell")))
     fine = to_json(resolve(FinetuneSettings, preset=study.preset, flags={"data.paths": list(study.data)}))

@@ -1,4 +1,7 @@
-"""Atomic files: at every moment the whole old file or the whole new one. Every file that matters is written through here."""
+"""Atomic files: at every moment the whole old file or the whole new one.
+
+Every file that matters is written through here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def atomic_write(path: str | Path, writer: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that at every moment `path` is the whole old file or the whole new one, also after power loss.
+    """Write a file atomically: `path` is always the whole old file or the whole new one.
 
     A temporary file in the same folder, flush, fsync, rename, fsync of the folder.
 
@@ -51,7 +54,9 @@ def atomic_text(path: str | Path, text: str) -> None:
 
 
 def move_into_place(source: Path, target: Path) -> None:
-    """Give a finished file its name, in the place of the file that has it; whole at every moment, also after power loss.
+    """Give a finished file its name, in the place of the file that has it.
+
+    Whole at every moment, also after power loss.
 
     Args:
         source: a file on the same disk, such as one in a temporary folder beside the target.
@@ -96,7 +101,7 @@ def sweep_temporaries(folder: str | Path, *, owned: bool = False) -> int:
 
 
 class _Guard:
-    """A binary file that remembers the OSError of a failed write: torch.save hides it behind a RuntimeError."""
+    """A binary file that remembers the OSError of a failed write, which torch.save hides."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another; alone, each function gives its own value back."""
+"""Communication between the processes of a run; alone, each function returns its own value."""
 
 from __future__ import annotations
 

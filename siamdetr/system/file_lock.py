@@ -51,7 +51,10 @@ def only_writer(path: Path, waiting: Callable[[], object] = lambda: None) -> Ite
 
 
 def _open_locked(lock: Path) -> int | None:
-    """The lock file, open and locked; None: another program has it. Where the file system knows no locks, there is none."""
+    """The lock file, open and locked; None: another program has it.
+
+    Where the file system knows no locks, there is none.
+    """
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

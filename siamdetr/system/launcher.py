@@ -1,4 +1,7 @@
-"""Who started this process, and as which of how many: torchrun, SLURM's srun, Lightning for `devices`, or a person. Imports no torch."""
+"""The launcher of this process, its rank and the number of processes.
+
+Torchrun, SLURM's srun, Lightning for `devices`, or a person. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class Launch:
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """How this process was started, as the environment says.
+    """Read from the environment how this process was started.
 
     SLURM announces tasks in every shell of a job (`salloc`, a script of `sbatch`); only srun starts them. So its variables count in a
     step of srun, and there those of the step.
@@ -74,7 +77,10 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
 
 
 def is_slurm_step(environment: Mapping[str, str]) -> bool:
-    """Whether srun started this process. A shell of the job has SLURM_JOB_ID, and perhaps SLURM_PROCID=0, but no step's number."""
+    """Whether srun started this process.
+
+    A shell of the job has SLURM_JOB_ID, and perhaps SLURM_PROCID=0, but no step's number.
+    """
     if "SLURM_STEP_ID" in environment or "SLURM_JOB_ID" not in environment:
         return "SLURM_PROCID" in environment
     return environment.get("SLURM_PROCID", "0") != "0"

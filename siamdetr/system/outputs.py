@@ -78,7 +78,10 @@ def check_outputs(
 
 
 def model_reads(name: str, path: Path) -> list[Read]:
-    """What opening a model reads: its file, or the files of its run folder or bundle, not what lies deeper."""
+    """What opening a model reads.
+
+    Its file, or the files of its run folder or bundle, not what lies deeper.
+    """
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     return [Read(name, file) for file in files]
 
@@ -102,7 +105,10 @@ def _check_file(
 
 
 def _identities(path: Path) -> list[Identity]:
-    """The names of a file under which two paths are the same; by inode also where upper and lower case are not told apart."""
+    """The names of a file under which two paths are the same.
+
+    By inode also where upper and lower case are not told apart.
+    """
     found: list[Identity] = [path.resolve()]
     try:
         status = path.stat()

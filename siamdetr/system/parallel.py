@@ -30,8 +30,8 @@ def _never() -> bool:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """Where tasks run.
+class TaskRunner:
+    """The place where tasks run.
 
     Attributes:
         kind: "here", one after the other; "threads" of this process (for functions that release Python's lock); "processes",
@@ -54,7 +54,9 @@ class Engine:
     def run(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], *, stopped: Callable[[], bool] = _never
     ) -> Iterator[Result]:
-        """Yield results as they become ready, in any order. A task that raises ends the iteration with its error and cancels the others.
+        """Yield results as they become ready, in any order.
+
+        A task that raises ends the iteration with its error and cancels the others.
 
         Args:
             function: of a module's top level; with "processes" and "ray" it and the tasks are sent to other processes.
@@ -121,7 +123,10 @@ def _run_in_pool(
 def _run_in_processes(
     function: Callable[[Task], Result], tasks: Iterable[Task], *, count: int, fresh: bool, stopped: Callable[[], bool]
 ) -> Iterator[Result]:
-    """Run in processes that hold a pipe from this one. It closes when they should stop, and when this process dies."""
+    """Run in processes that hold a pipe from this one.
+
+    It closes when they should stop, and when this process dies.
+    """
     context = get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
     once = 1 if fresh else None
@@ -142,7 +147,7 @@ def _run_in_processes(
 
 
 def _begin_worker(lifeline: connection.Connection) -> None:
-    """In a new process: from now on only the pipe stops it, whatever signals the terminal sends to all processes."""
+    """In a new process: from now on only the pipe stops it, not the terminal's signals."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     watch = SignalWatch().__enter__()  # never left: it is the outermost of this process
     threading.Thread(target=_hang_on, args=(lifeline, watch), daemon=True).start()
@@ -167,7 +172,7 @@ def _unless_called_off(task: tuple[Callable[[Task], Result], Task]) -> list[Resu
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Processes started inside the block begin with SIGINT and SIGTERM blocked, so that none dies while it still imports."""
+    """Processes started inside the block begin with SIGINT and SIGTERM blocked."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -176,7 +181,7 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _run_on_ray(
-    function: Callable[[Task], Result], tasks: Iterable[Task], engine: Engine, stopped: Callable[[], bool]
+    function: Callable[[Task], Result], tasks: Iterable[Task], engine: TaskRunner, stopped: Callable[[], bool]
 ) -> Iterator[Result]:
     ray = _connected(engine)
     remote = ray.remote(num_cpus=engine.cpus, num_gpus=engine.gpus, max_retries=engine.retries)(function)
@@ -197,7 +202,7 @@ def _run_on_ray(
         ray.shutdown()
 
 
-def _connected(engine: Engine) -> Any:
+def _connected(engine: TaskRunner) -> Any:
     try:
         import ray
     except ImportError:

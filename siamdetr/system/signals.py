@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: finish the current step, save, exit with 130 or 143. A second signal exits at once."""
+"""Ctrl-C and SIGTERM: finish the current step, save, exit with 130 or 143.
+
+A second signal exits at once.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class Interrupted(SystemExit):
 
 
 class SignalWatch:
-    """While entered, SIGINT and SIGTERM only set a flag, which long work polls: training between steps, evaluation between images.
+    """While entered, SIGINT and SIGTERM only set a flag that long work polls.
 
     Nested watches share one flag, so that a signal between two pieces of work is not lost. A signal that was ignored before stays
     ignored, as SIGINT is for background jobs of a shell without job control. Outside the main thread, where Python allows no

@@ -1,4 +1,7 @@
-"""How many processor cores this process may use: the machine's, less what affinity and the container's limit take away."""
+"""The number of processor cores that this process may use.
+
+The machine's, less what affinity and the container's limit take away.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ def usable_cores(root: Path = _ROOT) -> int:
 
 
 def cgroup_quota(root: Path = _ROOT) -> float | None:
-    """Cores that the control groups of this process allow, perhaps a fraction; None: no limit, or no control groups.
+    """Cores that the control groups of this process allow, perhaps a fraction.
+
+    None: no limit, or no control groups.
 
     Every group above limits as well, so the least limit counts (Linux, Documentation/admin-guide/cgroup-v2.rst, "CPU interface files").
     """
@@ -33,14 +38,20 @@ def cgroup_quota(root: Path = _ROOT) -> float | None:
 
 
 def limit_numeric_libraries(environment: dict[str, str] | os._Environ[str] = os.environ) -> None:
-    """Tell OpenMP, before it is loaded, of a limit that it does not see: it knows affinity, but no container's quota."""
+    """Tell OpenMP, before it is loaded, of a limit that it does not see.
+
+    It knows affinity, but no container's quota.
+    """
     quota = cgroup_quota()
     if quota is not None and "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = str(usable_cores())
 
 
 def _groups(root: Path) -> list[Path]:
-    """The folders of this process's control groups and of those above them; version 2, and the `cpu` controller of version 1."""
+    """The folders of this process's control groups and of those above them.
+
+    Version 2, and the `cpu` controller of version 1.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What one of our files is, in plain values: the body of `siamdetr info`."""
+"""Describe one of our files in plain values, for `siamdetr info`."""
 
 from __future__ import annotations
 

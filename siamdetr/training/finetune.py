@@ -23,7 +23,7 @@ from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune_module import FinetuneModule
 from siamdetr.training.finetune_setup import first_batch, resolved
 from siamdetr.training.initial_weights import Start, run_normalization, start
-from siamdetr.training.loop import Session, begin, run_length, save_detector, seed_weights, train
+from siamdetr.training.loop import TrainingJob, begin, run_length, save_detector, seed_weights, train
 from siamdetr.training.open_datasets import open_labelled
 from siamdetr.training.optim import freeze
 from siamdetr.training.pictures import save_pictures
@@ -58,24 +58,22 @@ def finetune(
         freeze(detector, settings.freeze)
         images = settings.images
         preprocessing = PreprocessingSpec.from_size(images.size, images.max_size).normalized_by(normalization)
-        session = _finetune_session(
-            detector, settings, index, begun, preprocessing=preprocessing, total_steps=length.total
-        )
+        job = _finetune_job(detector, settings, index, begun, preprocessing=preprocessing, total_steps=length.total)
         evaluator = None
         if data.val is not None:
             every = max(1, round(settings.val_every * length.per_epoch))
-            evaluator = _evaluator(session, settings, run.path, data.val, every=every, watch=watch, progress=sink)
-            session = dataclasses.replace(session, callbacks=(evaluator,))
-        seconds = train(session, settings, run, watch=watch, progress=sink)
+            evaluator = _evaluator(job, settings, run.path, data.val, every=every, watch=watch, progress=sink)
+            job = dataclasses.replace(job, callbacks=(evaluator,))
+        seconds = train(job, settings, run, watch=watch, progress=sink)
     if launch().is_first:
         if data.val is not None:
             save_pictures(run.path, data.val)
         write_report(run.path)
     metrics = evaluator.metrics if evaluator is not None else None
-    return RunResult(run.path, find_model_file(run.path), session.module.step, seconds, metrics, begun.fresh)
+    return RunResult(run.path, find_model_file(run.path), job.module.step, seconds, metrics, begun.fresh)
 
 
-def _finetune_session(
+def _finetune_job(
     detector: Detector,
     settings: FinetuneSettings,
     index: DetectionIndex,
@@ -83,7 +81,7 @@ def _finetune_session(
     *,
     preprocessing: PreprocessingSpec,
     total_steps: int,
-) -> Session:
+) -> TrainingJob:
     what = f"finetune: {settings.detector.variant} on {', '.join(settings.data.paths)} ({len(index)} images)"
 
     def metadata(step: int) -> ModelMetadata:
@@ -96,7 +94,7 @@ def _finetune_session(
 
     augment = "none" if settings.overfit_batch else settings.images.augment
     transform = FinetuneTransform(preprocessing, augment)
-    return Session(
+    return TrainingJob(
         FinetuneModule(detector, settings, preprocessing, total_steps),
         DetectionDataset(index, transform, settings.seed),
         len(index),
@@ -108,7 +106,7 @@ def _finetune_session(
 
 
 def _evaluator(
-    session: Session,
+    job: TrainingJob,
     settings: FinetuneSettings,
     folder: Path,
     index: DetectionIndex,
@@ -117,7 +115,7 @@ def _evaluator(
     watch: SignalWatch,
     progress: ProgressSink,
 ) -> Evaluator:
-    preprocessing = session.module.preprocessing
+    preprocessing = job.module.preprocessing
 
     def score(detector: Detector) -> DetectionMetrics | None:
         if not launch().is_first:
@@ -132,13 +130,13 @@ def _evaluator(
         )
 
     def save_best(module: StepModule, metrics: DetectionMetrics) -> None:
-        save_detector(session, folder / BEST_MODEL, module.step, scores(metrics))
+        save_detector(job, folder / BEST_MODEL, module.step, scores(metrics))
 
     return Evaluator(
         folder,
         every=every,
         score=score,
         save_best=save_best,
-        average=session.average,
+        average=job.average,
         patience=settings.early_stopping,
     )

@@ -1,4 +1,4 @@
-"""What finetuning needs to know before it starts: the detector's settings, and the images."""
+"""Resolve the settings of finetuning from the data and the starting model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from siamdetr.training.trainer import world_size
 
 
 def resolved(settings: FinetuneSettings, index: DetectionIndex) -> FinetuneSettings:
-    """The settings with what the data and the starting model decide.
+    """Complete the settings from the data and the starting model.
 
-    The number of classes is the data's. With `init`, whatever was not said about the detector is as in that
+    The number of classes is that of the data. With `init`, settings of the detector that were not given are those of that
     model; of a Hugging Face checkpoint also the size of the images.
 
     Raises:

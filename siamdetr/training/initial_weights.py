@@ -1,4 +1,7 @@
-"""Starting weights and their normalization: from a pretrained run or model file, what fits; the rest starts afresh and is named."""
+"""Starting weights and their normalization: from a pretrained run or model file, what fits.
+
+The rest starts afresh and is named.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,16 @@ _OF_CLASSES, _QUERIES = ("class_head", "learned_queries.labels"), "learned_queri
 
 @dataclass(frozen=True)
 class Start:
-    """Where a detector's weights came from."""
+    """The origin of a detector's weights."""
 
     loaded: int
-    fresh: tuple[str, ...]  # modules that start afresh, such as "class_head" or "learned_queries.labels"
+    fresh: tuple[str, ...]  # modules that keep their random weights, such as "class_head" or "learned_queries.labels"
     lineage: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class StartSettings:
-    """What a starting model says before its weights are needed."""
+    """Settings and metadata of a starting model."""
 
     detector: DetectorSettings
     metadata: ModelMetadata
@@ -57,12 +60,15 @@ def read_start(source: str) -> StartSettings:
 
 
 def taken_over(detector: DetectorSettings, base: StartSettings) -> DetectorSettings:
-    """The detector of a run that starts from a model: whatever was not said is as there."""
+    """The detector settings of a run with `init`: settings that were not given are those of that model."""
     return base.detector.model_copy(update={name: getattr(detector, name) for name in detector.model_fields_set})
 
 
 def start(detector: Detector, settings: RunSettings, class_names: tuple[str, ...], *, resumed: bool) -> Start:
-    """Fill a new detector: from `init`, else its backbone from `backbone_weights`; a resumed run has its own weights."""
+    """Fill a new detector: from `init`, else its backbone from `backbone_weights`.
+
+    A resumed run has its own weights.
+    """
     if settings.init is None:
         if not resumed:
             fill_backbone(detector, settings)
@@ -93,7 +99,7 @@ def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Pat
     """Copy into `detector` every tensor of the model at `path` that fits.
 
     The class head (and label contents) are taken over only where the classes are the same; they and the query embeddings (whose number may differ)
-    may start afresh. Anything else that differs is an error, for it would silently lose the pretraining.
+    may keep their random values. Any other difference is an error, since it would silently lose the pretraining.
 
     Raises:
         CheckpointError: no readable model there, or its body is not this detector's; the text names settings that differ.
@@ -117,7 +123,7 @@ def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Pat
 def run_normalization(settings: RunSettings, run: RunFolder) -> Normalization:
     """The normalization that belongs to the weights a run has or starts from.
 
-    A resumed run keeps its own; checkpoints from before it was stored used ImageNet's figures. A run with `init` takes that of the
+    A resumed run keeps its normalization; older checkpoints, which do not store it, used ImageNet's. A run with `init` takes that of the
     model it starts from. A run whose `backbone_weights` are a model file of ours takes that file's. Else it is the backbone's.
     """
     if run.content is not None:

@@ -1,4 +1,4 @@
-"""The loader, which follows the order of the samples from any position.
+"""The data loader, which can begin at any position of the sample order.
 
 Training is one endless stream of batches: batch b of process r is a function of (seed, b, r), so that a resumed run, another
 number of workers or another number of processes (with the same total batch) sees the same samples.
@@ -18,7 +18,7 @@ from siamdetr.structures.targets import in_one_window
 
 
 class BatchStream:
-    """An iterable of batches [start, stop) in stream order, for Lightning's loop: not a DataLoader, so it is left alone.
+    """An iterable of batches [start, stop) in stream order; no DataLoader, so Lightning leaves it alone.
 
     Args:
         dataset: takes (epoch, position) and must be a function of them and its seed alone.

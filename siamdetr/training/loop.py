@@ -1,4 +1,4 @@
-"""One training session: from a module and a batch stream to a run folder. What `pretrain` and `finetune` share."""
+"""One training session, from a module and a batch stream to a run folder, shared by both stages."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is."""
+    """The length of a run."""
 
     total: int  # optimiser steps
-    per_epoch: float  # optimiser steps in one pass over the data
+    per_epoch: float  # optimizer steps in one pass over the data
 
 
 @dataclass(frozen=True)
-class Session:
-    """What a stage hands over to be trained.
+class TrainingJob:
+    """Everything that a stage passes to the training loop.
 
     Attributes:
         dataset: takes (epoch, position).
@@ -73,7 +73,7 @@ class Session:
 
 
 def run_length(settings: RunSettings, num_images: int) -> Length:
-    """Optimiser steps of a run over `num_images` images."""
+    """The optimizer steps of a run over `num_images` images."""
     per_epoch = _order(settings, num_images, 0).num_batches / settings.grad_accum
     total = settings.steps if settings.steps is not None else max(1, round((settings.epochs or 0) * per_epoch))
     return Length(total, per_epoch)
@@ -85,7 +85,7 @@ def _order(settings: RunSettings, length: int, rank: int) -> SampleOrder:
 
 
 def begin(settings: RunSettings, run: RunFolder) -> None:
-    """Write config.yaml for a new run, or make sure that the checkpoint is of this one.
+    """Write config.yaml for a new run, or check that the checkpoint belongs to this run.
 
     Raises:
         CheckpointError: it is not.
@@ -105,7 +105,7 @@ def _write_config(settings: RunSettings, run: RunFolder) -> None:
 
 
 def train(
-    session: Session, settings: RunSettings, run: RunFolder, *, watch: SignalWatch, progress: ProgressSink
+    job: TrainingJob, settings: RunSettings, run: RunFolder, *, watch: SignalWatch, progress: ProgressSink
 ) -> float:
     """Train to the end, or until a signal or an error; returns the seconds it took.
 
@@ -114,16 +114,16 @@ def train(
         NonFiniteLossError: a loss or a weight is not finite; the checkpoint is from before it.
         CheckpointError: the disk is full.
     """
-    module, started = session.module, time.perf_counter()
+    module, started = job.module, time.perf_counter()
     if module.total_steps <= run.step:
         _log.info("The run is finished already: %d of %d steps.", run.step, module.total_steps)
         return 0.0
-    order = _order(settings, session.length, process_rank(settings))
-    module.image_ids_of = lambda batch: tuple(session.image_id(i) for _, i in order.batch(batch))
-    settings = _with_precision(session, settings, run)
+    order = _order(settings, job.length, process_rank(settings))
+    module.image_ids_of = lambda batch: tuple(job.image_id(i) for _, i in order.batch(batch))
+    settings = _with_precision(job, settings, run)
     stream = BatchStream(
-        session.dataset,
-        session.collate,
+        job.dataset,
+        job.collate,
         order,
         start=run.step * settings.grad_accum,
         stop=module.total_steps * settings.grad_accum,
@@ -138,10 +138,10 @@ def train(
         every=settings.checkpoint_every,
         watch=watch,
         step_log=step_log,
-        save_model=lambda module: save_detector(session, run.path / LAST_MODEL, module.step),
+        save_model=lambda module: save_detector(job, run.path / LAST_MODEL, module.step),
     )
-    averaging = [session.average] if session.average is not None else []
-    callbacks: list[Callback] = [*averaging, step_log, *session.callbacks, saver]
+    averaging = [job.average] if job.average is not None else []
+    callbacks: list[Callback] = [*averaging, step_log, *job.callbacks, saver]
     trainer = build_trainer(settings, run.path, callbacks, run.step)
     with warnings.catch_warnings():
         # Frozen parts are in eval mode on purpose; the other is Lightning's own use of an old name in PyTorch.
@@ -151,27 +151,27 @@ def train(
     return time.perf_counter() - started
 
 
-def _with_precision(session: Session, settings: RunSettings, run: RunFolder) -> RunSettings:
+def _with_precision(job: TrainingJob, settings: RunSettings, run: RunFolder) -> RunSettings:
     """The settings with `precision: auto` decided, and written into the run's files."""
     if settings.precision != "auto":
         return settings
-    count = min(settings.batch_size, session.length)
-    batch = session.collate([session.dataset[0, position] for position in range(count)])
-    precision = choose_precision(session.module, batch, settings, run_device(settings), processes=world_size(settings))
+    count = min(settings.batch_size, job.length)
+    batch = job.collate([job.dataset[0, position] for position in range(count)])
+    precision = choose_precision(job.module, batch, settings, run_device(settings), processes=world_size(settings))
     decided = settings.model_copy(update={"precision": precision})
-    session.module.run_settings = decided
+    job.module.run_settings = decided
     _write_config(decided, run)
     return decided
 
 
-def save_detector(session: Session, path: Path, step: int, metrics: dict[str, float] | None = None) -> None:
+def save_detector(job: TrainingJob, path: Path, step: int, metrics: dict[str, float] | None = None) -> None:
     """Write the detector, with its averaged weights if there are any."""
-    detector = session.module.detector
-    metadata = session.metadata(step)
+    detector = job.module.detector
+    metadata = job.metadata(step)
     if metrics:
         metadata = metadata.model_copy(update={"metrics": metrics})
-    with session.average.applied(detector) if session.average is not None else nullcontext():
-        save_model(path, session.finished(detector), metadata)
+    with job.average.applied(detector) if job.average is not None else nullcontext():
+        save_model(path, job.finished(detector), metadata)
 
 
 def seed_weights(settings: RunSettings) -> None:

@@ -1,4 +1,7 @@
-"""metrics.csv and TensorBoard events: one row a logging step or evaluation; a resumed run goes on in the same file."""
+"""metrics.csv and TensorBoard events: one row a logging step or evaluation.
+
+A resumed run goes on in the same file.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from siamdetr.system.atomic_file import atomic_text
 
 
 class _RunLogger(Logger):
-    """What Lightning asks of every logger and a run's own have no use for."""
+    """Methods that Lightning requires of every logger, without effect here."""
 
     @property
     def version(self) -> str:
@@ -31,7 +34,10 @@ class _RunLogger(Logger):
 
 
 class MetricsCsv(_RunLogger):
-    """Writes each row at once. A new column rewrites the file; rows after `resume_step` belong to a lost future and go."""
+    """Writes each row at once. A new column rewrites the file.
+
+    Rows after `resume_step` belong to a lost future and go.
+    """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
         super().__init__()
@@ -90,7 +96,7 @@ class TensorBoardEvents(_RunLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Everything to the disk."""
+        """Flush to disk."""
         self._writer.close()
 
 

@@ -1,4 +1,4 @@
-"""Which images a run uses: opens the data sets of the settings and says in the log what it found."""
+"""Open the data sets of a run, and log what they hold."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ class FinetuneData:
 
 @dataclass(frozen=True)
 class PretrainData:
-    """Images to pretrain on, without labels; and where there are labels, some of the images with theirs, to judge the proposals by."""
+    """Images to pretrain on, without labels.
+
+    And where there are labels, some of the images with theirs, to judge the proposals by.
+    """
 
     images: DetectionIndex
     labelled: DetectionIndex | None
@@ -40,7 +43,9 @@ def open_unlabelled(data: DataSettings, progress: Progress | None = None) -> Det
 
 
 def open_pretraining(data: DataSettings, progress: Progress | None = None) -> PretrainData:
-    """The images of all paths, without their labels; if there are labels, the log points to `siamdetr finetune`.
+    """The images of all paths, without their labels.
+
+    If there are labels, the log points to `siamdetr finetune`.
 
     Of a data set that is divided only its train part is taken: what is scored later is not seen here either.
     """
@@ -120,6 +125,6 @@ def _open(path: str, data: DataSettings, split: str | None, progress: Progress |
 
 
 def _first_there(path: str, format: str, names: tuple[str, ...]) -> str | None:
-    """The first of `names` that the data set has as a split; None: none of them."""
+    """The first of `names` that is a split of the data set; None: none is."""
     splits = available_splits(path, format=format)
     return next((name for name in names if name in splits), None)

@@ -1,4 +1,4 @@
-"""AdamW in two groups (backbone, rest), what is frozen, and the learning rate over the run."""
+"""AdamW with two groups (backbone, rest), frozen parameters, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _SAMPLING = (".offsets.", ".reference_head.")  # deformable: reference points an
 
 
 def freeze(detector: Detector, what: Freeze) -> tuple[str, ...]:
-    """Switch off the gradients of the backbone, or of all but the heads; returns the names of what still learns."""
+    """Switch off the gradients of the backbone, or of all but the heads.
+
+    Returns the names of what still learns.
+    """
     for name, parameter in detector.named_parameters():
         in_backbone, in_head = name.startswith("backbone."), name.startswith(HEADS)
         if (what == "backbone" and in_backbone) or (what == "body" and not in_head):
@@ -27,7 +30,9 @@ def freeze(detector: Detector, what: Freeze) -> tuple[str, ...]:
 
 
 def build_optimizer(module: nn.Module, settings: OptimizerSettings, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW over everything in `module` that learns; parameters under a `backbone` have their own rate, sampling layers a factor.
+    """AdamW over everything in `module` that learns.
+
+    Parameters under a `backbone` have their own rate, sampling layers a factor.
 
     Weight decay is on every parameter, as in the official code. A backbone rate of 0 leaves the backbone out.
 
@@ -52,7 +57,10 @@ def build_optimizer(module: nn.Module, settings: OptimizerSettings, *, fused: bo
 
 
 def rate_factor(settings: ScheduleSettings, total: int) -> Callable[[int], float]:
-    """The factor on the learning rate at step 0..total; one-cycle rises from 1/25 (Smith 2017, arXiv:1708.07120)."""
+    """The factor on the learning rate at step 0..total.
+
+    One-cycle rises from 1/25 (Smith 2017, arXiv:1708.07120).
+    """
     onecycle = settings.name == "onecycle"
     warmup = round((settings.warmup or (0.3 if onecycle else 0.0)) * total)
 
@@ -74,5 +82,5 @@ def _cosine(along: float, start: float, end: float) -> float:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, settings: ScheduleSettings, total: int) -> LambdaLR:
-    """The schedule, stepped once an optimiser step; its state is its counter alone."""
+    """The schedule, stepped once per optimizer step; its state is its counter."""
     return LambdaLR(optimizer, rate_factor(settings, total))

@@ -1,4 +1,7 @@
-"""A few pictures for the report: the truth beside what the best weights find, and where the decoder looked for it."""
+"""A few pictures for the report.
+
+The truth beside what the best weights find, and where the decoder looked for it.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ _DPI = 160
 
 
 def save_pictures(run_folder: Path, index: DetectionIndex, *, count: int = 6, threshold: float = 0.4) -> None:
-    """Write truth and prediction of `count` images, spread evenly over the data set, as jpg files into the run folder.
+    """Write targets and detections of `count` images, spread evenly over the data set, as jpg files.
 
-    Of every other one also where the decoder looked for its best boxes.
+    For every other one also the attention of its best boxes.
     """
     detector, metadata = load_model(run_folder)
     predictor = PyTorchPredictor(detector, metadata.class_names, metadata.preprocessing)

@@ -17,7 +17,7 @@ from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.diagnostics import Diagnostics
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.initial_weights import run_normalization, start
-from siamdetr.training.loop import Session, begin, run_length, seed_weights, train
+from siamdetr.training.loop import TrainingJob, begin, run_length, seed_weights, train
 from siamdetr.training.open_datasets import open_pretraining
 from siamdetr.training.precision import recorded_precision
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
@@ -74,7 +74,7 @@ def pretrain(
         if run.content is None:
             module.pretext.load_weights(settings.backbone_weights)
         what = f"pretext: {settings.method} on {', '.join(settings.data.paths)}"
-        session = Session(
+        job = TrainingJob(
             module,
             samples,
             len(index),
@@ -89,9 +89,9 @@ def pretrain(
             callbacks=(Diagnostics(run.path, dataset, len(index), entry.collate, total_steps=length.total),),
             finished=lambda detector: module.pretext.transferred(class_agnostic(detector)),
         )
-        seconds = train(session, settings, run, watch=watch, progress=sink)
+        seconds = train(job, settings, run, watch=watch, progress=sink)
     if launch().is_first:
         if seconds:  # else the run was finished before, and its figures are there
             save_proposal_figures(run.path, figures, dataset)
         write_report(run.path)
-    return RunResult(run.path, find_model_file(run.path), session.module.step, seconds)
+    return RunResult(run.path, find_model_file(run.path), job.module.step, seconds)

@@ -1,4 +1,7 @@
-"""What pretraining needs to know before it starts: the detector's class head, the regions, and the samples."""
+"""Resolve the settings of pretraining.
+
+The detector's class head, the regions, and the samples.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ def pretraining_detector(settings: PretrainSettings) -> DetectorSettings:
 
 
 def resolved_pretraining(settings: PretrainSettings) -> PretrainSettings:
-    """The settings with what the starting model decides: with `init`, whatever was not said about the detector is as in it.
+    """The settings with what the starting model decides.
+
+    With `init`, whatever was not said about the detector is as in it.
 
     Raises:
         CheckpointError, HubError, OfficialCheckpointError: `init` cannot be read.
@@ -49,7 +54,9 @@ def resolved_pretraining(settings: PretrainSettings) -> PretrainSettings:
 def stored_proposals(
     settings: PretrainSettings, run_folder: Path, index: DetectionIndex, progress: Progress
 ) -> ProposalStore | None:
-    """Those that were given; else computed once, and kept beside the run for the next one. None: the method draws random regions.
+    """Those that were given; else computed once, and kept beside the run for the next one.
+
+    None: the method draws random regions.
 
     Raises:
         DataError: a given file cannot be used, or was made for other images.
@@ -71,7 +78,9 @@ def training_samples(
     normalization: Normalization,
     progress: Progress,
 ) -> tuple[Dataset[Any], Callable[[list[Any]], PretextBatch]]:
-    """What training reads, and how it makes a batch: the data set, or stored features of fixed samples beside the run.
+    """What training reads, and how it makes a batch.
+
+    The data set, or stored features of fixed samples beside the run.
 
     Raises:
         DataError: features are stored there that were made from something else.

@@ -1,4 +1,7 @@
-"""How a run tells the outside how far it is. The command line draws bars from it; the core draws nothing."""
+"""The progress of a run.
+
+The command line draws bars from it; the core draws nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ from typing import Protocol
 
 
 class ProgressSink(Protocol):
-    """Receives the progress of named tasks ("train", "evaluate", "proposals"); several may be open at once."""
+    """Receives the progress of named tasks ("train", "evaluate", "proposals").
+
+    Several may be open at once.
+    """
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
-        """A task of `total` units starts, `done` of them already behind it (a resumed run)."""
+        """A task of `total` units starts, of which `done` are finished (in a resumed run)."""
 
     def update(self, task: str, done: int, values: Mapping[str, float] | None = None) -> None:
-        """`done` units of the task are finished; `values` are figures worth showing beside it."""
+        """`done` units of the task are finished; `values` are figures to show beside it."""
 
     def end(self, task: str) -> None:
         """The task is over."""

@@ -1,4 +1,7 @@
-"""What a pretraining run's proposals are worth: how they were found, and what share of labelled objects they cover. For log and report."""
+"""Figures of a pretraining run's proposals.
+
+How they were found, and what share of labelled objects they cover. For log and report.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ def measure_proposals(store: ProposalStore | None, labelled: DetectionIndex | No
 
 
 def save_proposal_figures(folder: Path, figures: ProposalFigures | None, dataset: UnlabelledDataset[Any]) -> None:
-    """Leave the figures in the run folder, with what the data set has counted; warn of what it had to make do without."""
+    """Leave the figures in the run folder, with what the data set has counted.
+
+    Warn of what it had to make do without.
+    """
     if dataset.num_unreadable:
         _log.warning("%d images could not be read; others took their places", dataset.num_unreadable)
     if figures is None:

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, which checkpoint the run goes on from, and what its config.yaml says."""
+"""The folder of a run: its place, the checkpoint to resume from, and its config.yaml."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 RUNS = Path("runs")
 _FOLDER_VARIABLE = "SIAMDETR_RUN_FOLDER"  # the first process tells those that it starts
 
-# What may change between a checkpoint and its continuation: nothing that a weight depends on.
+# Settings that may change between a checkpoint and its continuation: no weight depends on them.
 _FREE = {
     "output", "device", "devices", "num_nodes", "workers", "worker_timeout", "log_every", "checkpoint_every", "loggers",
     "val_limit", "early_stopping", "init",
@@ -35,7 +35,7 @@ _FREE = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run lives; `checkpoint` is what it goes on from, None for a new run."""
+    """The folder of a run; `checkpoint` is the one to resume from, None for a new run."""
 
     path: Path
     checkpoint: Path | None = None
@@ -43,7 +43,7 @@ class RunFolder:
 
     @property
     def step(self) -> int:
-        """Optimiser steps that are done already."""
+        """Optimizer steps done so far."""
         return 0 if self.content is None else int(self.content["step"])
 
 
@@ -100,7 +100,7 @@ def choose_folder(settings: RunSettings, resume: str | None) -> RunFolder:
 
 
 def check_same_run(checkpoint: dict[str, Any], settings: RunSettings, path: Path) -> None:
-    """Refuse to go on with other settings than the checkpoint's.
+    """Refuse to continue with other settings than the checkpoint's.
 
     Raises:
         CheckpointError: naming each setting that differs, with both values.
@@ -148,7 +148,10 @@ def _resumed(folder: Path, checkpoint: Path | None) -> RunFolder:
 
 
 def _completed(stored: dict[str, Any], cls: type[RunSettings]) -> dict[str, Any]:
-    """The settings of a checkpoint; those that its version did not have yet have their defaults, which are what it did."""
+    """The settings of a checkpoint.
+
+    Those that its version did not have yet have their defaults, which are what it did.
+    """
     try:
         completed: dict[str, Any] = to_json(cls.model_validate(stored))
     except ValidationError:  # it has what this version does not: the comparison names it

@@ -1,4 +1,4 @@
-"""The report of a run: its curves, figures, pictures and settings, from what lies in its folder."""
+"""The report of a run, from the files of its folder: curves, figures, pictures and settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ USED_FROM = 0.15  # IoU of own regions over another image's: from here on the re
 
 
 def write_report(run_folder: str | Path) -> Path:
-    """Write report.html from what lies in a run folder; returns its path.
+    """Write report.html from the files of a run folder; returns its path.
 
     Raises:
         FileNotFoundError: the folder has no config.yaml, so it is not a run.
@@ -72,7 +72,10 @@ def _lead(
 
 
 def _usage_sentence(rows: Sequence[Mapping[str, float]]) -> str:
-    """Whether queries find the regions they are told, of the last diagnostics; "" where the method tells none."""
+    """Whether queries find the regions they are told, of the last diagnostics.
+
+    "" where the method tells none.
+    """
     last = next((row for row in reversed(rows) if "regions_own_iou" in row), None)
     if last is None:
         return ""
@@ -133,7 +136,7 @@ def _evaluation_sections(evaluation: Mapping[str, Any] | None) -> list[Section]:
 
 
 def _proposal_sections(folder: Path) -> list[Section]:
-    """What the proposals of a pretraining run cover."""
+    """Recall of the proposals of a pretraining run."""
     path = folder / PROPOSALS_FILE
     if not path.is_file():
         return []
@@ -143,7 +146,7 @@ def _proposal_sections(folder: Path) -> list[Section]:
 
 
 def picture_sections(folder: Path) -> list[Section]:
-    """What the best weights of a finetuning run found in a few images, and where the decoder looked."""
+    """Detections of the best weights of a finetuning run in a few images, with the decoder's attention."""
     titles = {
         PICTURES: "Truth (left) and prediction (right)",
         ATTENTION: "Where the decoder looked for its best boxes, mean over layers and heads",
@@ -158,7 +161,7 @@ def picture_sections(folder: Path) -> list[Section]:
 
 
 def _sample_sections(folder: Path, method: str | None) -> list[Section]:
-    """What a pretraining method was shown."""
+    """Samples of a pretraining method."""
     files = sorted((folder / DIAGNOSTICS).glob("sample-*.jpg"))
     body = Markup("").join(picture(file.read_bytes(), f"image {i + 1}") for i, file in enumerate(files))
     what = PRETEXTS[method].shown if method in PRETEXTS else "regions of images"
@@ -167,7 +170,7 @@ def _sample_sections(folder: Path, method: str | None) -> list[Section]:
 
 
 def _matched_sections(folder: Path) -> list[Section]:
-    """One row an image, one column a step."""
+    """One row per image, one column per step."""
     rows: dict[str, Markup] = {}
     for file in sorted((folder / DIAGNOSTICS).glob("matched-*.jpg")):
         _, image, step, iou = file.stem.split("-")
@@ -179,7 +182,7 @@ def _matched_sections(folder: Path) -> list[Section]:
 
 
 def _collapse_sections(rows: Sequence[Mapping[str, float]]) -> list[Section]:
-    """A warning where the last figures speak of a collapse."""
+    """A warning if the last figures indicate a collapse."""
     last = next((row for row in reversed(rows) if "loss" in row), {})
     texts = collapsed(last).values()
     items = Markup("").join(Markup("<p class=warning>{}</p>").format(f"Collapse: {text}.") for text in texts)

@@ -1,4 +1,4 @@
-"""What a run leaves behind."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from siamdetr.evaluation.coco import DetectionMetrics
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind.
+    """The result of a run.
 
     Attributes:
         folder: the run folder.
         model: the model file to use: best.safetensors where there was an evaluation, else last.safetensors.
-        steps: optimiser steps, of all sessions together.
+        steps: optimizer steps, of all sessions together.
         seconds: of training, in this session.
         metrics: of the best weights, if this session evaluated.
-        fresh: modules that started afresh because the given start did not fit them, such as "class_head".
+        fresh: modules that kept random weights because the starting model did not fit them, such as "class_head".
     """
 
     folder: Path

@@ -1,4 +1,7 @@
-"""What both stages' Lightning modules share: the step counter, the losses kept for the log, the optimiser."""
+"""The Lightning module shared by both stages.
+
+The step counter, the losses kept for the log, the optimiser.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def non_finite(step: int, what: str, images: tuple[int, ...]) -> str:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """The figures of one batch on their way to the host, without making the device wait."""
+    """The figures of one batch, copied to the host without making the device wait."""
 
     step: int
     images: tuple[int, ...]
@@ -49,7 +52,9 @@ class StepRecord:
 
 
 class StepModule(LightningModule):
-    """Counts optimiser steps itself: `step` is saved and restored, Lightning's own counters start at 0 in every session.
+    """Counts optimiser steps itself.
+
+    `step` is saved and restored, Lightning's own counters start at 0 in every session.
 
     Randomness inside the step (dropout, region jitter) is seeded from (seed, step, process), so that a resumed run repeats
     it without any generator's state. Ours.
@@ -79,7 +84,7 @@ class StepModule(LightningModule):
         return self.step * accumulate + batch_idx % accumulate
 
     def remember(self, images: tuple[int, ...], figures: dict[str, Tensor]) -> None:
-        """Send the batch's figures to the host without waiting for them; the callbacks read `records`."""
+        """Copy the batch's figures to the host without waiting; the callbacks read `records`."""
         values = torch.stack([value.detach().float().reshape(()) for value in figures.values()])
         event = None
         if values.is_cuda:
@@ -97,7 +102,7 @@ class StepModule(LightningModule):
             raise NonFiniteLossError(non_finite(self.step + 1, str(error), images)) from error
 
     def optimizer_step(self, *args: Any, **keywords: Any) -> None:
-        """One step of the optimiser, counted; `rate` is the learning rate it was made with."""
+        """One counted optimizer step; `rate` is its learning rate."""
         self.rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         super().optimizer_step(*args, **keywords)
         self.step += 1
@@ -116,11 +121,11 @@ class StepModule(LightningModule):
         checkpoint["step"] = self.step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Back to the step of the checkpoint."""
+        """Restore the step of the checkpoint."""
         checkpoint.pop("loops", None)
         self.step = checkpoint["step"]
 
 
 def completed_step(trainer: Any, batch_idx: int) -> bool:
-    """Whether this batch ended an optimiser step (and not only added to its gradients)."""
+    """Whether this batch ended an optimizer step, rather than only adding to its gradients."""
     return bool((batch_idx + 1) % trainer.accumulate_grad_batches == 0)

@@ -1,4 +1,7 @@
-"""The Lightning trainer of a run: one endless epoch of steps; order, counters, saving and evaluation are ours."""
+"""The Lightning trainer of a run: one endless epoch of steps.
+
+Order, counters, saving and evaluation are ours.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 
 
 def build_trainer(settings: RunSettings, folder: Path, callbacks: list[Callback], resume_step: int) -> Trainer:
-    """A trainer for one pass over the batch stream; it evaluates, shows and saves nothing by itself."""
+    """A Lightning trainer for one pass over the batch stream, without its own evaluation or saving."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     accelerator, devices = _device(settings)
     world = world_size(settings)
@@ -66,7 +69,7 @@ def build_trainer(settings: RunSettings, folder: Path, callbacks: list[Callback]
 
 
 def world_size(settings: RunSettings) -> int:
-    """How many processes train together: as torchrun or SLURM say, else as the settings say."""
+    """The number of training processes: from torchrun or SLURM, else from the settings."""
     return launch().world_size or settings.devices * settings.num_nodes
 
 
@@ -99,7 +102,10 @@ def _num_nodes(settings: RunSettings) -> int:
 
 
 def _environment() -> ClusterEnvironment:
-    """How Lightning learns of the other processes. Left to itself it takes the variables of any shell of a SLURM job for srun's."""
+    """The environment that tells Lightning of the other processes.
+
+    Left to itself it takes the variables of any shell of a SLURM job for srun's.
+    """
     by = launch().by
     if by == "torchrun":
         return TorchElasticEnvironment()

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from siamdetr.system.parallel import Engine
+from siamdetr.system.parallel import TaskRunner
 from siamdetr.system.signals import SignalWatch
 
 
@@ -38,5 +38,5 @@ if __name__ == "__main__":
     with SignalWatch() as watch:
         (folder / "watching").touch()
         tasks = [folder / f"begun-{i}" for i in range(6)]
-        results = list(Engine("processes", 2).run(until_stopped, tasks, stopped=lambda: watch.received is not None))
+        results = list(TaskRunner("processes", 2).run(until_stopped, tasks, stopped=lambda: watch.received is not None))
         sys.stdout.write(f"{watch.received:d} {sorted(results)}")

@@ -56,3 +56,9 @@ def test_every_link_of_a_document_leads_to_a_file() -> None:
         if path.name != "api.md":  # its links lead to pages that the site makes
             for target in LINK.findall(path.read_text(encoding="utf-8")):
                 assert (path.parent / target).exists(), f"{path.name} links to {target}, which is not there"
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    missing = [path.name for path in (ROOT / "docs").glob("*.md") if f": {path.name}\n" not in navigation]
+    assert not missing, f"mkdocs.yml: `nav` lacks {', '.join(missing)}"

@@ -122,6 +122,14 @@ def test_arrows_point_one_way(module: str, path: Path) -> None:
             )
 
 
+def test_the_architecture_page_shows_these_layers() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = page.split("never a room beside it:\n```\n")[1].split("```")[0]
+    layers = [" ".join(sorted(line.split())) for line in shown.splitlines()]
+    expected = [" ".join(sorted(layer)) for layer in reversed(CORE_LAYERS)]
+    assert layers == expected, "docs/architecture.md: write the layers as in CORE_LAYERS, the topmost first"
+
+
 def test_the_exception_of_load_is_lazy() -> None:
     for module, path in modules():
         if module in LAZY_EXPORT:

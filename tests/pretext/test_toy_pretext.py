@@ -27,7 +27,7 @@ from siamdetr.settings.pretext import DETRegSettings
 from siamdetr.settings.resolve import resolve
 from siamdetr.study.report import write_study_report
 from siamdetr.study.runner import open_grid, run_grid
-from siamdetr.system.parallel import Engine
+from siamdetr.system.parallel import TaskRunner
 from siamdetr.training.finetune import finetune
 from siamdetr.training.pretrain import pretrain
 
@@ -95,7 +95,7 @@ def test_it_trains_reports_starts_a_finetuning_and_is_exported(data: Path, tmp_p
 def test_a_study_compares_it_with_scratch(data: Path, tmp_path: Path) -> None:
     study = settings(data, methods=["toy"], fractions=[1.0], seeds=[0])
     grid = run_grid(
-        open_grid(study, tmp_path / "study"), engine=Engine("here"), device="cpu", progress=quiet, told=quiet
+        open_grid(study, tmp_path / "study"), engine=TaskRunner("here"), device="cpu", progress=quiet, told=quiet
     )
     page = write_study_report(grid).read_text()
     assert not grid.missing

@@ -28,7 +28,7 @@ from siamdetr.proposals.recall import proposal_recall
 from siamdetr.proposals.rows import Rows, StoredImage
 from siamdetr.proposals.shards import Shard, find_shard
 from siamdetr.proposals.writing import write_store
-from siamdetr.system.parallel import Engine
+from siamdetr.system.parallel import TaskRunner
 
 
 def key_of(index: DetectionIndex, i: int) -> bytes:
@@ -84,7 +84,7 @@ def test_grainy_images_have_few_edges() -> None:
 
 def test_stored_boxes_are_those_computed(index: DetectionIndex, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    engine = Engine("threads", 2)
+    engine = TaskRunner("threads", 2)
     store = compute_proposals(
         index, tmp_path / "p.arrow", engine=engine, part_size=1, progress=lambda *at: calls.append(at)
     )
@@ -144,7 +144,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compute_proposals(index, path, engine=Engine("threads", 1), part_size=1, progress=interrupt)
+        compute_proposals(index, path, engine=TaskRunner("threads", 1), part_size=1, progress=interrupt)
     assert not path.exists()
     computed: list[int] = []
 
@@ -401,7 +401,7 @@ def test_an_edge_model_that_cannot_be_read_says_why(tmp_path: Path) -> None:
 def test_processes_give_the_same_store_as_threads(index: DetectionIndex, tmp_path: Path) -> None:
     stores = [
         compute_proposals(index, tmp_path / f"{engine.kind}.arrow", engine=engine, part_size=3)
-        for engine in (Engine("threads", 2), Engine("processes", 1))
+        for engine in (TaskRunner("threads", 2), TaskRunner("processes", 1))
     ]
     threads, processes = (store.paths[0].read_bytes() for store in stores)
     assert threads == processes
@@ -411,11 +411,11 @@ def test_processes_give_the_same_store_as_threads(index: DetectionIndex, tmp_pat
 def test_a_local_ray_cluster_gives_the_same_store(index: DetectionIndex, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is an extra: pip install 'siamdetr[study]'")
     here = compute_proposals(index, tmp_path / "here.arrow", part_size=3)
-    there = compute_proposals(index, tmp_path / "ray.arrow", part_size=3, engine=Engine("ray", 2, "local"))
+    there = compute_proposals(index, tmp_path / "ray.arrow", part_size=3, engine=TaskRunner("ray", 2, "local"))
     assert here.paths[0].read_bytes() == there.paths[0].read_bytes()
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"--ray needs Ray, which is an extra: pip install 'siamdetr\[study\]'"):
-        list(Engine("ray", address="local").run(len, ["task"]))
+        list(TaskRunner("ray", address="local").run(len, ["task"]))

@@ -24,7 +24,7 @@ from siamdetr.proposals.shards import find_shard
 from siamdetr.proposals.store import ProposalStore
 from siamdetr.proposals.writing import write_part
 from siamdetr.system.file_lock import only_writer
-from siamdetr.system.parallel import Engine
+from siamdetr.system.parallel import TaskRunner
 
 RANDOM = Recipe("random")  # what is tested is the writing
 
@@ -48,7 +48,7 @@ def test_a_killed_run_leaves_no_process_behind_and_goes_on_where_it_was(
         from siamdetr.data.readers.recognise import open_dataset
         from siamdetr.proposals.methods import Recipe
         from siamdetr.proposals.compute import compute_proposals
-        from siamdetr.system.parallel import Engine
+        from siamdetr.system.parallel import TaskRunner
 
         def kill(done, total):
             if done >= 16:
@@ -57,7 +57,7 @@ def test_a_killed_run_leaves_no_process_behind_and_goes_on_where_it_was(
         if __name__ == "__main__":
             compute_proposals(
                 open_dataset({str(tmp_path / "images")!r}), {str(tmp_path / "p.arrow")!r},
-                recipe=Recipe("random"), engine=Engine("processes", 1), part_size=8, progress=kill,
+                recipe=Recipe("random"), engine=TaskRunner("processes", 1), part_size=8, progress=kill,
             )
     """
     program = tmp_path / "program.py"
@@ -163,7 +163,7 @@ def test_an_empty_shard_is_a_store_like_any_other(tmp_path: Path) -> None:
     index = images(tmp_path / "images", 2)
     paths = [tmp_path / f"{i}.arrow" for i in range(3)]
     for i, path in enumerate(paths):
-        compute_proposals(find_shard(f"{i}/3").of(index), path, recipe=RANDOM, engine=Engine("here"))
+        compute_proposals(find_shard(f"{i}/3").of(index), path, recipe=RANDOM, engine=TaskRunner("here"))
     assert len(ProposalStore.open(paths[2])) == 0
     assert len(ProposalStore.open(*paths)) == 2
 

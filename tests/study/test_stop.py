@@ -16,7 +16,7 @@ from helpers.training_data import write_data
 from siamdetr.study.cell import Cell
 from siamdetr.study.run_cell import CellOutcome, CellTask, cell_folder, run_cell
 from siamdetr.study.runner import open_grid, run_grid
-from siamdetr.system.parallel import Engine
+from siamdetr.system.parallel import TaskRunner
 from siamdetr.system.signals import SignalWatch
 from siamdetr.training.checkpoints.checkpoint_file import read_checkpoint
 
@@ -82,6 +82,6 @@ def test_a_study_that_is_stopped_between_two_cells_begins_no_other(data: Path, t
     outcomes: list[CellOutcome] = []
     with SignalWatch() as watch:
         watch.stop(signal.SIGTERM)
-        stopped = run_grid(grid, engine=Engine("here"), progress=quiet, told=outcomes.append)
+        stopped = run_grid(grid, engine=TaskRunner("here"), progress=quiet, told=outcomes.append)
     assert outcomes == []
     assert stopped.missing == list(grid.cells)

@@ -25,7 +25,7 @@ from siamdetr.study.runner import open_grid, run_grid
 from siamdetr.study.settings import finetune_settings
 from siamdetr.study.statistics import interval, paired_difference
 from siamdetr.study.summary import answer, gain_sentence
-from siamdetr.system.parallel import Engine
+from siamdetr.system.parallel import TaskRunner
 
 STUDIES = ("data-efficiency", "initialization", "sensitivity", "ablation", "cost", "convergence", "qualitative")
 
@@ -149,7 +149,7 @@ def test_a_study_runs_from_end_to_end_keeps_what_is_finished_and_goes_on(data: P
     folder = tmp_path / "study"
     study = settings(data, seeds=[0], fractions=[1.0], methods=["siamese"])
     outcomes: list[CellOutcome] = []
-    grid = run_grid(open_grid(study, folder), engine=Engine("here"), progress=quiet, told=outcomes.append)
+    grid = run_grid(open_grid(study, folder), engine=TaskRunner("here"), progress=quiet, told=outcomes.append)
     assert [outcome.error for outcome in outcomes] == [""] * 3
     assert not grid.missing
     report = write_study_report(grid)
@@ -210,7 +210,7 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(data: Path, tmp_path: P
     study = settings(data, seeds=[0], fractions=[1.0], methods=["siamese"], pretrain=["siamese.num_regions=7"])
     grid = open_grid(study, tmp_path / "study")  # 20 queries are not a multiple of 7 regions
     outcomes: list[CellOutcome] = []
-    grid = run_grid(grid, engine=Engine("here"), progress=quiet, told=outcomes.append)
+    grid = run_grid(grid, engine=TaskRunner("here"), progress=quiet, told=outcomes.append)
     assert [outcome.cell.key for outcome in outcomes if outcome.error] == ["pretrain-siamese"]
     assert [cell.key for cell in grid.results] == ["finetune-scratch-100pct-seed0"]
     page = write_study_report(grid).read_text()
@@ -228,7 +228,7 @@ def test_a_broken_result_counts_as_none(data: Path, tmp_path: Path) -> None:
 
 def test_pretrained_detectors_are_measured_scored_and_drawn(data: Path, tmp_path: Path) -> None:
     study = settings(data, "qualitative", methods=["siamese"])
-    grid = run_grid(open_grid(study, tmp_path / "study"), engine=Engine("here"), progress=quiet, told=quiet)
+    grid = run_grid(open_grid(study, tmp_path / "study"), engine=TaskRunner("here"), progress=quiet, told=quiet)
     assert not grid.missing
     page = write_study_report(grid).read_text()
     assert page.count("data:image/jpeg") == 3
@@ -310,7 +310,7 @@ def test_cells_run_in_processes(data: Path, tmp_path: Path) -> None:
     grid = open_grid(study, tmp_path / "study")
     cells = [cell for cell in grid.cells if cell.init == "scratch"]
     tasks = [CellTask(cell, study, grid.folder, len(grid.train), "cpu", 1) for cell in cells]
-    outcomes = list(Engine("processes", 1, fresh=True).run(run_cell, tasks))
+    outcomes = list(TaskRunner("processes", 1, fresh=True).run(run_cell, tasks))
     assert [outcome.error for outcome in outcomes] == [""]
     assert read_result(grid.folder, cells[0]) is not None
 

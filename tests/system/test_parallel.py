@@ -15,7 +15,7 @@ from helpers.parallel_work import killed, process_id, until_stopped
 from helpers.processes import group, program, waited_for
 
 from siamdetr.errors import EngineError
-from siamdetr.system.parallel import Engine
+from siamdetr.system.parallel import TaskRunner
 
 
 def two_at_work(folder: Path) -> AbstractContextManager[subprocess.Popen[str]]:
@@ -24,14 +24,14 @@ def two_at_work(folder: Path) -> AbstractContextManager[subprocess.Popen[str]]:
 
 
 def test_each_task_has_a_fresh_process_where_that_is_asked() -> None:
-    found = list(Engine("processes", 1, fresh=True).run(process_id, range(3)))
+    found = list(TaskRunner("processes", 1, fresh=True).run(process_id, range(3)))
     assert len({*found, os.getpid()}) == 4
 
 
 def test_processes_that_are_stopped_end_their_tasks_and_take_no_other(tmp_path: Path) -> None:
     tasks = [tmp_path / f"begun-{i}" for i in range(8)]
     found = list(
-        Engine("processes", 2).run(until_stopped, tasks, stopped=lambda: len(list(tmp_path.glob("begun-?"))) == 2)
+        TaskRunner("processes", 2).run(until_stopped, tasks, stopped=lambda: len(list(tmp_path.glob("begun-?"))) == 2)
     )
     assert sorted(found) == [("begun-0", signal.SIGTERM), ("begun-1", signal.SIGTERM)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["begun-0", "begun-1"]
@@ -40,14 +40,14 @@ def test_processes_that_are_stopped_end_their_tasks_and_take_no_other(tmp_path: 
 @pytest.mark.parametrize("kind", ["here", "threads"])
 def test_no_task_begins_after_the_stop(kind: str) -> None:
     done: list[int] = []
-    engine = Engine("here") if kind == "here" else Engine("threads", 1)
+    engine = TaskRunner("here") if kind == "here" else TaskRunner("threads", 1)
     assert list(engine.run(done.append, range(5), stopped=lambda: len(done) >= 2)) == [None] * len(done)
     assert done == [0, 1] if kind == "here" else len(done) < 5
 
 
 def test_a_process_that_is_killed_is_said() -> None:
     with pytest.raises(EngineError, match="a process was killed, perhaps because memory ran out; fewer at a time"):
-        list(Engine("processes", 1).run(killed, range(2)))
+        list(TaskRunner("processes", 1).run(killed, range(2)))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads /proc")

@@ -1,4 +1,7 @@
-"""The classes of a data set: ids and names become labels 0..C-1, and categories of one name become one class."""
+"""The classes of a data set.
+
+Ids and names become labels 0..C-1, and categories of one name become one class.
+"""
 
 from __future__ import annotations
 

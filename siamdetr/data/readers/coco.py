@@ -133,7 +133,10 @@ def _read_annotations(
 
 
 def _position(value: Any, positions: dict[int | str, int]) -> int | None:
-    """The position of an image by its id; an id that is a text in one place and a number in the other is found, too."""
+    """The position of an image by its id.
+
+    An id that is a text in one place and a number in the other is found, too.
+    """
     if type(value) is int and value in positions:
         return positions[value]
     key = as_id(value)

@@ -32,7 +32,10 @@ _COMMON_STEMS = (
 
 
 def find_coco_files(root: Path) -> dict[str, Path]:
-    """Split name -> annotation file: annotations/*.json, *.json and <split>/*.json (Roboflow, FiftyOne) below `root`."""
+    """Split name -> annotation file.
+
+    Annotations/*.json, *.json and <split>/*.json (Roboflow, FiftyOne) below `root`.
+    """
     found: dict[str, Path] = {}
     keypoints: dict[str, Path] = {}
     for file in (*visible_files(root, "annotations/*.json"), *visible_files(root, "*.json")):
@@ -47,7 +50,9 @@ def find_coco_files(root: Path) -> dict[str, Path]:
 
 
 def load_coco_file(file: Path) -> dict[str, Any]:
-    """Parses an annotation file. Segmentations are dropped while parsing, which halves the memory of the parse.
+    """Parses an annotation file.
+
+    Segmentations are dropped while parsing, which halves the memory of the parse.
 
     Of an annotation that has a segmentation and no box, the bounds of the segmentation are kept under `OUTLINE_KEY`.
 
@@ -82,7 +87,10 @@ def _is_coco(file: Path) -> bool:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Whether the beginning or the end of a file names a COCO key: results, settings and other JSON are passed over."""
+    """Whether the beginning or the end of a file names a COCO key.
+
+    Results, settings and other JSON are passed over.
+    """
     try:
         with file.open("rb") as stream:
             head = stream.read(PEEK_BYTES).lstrip(b"\xef\xbb\xbf \t\r\n")

@@ -92,7 +92,10 @@ def read_images(
 
 
 def _named_entries(entries: list[Any], name: str, log: ProblemLog) -> Iterator[tuple[int | str, str, tuple[int, int]]]:
-    """(own id, name of the file, annotated (height, width)) of the entries that have both; ids that are used twice are still there."""
+    """(own id, name of the file, annotated (height, width)) of the entries that have both.
+
+    Ids that are used twice are still there.
+    """
     for number, item in enumerate(entries):
         entry = item if isinstance(item, dict) else {}
         key = as_id(entry.get("id"))

@@ -1,4 +1,7 @@
-"""Fields of annotation files: a value of the wrong type is read as it was meant, or as None, which the reader then names."""
+"""Fields of annotation files.
+
+A value of the wrong type is read as it was meant, or as None, which the reader then names.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ _TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no", 
 
 
 def as_id(value: Any) -> int | str | None:
-    """An id: an integer (also one written as 7.0) or a text; None for everything else, such as a flag or 1.5."""
+    """An id: an integer (also one written as 7.0) or a text.
+
+    None for everything else, such as a flag or 1.5.
+    """
     if isinstance(value, bool):
         return None
     if isinstance(value, float):
@@ -29,7 +35,10 @@ def fits_64_bits(value: int | str | None) -> bool:
 
 
 def as_number(value: Any) -> float | None:
-    """A real number, also one written as a text; integers beyond the range of floats are infinite; None for everything else."""
+    """A real number, also one written as a text; integers beyond the range of floats are infinite.
+
+    None for everything else.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:

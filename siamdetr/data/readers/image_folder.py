@@ -50,7 +50,10 @@ def read_folder(
 
 
 def _note_class_folders(builder: IndexBuilder, log: ProblemLog) -> None:
-    """Folders that sort pictures by class, as classification data sets do: several folders of one depth, all pictures in them."""
+    """Folders that sort pictures by class, as classification data sets do.
+
+    Several folders of one depth, all pictures in them.
+    """
     folders = {builder.path_of(i).rpartition("/")[0] for i in range(len(builder))}
     depths = {folder.count("/") for folder in folders if folder}
     if len(folders) > 1 and "" not in folders and len(depths) == 1:

@@ -48,7 +48,10 @@ def visible_subfolders(root: Path) -> list[Path]:
 
 
 def visible_files(root: Path, *patterns: str) -> list[Path]:
-    """Files below `root` that fit a glob pattern, sorted; hidden ones such as ._a.json (which macOS writes) are left out."""
+    """Files below `root` that fit a glob pattern, sorted.
+
+    Hidden ones such as ._a.json (which macOS writes) are left out.
+    """
     found = {file for pattern in patterns for file in root.glob(pattern) if file.is_file()}
     return sorted(file for file in found if not any(is_companion_folder(part) for part in file.relative_to(root).parts))
 
@@ -62,7 +65,10 @@ class FolderListing:
         self._folded: dict[str, dict[str, str]] = {}
 
     def names(self) -> Iterator[str]:
-        """The files of every folder that was asked about so far, sorted folder by folder; hidden ones are left out."""
+        """The files of every folder that was asked about so far, sorted folder by folder.
+
+        Hidden ones are left out.
+        """
         for folder, names in self._names.items():
             head = f"{folder}/" if folder else ""
             yield from (head + name for name in sorted(names) if not name.startswith("."))
@@ -72,7 +78,10 @@ class FolderListing:
         return name in self._listed(folder)
 
     def find(self, path: str) -> str | None:
-        """The file that `path` means: itself, else the only one in its folder that differs in case or Unicode form alone."""
+        """The file that `path` means.
+
+        Itself, else the only one in its folder that differs in case or Unicode form alone.
+        """
         if path in self:
             return path
         folder, name = os.path.split(path)
@@ -113,7 +122,9 @@ class NamedFiles:
 
 
 def locate(names: Sequence[str], folders: Sequence[Path]) -> NamedFiles | None:
-    """Where most of a sample of `names` lie: the first best folder, with as many components of the names as possible.
+    """Where most of a sample of `names` lie.
+
+    The first best folder, with as many components of the names as possible.
 
     Names that differ from the files' in case or Unicode form alone count where nothing else fits.
 
@@ -143,7 +154,10 @@ def _best_place(
 
 
 def repeated_locals(names: Sequence[str], place: NamedFiles) -> frozenset[str]:
-    """Local names that several different `names` become once their beginnings are cut off: which file is meant is not known."""
+    """Local names that several different `names` become once their beginnings are cut off.
+
+    Which file is meant is not known.
+    """
     if place.kept == 0:
         return frozenset()
     counts = Counter(place.local(name) for name in set(names))

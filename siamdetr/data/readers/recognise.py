@@ -1,4 +1,6 @@
-"""Recognises a data set in any of the layouts we read: which layout it is, which splits it has, and how each is read.
+"""Recognises a data set in any of the layouts we read.
+
+Which layout it is, which splits it has, and how each is read.
 
 A command recognises its data once and passes the `Source` on.
 """

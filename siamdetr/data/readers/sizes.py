@@ -1,4 +1,6 @@
-"""The sizes of image files: they decide, not what an annotation file says of them. Each header is read once and remembered.
+"""The sizes of image files: they decide, not what an annotation file says of them.
+
+Each header is read once and remembered.
 
 Of large data sets the headers are kept on disk, in the user's cache folder, under each file's path, length and time.
 """
@@ -31,7 +33,9 @@ _KINDS = {
 
 
 class HeaderReader:
-    """Reads headers of one data set's images; a context, at whose end those of a large one are kept on disk.
+    """Reads headers of one data set's images.
+
+    A context, at whose end those of a large one are kept on disk.
 
     Args:
         root: folder that the paths start from.
@@ -87,7 +91,10 @@ def usable_size(header: Header, file: str, where: str, log: ProblemLog) -> tuple
 
 
 def note_mismatch(annotated: tuple[int, int], header: Header, file: str, where: str, log: ProblemLog) -> None:
-    """A word in the log where an annotated (height, width) is not the file's; (0, 0): nothing was annotated."""
+    """A word in the log where an annotated (height, width) is not the file's.
+
+    (0, 0): nothing was annotated.
+    """
     if not all(annotated) or annotated == header.size:
         return
     height, width = header.size
@@ -112,7 +119,10 @@ def _cache_file(root: Path) -> Path:
 
 
 def _read_cache(file: Path | None) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-    """Keys, ascending, and rows of (height, width, turned); nothing where there is no file, or a damaged one."""
+    """Keys, ascending, and rows of (height, width, turned).
+
+    Nothing where there is no file, or a damaged one.
+    """
     if file is not None:
         with suppress(Exception):  # a cache costs nothing but time: numpy and zipfile raise many kinds on damaged files
             with np.load(file, allow_pickle=False) as content:

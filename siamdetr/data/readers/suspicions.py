@@ -1,4 +1,7 @@
-"""Suspicions that a column means something else: corners written as sizes, keypoints that look like polygons."""
+"""Suspicions that a column means something else.
+
+Corners written as sizes, keypoints that look like polygons.
+"""
 
 from __future__ import annotations
 

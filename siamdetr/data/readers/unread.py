@@ -1,4 +1,7 @@
-"""Files that may hold labels and that no reader takes: said, so that data whose labels are unread never looks healthy."""
+"""Files that may hold labels and that no reader takes.
+
+Said, so that data whose labels are unread never looks healthy.
+"""
 
 from __future__ import annotations
 

@@ -79,7 +79,10 @@ def read_voc(
 
 
 def voc_class_names(root: Path, folders: Iterable[Path]) -> tuple[str, ...]:
-    """Lines of labels.txt or classes.txt in `root`; without them every name in any XML below `folders`, sorted."""
+    """Lines of labels.txt or classes.txt in `root`.
+
+    Without them every name in any XML below `folders`, sorted.
+    """
     for file in (root / name for name in LABEL_FILES):
         if file.is_file():
             lines = (line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
@@ -146,7 +149,10 @@ def _parse(files: list[str], split: VocFolder, images: ImageNames, root: Path, l
 
 
 def _add_image(builder: IndexBuilder, entry: _Annotated, header: Header, labels: dict[str, int]) -> bool:
-    """Adds one image with its objects, numbered from 1 in the order of the file; False: it cannot be opened."""
+    """Adds one image with its objects, numbered from 1 in the order of the file.
+
+    False: it cannot be opened.
+    """
     log, where = builder.log, f"image {len(builder) + 1}"
     size = usable_size(header, entry.image, where, log)
     if size is None:

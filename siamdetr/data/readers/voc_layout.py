@@ -59,7 +59,9 @@ def annotation_files(folder: Path) -> Iterator[str]:
 
 
 def has_annotations(folder: Path, *, deep: bool = False) -> bool:
-    """Whether one of the first XML files in `folder` has VOC's outermost element; one that breaks off counts.
+    """Whether one of the first XML files in `folder` has VOC's outermost element.
+
+    One that breaks off counts.
 
     Args:
         folder: to be looked into.

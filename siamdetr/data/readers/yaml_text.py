@@ -1,4 +1,7 @@
-"""YAML with every scalar as the text that stands in the file: `no` is a class name, not False, and 007 is not 7."""
+"""YAML with every scalar as the text that stands in the file.
+
+`no` is a class name, not False, and 007 is not 7.
+"""
 
 from __future__ import annotations
 

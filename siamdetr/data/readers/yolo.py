@@ -144,7 +144,10 @@ def _parse_row(columns: list[str], keypoints: int, suspicion: KeypointSuspicion)
 
 
 def _list_images(sources: tuple[Path, ...], root: Path, log: ProblemLog) -> list[str]:
-    """Images of a split, from the root; a list file names one a line, from its own folder or from the root."""
+    """Images of a split, from the root.
+
+    A list file names one a line, from its own folder or from the root.
+    """
     images: dict[str, None] = {}
     for source in sources:
         if source.is_dir():
@@ -171,7 +174,10 @@ def _list_images(sources: tuple[Path, ...], root: Path, log: ProblemLog) -> list
 
 
 def _listed_image(text: str, source: Path, root: Path) -> Path:
-    """The image that a line of a list means; of another machine's path the leading folders are left out until a file is there."""
+    """The image that a line of a list means.
+
+    Of another machine's path the leading folders are left out until a file is there.
+    """
     parts = split_name(text)
     tails = ["/".join(parts[i:]) for i in range(len(parts)) if parts[i] != ".."]
     choices = [base / name for name in (text, *tails) for base in (source.parent, root)]

@@ -1,4 +1,7 @@
-"""Where a YOLO data set keeps its names, images and labels: data.yaml, Darknet's obj.data (CVAT "YOLO 1.1"), or classes.txt alone."""
+"""Where a YOLO data set keeps its names, images and labels.
+
+Data.yaml, Darknet's obj.data (CVAT "YOLO 1.1"), or classes.txt alone.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ class YoloData:
 
 
 def find_yolo_file(root: Path) -> Path | None:
-    """The file that describes the YOLO data set in `root`, if any: a YAML file, obj.data, or a list of names beside labels."""
+    """The file that describes the YOLO data set in `root`, if any.
+
+    A YAML file, obj.data, or a list of names beside labels.
+    """
     files = sorted(visible_files(root, "*.yaml", "*.yml"), key=lambda file: (file.stem != "data", file.name))
     for file in (*files, *visible_files(root, "*.data")):
         try:
@@ -52,7 +58,10 @@ def find_yolo_file(root: Path) -> Path | None:
 
 
 def find_yolo_names(root: Path) -> Path | None:
-    """A list of class names, where label files lie beside the images or in labels/; None: there is no such list or no label."""
+    """A list of class names, where label files lie beside the images or in labels/.
+
+    None: there is no such list or no label.
+    """
     places = (root, root / "labels", *visible_subfolders(root))
     found = next((file for place in places for name in NAME_FILES for file in visible_files(place, name)), None)
     if found is None:
@@ -150,7 +159,10 @@ def _keypoints(shape: Tree | None, file: Path) -> int:
 
 
 def _base_folder(file: Path, path: Tree | None) -> Path:
-    """What the splits are relative to: `path`, from the file's folder; that folder itself when `path` is not there."""
+    """What the splits are relative to: `path`, from the file's folder.
+
+    That folder itself when `path` is not there.
+    """
     folder = file.parent / path if isinstance(path, str) else file.parent
     return folder if folder.is_dir() else file.parent
 

@@ -1,4 +1,4 @@
-"""Painting for `siamdetr.data.synthetic.shapes`: colours, backgrounds, textures, clutter, shaded shapes.
+"""Painting for `synthetic.shapes`: colours, backgrounds, textures, clutter, shaded shapes.
 
 Pictures are float32 [H, W, 3] RGB in 0..255 while they are painted.
 """

@@ -36,7 +36,7 @@ Outline = NDArray[np.float64]  # [k, 2] corners (x, y)
 
 @dataclass(frozen=True)
 class DrawnObject:
-    """One labelled shape: class name, box xyxy in pixels clipped to the image, and area in pixels², including hidden parts."""
+    """One labelled shape: class name, clipped box xyxy in pixels, area in pixels² with hidden parts."""
 
     name: str
     box: tuple[float, float, float, float]
@@ -54,7 +54,7 @@ def write_synthetic(
     classes: Sequence[str] = SHAPES,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw a data set: `unlabelled/`, `train/`, `val/` and `annotations/instances_{train,val}.json` (COCO).
+    """Draw a data set: `unlabelled/`, `train/`, `val/` and their COCO `annotations/`.
 
     Args:
         folder: created if needed; files of the same names are overwritten.
@@ -94,7 +94,10 @@ def write_synthetic(
 
 
 def draw_image(rng: Random, size: int, classes: Sequence[str] = SHAPES) -> tuple[NDArray[np.uint8], list[DrawnObject]]:
-    """Draw one picture [size, size, 3] uint8 RGB; returns it with its objects, of which later ones cover earlier ones."""
+    """Draw one picture [size, size, 3] uint8 RGB.
+
+    Returns it with its objects, of which later ones cover earlier ones.
+    """
     colours = palette(rng)
     picture = background(rng, size, colours)
     clutter(picture, rng, colours)

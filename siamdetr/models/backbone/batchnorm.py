@@ -1,4 +1,7 @@
-"""Batch norms that never change: frozen while training, folded into the convolutions when nothing trains."""
+"""Batch norms that never change.
+
+Frozen while training, folded into the convolutions when nothing trains.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """A batch norm with fixed statistics and fixed affine: a scale and a shift per channel, then an optional activation.
+    """A batch norm with fixed statistics and fixed affine.
+
+    A scale and a shift per channel, then an optional activation.
 
     Detectors train on batches too small for statistics of their own (DETR §A.4). Weight, bias, mean and variance are buffers
     under the names of `nn.BatchNorm2d`, so that its state dicts load; `num_batches_tracked` in them is ignored.

@@ -1,4 +1,6 @@
-"""Backbones: torchvision ResNets and any timm model with `features_only`; the last feature map or three, batch norms frozen.
+"""Backbones: torchvision ResNets and any timm model with `features_only`.
+
+The last feature map or three, batch norms frozen.
 
 Stride 16 is DETR's DC5 for ResNets (the last stage keeps its resolution and is dilated). For timm models it is the model's own
 `output_stride=16` or, where there is none, its last feature map at a sixteenth of the image.
@@ -59,7 +61,10 @@ class Backbone(nn.Module):
         self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, images: Tensor) -> Maps:
-        """[B, 3, H, W] float, normalised -> [B, C, h, w], h = ceil(H / stride) for ResNets; of a pyramid a tuple of three."""
+        """[B, 3, H, W] float, normalised -> [B, C, h, w], h = ceil(H / stride) for ResNets.
+
+        Of a pyramid a tuple of three.
+        """
         if isinstance(self.body, nn.Sequential):
             maps = []
             for part_name, part in self.body.named_children():
@@ -118,7 +123,9 @@ def _resnet(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[int, 
 
 
 def _dilate(stage: nn.Module) -> None:
-    """Let a stage keep its resolution; each 3x3 convolution after the one that lost its stride is dilated by 2.
+    """Let a stage keep its resolution.
+
+    Each 3x3 convolution after the one that lost its stride is dilated by 2.
 
     Ours: also for the basic blocks of ResNet-18 and -34, where torchvision offers none. In bottlenecks it is torchvision's.
     """
@@ -146,7 +153,9 @@ def _timm(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ..
 
 
 def create_timm_body(name: str, strides: tuple[int, ...], *, pretrained: bool) -> Any:
-    """The timm model that gives one map of each wanted stride; `pretrained` asks timm for its weights (a download).
+    """The timm model that gives one map of each wanted stride.
+
+    `pretrained` asks timm for its weights (a download).
 
     Raises:
         ValueError: the model has no feature map of one of the strides.

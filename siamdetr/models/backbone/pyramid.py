@@ -1,4 +1,7 @@
-"""Feature maps of several levels: what a backbone gives, and their projection to one width (Deformable DETR, §A.4)."""
+"""Feature maps of several levels.
+
+What a backbone gives, and their projection to one width (Deformable DETR, §A.4).
+"""
 
 from __future__ import annotations
 

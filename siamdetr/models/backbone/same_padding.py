@@ -1,4 +1,4 @@
-"""Convolutions with TensorFlow's "same" padding, as timm's `tf_` models have them, in a form that exports with any image size."""
+"""Convolutions with TensorFlow's "same" padding that export with any image size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class SamePadConv2d(nn.Module):
-    """A convolution with TensorFlow's "same" padding, the odd pixel right and below, for any size of image.
+    """A convolution with TensorFlow's "same" padding: the odd pixel is right and below.
 
     timm computes the padding with a branch on the image's size; this form, for kernels that reach at least as far as their
     stride, has none, so that an exported graph keeps height and width dynamic.
@@ -39,7 +39,7 @@ def _reach(convolution: nn.Conv2d) -> tuple[int, int]:
 
 
 def make_same_padding_symbolic(module: nn.Module) -> None:
-    """Replace, in place, timm's convolutions with "same" padding wherever the form above computes the same."""
+    """Replace timm's "same"-padded convolutions in place, wherever the class above computes the same."""
     for name, child in module.named_children():
         if type(child) is Conv2dSame and all(r >= s for r, s in zip(_reach(child), child.stride, strict=True)):
             setattr(module, name, SamePadConv2d(child))

@@ -40,7 +40,9 @@ def read_weight_file(path: str | Path) -> dict[str, Any]:
 
 
 def unwrap_state_dict(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint: under `model`, `state_dict`, `teacher` or `student`, or the whole.
+    """The state dict inside a checkpoint.
+
+    Under `model`, `state_dict`, `teacher` or `student`, or the whole.
 
     Raises:
         WeightFileError: there are no tensors.

@@ -1,4 +1,7 @@
-"""Pretrained weights for backbones: ImageNet by name, or a file of torchvision, SwAV, MoCo, DINO or our own."""
+"""Pretrained weights for backbones.
+
+ImageNet by name, or a file of torchvision, SwAV, MoCo, DINO or our own.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +98,7 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
 
 
 def _prefix(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What stands before the backbone's names in a file: the prefix under which most of them are found."""
+    """The prefix of the backbone's names in a file: the one under which most of them are found."""
     first = next(iter(wanted))
     candidates = [key.removesuffix(first) for key in tensors if key.endswith(first)]
     known = [prefix for prefix in candidates if set(prefix.split(".")[:-1]) <= _PREFIXES]

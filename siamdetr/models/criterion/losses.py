@@ -1,4 +1,4 @@
-"""The DETR criterion (arXiv:2005.12872, §3.1), over all decoder layers at once: classes, box distance, generalized IoU.
+"""The DETR criterion (arXiv:2005.12872, §3.1) over all decoder layers: class, L1 and GIoU losses.
 
 `softmax`: cross entropy with a "no object" class of small weight (DETR). `focal`: sigmoid focal loss, no such class
 (arXiv:1708.02002, as Deformable and Conditional DETR use it). Every layer has its own matching and its own losses.
@@ -211,7 +211,10 @@ class DetectionCriterion(nn.Module):
     def _normalisers(
         self, logits: Tensor, targets: Targets, num_boxes: Tensor | float | None
     ) -> tuple[Tensor | float, Tensor | float]:
-        """Number of boxes, and summed class weights of all queries: known on the host, averaged over the window and over processes."""
+        """Number of boxes, and summed class weights of all queries.
+
+        Known on the host, averaged over the window and over processes.
+        """
         queries, class_weight = logits.shape[2], 0.0
         for counts in targets.window_counts:
             matched = sum(min(queries, count) for count in counts)
@@ -297,14 +300,19 @@ def _monitors(logits: Tensor, targets: Targets, matches: Matches) -> dict[str, T
 
 
 def boxes_per_process(targets: Targets) -> Tensor | float:
-    """Number of boxes of a batch, averaged over its window and over processes; all together count at least 1."""
+    """Number of boxes of a batch, averaged over its window and over processes.
+
+    All together count at least 1.
+    """
     return _mean_over_window(targets, 0.0, targets.boxes.device)[0]
 
 
 def _mean_over_window(
     targets: Targets, class_weight: float, device: torch.device
 ) -> tuple[Tensor | float, Tensor | float]:
-    """(boxes, class weight) of the targets' window, averaged over its batches and over processes; all boxes together count at least 1.
+    """(boxes, class weight) of the targets' window, averaged over its batches and over processes.
+
+    All boxes together count at least 1.
 
     The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one batch with all
     images of the window.

@@ -1,4 +1,4 @@
-"""Hungarian matching of predictions to boxes (DETR, arXiv:2005.12872, §3.1): all layers and images in one transfer.
+"""Hungarian matching of predictions to targets in one transfer (DETR, arXiv:2005.12872, §3.1).
 
 Ours: the costs of every decoder layer and image are computed together, and only the entries that the assignment needs (the
 queries of an image against the boxes of the same image) travel to the host, packed into one tensor. The official code
@@ -25,7 +25,7 @@ FOCAL_LOG_EPS = 1e-8  # inside the logarithms of the focal cost, as in the offic
 
 @dataclass(frozen=True)
 class Matches:
-    """Which query of which layer answers for which box; four index tensors of one length K.
+    """The matched queries and targets of every layer: four index tensors of length K.
 
     Ordered by layer, then image, then query. Every layer has as many matches as any other, so `query.view(L, -1)` is a
     table of layers.

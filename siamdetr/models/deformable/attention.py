@@ -94,7 +94,7 @@ class DeformableAttention(Observed):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Each head looks in a direction of its own, its points 1, 2, ... cells away, all of equal weight (§A.2)."""
+        """Initially each head has its own direction, with points 1, 2, ... cells away and equal weights (§A.2)."""
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().max(-1, keepdim=True).values  # [M, 2], on a square
@@ -133,7 +133,7 @@ class DeformableAttention(Observed):
         return out
 
     def look(self, query: Tensor, references: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
-        """Where each query looks, and how much each point counts; arguments as in `forward`.
+        """Sampling points and weights of each query; arguments as in `forward`.
 
         Returns:
             [B, Q, M, L, P, 2] (x, y) fractions of each level's map, and [B, Q, M, L, P] weights, which sum to 1 over levels and points.
@@ -157,7 +157,7 @@ class DeformableAttention(Observed):
 
 
 def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Where the points lie, as a picture: the weight of each is shared by the four cells around it.
+    """Draw the points as a map: the weight of each is distributed over the four cells around it.
 
     Args:
         points: [B, Q, M, L, P, 2] (x, y) fractions of each level's map; all levels cover one image, so all go on one grid.

@@ -24,7 +24,7 @@ Untie = Callable[[Mapping[str, Tensor], HuggingFaceConfig], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What has to be known of a detector."""
+    """The facts needed to read and write one detector."""
 
     config: type[HuggingFaceConfig]
     pairs: Callable[[DetectorSettings], tuple[Pair, ...]]

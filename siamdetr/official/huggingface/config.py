@@ -16,7 +16,7 @@ from siamdetr.settings.detector import DetectorSettings
 
 
 class HuggingFaceConfig(BaseModel):
-    """What all of them share."""
+    """The fields of all configurations."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 

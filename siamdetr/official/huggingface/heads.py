@@ -1,5 +1,6 @@
-"""Heads that transformers shares: between the decoder and the detector, and between layers. A file names a shared tensor once, or
-each time; here every head has one name.
+"""Heads that transformers shares: between the decoder and the detector, and between layers.
+
+A file names a shared tensor once, or each time; here every head has one name.
 """
 
 from __future__ import annotations

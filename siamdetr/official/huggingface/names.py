@@ -1,4 +1,6 @@
-"""Names of tensors in Hugging Face checkpoints and in ours: one table a detector, read in both directions.
+"""Names of tensors in Hugging Face checkpoints and in ours.
+
+One table a detector, read in both directions.
 
 transformers writes the names of its older versions into files and translates them on loading; its files, and the hub, also hold
 the newer names. The tables have the names that it writes; `written_name` makes them of the others.
@@ -19,7 +21,10 @@ _PARTS = {"{n}": r"\d+", "{p}": "weight|bias", "{r}": ".+"}
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of transformers and its names here; several of ours stand side by side in it, along its last axis."""
+    """A tensor of transformers and its names here.
+
+    Several of ours stand side by side in it, along its last axis.
+    """
 
     theirs: str
     ours: tuple[str, ...]
@@ -203,7 +208,9 @@ _BACKBONE_FORMS = re.compile(r"^model\.backbone\.(?:conv_encoder\.)?model\.(?:_b
 
 
 def written_name(name: str, model_type: str) -> str:
-    """The name that transformers writes into files, of the one that a tensor has in a file; backbones as torchvision names them.
+    """The name that transformers writes into files, of the one that a tensor has in a file.
+
+    Backbones as torchvision names them.
 
     Args:
         name: as in a file of any version.
@@ -232,7 +239,10 @@ def import_rules(pairs: Sequence[Pair]) -> tuple[Rule | Aside, ...]:
 
 
 def export_rules(pairs: Sequence[Pair]) -> tuple[Rule, ...]:
-    """The pairs from ours to theirs, the backbone left out; those of ours that share a tensor come in its order."""
+    """The pairs from ours to theirs, the backbone left out.
+
+    Those of ours that share a tensor come in its order.
+    """
     return tuple(_rule(ours, (pair.theirs,)) for pair in pairs for ours in pair.ours)
 
 

@@ -17,7 +17,10 @@ _PLAIN_MEAN, _PLAIN_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # values in 0..1, no
 
 
 class ImageProcessor(BaseModel):
-    """What is read of preprocessor_config.json. The defaults are those of transformers' `DetrImageProcessor`."""
+    """What is read of preprocessor_config.json.
+
+    The defaults are those of transformers' `DetrImageProcessor`.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

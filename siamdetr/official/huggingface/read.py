@@ -1,4 +1,7 @@
-"""Checkpoints of Hugging Face's transformers as detectors of ours: every tensor accounted for, nothing but tensors read."""
+"""Checkpoints of Hugging Face's transformers as detectors of ours.
+
+Every tensor accounted for, nothing but tensors read.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +150,9 @@ def _metadata(
 
 
 def class_names(id2label: Mapping[int, str], num_classes: int, where: str) -> tuple[str, ...]:
-    """The names of the outputs 0..C-1; an output without name is "N/A", and without any name they are called by number.
+    """The names of the outputs 0..C-1.
+
+    An output without name is "N/A", and without any name they are called by number.
 
     Raises:
         OfficialCheckpointError: a name is of an output that there is not.

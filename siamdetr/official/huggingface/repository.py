@@ -1,4 +1,6 @@
-"""Where a Hugging Face checkpoint lies: a folder of `save_pretrained`, or a repository of the hub, fetched into its cache.
+"""Where a Hugging Face checkpoint lies.
+
+A folder of `save_pretrained`, or a repository of the hub, fetched into its cache.
 
 Only JSON and safetensors are fetched and read. `HF_HUB_OFFLINE=1`, `HF_HOME`, `HF_TOKEN` and the like mean what they mean to huggingface_hub.
 """
@@ -44,7 +46,9 @@ def is_huggingface(source: str | Path) -> bool:
 
 
 def open_repository(source: str | Path) -> Repository:
-    """The checkpoint that `source` means: a folder, or `hf:ORG/NAME`, `hf:ORG/NAME@REVISION`, fetched if need be.
+    """The checkpoint that `source` means.
+
+    A folder, or `hf:ORG/NAME`, `hf:ORG/NAME@REVISION`, fetched if need be.
 
     Raises:
         HubError: it is not there, or cannot be fetched; the text says what to bring and where.

@@ -1,4 +1,7 @@
-"""The ResNets of Hugging Face's detectors: timm's, or transformers' own; both are torchvision's with other names."""
+"""The ResNets of Hugging Face's detectors: timm's, or transformers' own.
+
+Both are torchvision's with other names.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,9 @@ def read_resnet(config: HasBackbone) -> tuple[str, Literal[16, 32]]:
 
 
 def backbone_config(settings: DetectorSettings) -> dict[str, Any]:
-    """What config.json says of the backbone: transformers' own ResNet; dilated, which that cannot be, timm's.
+    """What config.json says of the backbone: transformers' own ResNet.
+
+    Dilated, which that cannot be, timm's.
 
     Raises:
         OfficialCheckpointError: the backbone is no ResNet.

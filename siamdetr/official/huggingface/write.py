@@ -75,7 +75,10 @@ def huggingface_tensors(detector: Detector, config: HuggingFaceConfig) -> dict[s
 
 
 def _renamed(state: dict[str, Tensor], pairs: tuple[Pair, ...]) -> dict[str, Tensor]:
-    """Their names of all but the backbone's tensors; those that share one of theirs are joined along the last axis."""
+    """Their names of all but the backbone's tensors.
+
+    Those that share one of theirs are joined along the last axis.
+    """
     rules = export_rules(pairs)
     order = {ours: place for pair in pairs for place, ours in enumerate(pair.ours)}
     parts: dict[str, list[tuple[int, Tensor]]] = {}

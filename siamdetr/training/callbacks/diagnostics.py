@@ -1,4 +1,7 @@
-"""Pictures of a pretraining run: what the method is shown, and the same few images again and again, predictions against targets."""
+"""Pictures of a pretraining run.
+
+What the method is shown, and the same few images again and again, predictions against targets.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,9 @@ _WIDTH = 640  # pixels at most: the report carries the pictures inside
 
 
 class Diagnostics(Callback):
-    """Draws into the run folder; the report shows the pictures. Draws nothing at random, so that training is not changed.
+    """Draws into the run folder; the report shows the pictures.
+
+    Draws nothing at random, so that training is not changed.
 
     The samples are those of epoch 0 of a few images spread over the data; the detector is in eval mode meanwhile. With several
     processes the first one draws.
@@ -61,7 +66,7 @@ class Diagnostics(Callback):
         self.checked = np.unique(np.linspace(0, length - 1, NUM_CHECKED).round().astype(int)).tolist()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """What the method is shown, and what it finds before it has learned."""
+        """Draw the samples, and the predictions before training."""
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(exist_ok=True)
@@ -72,7 +77,7 @@ class Diagnostics(Callback):
             self._look(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """What it finds now."""
+        """Draw the current predictions when a share of the run is reached."""
         if trainer.is_global_zero and completed_step(trainer, batch_idx) and pl_module.step in self.steps:
             self._look(trainer, pl_module)
 

@@ -1,4 +1,7 @@
-"""Scores the detector while it trains: the best weights by AP are kept, and training may stop when they no longer improve."""
+"""Scores the detector while it trains.
+
+The best weights by AP are kept, and training may stop when they no longer improve.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ Score = Callable[[Detector], DetectionMetrics | None]  # None on all processes b
 class Evaluator(Callback):
     """Evaluates every `every` steps and at the end, with the averaged weights if there are any.
 
-    A signal during an evaluation breaks it off; the resumed run repeats it before its next step.
+    A signal during an evaluation interrupts it; the resumed run repeats it before its next step.
 
     Args:
         score: evaluates the detector it is given.
@@ -60,13 +63,16 @@ class Evaluator(Callback):
         self.processes: PatientGroup
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make ready to wait for the first process, which scores; repeat an evaluation that a signal broke off."""
+        """Make ready to wait for the first process, which scores.
+
+        Repeat an evaluation that a signal broke off.
+        """
         self.processes = PatientGroup()
         if self._due(pl_module) and self.evaluated_at != pl_module.step:
             self._evaluate(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Evaluate where it is time."""
+        """Evaluate when it is due."""
         if completed_step(trainer, batch_idx) and self._due(pl_module):
             self._evaluate(trainer, pl_module)
 

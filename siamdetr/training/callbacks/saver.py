@@ -26,12 +26,18 @@ _POLL_EVERY = 10  # steps between two questions among several processes: each co
 
 
 def agreed(watch: SignalWatch, device: torch.device) -> int | None:
-    """The signal that any of the training's processes received; None: none did. All processes must ask together."""
+    """The signal that any of the training's processes received; None: none did.
+
+    All processes must ask together.
+    """
     return distributed.largest(watch.received or 0, device) or None
 
 
 class Saver(Callback):
-    """Writes last.ckpt (to resume) and last.safetensors (to use); polls for signals. The last of the callbacks."""
+    """Writes last.ckpt (to resume) and last.safetensors (to use); polls for signals.
+
+    The last of the callbacks.
+    """
 
     def __init__(
         self,
@@ -50,14 +56,17 @@ class Saver(Callback):
         self._saved_at = -1
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take the signals back from Lightning; write a first checkpoint, so that a full disk shows now and not in an hour."""
+        """Take the signals back from Lightning.
+
+        Write a first checkpoint, so that a full disk shows now and not in an hour.
+        """
         self.watch.install()
         self._saved_at = pl_module.step
         if pl_module.step == 0:
             self.save(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save where it is time; stop where a signal has come."""
+        """Save when it is due; stop after a signal."""
         if not completed_step(trainer, batch_idx):
             return
         step = pl_module.step

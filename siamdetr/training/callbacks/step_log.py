@@ -1,4 +1,7 @@
-"""Reads the figures of the steps when they have arrived: stops at a loss that is not finite, averages the rest for the log."""
+"""Reads the figures of the steps when they have arrived.
+
+Stops at a loss that is not finite, averages the rest for the log.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +39,13 @@ class StepLog(Callback):
         self._told: set[str] = set()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """The clock starts."""
+        """Start the clock."""
         self._last_time = time.perf_counter()
         if trainer.is_global_zero:
             self.progress.begin("train", pl_module.total_steps, pl_module.step)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Read what has arrived; at a logging step, everything."""
+        """Read the figures that have arrived; at a logging step, all of them."""
         while pl_module.records and pl_module.records[0].arrived():
             self._take(pl_module.records.popleft())
         if not completed_step(trainer, batch_idx):
@@ -54,7 +57,7 @@ class StepLog(Callback):
             self.progress.update("train", pl_module.step)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """The bar is full."""
+        """Complete the progress bar."""
         if trainer.is_global_zero:
             self.progress.end("train")
 

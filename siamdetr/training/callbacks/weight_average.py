@@ -1,4 +1,7 @@
-"""Exponential moving average of the weights: what is scored and saved, while the raw weights go on learning."""
+"""Exponential moving average of the weights.
+
+What is scored and saved, while the raw weights go on learning.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class WeightAverage(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """One step of the average."""
+        """Update the average."""
         if completed_step(trainer, batch_idx):
             self.updates += 1
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
@@ -45,7 +48,7 @@ class WeightAverage(Callback):
 
     @contextmanager
     def applied(self, detector: Detector) -> Iterator[None]:
-        """Within it the detector has the averaged weights."""
+        """Give the detector the averaged weights inside the block."""
         weights = _learning(detector)
         raw = {name: weights[name].detach().clone() for name in self.shadow}
         with torch.no_grad():
