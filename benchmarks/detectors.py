@@ -137,14 +137,7 @@ def ours(variant: str, options: argparse.Namespace, example: Example) -> Measure
         levels=LEVELS if entry.multi_scale else 1,
     )
     detector = Detector(settings).to(example.images.device)
-    criterion = DetectionCriterion(
-        LossSettings(),
-        entry.classifier,
-        CLASSES,
-        num_layers=options.layers,
-        denoising=entry.denoises,
-        proposals=settings.proposes,
-    )
+    criterion = DetectionCriterion.of_detector(settings, LossSettings(), supervised=True)
     denoising = DenoisingSettings()
 
     def loss() -> Tensor:

@@ -21,6 +21,7 @@ from siamdetr.cli.presets import presets
 from siamdetr.cli.proposals import proposals
 from siamdetr.cli.quickstart import quickstart
 from siamdetr.cli.serve import serve
+from siamdetr.cli.split import split
 from siamdetr.cli.study import study
 from siamdetr.cli.train import train
 from siamdetr.cli.usage.rules import RULES
@@ -30,6 +31,7 @@ from siamdetr.cli.val import val
 COMMANDS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "doctor": doctor,
+    "split": split,
     "proposals": proposals,
     "train": train,
     "pretrain": train,

@@ -45,7 +45,7 @@ def label(
     """Write pre-labels in bands: sure, to look at, and skipped. Images without boxes are kept."""
     from siamdetr.api import load
     from siamdetr.cli.console import console, progress
-    from siamdetr.cli.inputs import image_files
+    from siamdetr.cli.usage.inputs import image_files
     from siamdetr.labelling.folder import check_empty, check_format, count_bands, write_prelabels
     from siamdetr.labelling.prelabels import Prelabel, classes_of, prelabel
     from siamdetr.system.outputs import Read, Written, check_outputs

@@ -41,7 +41,7 @@ def predict(
     """
     from siamdetr.api import load
     from siamdetr.cli.console import console, progress
-    from siamdetr.cli.inputs import image_files
+    from siamdetr.cli.usage.inputs import image_files
 
     files = image_files(images)
     pictures = {file: output / name for file, name in _unique_names(files).items()}

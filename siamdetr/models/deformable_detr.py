@@ -4,7 +4,7 @@ A reference point is read off the query's position. With `refine` each layer has
 layer before it (§4.2, "iterative bounding box refinement"). With `two_stage` the encoder itself proposes a box at each cell, and
 the best of them are the first references and, as sine positions, the queries (§4.2, "two-stage").
 
-Ours: queries are of their own image throughout; an invalid proposal's box is 1, 1, 1, 1 without infinite logits in between.
+Ours: queries are of their own image throughout.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from siamdetr.models.attention import MultiHeadAttention, mask_bias
 from siamdetr.models.backbone.pyramid import LevelProjections
 from siamdetr.models.deformable.attention import DeformableAttention, Levels, describe_levels, place_on_levels
-from siamdetr.models.deformable.encoder import DeformableEncoder, cell_centres
+from siamdetr.models.deformable.encoder import DeformableEncoder
 from siamdetr.models.deformable.sampling import at_least_float32
 from siamdetr.models.heads import FeedForward, Heads, layer_heads, place_boxes, shared_heads
 from siamdetr.models.parts import VariantParts, initialize_transformer
 from siamdetr.models.position import box_positions
 from siamdetr.models.queries import QuerySource
+from siamdetr.models.query_selection import best_cells, propose
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Outputs, Queries
 
 # Added at first to the logits of the width and height of a box whose reference has none: alone it is 12 % of the image.
 FIRST_SIZE = -2.0
-_PROPOSAL_SIZE = 0.05  # of the finest level, as a fraction of the image; each coarser level doubles it
 
 
 class ContentQueries(QuerySource):
@@ -168,37 +168,14 @@ class Proposer(nn.Module):
         As in the official code the score is that of class 0 alone, padded cells and boxes near the border take part with an
         empty feature and the box 1, 1, 1, 1, and what a query knows of its proposal is the box.
         """
-        anchors, valid = _anchors(memory)
-        features = self.norm(self.project(memory.tokens.masked_fill(~valid, 0.0)))
-        logits, offsets = heads.of_proposals(features)
-        boxes = torch.where(valid, place_boxes(offsets, anchors), 1.0)
-        count = queries.content.shape[1]
-        if not torch.compiler.is_compiling() and logits.shape[1] < count:
-            raise ValueError(
-                f"two-stage decoder: {count} queries are chosen from the feature cells, got {logits.shape[1]} cells; take larger "
-                "images or fewer queries"
-            )
-        best = logits[..., 0].topk(count, dim=1).indices[..., None]  # [B, Q, 1]
-        references = boxes.detach().gather(1, best.expand(-1, -1, 4))
+        proposed = propose(memory, heads, lambda tokens: self.norm(self.project(tokens)))
+        best = best_cells(proposed.logits[..., 0], queries.content.shape[1])
+        references = proposed.take(best).boxes.detach()
         # The official order is x, y, w, h; `box_positions` puts y first.
-        sine = box_positions(references[..., [1, 0, 2, 3]], self.dim).to(features.dtype)
+        sine = box_positions(references[..., [1, 0, 2, 3]], self.dim).to(memory.tokens.dtype)
         position, content = self.query_norm(self.query(sine)).chunk(2, dim=-1)
         assert queries.position is not None
-        proposals = Outputs(logits[None], boxes[None], features[None])
-        return queries.content + content, queries.position + position, references, proposals
-
-
-def _anchors(memory: Memory) -> tuple[Tensor, Tensor]:
-    """A box around each cell, [B, N, 4] fractions of the unpadded image, and whether it counts, [B, N, 1]."""
-    levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
-    centres = cell_centres(levels, memory.tokens.shape[0])
-    sizes = [
-        torch.full((height * width, 2), _PROPOSAL_SIZE * 2.0**index, device=centres.device)
-        for index, (height, width) in enumerate(memory.shapes)
-    ]
-    anchors = torch.cat([centres, torch.cat(sizes).expand(centres.shape[0], -1, -1)], dim=-1)
-    valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1, keepdim=True)
-    return anchors, valid if memory.padding is None else valid & ~memory.padding[..., None]
+        return queries.content + content, queries.position + position, references, proposed.outputs()
 
 
 def build_deformable(settings: DetectorSettings, channels: tuple[int, ...]) -> VariantParts:

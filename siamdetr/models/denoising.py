@@ -46,6 +46,23 @@ class Draws:
         )
 
 
+def group_count(settings: DenoisingSettings, targets: Targets) -> int:
+    """How many groups of denoising queries the images of `targets` have; 0 where no image has a box."""
+    if not len(targets.labels):
+        return 0
+    return max(1, settings.queries // max(targets.counts)) if settings.queries else settings.groups
+
+
+def check_draws(draws: Draws, copies: int, targets: Targets, *, what: str = "groups") -> None:
+    """Raise a ValueError unless the draws are for `copies` copies of the targets."""
+    count = copies * len(targets.labels)
+    if len(draws.label_chance) != count:
+        raise ValueError(
+            f"denoising: {copies} {what} of {len(targets.labels)} boxes need draws for {count}, got "
+            f"{len(draws.label_chance)}; draw with Draws.sample({count}, ...)"
+        )
+
+
 def add_noise(targets: Targets, settings: DenoisingSettings, draws: Draws) -> tuple[Tensor, Tensor]:
     """Noised copies of the targets.
 
@@ -59,29 +76,31 @@ def add_noise(targets: Targets, settings: DenoisingSettings, draws: Draws) -> tu
     Raises:
         ValueError: the draws are for another number of boxes.
     """
-    count = settings.groups * len(targets.labels)
-    if len(draws.label_chance) != count:
-        raise ValueError(
-            f"denoising: {settings.groups} groups of {len(targets.labels)} boxes need draws for {count}, got "
-            f"{len(draws.label_chance)}; draw with Draws.sample({count}, ...)"
-        )
-    labels, boxes = targets.labels.repeat(settings.groups), targets.boxes.float().repeat(settings.groups, 1)
+    groups = group_count(settings, targets)
+    check_draws(draws, groups, targets)
+    labels, boxes = targets.labels.repeat(groups), targets.boxes.float().repeat(groups, 1)
     labels = torch.where(draws.label_chance < settings.label_noise, draws.new_label, labels)
     reach = torch.cat([boxes[:, 2:] / 2, boxes[:, 2:]], dim=-1)
     boxes = boxes + (draws.box_shift * 2 - 1) * reach * settings.box_noise
     return labels, boxes.clamp(0, 1)
 
 
-def denoising_slots(counts: tuple[int, ...], groups: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def denoising_slots(
+    counts: tuple[int, ...], groups: int, device: torch.device, *, group_size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """The position of each noised box.
 
     Image [groups M] and query [groups M], both int64, ordered as in `Draws`.
 
-    A group has as many queries as the fullest image has boxes. Made on the device from counts known to the host: no transfer.
+    Args:
+        counts: boxes of each image.
+        groups: of denoising queries.
+        device: of the result; it is made there from counts known to the host: no transfer.
+        group_size: queries of a group, of which the boxes take the first ones; None: as many as the fullest image has boxes.
     """
     image = torch.cat([torch.full((count,), i, device=device) for i, count in enumerate(counts)])
     place = torch.cat([torch.arange(count, device=device) for count in counts])
-    starts = torch.arange(groups, device=device)[:, None] * max(counts)
+    starts = torch.arange(groups, device=device)[:, None] * (group_size or max(counts))
     return image.repeat(groups), (starts + place).flatten()
 
 
@@ -109,15 +128,12 @@ def prepend_denoising(
     """
     if queries.anchors is None:
         raise ValueError("denoising: expected queries with anchors [B, Q, 4], got None; denoising needs a DAB variant")
-    images, num_matching, dim = queries.content.shape
+    images, num_matching, _ = queries.content.shape
     device, group_size = queries.content.device, max(targets.counts)
-    slots = denoising_slots(targets.counts, groups, device)
+    slots, shape = denoising_slots(targets.counts, groups, device), (images, groups * group_size)
     indicated = torch.cat([label_content, torch.ones_like(label_content[:, :INDICATOR_CHANNELS])], dim=-1)
-    content = queries.content.new_zeros(images, groups * group_size, dim)
-    content = content.index_put(slots, indicated.to(content.dtype))
-    # Passing through the logit keeps anchors away from 0 and 1, which no sigmoid reaches.
-    anchors = torch.full_like(content[..., :4], 0.5, dtype=queries.anchors.dtype)
-    anchors = anchors.index_put(slots, inverse_sigmoid(noised_boxes, ANCHOR_EPS).sigmoid().to(anchors.dtype))
+    content = denoising_content(indicated, slots, shape, queries.content)
+    anchors = denoising_anchors(noised_boxes, slots, shape).to(queries.anchors.dtype)
     return dataclasses.replace(
         queries,
         content=torch.cat([content, queries.content], dim=1),
@@ -125,3 +141,17 @@ def prepend_denoising(
         attention_mask=group_mask(groups, group_size, num_matching, device),
         num_denoising=groups * group_size,
     )
+
+
+def denoising_content(values: Tensor, slots: tuple[Tensor, Tensor], shape: tuple[int, int], like: Tensor) -> Tensor:
+    """[N, D] contents in their slots of `shape` (B, P), zero elsewhere: [B, P, D] in the type of `like`."""
+    return like.new_zeros(*shape, values.shape[-1]).index_put(slots, values.to(like.dtype))
+
+
+def denoising_anchors(boxes: Tensor, slots: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Tensor:
+    """[N, 4] noised boxes in their slots of `shape` (B, P), .5 elsewhere: [B, P, 4].
+
+    Passing through the logit keeps anchors away from 0 and 1, which no sigmoid reaches.
+    """
+    kept = inverse_sigmoid(boxes, ANCHOR_EPS).sigmoid()
+    return kept.new_full((*shape, 4), 0.5).index_put(slots, kept)

@@ -12,7 +12,7 @@ from torch import nn
 
 from siamdetr.models.dab_deformable_detr import assemble_dab_deformable
 from siamdetr.models.dab_detr import assemble_dab, repeat_for_patterns
-from siamdetr.models.denoising import INDICATOR_CHANNELS, Draws, add_noise, prepend_denoising
+from siamdetr.models.denoising import INDICATOR_CHANNELS, Draws, add_noise, group_count, prepend_denoising
 from siamdetr.models.parts import VariantParts
 from siamdetr.models.queries import QuerySource
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings
@@ -59,14 +59,13 @@ class DenoisingQueries(QuerySource):
         Only the matching ones where no image has a box.
         """
         queries: Queries = self(len(targets.counts))
-        count = settings.groups * len(targets.labels)
-        if count == 0:
+        groups = group_count(settings, targets)
+        if groups == 0:
             return queries
-        draws = draws or Draws.sample(count, self.num_classes, device=queries.content.device)
+        if draws is None:
+            draws = Draws.sample(groups * len(targets.labels), self.num_classes, device=queries.content.device)
         labels, boxes = add_noise(targets, settings, draws)
-        return prepend_denoising(
-            queries, targets, label_content=self.labels(labels), noised_boxes=boxes, groups=settings.groups
-        )
+        return prepend_denoising(queries, targets, label_content=self.labels(labels), noised_boxes=boxes, groups=groups)
 
 
 def build_dn(settings: DetectorSettings, channels: tuple[int, ...]) -> VariantParts:

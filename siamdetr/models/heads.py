@@ -34,14 +34,26 @@ class MLP(nn.Module):
 
 
 class LayerHeads(nn.Module):
-    """A separate head for each decoder layer, and one more for encoder proposals if there are any."""
+    """A separate head for each decoder layer, and one more for encoder proposals if there are any.
 
-    def __init__(self, heads: Iterable[nn.Module]) -> None:
+    Args:
+        heads: of the layers, then that of the proposals.
+        shared: the first serves all layers.
+    """
+
+    def __init__(self, heads: Iterable[nn.Module], *, shared: bool = False) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(heads)
+        self.heads, self.shared = nn.ModuleList(heads), shared
+
+    def of_layer(self, layer: int) -> nn.Module:
+        """The head of one decoder layer."""
+        return self.heads[0 if self.shared else layer]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[L, ..., D] of L layers -> [L, ..., K]."""
+        if self.shared:
+            together: Tensor = self.heads[0](hidden)
+            return together
         return torch.stack([head(layer) for head, layer in zip(self.heads, hidden, strict=False)])
 
 
@@ -59,7 +71,7 @@ class Heads:
 
     def offsets(self, hidden: Tensor, layer: int) -> Tensor:
         """[..., D] of one decoder layer -> [..., 4] offsets of its boxes."""
-        head = self.box_head.heads[layer] if isinstance(self.box_head, LayerHeads) else self.box_head
+        head = self.box_head.of_layer(layer) if isinstance(self.box_head, LayerHeads) else self.box_head
         offsets: Tensor = head(hidden)
         return offsets
 
@@ -93,10 +105,21 @@ def build_box_head(settings: DetectorSettings, *, first_size: float = 0.0, start
     return head
 
 
-def shared_heads(settings: DetectorSettings, *, first_size: float = 0.0, starts_at_reference: bool = True) -> Heads:
-    """One class head and one box head for all decoder layers; arguments as in `build_box_head`."""
-    classes = build_class_head(settings)
-    return Heads(classes, build_box_head(settings, first_size=first_size, starts_at_reference=starts_at_reference))
+def shared_heads(
+    settings: DetectorSettings, *, first_size: float = 0.0, starts_at_reference: bool = True, proposals: bool = False
+) -> Heads:
+    """One class head and one box head for all decoder layers; with `proposals` others for the encoder's proposals.
+
+    The other arguments are those of `build_box_head`.
+    """
+    count = 1 + proposals
+    classes = [build_class_head(settings) for _ in range(count)]
+    boxes = [
+        build_box_head(settings, first_size=first_size, starts_at_reference=starts_at_reference) for _ in range(count)
+    ]
+    if not proposals:
+        return Heads(classes[0], boxes[0])
+    return Heads(LayerHeads(classes, shared=True), LayerHeads(boxes, shared=True))
 
 
 def layer_heads(settings: DetectorSettings, *, first_size: float = 0.0, proposals: bool = False) -> Heads:

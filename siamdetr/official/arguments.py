@@ -42,6 +42,27 @@ DEFORMABLE_OPTIONS = DETECTOR_OPTIONS | {
     "two_stage",
 }
 DAB_DEFORMABLE_OPTIONS = DEFORMABLE_OPTIONS | {"num_patterns"}
+# Options of DINO of which one value is supported, that of its published models.
+DINO_FIXED: Mapping[str, Any] = {
+    "transformer_activation": "relu",
+    "num_patterns": 0,
+    "embed_init_tgt": True,
+    "two_stage_type": "standard",
+    "two_stage_add_query_num": 0,
+    "two_stage_learn_wh": False,
+    "two_stage_pat_embed": 0,
+    "two_stage_keep_all_tokens": False,
+    "two_stage_bbox_embed_share": False,
+    "two_stage_class_embed_share": False,
+    "dec_pred_bbox_embed_share": True,
+    "dec_pred_class_embed_share": True,
+    "decoder_sa_type": "sa",
+    "decoder_module_seq": ["sa", "ca", "ffn"],
+    "unic_layers": 0,
+    "use_detached_boxes_dec_out": False,
+    "return_interm_indices": [1, 2, 3],
+}
+DINO_OPTIONS = DEFORMABLE_OPTIONS | {"pe_temperatureH", "pe_temperatureW", "dn_labelbook_size"} | set(DINO_FIXED)
 SIAMESE_OPTIONS = DEFORMABLE_OPTIONS | {"transformer", "depth", "num_patches", "costs", "weights", "encoder_head"}
 LOSS_OPTIONS = frozenset(
     [
@@ -89,6 +110,8 @@ def detector_settings(
         OfficialCheckpointError: arguments contradict tensors, or name an option that is not supported.
     """
     _refuse_unsupported(arguments, variant)
+    if variant == "dino":
+        _refuse_other_forms_of_dino(arguments)
     entry = detector_entry(variant)
     facts = observe(state_dict, classifier=classifier)
     if variant == "vanilla":
@@ -115,12 +138,12 @@ def detector_settings(
         encoder_layers=known.get("enc_layers", 6),
         decoder_layers=known.get("dec_layers", 6),
         feedforward=known.get("dim_feedforward", 1024 if variant == "deformable" else 2048),
-        dropout=known.get("dropout", 0.0 if entry.learned_boxes else 0.1),
+        dropout=known.get("dropout", 0.0 if entry.learned_boxes or entry.proposes else 0.1),
         levels=known.get("num_feature_levels", 1),
         encoder_points=known.get("enc_n_points", 4),
         decoder_points=known.get("dec_n_points", 4),
-        refine=variant == "deformable" and bool(known.get("with_box_refine", False)),
-        two_stage=bool(known.get("two_stage", False)),
+        refine="two_stage" in entry.options and bool(known.get("with_box_refine", False)),
+        two_stage="two_stage" in entry.options and bool(known.get("two_stage", False)),
         pre_norm=bool(known.get("pre_norm", False)),
         activation=_activation(known) if entry.activation == "prelu" else None,
         position_temperature=_temperature(known) if entry.position_temperature != 10000.0 else None,
@@ -138,6 +161,8 @@ def observe(state_dict: Mapping[str, Tensor], *, classifier: Literal["softmax", 
 
     add("num_queries", "query_embed.weight", 0)
     add("num_queries", "refpoint_embed.weight", 0)
+    if "transformer.enc_out_class_embed.weight" in state_dict:
+        add("num_queries", "transformer.tgt_embed.weight", 0)
     add("num_patterns", "transformer.patterns.weight", 0)
     add("num_patterns", "patterns_embed.weight", 0)
     add("hidden_dim", "class_embed.weight", 1)
@@ -202,6 +227,13 @@ def _observe_backbone(state_dict: Mapping[str, Tensor]) -> dict[str, Fact]:
     bottleneck = any(re.fullmatch(r"backbone\.(0\.body\.)?layer3\.0\.conv3\.weight", key) for key in state_dict)
     name = _RESNETS.get((bottleneck, len(blocks)))
     return {"backbone": Fact(name, blocks[-1], tuple(state_dict[blocks[-1]].shape))} if name else {}
+
+
+def _refuse_other_forms_of_dino(arguments: Mapping[str, Any]) -> None:
+    for name, only in DINO_FIXED.items():
+        given = arguments.get(name, only)
+        if (list(given) if isinstance(given, tuple) else given) != only:
+            raise OfficialCheckpointError(f"argument {name}={given!r}: expected {only!r}; others are not supported")
 
 
 def _activation(known: Mapping[str, Any]) -> Activation:

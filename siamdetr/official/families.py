@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from siamdetr.official.arguments import (
     DEFORMABLE_OPTIONS,
     DETECTOR_OPTIONS,
     DETREG_OPTIONS,
+    DINO_OPTIONS,
     SIAMESE_OPTIONS,
     UPDETR_OPTIONS,
     detector_settings,
@@ -28,6 +30,7 @@ from siamdetr.official.keys import (
     DEFORMABLE,
     DEFORMABLE_QUERIES,
     DETREG_OWN,
+    DINO,
     DN,
     DN_DEFORMABLE,
     HEADS,
@@ -48,6 +51,7 @@ from siamdetr.pretext.detreg import PROJECTED, DETReg
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.updetr import UPDETR
 from siamdetr.settings.detector import Classifier
+from siamdetr.settings.registry import DETECTORS
 
 Module = Detector | SiameseDETR | UPDETR | DETReg
 
@@ -66,6 +70,7 @@ class Importer:
 # The first family all of whose marks are in a checkpoint's names. Also families which cannot be imported, for the message.
 _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("siamese-detr", ("pred_head.",)),
+    ("dino", ("label_enc.", "transformer.enc_out_class_embed.")),
     ("dn-deformable-detr", ("label_enc.", "sampling_offsets")),
     ("dn-detr", ("label_enc.",)),
     ("dab-deformable-detr", ("refpoint_embed.", "sampling_offsets")),
@@ -86,32 +91,10 @@ def looks_like(state_dict: Mapping[str, Tensor]) -> str | None:
     return next((family for family, marks in _MARKS if all(mark in names for mark in marks)), None)
 
 
-def _build_detr(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
-    return Detector(detector_settings(arguments, tensors, variant="vanilla", classifier="softmax"))
-
-
-def _build_conditional(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
-    return Detector(detector_settings(arguments, tensors, variant="conditional", classifier="focal"))
-
-
-def _build_dab(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
-    return Detector(detector_settings(arguments, tensors, variant="dab", classifier="focal"))
-
-
-def _build_dn(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
-    return Detector(detector_settings(arguments, tensors, variant="dn", classifier="focal"))
-
-
-def _build_deformable(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
-    return Detector(detector_settings(arguments, tensors, variant="deformable", classifier="focal"))
-
-
-def _build_dab_deformable(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
-    return Detector(detector_settings(arguments, tensors, variant="dab_deformable", classifier="focal"))
-
-
-def _build_dn_deformable(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
-    return Detector(detector_settings(arguments, tensors, variant="dn_deformable", classifier="focal"))
+def _build(variant: str, tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
+    """The detector of a file that has nothing else."""
+    classifier = DETECTORS[variant].classifier
+    return Detector(detector_settings(arguments, tensors, variant=variant, classifier=classifier))
 
 
 def _deformable_rules(module: Module) -> Sequence[Rule | Aside]:
@@ -215,19 +198,20 @@ def _nothing(tensors: Mapping[str, Tensor], name: str) -> None:
 
 
 IMPORTERS: dict[str, Importer] = {
-    "detr": Importer(_build_detr, lambda _: (*BACKBONE, *VANILLA, *HEADS), DETECTOR_OPTIONS, _nothing),
+    "detr": Importer(partial(_build, "vanilla"), lambda _: (*BACKBONE, *VANILLA, *HEADS), DETECTOR_OPTIONS, _nothing),
     "conditional-detr": Importer(
-        _build_conditional, lambda _: (*BACKBONE, *CONDITIONAL, *HEADS), DETECTOR_OPTIONS, _nothing
+        partial(_build, "conditional"), lambda _: (*BACKBONE, *CONDITIONAL, *HEADS), DETECTOR_OPTIONS, _nothing
     ),
-    "dab-detr": Importer(_build_dab, lambda _: (*BACKBONE, *DAB, *HEADS), DAB_OPTIONS, _nothing),
-    "dn-detr": Importer(_build_dn, lambda _: (*BACKBONE, *DN, *HEADS), DAB_OPTIONS, _nothing),
-    "deformable-detr": Importer(_build_deformable, _deformable_rules, DEFORMABLE_OPTIONS, _nothing),
+    "dab-detr": Importer(partial(_build, "dab"), lambda _: (*BACKBONE, *DAB, *HEADS), DAB_OPTIONS, _nothing),
+    "dn-detr": Importer(partial(_build, "dn"), lambda _: (*BACKBONE, *DN, *HEADS), DAB_OPTIONS, _nothing),
+    "deformable-detr": Importer(partial(_build, "deformable"), _deformable_rules, DEFORMABLE_OPTIONS, _nothing),
     "dab-deformable-detr": Importer(
-        _build_dab_deformable, lambda _: (*BACKBONE, *DAB_DEFORMABLE), DAB_DEFORMABLE_OPTIONS, _nothing
+        partial(_build, "dab_deformable"), lambda _: (*BACKBONE, *DAB_DEFORMABLE), DAB_DEFORMABLE_OPTIONS, _nothing
     ),
     "dn-deformable-detr": Importer(
-        _build_dn_deformable, lambda _: (*BACKBONE, *DN_DEFORMABLE), DAB_DEFORMABLE_OPTIONS, _nothing
+        partial(_build, "dn_deformable"), lambda _: (*BACKBONE, *DN_DEFORMABLE), DAB_DEFORMABLE_OPTIONS, _nothing
     ),
+    "dino": Importer(partial(_build, "dino"), lambda _: (*BACKBONE, *DINO), DINO_OPTIONS, _nothing),
     "siamese-detr": Importer(_build_siamese, _siamese_rules, SIAMESE_OPTIONS, _dropped_by_converter),
     "up-detr": Importer(_build_updetr, _updetr_rules, UPDETR_OPTIONS, _nothing, also_reads=frozenset({"detr"})),
     "detreg": Importer(

@@ -10,8 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# The last of a rule's targets, where the tensor ends with a row that the official code never reads.
+# The last of a rule's targets, where the tensor ends with a row, or with any number of them, that the official code never reads.
 UNUSED_ROW = "(unused row)"
+UNUSED_ROWS = "(unused rows)"
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,20 @@ DAB_DEFORMABLE: tuple[Rule | Aside, ...] = (
 DN_DEFORMABLE: tuple[Rule | Aside, ...] = (
     *DAB_DEFORMABLE,
     Rule(r"label_enc\.weight", ("learned_queries.labels.weight", UNUSED_ROW)),
+)
+
+# One class head and one box head serve all layers, and are listed once per layer, twice over; the proposals have their own.
+DINO: tuple[Rule | Aside, ...] = (
+    Aside(r"(transformer\.decoder\.)?(class|bbox)_embed\.[1-9]\d*\..+", "all layers share the head of layer 0"),
+    Rule(r"class_embed\.0\.(weight|bias)", (r"class_head.heads.0.\1",)),
+    Rule(r"bbox_embed\.0\.(layers\..+)", (r"box_head.heads.0.\1",)),
+    Rule(r"transformer\.enc_out_class_embed\.(weight|bias)", (r"class_head.heads.1.\1",)),
+    Rule(r"transformer\.enc_out_bbox_embed\.(layers\..+)", (r"box_head.heads.1.\1",)),
+    Rule(r"transformer\.decoder\.norm\.(weight|bias)", (r"decoder.norm.\1",)),
+    Rule(r"transformer\.decoder\.ref_point_head\.(.+)", (r"decoder.position_head.\1",)),
+    Rule(r"transformer\.tgt_embed\.weight", ("learned_queries.content.weight",)),
+    Rule(r"label_enc\.weight", ("learned_queries.labels.weight", UNUSED_ROWS)),
+    *DEFORMABLE,
 )
 
 SIAMESE_OWN: tuple[Rule | Aside, ...] = (

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.settings.detector import Classifier, LossSettings
 from siamdetr.settings.pretext import DETRegSettings, SiameseSettings, UPDETRSettings
+from siamdetr.settings.registry import DETECTORS
 
 CLASSIFIERS: dict[str, Classifier] = {
     "detr": "softmax",
@@ -17,6 +18,7 @@ CLASSIFIERS: dict[str, Classifier] = {
     "dn-detr": "focal",
     "dab-deformable-detr": "focal",
     "dn-deformable-detr": "focal",
+    "dino": "focal",
     "siamese-detr": "softmax",
     "up-detr": "softmax",
     "detreg": "focal",
@@ -30,13 +32,14 @@ CLASS_COEFFICIENTS = {
     "dn-detr": (2.0, 1.0),
     "dab-deformable-detr": (2.0, 1.0),
     "dn-deformable-detr": (2.0, 1.0),
+    "dino": (2.0, 1.0),
     "siamese-detr": (1.0, 1.0),
     "up-detr": (1.0, 1.0),
     "detreg": (2.0, 2.0),
 }
 # Whose matchers use the loss's focal alpha (the others keep .25), and whose GIoU divides by areas plus 1e-6.
-_OF_DAB = ("dab-detr", "dn-detr", "dab-deformable-detr", "dn-deformable-detr")
-_DENOISING = ("dn-detr", "dn-deformable-detr")
+_OF_DAB = ("dab-detr", "dn-detr", "dab-deformable-detr", "dn-deformable-detr", "dino")
+_ENTRIES = {entry.family: entry for entry in DETECTORS.values() if entry.family is not None}
 T = TypeVar("T")
 SIAMESE_CLASSES = 2  # logits: 0 never occurs, 1 object, 2 no object
 
@@ -45,9 +48,10 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
     """The criterion of an official repository.
 
     Args:
-        family: a key of `CLASSIFIERS`; of `siamese-detr` its class and box losses, of `dn-detr` and `dn-deformable-detr` also those of denoising.
+        family: a key of `CLASSIFIERS`; of `siamese-detr` its class and box losses; of detectors that denoise or propose boxes
+            also the losses of these.
         arguments: official options: `num_classes`, `dec_layers`, `set_cost_class`, `set_cost_bbox`, `set_cost_giou`,
-            `cls_loss_coef`, `bbox_loss_coef`, `giou_loss_coef`, `eos_coef`, `focal_alpha`; or in short `costs` (class, bbox,
+            `cls_loss_coef`, `bbox_loss_coef`, `giou_loss_coef`, `eos_coef`, `focal_alpha`, `interm_loss_coef`; or in short `costs` (class, bbox,
             giou) and `weights` by loss name (`loss_ce`, `loss_bbox`, `loss_giou`). Missing ones have the official
             defaults; other options are ignored.
     Raises:
@@ -56,14 +60,22 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
     classifier = _of_family(CLASSIFIERS, family)
     if "num_classes" not in arguments and family != "siamese-detr":
         raise ValueError(f"load_criterion: {family} needs 'num_classes' in its arguments; got {sorted(arguments)}")
+    if arguments.get("no_interm_box_loss", False):
+        raise ValueError(
+            "load_criterion: no_interm_box_loss=True, expected False; proposals always have box losses here"
+        )
+    entry = _ENTRIES.get(family)
+    proposes = entry is not None and entry.proposes
     return DetectionCriterion(
         loss_settings(family, arguments),
         classifier,
         int(arguments.get("num_classes", SIAMESE_CLASSES)),
         num_layers=int(arguments.get("dec_layers", 6)),
-        denoising=family in _DENOISING,
-        box_parts=family in ("dab-detr", "dn-detr"),
-        proposals=bool(arguments.get("two_stage", arguments.get("enc", False))),
+        denoising=entry is not None and entry.denoises,
+        contrastive=entry is not None and entry.contrastive,
+        box_parts=entry is not None and entry.box_parts,
+        proposals=proposes or bool(arguments.get("two_stage", arguments.get("enc", False))),
+        proposal_classes=proposes,
     )
 
 
@@ -87,6 +99,7 @@ def loss_settings(family: str, arguments: Mapping[str, Any]) -> LossSettings:
         no_object_weight=arguments.get("eos_coef", 0.1),
         focal_alpha=alpha,
         matcher_alpha=alpha if family in _OF_DAB else 0.25,
+        weight_proposals=arguments.get("interm_loss_coef", 1.0),
         giou_eps=1e-6 if family in _OF_DAB else 0.0,
     )
 

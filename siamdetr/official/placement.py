@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from siamdetr.errors import OfficialCheckpointError
-from siamdetr.official.keys import UNUSED_ROW, Aside, Rule, translate
+from siamdetr.official.keys import UNUSED_ROW, UNUSED_ROWS, Aside, Rule, translate
+
+_UNUSED = (UNUSED_ROW, UNUSED_ROWS)
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,32 @@ def distribute(
         elif place is not None and getattr(module, place[0].split(".")[0], ...) is None:
             left_aside[name] = "its loss has no weight in these arguments"
         elif place is None or any(
-            target != UNUSED_ROW and (target not in expected or target in values) for target in place
+            target not in _UNUSED and (target not in expected or target in values) for target in place
         ):
             strangers.append(name)
         else:
             used.append(name)
-            first = expected[place[0]]
-            targets = [first[:1] if target == UNUSED_ROW else expected[target] for target in place]
-            values |= dict(zip(place, _split(name, tensor, targets), strict=True))
-            if values.pop(UNUSED_ROW, None) is not None:
-                left_aside[f"{name}[-1]"] = "a row that the official code never reads"
+            kept = [expected[target] for target in place if target not in _UNUSED]
+            unused = _unused_rows(tensor, kept, place[-1])
+            values |= dict(zip(place, _split(name, tensor, [*kept, *unused]), strict=True))
+            if unused:
+                del values[place[-1]]
+                rows = "-1" if place[-1] == UNUSED_ROW else f"-{len(unused[0])}:"
+                left_aside[f"{name}[{rows}]"] = "rows that the official code never reads"
     if strangers:
         raise OfficialCheckpointError(
             f"{len(strangers)} tensors have no place in a model of these arguments: {few(strangers)}; "
             "is it another family, or a variant that is not supported?"
         )
     return tuple(used), left_aside, values
+
+
+def _unused_rows(tensor: Tensor, kept: Sequence[Tensor], last: str) -> list[Tensor]:
+    """A tensor of the shape of the rows beyond those that are kept; none where all are used."""
+    if last not in _UNUSED:
+        return []
+    rows = 1 if last == UNUSED_ROW else max(1, len(tensor) - sum(len(part) for part in kept))
+    return [kept[0].new_empty(rows, *kept[0].shape[1:])]
 
 
 def _split(name: str, tensor: Tensor, targets: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -2,13 +2,13 @@
 
 Sources: the official Siamese DETR configs (arXiv:2303.18144; the λ of the configs, since the supplement's text has them in
 an order that cannot be right for both data sets), the official scripts of UP-DETR (arXiv:2011.09094) and DETReg (arXiv:2106.04550),
-and the official finetuning scripts of DETR, Conditional DETR, Deformable DETR, DAB-DETR and DN-DETR. Batch sizes of pretraining are those of all
+and the official finetuning scripts of DETR, Conditional DETR, Deformable DETR, DAB-DETR, DN-DETR and DINO. Batch sizes of pretraining are those of all
 processes together in the papers; with N processes set batch_size to that divided by N.
 """
 
 from __future__ import annotations
 
-from siamdetr.presets.preset import DAB_LOSSES, Preset
+from siamdetr.presets.preset import CONTRASTIVE, DAB_LOSSES, Preset
 
 _VANILLA = {"variant": "vanilla", "classifier": "softmax", "num_queries": 100}
 _CONDITIONAL = {"variant": "conditional", "classifier": "focal", "num_queries": 100}
@@ -44,6 +44,19 @@ _DEFORMABLE_RUN = {
 }
 _DAB_DEFORMABLE = {**_DAB, "variant": "dab_deformable", "levels": 4}
 _DN_DEFORMABLE = {**_DAB_DEFORMABLE, "variant": "dn_deformable"}
+_DINO = {
+    "variant": "dino",
+    "classifier": "focal",
+    "num_queries": 900,
+    "levels": 4,
+    "dropout": 0.0,
+}
+_DINO_RUN = {
+    "losses": DAB_LOSSES,
+    "batch_size": 2,
+    "optimizer": {"lr": 1e-4, "lr_backbone": 1e-5, "weight_decay": 1e-4, "clip": 0.1},
+    "denoising": CONTRASTIVE,
+}
 _COCO_VIEWS = {"size": 800, "scales": "coco", "weight_global": 0.3, "weight_region": 3.0}
 _COCO_RUN = {**_IMAGENET_RUN, "steps": 120_000, "batch_size": 64}
 _PRE_NORM = {**_VANILLA, "pre_norm": True}
@@ -197,6 +210,18 @@ PAPERS: dict[str, Preset] = {
     "dn-deformable": Preset(
         "DN-DAB-Deformable-DETR, the upstream recipe: DAB-Deformable-DETR's with denoising as in `dn`",
         finetune={"detector": _DN_DEFORMABLE, **_DAB_RUN, "denoising": _DENOISING},
+    ),
+    "dino": Preset(
+        "DINO of four levels, the upstream recipe: 900 queries, 12 epochs, drop at 11, contrastive denoising",
+        finetune={"detector": _DINO, **_DINO_RUN, "epochs": 12, "schedule": {"name": "step", "drop_at": 11 / 12}},
+    ),
+    "dino-24": Preset(
+        "DINO of four levels, the upstream recipe of 24 epochs: drop at 20",
+        finetune={"detector": _DINO, **_DINO_RUN, "epochs": 24, "schedule": {"name": "step", "drop_at": 20 / 24}},
+    ),
+    "siamese-coco-dino": Preset(
+        "Ours: the COCO schedule and λ for DINO (regions in the content of the chosen queries, no denoising)",
+        pretrain={"detector": _DINO, "siamese": _COCO_VIEWS, **_COCO_RUN},
     ),
     "conditional": Preset(
         "Conditional DETR as Siamese DETR released it: 50 epochs, drop at 40, backbone rate 5e-5",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from siamdetr.presets.preset import DAB_LOSSES, Preset
+from siamdetr.presets.preset import CONTRASTIVE, DAB_LOSSES, Preset
 
 _SMALL_CONDITIONAL = {
     "variant": "conditional",
@@ -28,6 +28,7 @@ _SMALL_DETECTOR = {
     "num_queries": 100,
     "dropout": 0.0,
 }
+_SMALL_DINO = {name: value for name, value in _SMALL_DETECTOR.items() if name != "refine"} | {"variant": "dino"}
 _QUICK_DETECTOR = {**_SMALL_DETECTOR, "decoder_layers": 2, "feedforward": 256, "num_queries": 30}
 _SMALL_RUN = {
     "images": {"size": 320, "max_size": 533, "augment": "detr"},
@@ -70,6 +71,11 @@ SMALL: dict[str, Preset] = {
         "as `small`, with DN-DAB-Deformable-DETR, which also learns from noised copies of every box",
         pretrain={"detector": {**_SMALL_DETECTOR, "variant": "dn_deformable"}, **_SMALL_PRETRAINING},
         finetune={"detector": {**_SMALL_DETECTOR, "variant": "dn_deformable"}, "losses": DAB_LOSSES, **_SMALL_RUN},
+    ),
+    "small-dino": Preset(
+        "as `small`, with DINO: queries start from the encoder's best boxes and learn from noised copies of every box",
+        pretrain={"detector": _SMALL_DINO, **_SMALL_PRETRAINING},
+        finetune={"detector": _SMALL_DINO, "losses": DAB_LOSSES, "denoising": CONTRASTIVE, **_SMALL_RUN},
     ),
     "quickstart": Preset(
         "the synthetic data set of `siamdetr quickstart`: 128-pixel images, Deformable DETR of 1+2 layers on three levels, 30 queries",

@@ -88,15 +88,8 @@ class Pretext(nn.Module, abc.ABC):
 
     def __init__(self, detector: Detector, losses: LossSettings) -> None:
         super().__init__()
-        shape = detector.settings
         self.detector = detector.train()
-        self.criterion = DetectionCriterion(
-            losses,
-            shape.classifier,
-            shape.num_classes,
-            num_layers=shape.decoder_layers,
-            proposals=shape.proposes,
-        )
+        self.criterion = DetectionCriterion.of_detector(detector.settings, losses, supervised=False)
         self.teacher = FrozenTeacher(detector.backbone)
 
     @property

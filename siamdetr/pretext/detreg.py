@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from siamdetr.errors import SettingsError, WeightFileError
 from siamdetr.models.backbone.weight_files import read_weight_file, unwrap_state_dict
-from siamdetr.models.criterion.losses import boxes_per_process
+from siamdetr.models.criterion.normalisers import boxes_per_process
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.pretext.batches import RegionBatch

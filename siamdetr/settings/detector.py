@@ -123,9 +123,17 @@ class DenoisingSettings(Settings):
     """Noised targets that denoising detectors learn to reconstruct (DN-DETR, arXiv:2203.01305, §4)."""
 
     groups: int = Field(5, ge=0, description="copies of every target, each in a group of its own; 0: no denoising")
+    queries: int = Field(
+        0,
+        ge=0,
+        description="in place of `groups`: as many groups as this number of targets fits, at least one; 0: `groups`",
+    )
     label_noise: float = Field(0.2, ge=0, le=1, description="share of the labels that are drawn anew")
     box_noise: float = Field(
-        0.4, ge=0, le=1, description="largest move of centre (of half the size) and size (of itself)"
+        0.4,
+        ge=0,
+        le=1,
+        description="largest move of centre (of half the size) and size (of itself); contrastive: of corners (of half the size)",
     )
 
 
@@ -144,4 +152,5 @@ class LossSettings(Settings):
     matcher_alpha: float = Field(
         0.25, description="official matchers keep .25 whatever focal_alpha is; DAB and DN follow it"
     )
+    weight_proposals: float = Field(1.0, ge=0, description="of the encoder's proposals: times the weights above")
     giou_eps: float = Field(0.0, ge=0, description="added to the areas that GIoU divides by; official DAB and DN: 1e-6")

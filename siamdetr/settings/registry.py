@@ -34,8 +34,10 @@ class DetectorEntry:
         options: settings that it takes beyond those common to all detectors.
         learned_boxes: its queries are learned boxes, so that it has no use for the encoder's proposals.
         padding_invariant: its answers do not depend on the size that an image is padded to.
-        proposes: its queries always start from the encoder's best boxes; others do with `two_stage`.
+        proposes: its queries always start from the encoder's best boxes, which are trained to know classes. Others start from
+            them with `two_stage`, where they only know objects.
         denoises: in training its decoder also repairs noised copies of the targets (`DenoisingSettings`).
+        contrastive: it also learns to reject copies that are noised more.
         box_parts: its criterion reports the parts of the box loss, as the official one does.
         small_preset: its preset for small data sets; a reduced form of it is tested.
         family: of the official checkpoints that can be imported (`siamdetr convert --family`); None: there are none.
@@ -53,6 +55,7 @@ class DetectorEntry:
     padding_invariant: bool = True
     proposes: bool = False
     denoises: bool = False
+    contrastive: bool = False
     box_parts: bool = False
     small_preset: str = "small-conditional"
     family: str | None = None
@@ -137,6 +140,21 @@ DETECTORS: dict[str, DetectorEntry] = {
         denoises=True,
         small_preset="small-dn-deformable",
         family="dn-deformable-detr",
+    ),
+    "dino": DetectorEntry(
+        "DINO",
+        "siamdetr.models.dino:build_dino",
+        "learned contents start from the encoder's best boxes, and learn to reject noised copies of the targets",
+        paper="2203.03605",
+        position_temperature=20.0,
+        options=_LEVELS - {"cell_shift"},
+        padding_invariant=False,
+        proposes=True,
+        denoises=True,
+        contrastive=True,
+        box_parts=True,
+        small_preset="small-dino",
+        family="dino",
     ),
 }
 

@@ -23,16 +23,7 @@ class FinetuneModule(StepModule):
         super().__init__(settings, preprocessing, total_steps)
         self.detector = detector
         self.denoising = settings.denoising
-        shape = detector.settings
-        self.criterion = DetectionCriterion(
-            settings.losses,
-            shape.classifier,
-            shape.num_classes,
-            num_layers=shape.decoder_layers,
-            denoising=detector.denoises,
-            proposals=shape.proposes,
-            box_parts=shape.entry.box_parts,
-        )
+        self.criterion = DetectionCriterion.of_detector(detector.settings, settings.losses, supervised=True)
 
     def training_step(self, batch: DetectionBatch, batch_idx: int) -> Tensor:
         """The weighted loss of one batch, scalar."""

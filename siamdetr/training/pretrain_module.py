@@ -55,12 +55,12 @@ def class_agnostic(detector: Detector) -> Detector:
     The pretext's class head has three logits (nothing, object, no object), of which the first never is the answer; the copy
     keeps the other two, or with focal loss, where "no object" has none, the one of "object", so that a pretrained model
     predicts, is scored and exported like any other.
-    Of a two-stage detector's proposals all objects are class 0: there the last of the three takes the second place.
+    Of the proposals of a two-stage Deformable DETR all objects are class 0: there the last of the three takes the second place.
     """
     copied = copy.deepcopy(detector)
     no_object = (detector.settings.num_classes,) if detector.settings.classifier == "softmax" else ()
     kept = [(OBJECT_LABEL, *no_object)] * len(each_head(detector.class_head))
-    if detector.settings.two_stage:
+    if detector.settings.two_stage:  # whose proposals know objects only, unlike those of DINO
         kept[-1] = (0, *no_object)
     for head, rows in zip(each_head(copied.class_head), kept, strict=True):
         assert isinstance(head, nn.Linear)

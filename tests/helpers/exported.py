@@ -11,6 +11,7 @@ import onnx
 import supervision as sv
 import torch
 
+from helpers.detectors import own_settings
 from siamdetr.api import SiamDETR
 from siamdetr.export.end_to_end import end_to_end
 from siamdetr.export.gate_images import drawn_samples
@@ -29,8 +30,7 @@ _TWO_STAGE = {"variant": "deformable", "levels": 3, "refine": True, "two_stage":
 
 # Every detector there is, and the deformable one with all that it can be given.
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {"variant": name} for name in DETECTORS},
-    "vanilla": {"variant": "vanilla", "classifier": "softmax"},
+    **{name: own_settings(name) for name in DETECTORS},
     "two-stage": _TWO_STAGE,
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,9 @@ from siamdetr.models.criterion.losses import weighted_sum
 from siamdetr.models.denoising import Draws
 from siamdetr.models.detector import Detector
 from siamdetr.official.convert import IMPORTERS, load_criterion, load_official
-from siamdetr.official.keys import UNUSED_ROW, translate
+from siamdetr.official.keys import UNUSED_ROW, UNUSED_ROWS, translate
 from siamdetr.settings.detector import DenoisingSettings
+from siamdetr.structures.model import Outputs
 from siamdetr.structures.targets import Targets
 
 Case = tuple[dict[str, Any], dict[str, Tensor]]
@@ -77,6 +80,19 @@ def train_like_the_official_one(case: Case, family: str) -> None:
     detector = detector_of(meta, family).train()
     targets, settings, draws = denoising_of(meta, stored)
     outputs = detector(*batch_of(meta), detector.training_queries(targets, settings, draws))
+    step_like_the_official_one(case, family, detector, outputs, targets, official_loss)
+
+
+def step_like_the_official_one(
+    case: Case,
+    family: str,
+    detector: Detector,
+    outputs: Outputs,
+    targets: Targets,
+    official_name: Callable[[str], str],
+) -> None:
+    """Outputs, losses, their sum and its gradients equal those of a golden training step."""
+    meta, stored = case
     near(outputs.logits, torch.cat([stored["aux_logits"], stored["pred_logits"][None]]), 1e-3)
     near(outputs.boxes, torch.cat([stored["aux_boxes"], stored["pred_boxes"][None]]), 2e-4)
     near(outputs.denoised.logits, stored["dn/out_logits"], 1e-3)
@@ -84,21 +100,28 @@ def train_like_the_official_one(case: Case, family: str) -> None:
 
     criterion = load_criterion(family, meta["spec"]["criterion"])
     losses = criterion(outputs, targets)
-    assert {official_loss(key): weight for key, weight in criterion.weights.items()} == meta["weight_dict"]
-    ours = {official_loss(key): value for key, value in losses.items()}
+    assert {official_name(key): weight for key, weight in criterion.weights.items()} == meta["weight_dict"]
+    ours = {official_name(key): value for key, value in losses.items()}
     assert {f"loss/{key}" for key in ours} == {key for key in stored if key.startswith("loss/")}
     for key, value in ours.items():
         torch.testing.assert_close(value.detach(), stored[f"loss/{key}"], rtol=1e-4, atol=1e-6, msg=key)
     total = weighted_sum(losses, criterion.weights)
     torch.testing.assert_close(total.detach(), stored["total"], rtol=1e-4, atol=0)
-
     total.backward()
+    gradients_equal_the_official_ones(case, family, detector)
+
+
+def gradients_equal_the_official_ones(case: Case, family: str, detector: Detector) -> None:
+    """The norm of each parameter's gradient, but for those that are noise."""
+    meta, stored = case
     parameters, rules = dict(detector.named_parameters()), IMPORTERS[family].rules(detector)
     largest, compared = float(stored["grad_norms"].max()), 0
     for official, norm in zip(meta["grad_names"], stored["grad_norms"].tolist(), strict=True):
-        places = translate(official.replace("transformer.decoder.bbox_embed", "bbox_embed"), rules)
+        name = re.sub(r"transformer\.decoder\.(class|bbox)_embed", r"\1_embed", official)
+        places = translate(name, rules)
         assert isinstance(places, tuple), official
-        found = torch.stack([parameters[place].grad.norm() for place in places if place != UNUSED_ROW]).norm()  # type: ignore[union-attr]
+        own = [parameters[place].grad for place in places if place not in (UNUSED_ROW, UNUSED_ROWS)]
+        found = torch.stack([gradient.norm() for gradient in own if gradient is not None]).norm()
         if norm >= 1e-3 * largest:
             assert float(found) == pytest.approx(norm, rel=1e-2), official
             compared += 1

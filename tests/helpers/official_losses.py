@@ -43,9 +43,14 @@ def official_name(name: str) -> str:
 
 
 def total_like_the_official_one(
-    losses: dict[str, torch.Tensor], criterion: DetectionCriterion, arrays: dict[str, Any], *, name: str
+    losses: dict[str, torch.Tensor],
+    criterion: DetectionCriterion,
+    arrays: dict[str, Any],
+    *,
+    name: str,
+    weights: dict[str, float] | None = None,
 ) -> torch.Tensor:
-    """Each loss and their weighted sum are those of the scenario; returns the sum."""
+    """Each loss and their weighted sum are those of the scenario; returns the sum. `weights`: of losses named otherwise."""
     stored = {
         key.removeprefix(f"{name}/loss/"): value for key, value in arrays.items() if key.startswith(f"{name}/loss/")
     }
@@ -53,6 +58,6 @@ def total_like_the_official_one(
     assert sorted(ours) == sorted(stored)
     for key, value in stored.items():
         torch.testing.assert_close(ours[key].detach(), torch.tensor(value), rtol=1e-6, atol=1e-6, msg=key)
-    total = weighted_sum(losses, criterion.weights)
+    total = weighted_sum(losses, criterion.weights if weights is None else weights)
     torch.testing.assert_close(total.detach(), torch.tensor(arrays[f"{name}/total"]), rtol=1e-6, atol=1e-6)
     return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from helpers.detectors import own_settings
 from siamdetr.api import SiamDETR
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.models.detector import Detector
@@ -21,7 +22,7 @@ def tiny_model(
     """A small detector with random weights whose boxes depend on the image."""
     torch.manual_seed(3)
     settings = DetectorSettings.model_validate(
-        {**TINY, "variant": variant, "classifier": classifier, "num_classes": 3, "num_queries": 20}
+        {**TINY, **own_settings(variant), "classifier": classifier, "num_classes": 3, "num_queries": 20}
     )
     detector = Detector(settings)
     for parameter in [*detector.box_head.parameters(), *detector.class_head.parameters()]:

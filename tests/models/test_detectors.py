@@ -9,12 +9,12 @@ import argparse
 import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from golden.golden_fill import fill
+from helpers.detectors import own_settings
 from helpers.golden import batch_of, near, read
 from helpers.paths import ROOT
 from helpers.training_data import DETECTOR, finetune_settings, pretrain_settings, write_data
@@ -50,6 +50,7 @@ GOLDEN_CASES = {
     "dn": "A_dn",
     "dab_deformable": "A_dab_deformable",
     "dn_deformable": "A_dn_deformable",
+    "dino": "A_dino",
 }
 NARROW = {"dim": 64, "heads": 4, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 128, "num_queries": 30}
 Shown = dict[tuple[str, str], str]  # (variant, column): what the table says
@@ -66,16 +67,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_synthetic(tmp_path_factory.mktemp("shapes"), num_unlabelled=1, num_train=48, num_val=4, size=96)
 
 
-def own(variant: str) -> dict[str, Any]:
-    """The settings that a variant needs."""
-    return {"variant": variant, "classifier": DETECTORS[variant].classifier}
-
-
 def tiny(variant: str) -> Detector:
     """A small one whose outputs depend on the image; one of them has three levels (each makes the export longer)."""
     torch.manual_seed(3)
     levels = {"levels": 3} if variant == "dn_deformable" else {}
-    values = DETECTOR | own(variant) | levels | {"num_classes": 3, "decoder_layers": 1}
+    values = DETECTOR | own_settings(variant) | levels | {"num_classes": 3, "decoder_layers": 1}
     detector = Detector(DetectorSettings.model_validate(values)).eval()
     for head in [*each_head(detector.box_head), *each_head(detector.class_head)]:
         for parameter in head.parameters():
@@ -94,13 +90,13 @@ def model_of(variant: str) -> SiamDETR:
 def test_trains_from_its_small_preset_and_improves(variant: str, shapes: Path, tmp_path: Path, shown: Shown) -> None:
     """The preset, but narrow, on 96 pixels, 80 steps on features of the frozen backbone."""
     preset = preset_values(DETECTORS[variant].small_preset, stage="finetune")
-    detector = preset["detector"] | own(variant) | NARROW
-    losses = {"losses": preset["losses"]} if "losses" in preset else {}
+    detector = preset["detector"] | own_settings(variant) | NARROW
+    own = {name: preset[name] for name in ("losses", "denoising") if name in preset}
     images = {"size": 96, "max_size": 96, "augment": "flip"}
     settings = finetune_settings(
         shapes, tmp_path / "run", detector=detector, images=images, steps=80, batch_size=8, freeze="backbone",
         optimizer={"lr": 1e-3}, schedule=preset["schedule"], backbone_weights="imagenet", checkpoint_every=80,
-        **losses,
+        **own,
     )  # fmt: skip
     rows = list(csv.DictReader((finetune(settings).folder / "metrics.csv").read_text().splitlines()))
     for name, share in (("loss", 0.85), ("loss_bbox", 0.9)):
@@ -113,7 +109,7 @@ def test_trains_from_its_small_preset_and_improves(variant: str, shapes: Path, t
 @pytest.mark.parametrize("variant", DETECTORS)
 def test_a_pretrained_run_is_finetuned(variant: str, tmp_path: Path, shown: Shown) -> None:
     data = write_data(tmp_path / "data", empty=(1, 2))
-    shape = {**DETECTOR, "variant": variant}
+    shape = {**DETECTOR, **own_settings(variant)}
     first = pretrain(pretrain_settings(data, tmp_path / "pretrained", detector=shape, steps=2)).folder
     one_class, _ = load_model(first / "last.safetensors")
     assert one_class.settings.num_classes == 1

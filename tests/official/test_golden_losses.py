@@ -51,11 +51,11 @@ def test_matches_equal_the_official_ones(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "classifier"),
-    [("detr", "softmax"), ("conditional", "focal"), ("dab", "focal"), ("deformable_ms", "focal")],
+    [("detr", "softmax"), ("conditional", "focal"), ("dab", "focal"), ("deformable_ms", "focal"), ("dino", "focal")],
 )
 def test_postprocessing_equals_the_official_one(kind: str, classifier: Any) -> None:
     meta, arrays = load(GOLDEN / f"F_{kind}.npz")
-    top_k = meta["spec"].get("postprocess", {}).get("num_select", 100)
+    top_k = meta["spec"].get("postprocess", {}).get("num_select", 300 if kind == "dino" else 100)  # official defaults
     logits, boxes, sizes = (torch.from_numpy(arrays[key]) for key in ("pred_logits", "pred_boxes", "target_sizes"))
     found = postprocess(logits, boxes, sizes, classifier=classifier, top_k=top_k)
     torch.testing.assert_close(found.scores, torch.from_numpy(arrays["scores"]), rtol=0, atol=1e-6)

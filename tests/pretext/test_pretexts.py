@@ -40,7 +40,7 @@ def tiny(variant: str, **changes: Any) -> Detector:
     torch.manual_seed(0)
     values = {
         "variant": variant, "backbone": "test_resnet.r160_in1k", "num_queries": 6, "dim": 32, "heads": 4, "dropout": 0.0,
-        "encoder_layers": 1, "decoder_layers": 2, "feedforward": 32, "levels": 4 if "deformable" in variant else 1,
+        "encoder_layers": 1, "decoder_layers": 2, "feedforward": 32, "levels": 4 if DETECTORS[variant].multi_scale else 1,
     }  # fmt: skip
     detector = Detector(pretext_settings(DetectorSettings.model_validate(values | changes)))
     for head in each_head(detector.box_head):

@@ -62,7 +62,7 @@ def test_pretraining_in_half_precision_keeps_and_saves_whole_weights(data: Path,
 
 @pytest.mark.parametrize("variant", DETECTORS)
 def test_of_a_pretrained_detector_all_is_taken_over_but_what_the_classes_decide(variant: str, tmp_path: Path) -> None:
-    deformable = {"levels": 3, "backbone": "resnet18"} if "deformable" in variant else {}
+    deformable = {"levels": 3, "backbone": "resnet18"} if DETECTORS[variant].multi_scale else {}
     refine = {"refine": True} if variant == "deformable" else {}
     shape = DetectorSettings.model_validate(DETECTOR | {"variant": variant} | deformable | refine)
     torch.manual_seed(1)
@@ -72,7 +72,7 @@ def test_of_a_pretrained_detector_all_is_taken_over_but_what_the_classes_decide(
     torch.manual_seed(2)
     detector = Detector(shape.model_copy(update={"num_classes": 2}))
     begun = load_start(detector, ("red", "blue"), tmp_path / "p.safetensors")
-    labels = ("learned_queries.labels",) if variant.startswith("dn") else ()
+    labels = ("learned_queries.labels",) if DETECTORS[variant].denoises else ()
     assert begun.fresh == ("class_head", *labels)
     before, after = pretrained.state_dict(), detector.state_dict()
     assert before.keys() == after.keys()

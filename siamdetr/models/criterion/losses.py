@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from siamdetr.boxes import cxcywh_to_xyxy, elementwise_giou
+from siamdetr.models.criterion.focal import sigmoid_focal_loss
 from siamdetr.models.criterion.matcher import Matches, match
+from siamdetr.models.criterion.monitors import match_figures
+from siamdetr.models.criterion.normalisers import mean_over_window
 from siamdetr.models.denoising import denoising_slots
-from siamdetr.settings.detector import Classifier, LossSettings
+from siamdetr.settings.detector import Classifier, DetectorSettings, LossSettings
 from siamdetr.structures.model import Outputs
 from siamdetr.structures.targets import Targets
-from siamdetr.system import distributed
 
 LOSSES = ("loss_class", "loss_bbox", "loss_giou")
 
@@ -36,8 +38,10 @@ class DetectionCriterion(nn.Module):
         classifier: `softmax` (C + 1 logits, the last is "no object") or `focal` (C logits).
         num_classes: C.
         num_layers: decoder layers, i.e. how many auxiliary losses `weights` names.
-        denoising: the detector has denoising queries (variant `dn`); their losses have the same weights.
-        proposals: the detector has two stages: the encoder's boxes have the same losses and weights, all objects being class 0.
+        denoising: the detector has denoising queries; their losses have the same weights.
+        contrastive: half of these are negatives, whose class loss is that of "no object" (DINO).
+        proposals: the encoder's boxes have the same losses and, times `weight_proposals`, the same weights.
+        proposal_classes: they are to know the classes of objects (DINO); else all objects are class 0 (Deformable DETR).
         box_parts: also report the parts of `loss_bbox`, centres and sizes, as the criteria of DAB-DETR and DN-DETR do.
     """
 
@@ -49,13 +53,38 @@ class DetectionCriterion(nn.Module):
         *,
         num_layers: int = 6,
         denoising: bool = False,
+        contrastive: bool = False,
         proposals: bool = False,
+        proposal_classes: bool = False,
         box_parts: bool = False,
     ) -> None:
         super().__init__()
         self.settings, self.classifier = settings, classifier
         self.num_classes, self.num_layers = num_classes, num_layers
-        self.denoising, self.proposals, self.box_parts = denoising, proposals, box_parts
+        self.denoising, self.contrastive, self.box_parts = denoising, contrastive, box_parts
+        self.proposals, self.proposal_classes = proposals, proposal_classes
+
+    @classmethod
+    def of_detector(cls, shape: DetectorSettings, settings: LossSettings, *, supervised: bool) -> DetectionCriterion:
+        """The criterion that a detector is trained with.
+
+        Args:
+            shape: of the detector; what varies between detectors is in its registry entry.
+            settings: costs, weights, and the class loss's constants.
+            supervised: its denoising queries take part, and the monitors of the official criterion are reported;
+                False: pretraining, which has neither.
+        """
+        return cls(
+            settings,
+            shape.classifier,
+            shape.num_classes,
+            num_layers=shape.decoder_layers,
+            denoising=supervised and shape.entry.denoises,
+            contrastive=shape.entry.contrastive,
+            proposals=shape.proposes,
+            proposal_classes=shape.entry.proposes,
+            box_parts=supervised and shape.entry.box_parts,
+        )
 
     @property
     def weights(self) -> dict[str, float]:
@@ -66,7 +95,8 @@ class DetectionCriterion(nn.Module):
         if self.denoising:
             own |= {f"{name}_dn": weight for name, weight in own.items()}
         weights = layer_weights(own, self.num_layers)
-        return weights | ({f"{name}_enc": own[name] for name in LOSSES} if self.proposals else {})
+        times = self.settings.weight_proposals
+        return weights | ({f"{name}_enc": times * own[name] for name in LOSSES} if self.proposals else {})
 
     def forward(self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None = None) -> dict[str, Tensor]:
         """Match every layer and compute its losses.
@@ -81,6 +111,7 @@ class DetectionCriterion(nn.Module):
             earlier ones, and without weight or gradient `class_error` (percent of matched boxes, last layer) and
             `cardinality_error` (boxes an image, each layer). With `denoising` also `loss_class_dn`, `loss_bbox_dn`,
             `loss_giou_dn` and `class_error_dn` of each layer: 0 where no image has a box, or there were no such queries.
+            With `contrastive` denoising there is `cardinality_error_dn` instead of `class_error_dn`.
             With `proposals` also `loss_class_enc`, `loss_bbox_enc`, `loss_giou_enc` and `cardinality_error_enc`.
             With `box_parts` also, without weight or gradient, `loss_xy` and `loss_hw` of each layer, which sum to `loss_bbox`.
         Raises:
@@ -105,7 +136,11 @@ class DetectionCriterion(nn.Module):
         losses, matches = self._of_layers(outputs, targets, num_boxes, denoising=self.denoising, allowed=allowed)
         if self.proposals:
             assert outputs.proposals is not None
-            objects = dataclasses.replace(targets, labels=torch.zeros_like(targets.labels))
+            objects = (
+                targets
+                if self.proposal_classes
+                else dataclasses.replace(targets, labels=torch.zeros_like(targets.labels))
+            )
             of_encoder, _ = self._of_layers(outputs.proposals, objects, num_boxes, denoising=False)
             losses |= {f"{name}_enc": value for name, value in of_encoder.items() if name != "class_error"}
         return losses, matches
@@ -128,8 +163,9 @@ class DetectionCriterion(nn.Module):
                 **self._box_losses(boxes, targets, matches, normalisers[0]),
             }
             if denoising:
-                values |= self._denoising_losses(outputs.denoised, targets, normalisers[0], logits)
-            monitors = _monitors(logits.detach(), targets, matches)
+                of_copies = self._contrastive_losses if self.contrastive else self._denoising_losses
+                values |= of_copies(outputs.denoised, targets, normalisers[0], logits)
+            monitors = match_figures(logits.detach(), targets, matches)
         losses = name_layers(values) | name_layers({"cardinality_error": monitors["cardinality_error"]})
         return losses | {"class_error": monitors["class_error"][-1]}, matches
 
@@ -199,6 +235,24 @@ class DetectionCriterion(nn.Module):
         )
         return dict(zip(names, values, strict=True))
 
+    def _contrastive_losses(
+        self, denoised: Outputs | None, targets: Targets, num_boxes: Tensor | float, logits: Tensor
+    ) -> dict[str, Tensor]:
+        """[L] each; positives answer for their targets, all other slots for "no object"; divided by the number of positives."""
+        if denoised is None:
+            parts = ("loss_xy", "loss_hw") if self.box_parts else ()
+            names = (*LOSSES, *parts, "cardinality_error")
+            return dict.fromkeys((f"{name}_dn" for name in names), logits.new_zeros(logits.shape[0]))
+        found, boxes = denoised.logits.float(), denoised.boxes.float()
+        matches, groups = _positives(targets, found)
+        normalisers = self._normalisers(found, targets, num_boxes, groups=groups)
+        values = {
+            "loss_class": self._class_loss(found, targets, matches, *normalisers),
+            **self._box_losses(boxes, targets, matches, normalisers[0]),
+            "cardinality_error": match_figures(found.detach(), targets, matches)["cardinality_error"],
+        }
+        return {f"{name}_dn": value for name, value in values.items()}
+
     def _known_class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """[L, N, C] logits whose labels [N] are known -> [L], summed."""
         if self.classifier == "focal":
@@ -209,18 +263,20 @@ class DetectionCriterion(nn.Module):
         return each.view(logits.shape[0], -1).sum(1)
 
     def _normalisers(
-        self, logits: Tensor, targets: Targets, num_boxes: Tensor | float | None
+        self, logits: Tensor, targets: Targets, num_boxes: Tensor | float | None, *, groups: int = 1
     ) -> tuple[Tensor | float, Tensor | float]:
         """Number of boxes, and summed class weights of all queries.
 
         Known on the host, averaged over the window and over processes.
+
+        With `groups` every box counts so many times.
         """
         queries, class_weight = logits.shape[2], 0.0
         for counts in targets.window_counts:
-            matched = sum(min(queries, count) for count in counts)
+            matched = groups * sum(min(queries, count) for count in counts)
             class_weight += matched + self.settings.no_object_weight * (len(counts) * queries - matched)
-        boxes, weight = _mean_over_window(targets, class_weight, logits.device)
-        return (boxes if num_boxes is None else num_boxes), weight
+        boxes, weight = mean_over_window(targets, class_weight, logits.device)
+        return (boxes if num_boxes is None else num_boxes) * groups, weight
 
     def _check(self, outputs: Outputs) -> None:
         layers, classes = outputs.logits.shape[0], outputs.logits.shape[-1]
@@ -240,23 +296,6 @@ class DetectionCriterion(nn.Module):
                 f"DetectionCriterion: {self.num_classes} classes and a {self.classifier} classifier make {expected} logits, "
                 f"got {classes}; build the detector and the criterion from the same settings"
             )
-
-
-def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float) -> Tensor:
-    """Focal loss of independent classes, elementwise (arXiv:1708.02002, eq. 5).
-
-    Args:
-        logits: [...] class logits.
-        targets: [...] 1 for the right class, else 0.
-        alpha: weight of positives; negatives have 1 - alpha.
-        gamma: how fast easy examples fade.
-    Returns:
-        [...] losses >= 0.
-    """
-    probability = logits.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    wrong = probability + targets - 2 * probability * targets  # 1 - p of positives, p of negatives
-    return (alpha * targets + (1 - alpha) * (1 - targets)) * entropy * wrong**gamma
 
 
 def layer_weights(weights: Mapping[str, float], num_layers: int) -> dict[str, float]:
@@ -287,44 +326,11 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
     return torch.stack(terms).sum()
 
 
-def _monitors(logits: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
-    """[L] each. As in the official code, "not the last class" counts as a box with the focal classifier too."""
-    layers = logits.shape[0]
-    answers = logits.argmax(-1)  # [L, B, Q]
-    boxes = (answers != logits.shape[-1] - 1).sum(2)
-    counts = torch.stack([torch.full((), count, device=logits.device) for count in targets.counts])
-    cardinality = (boxes - counts).abs().float().mean(1)
-    right = answers[matches.layer, matches.image, matches.query] == targets.labels[matches.target]
-    correct = right.view(layers, -1).sum(1) / max(1, right.numel() // layers)
-    return {"class_error": 100 - 100 * correct, "cardinality_error": cardinality}
-
-
-def boxes_per_process(targets: Targets) -> Tensor | float:
-    """Number of boxes of a batch, averaged over its window and over processes.
-
-    All together count at least 1.
-    """
-    return _mean_over_window(targets, 0.0, targets.boxes.device)[0]
-
-
-def _mean_over_window(
-    targets: Targets, class_weight: float, device: torch.device
-) -> tuple[Tensor | float, Tensor | float]:
-    """(boxes, class weight) of the targets' window, averaged over its batches and over processes.
-
-    All boxes together count at least 1.
-
-    The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one batch with all
-    images of the window.
-
-    Args:
-        targets: of one batch.
-        class_weight: summed over the window.
-        device: of the result, where several processes share it.
-    """
-    boxes, batches = float(sum(map(sum, targets.window_counts))), len(targets.window_counts)
-    if not distributed.started():
-        return max(boxes, 1.0) / batches, class_weight / batches
-    both = distributed.total(torch.stack([torch.full((), value, device=device) for value in (boxes, class_weight)]))
-    batches *= distributed.world_size()
-    return both[0].clamp(min=1.0) / batches, both[1] / batches
+def _positives(targets: Targets, logits: Tensor) -> tuple[Matches, int]:
+    """Which slots of contrastive denoising answer for which box, in every layer; and the number of groups."""
+    layers, device, group_size = logits.shape[0], logits.device, 2 * max(targets.counts)
+    groups = logits.shape[2] // group_size
+    image, query = denoising_slots(targets.counts, groups, device, group_size=group_size)
+    target = torch.arange(len(targets.labels), device=device).repeat(groups)
+    layer = torch.arange(layers, device=device).repeat_interleave(len(target))
+    return Matches(layer, image.repeat(layers), query.repeat(layers), target.repeat(layers)), groups

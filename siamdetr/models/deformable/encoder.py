@@ -38,11 +38,17 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class DeformableEncoder(nn.Module):
-    """`encoder_layers` layers over `levels` levels; with no layer the projected features are the memory."""
+    """`encoder_layers` layers over `levels` levels; with no layer the projected features are the memory.
 
-    def __init__(self, settings: DetectorSettings) -> None:
+    Args:
+        settings: of the detector.
+        shift: of the cell numbers in sine positions (`image_positions`); None: as `cell_shift` says.
+    """
+
+    def __init__(self, settings: DetectorSettings, *, shift: float | None = None) -> None:
         super().__init__()
-        self.shift = -0.5 if settings.cell_shift else 0.0
+        own = -0.5 if settings.cell_shift else 0.0
+        self.shift = own if shift is None else shift
         self.temperature = settings.own_position_temperature
         self.layers = nn.ModuleList(DeformableEncoderLayer(settings) for _ in range(settings.encoder_layers))
         self.level_embedding = nn.Parameter(torch.empty(settings.levels, settings.dim))

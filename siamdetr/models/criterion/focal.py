@@ -1,0 +1,23 @@
+"""The focal loss of independent classes (Lin et al. 2017, arXiv:1708.02002)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma: float) -> Tensor:
+    """Focal loss of independent classes, elementwise (arXiv:1708.02002, eq. 5).
+
+    Args:
+        logits: [...] class logits.
+        targets: [...] 1 for the right class, else 0.
+        alpha: weight of positives; negatives have 1 - alpha.
+        gamma: how fast easy examples fade.
+    Returns:
+        [...] losses >= 0.
+    """
+    probability = logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    wrong = probability + targets - 2 * probability * targets  # 1 - p of positives, p of negatives
+    return (alpha * targets + (1 - alpha) * (1 - targets)) * entropy * wrong**gamma

@@ -1,0 +1,40 @@
+"""What losses are divided by: the same figure in all processes, known on the host without asking the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from siamdetr.structures.targets import Targets
+from siamdetr.system import distributed
+
+
+def boxes_per_process(targets: Targets) -> Tensor | float:
+    """Number of boxes of a batch, averaged over its window and over processes.
+
+    All together count at least 1.
+    """
+    return mean_over_window(targets, 0.0, targets.boxes.device)[0]
+
+
+def mean_over_window(
+    targets: Targets, class_weight: float, device: torch.device
+) -> tuple[Tensor | float, Tensor | float]:
+    """(boxes, class weight) of the targets' window, averaged over its batches and over processes.
+
+    All boxes together count at least 1.
+
+    The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one batch with all
+    images of the window.
+
+    Args:
+        targets: of one batch.
+        class_weight: summed over the window.
+        device: of the result, where several processes share it.
+    """
+    boxes, batches = float(sum(map(sum, targets.window_counts))), len(targets.window_counts)
+    if not distributed.started():
+        return max(boxes, 1.0) / batches, class_weight / batches
+    both = distributed.total(torch.stack([torch.full((), value, device=device) for value in (boxes, class_weight)]))
+    batches *= distributed.world_size()
+    return both[0].clamp(min=1.0) / batches, both[1] / batches

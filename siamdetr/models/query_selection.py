@@ -1,0 +1,85 @@
+"""Queries that the encoder chooses: it proposes a box at each cell, and the best of them are where the decoder starts.
+
+Deformable DETR calls this "two-stage" (Zhu et al. 2020, arXiv:2010.04159, §4.2); DINO and RT-DETR build on it.
+
+Ours: a proposal that does not count has the box 1, 1, 1, 1 without infinite logits in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from siamdetr.models.deformable.attention import describe_levels
+from siamdetr.models.deformable.encoder import cell_centres
+from siamdetr.models.heads import Heads, place_boxes
+from siamdetr.structures.model import Memory, Outputs
+
+_PROPOSAL_SIZE = 0.05  # of the finest level, as a fraction of the image; each coarser level doubles it
+_MARGIN = 0.01  # boxes whose centre or size is nearer to 0 or 1 do not count
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """A class score and a box at each of N cells, or at those that were chosen."""
+
+    features: Tensor  # [B, N, D] what they were predicted from
+    logits: Tensor  # [B, N, C]
+    boxes: Tensor  # [B, N, 4] (cx, cy, w, h) fractions of the unpadded image
+
+    def take(self, cells: Tensor) -> Proposals:
+        """The proposals of the cells [B, K]."""
+        index = cells[..., None]
+        return Proposals(
+            *(part.gather(1, index.expand(-1, -1, part.shape[-1])) for part in (self.features, self.logits, self.boxes))
+        )
+
+    def outputs(self) -> Outputs:
+        """As predictions of one layer, which have losses of their own."""
+        return Outputs(self.logits[None], self.boxes[None], self.features[None])
+
+
+def propose(memory: Memory, heads: Heads, project: Callable[[Tensor], Tensor]) -> Proposals:
+    """Predict a class and a box at every cell of the memory.
+
+    Args:
+        memory: the encoded images.
+        heads: whose last class head and box head predict.
+        project: [B, N, D] cells -> features; cells that are padded or near the border are zeroed before it.
+
+    As in the official code these cells take part, with an empty feature and the box 1, 1, 1, 1.
+    """
+    anchors, valid = cell_anchors(memory)
+    features = project(memory.tokens.masked_fill(~valid, 0.0))
+    logits, offsets = heads.of_proposals(features)
+    return Proposals(features, logits, torch.where(valid, place_boxes(offsets, anchors), 1.0))
+
+
+def best_cells(scores: Tensor, count: int) -> Tensor:
+    """[B, N] scores -> [B, count] cells, best first.
+
+    Raises:
+        ValueError: there are fewer cells than queries.
+    """
+    if not torch.compiler.is_compiling() and scores.shape[1] < count:
+        raise ValueError(
+            f"two-stage decoder: {count} queries are chosen from the feature cells, got {scores.shape[1]} cells; take larger "
+            "images or fewer queries"
+        )
+    return scores.topk(count, dim=1).indices
+
+
+def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
+    """A box around each cell, [B, N, 4] fractions of the unpadded image, and whether it counts, [B, N, 1] bool."""
+    levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
+    centres = cell_centres(levels, memory.tokens.shape[0])
+    sizes = [
+        torch.full((height * width, 2), _PROPOSAL_SIZE * 2.0**index, device=centres.device)
+        for index, (height, width) in enumerate(memory.shapes)
+    ]
+    anchors = torch.cat([centres, torch.cat(sizes).expand(centres.shape[0], -1, -1)], dim=-1)
+    valid = ((anchors > _MARGIN) & (anchors < 1 - _MARGIN)).all(-1, keepdim=True)
+    return anchors, valid if memory.padding is None else valid & ~memory.padding[..., None]
