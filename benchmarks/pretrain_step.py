@@ -39,7 +39,7 @@ from siamdetr.pretext.updetr import UPDETR
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
 from siamdetr.structures.targets import Targets, region_targets
-from siamdetr.training.arithmetic import prepare_arithmetic
+from siamdetr.training.precision import prepare_arithmetic
 
 NUM_REGIONS = 10
 CROP_SIZE = 128

@@ -1,4 +1,7 @@
-"""`precision: auto`: fp32 or bf16, whichever trains faster on this device and stays finite; measured once, then part of the run."""
+"""How numbers are computed while training: subnormals on a CPU, float32 on a GPU, and the choice of `precision: auto`.
+
+`auto` is fp32 or bf16, whichever trains faster on this device and stays finite; measured once, then part of the run.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,28 @@ from typing import Any
 import torch
 
 from siamdetr.errors import NonFiniteLossError
-from siamdetr.settings.training import Precision, RunSettings, RunSettingsType
+from siamdetr.settings.training import TF32, Precision, RunSettings, RunSettingsType
 from siamdetr.training.checkpoints.checkpoint_file import STATE
 from siamdetr.training.run_folder import RunFolder
 from siamdetr.training.step_module import StepModule
 
 _log = logging.getLogger(__name__)
 _STEPS = 3  # of which the first warms up
+
+
+def prepare_arithmetic(tf32: TF32) -> None:
+    """Set the arithmetic of a training process. Call it before anything is computed.
+
+    Subnormal numbers (below 1.2e-38) count as zero. One or two in a hundred factors of the backward pass are subnormal, and some
+    processors multiply them more than ten times slower. OpenMP's threads inherit the setting from the thread that starts them,
+    so it has to be made before the first parallel operation.
+
+    Args:
+        tf32: which float32 products may round their factors to 10 bits on a GPU that knows TF32 (Ampere and later).
+    """
+    torch.set_flush_denormal(True)
+    torch.backends.cudnn.allow_tf32 = tf32 != "none"
+    torch.backends.cuda.matmul.allow_tf32 = tf32 == "all"
 
 
 def recorded_precision(settings: RunSettingsType, run: RunFolder) -> RunSettingsType:
