@@ -13,8 +13,9 @@ from pathlib import Path
 
 import siamdetr
 from siamdetr.data.synthetic.shapes import write_synthetic
+from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.settings.resolve import resolve
-from siamdetr.settings.training import FinetuneSettings, PretrainSettings
+from siamdetr.settings.training import FinetuneSettings
 from siamdetr.training.finetune import finetune
 from siamdetr.training.pretrain import pretrain
 

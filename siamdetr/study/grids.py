@@ -11,6 +11,22 @@ from siamdetr.study.settings import StudyName, StudySettings, pretrain_settings
 
 Variation = tuple[tuple[str, str], ...]
 
+_OFFICIAL = {"conditioning": "position", "matching": "image", "mask_ratio": "0", "fold_mean": "false"}
+_OFFICIAL |= {"normalize_features": "false", "inside": "0", "distinct": "1"}
+# How queries are told regions, and which regions: the official way beside ours, one at a time and all together.
+_PROMPTS: dict[str, dict[str, dict[str, str]]] = {
+    "told in": {name: {"conditioning": name} for name in ("position", "content")},
+    "matched within": {name: {"matching": name} for name in ("image", "group")},
+    "told nothing": {"none": {"mask_ratio": "0"}, "a quarter": {"mask_ratio": "0.25"}},
+    "mean region": {"dropped": {"fold_mean": "false"}, "folded in": {"fold_mean": "true"}},
+    "features": {"raw": {"normalize_features": "false"}, "normalised": {"normalize_features": "true"}},
+    "regions": {"clipped": {"inside": "0", "distinct": "1"}, "distinct": {"inside": "0.8", "distinct": "0.7"}},
+    "recipe": {
+        "official": _OFFICIAL,
+        "ours": _OFFICIAL | {"conditioning": "content", "matching": "group", "mask_ratio": "0.25", "fold_mean": "true"},
+    },
+}
+
 
 def plan(study: StudySettings) -> list[Cell]:
     """All cells of a study in running order: pretraining first, then small fractions before large ones."""
@@ -34,6 +50,10 @@ def ablation_variations(study: StudySettings) -> dict[str, dict[str, Variation]]
                 weight_region=weights[1] if on[1] == "1" else "0",
             )
             for label, on in switches.items()
+        },
+        **{
+            group: {label: _vary(study, **values) for label, values in labelled.items()}
+            for group, labelled in _PROMPTS.items()
         },
     }
 
@@ -99,12 +119,15 @@ def _vary(study: StudySettings, **values: str) -> Variation:
 def _own(study: StudySettings) -> dict[str, str]:
     """The preset's values of the varied settings."""
     siamese = pretrain_settings(study, Cell("pretrain", "siamese"), Path("unused")).of(SiameseSettings)
-    return {
-        "proposals": siamese.proposals,
-        "view_iou": f"{siamese.view_iou:g}",
-        "weight_global": f"{siamese.weight_global:g}",
-        "weight_region": f"{siamese.weight_region:g}",
-    }
+    names = ("proposals", "view_iou", "weight_global", "weight_region", *_OFFICIAL)
+    return {name: _text(getattr(siamese, name)) for name in names}
+
+
+def _text(value: object) -> str:
+    """As an assignment writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 _GRIDS: dict[StudyName, Callable[[StudySettings], Iterable[Cell]]] = {

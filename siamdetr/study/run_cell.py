@@ -184,7 +184,7 @@ def _cost(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
         task.cell,
         {
             "seconds_per_step": statistics.median(per_step),
-            "memory_mib": 2**10 * on_gpu if on_gpu else _peak_mib(),
+            "memory_mib": 2**10 * on_gpu if on_gpu else peak_mib(),
             "on_gpu": float(on_gpu > 0),
             "batch_size": float(settings.batch_size),
         },
@@ -192,7 +192,7 @@ def _cost(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
     )
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """The peak memory of this process, MiB.
 
     On Linux ru_maxrss would include the process that started this one.

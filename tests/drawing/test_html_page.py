@@ -26,7 +26,7 @@ def test_report_of_a_run_folder(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / folder / name)
     text = write_report(tmp_path).read_text()
-    assert "Finetuning of vanilla DETR on resnet50, 6+6 layers: 2 steps of 2 on a&lt;b." in text
+    assert "Finetuning of DETR on resnet50, 6+6 layers: 2 steps of 2 on a&lt;b." in text
     assert "The loss went from 5 to 4. Best AP 0.250, AP50 0.500, at step 2." in text
     assert "&lt;cat&gt;" in text
     assert "<cat>" not in text
