@@ -8,7 +8,7 @@ TRITON := build/triton-venv
 TABLE := $(addprefix benchmarks/,gpu.py pretrain_step.py detectors.py predict.py deformable_attention.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format lint types docs coverage triton bench bench-gpu clean
+.PHONY: help quickstart test check format lint types docs coverage triton bench gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,7 +64,7 @@ bench: $(STAMP)  ## side-by-side ratios of docs/results.md, both sides in turns;
 	; do echo "== $$line"; $(BIN)/python benchmarks/$$line || exit 1; done
 	for script in $(filter-out $(TABLE),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-bench-gpu: $(STAMP)  ## what only a GPU can tell, in eight minutes
+gpu: $(STAMP)  ## what only a GPU can tell, in eight minutes
 	$(BIN)/python benchmarks/gpu.py --output build/gpu
 
 clean:  ## remove the environment and everything built
