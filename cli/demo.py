@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,14 +26,31 @@ def demo(
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, help="Default: the first free from 7860.")
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(
+            "--root-path", metavar="PATH|URL", help="Where a proxy shows the page: /demo or https://HOST/demo."
+        ),
+    ] = "",
     device: options.Device = "auto",
 ) -> None:
     """Open a page on this machine: click a box to see its attention. Ctrl-C ends it."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # set before the import, so that Gradio reports nothing
     try:
-        from siamdetr.serve.demo.app import build_demo, serve_demo
+        from siamdetr.serve.demo.uploads import own_folder
+
+        # Raised, not killed by: the folder of uploads is emptied on the way out.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        with own_folder():
+            _serve(models, examples, port, root_path, device)
     except ModuleNotFoundError as error:
         raise ValueError(f"demo: {error.name} is not installed; pip install 'siamdetr[demo]'") from None
+
+
+def _serve(models: list[Path], examples: Path | None, port: int | None, root_path: str, device: str) -> None:
+    from siamdetr.serve.demo.app import build_demo, check_root_path, serve_demo
+
+    check_root_path(root_path)
     from siamdetr.api import load
     from siamdetr.cli.console import console
     from siamdetr.serve.demo.answers import NamedModel
@@ -41,11 +60,14 @@ def demo(
         NamedModel(name, load(path, device=device))
         for name, path in zip(distinguishing_names(models), models, strict=True)
     ]
-    served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port)
+    served = serve_demo(build_demo(named, find_examples(examples, models[0])), port=port, root_path=root_path)
     console.print(
         f"demo of {', '.join(one.name for one in named)}: {served.url}  (Ctrl-C ends it)", markup=False, soft_wrap=True
     )
-    served.wait()
+    try:
+        served.wait()
+    finally:
+        served.stop()
 
 
 def distinguishing_names(paths: list[Path]) -> list[str]:

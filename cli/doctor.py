@@ -106,7 +106,14 @@ def _show_verdict(found: Diagnosis) -> None:
     from siamdetr.cli.console import console
 
     errors, warnings = found.count("error"), found.count("warning")
-    if found.clean:
+    boxes = sum(split.boxes for split in found.splits)
+    if found.clean and boxes == 0:
+        console.print(
+            "\n[bold green]healthy[/] for pretraining (siamdetr train): every image is used. There is no labelled box, which siamdetr "
+            "finetune needs",
+            soft_wrap=True,
+        )
+    elif found.clean:
         console.print("\n[bold green]healthy[/]: nothing will be left out")
     else:
         console.print(f"\n{errors} errors (left out in training; --strict refuses them), {warnings} warnings")

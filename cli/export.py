@@ -99,7 +99,7 @@ def export(
     from siamdetr.export.onnx import export_onnx
     from siamdetr.export.options import ExportOptions, exported_preprocessing
     from siamdetr.export.tensorrt import EngineOptions, find_module
-    from siamdetr.models.deformable.attention import DeformableAttention
+    from siamdetr.models.deformable.attention import has_deformable_attention
 
     _check(model, output, data, timing_cache, triton)
     truth = _data(model, data, split, data_format)
@@ -130,7 +130,12 @@ def export(
     if trt:
         find_module(engine.module)  # before the graph, which takes minutes
     opened = SiamDETR.load(model)
-    if not any(isinstance(module, DeformableAttention) for module in opened.detector.modules()):
+    deformable = has_deformable_attention(opened.detector)
+    if trt and attention and deformable:
+        raise ExportError(
+            "--attention: TensorRT cannot read the attention of deformable models; leave it out, or make two exports"
+        )
+    if not deformable:
         refuse_given(context, "sampling", f"{opened.detector.settings.variant} has no deformable attention")
     size = common.image_size(imgsz)
     chosen = ExportOptions(

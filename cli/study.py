@@ -45,6 +45,9 @@ def study(
     unlabelled: Annotated[
         list[Path], typer.Option("--unlabelled", help="Images to pretrain on; without: the data's train part.")
     ] = [],  # noqa: B006 - typer copies it
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Pretrain also on --unlabelled images of the val or test part.")
+    ] = False,
     preset: options.Preset = None,
     methods: Annotated[
         str | None, typer.Option("--methods", help="Compared with scratch, such as siamese,updetr,detreg.")
@@ -102,6 +105,7 @@ def study(
         "study": name,
         "data": [str(path.resolve()) for path in data],
         "unlabelled": [str(path.resolve()) for path in unlabelled],
+        "allow_overlap": allow_overlap,
         "format": data_format,
         "split": split,
         "val_split": val_split,

@@ -73,7 +73,13 @@ class EndToEnd(nn.Module):
         else:
             outputs = self.detector(pixels, padding)
         logits, fractions = outputs.logits[-1], outputs.boxes[-1]
-        found = postprocess(logits, fractions, original_sizes, classifier=self.settings.classifier)
+        found = postprocess(
+            logits,
+            fractions,
+            original_sizes,
+            classifier=self.settings.classifier,
+            top_k=self.settings.most_detections,
+        )
         detections = (found.boxes, found.scores, found.labels, logits, fractions)
         return (*detections, found.queries, maps[-1]) if self.attention else detections
 

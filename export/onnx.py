@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -32,14 +33,18 @@ from siamdetr.export.end_to_end import ATTENTION, DETECTIONS, RAW, end_to_end
 from siamdetr.export.gate import GateReport, Raw, pytorch_raw, pytorch_reference, run_gate
 from siamdetr.export.gate_images import Samples
 from siamdetr.export.int8.quantize import check_calibration, to_int8
-from siamdetr.export.onnx_graph import trace, with_outputs
+from siamdetr.export.manifest_text import describe_detections, describe_preparation
+from siamdetr.export.onnx_graph import readable_by_older, trace, with_outputs
 from siamdetr.export.options import ExportOptions, exported_preprocessing
 from siamdetr.export.precision import to_half
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.files import INFER_FILE, LABELS_FILE, MANIFEST_FILE, ONNX_FILE
 from siamdetr.images.preprocessing import Prepared
+from siamdetr.models.deformable.attention import has_deformable_attention
 from siamdetr.settings.base import to_json
 from siamdetr.system.atomic_file import atomic_text, atomic_write, move_into_place
+
+logger = logging.getLogger(__name__)
 
 _STAGES = 4
 _LARGEST = 2**31 - 2**20  # bytes; a protobuf file ends at 2 GiB
@@ -88,6 +93,11 @@ def export_onnx(
     options = options or ExportOptions()
     tell = progress or (lambda done, total: None)
     _check_exportable(model)
+    if options.attention and has_deformable_attention(model.detector):
+        logger.warning(
+            "The attention of deformable models is drawn with an operator (ScatterElements with a sum) that TensorRT does not "
+            "read: this file is for ONNX Runtime and OpenVINO; leave --attention out for an engine"
+        )
     if options.precision == "int8":
         check_calibration(samples)
     folder = Path(folder)
@@ -123,7 +133,7 @@ def write_bundle(
         card = _card(model, options)
         made = _in_precision(traced, card, options, samples, work)
         onnx.helper.set_model_props(made.graph, {METADATA_KEY: json.dumps(card.to_json())})
-        final = with_outputs(made.graph, card.outputs)
+        final = readable_by_older(with_outputs(made.graph, card.outputs))
         atomic_write(work / ONNX_FILE, lambda file: file.write(final.SerializeToString()))
         tell(2, _STAGES)
         report = _measure(model, made, options, samples, truth, work) if gate else None
@@ -138,7 +148,7 @@ def write_bundle(
             "bytes": num_bytes,
             "bytes_fp32": traced.ByteSize(),
         }
-        _write_companions(work, card, report, precision=precision, opset=final.opset_import[0].version)
+        _write_companions(work, card, report, precision=precision, graph=final)
         for name in (ONNX_FILE, LABELS_FILE, INFER_FILE, MANIFEST_FILE):  # the manifest last: it vouches for the rest
             move_into_place(work / name, folder / name)
     for name in (f"{ONNX_FILE}.rejected", f"{ONNX_FILE}.rejected.json"):
@@ -232,7 +242,7 @@ def _reject(file: Path, folder: Path, report: GateReport) -> None:
 
 
 def _check_exportable(model: SiamDETR) -> None:
-    if is_class_agnostic(model.class_names):
+    if is_class_agnostic(model):
         raise ExportError(
             "export: the model knows no classes, it was pretrained only; finetune it on labelled images first: "
             "siamdetr finetune --data LABELLED --init RUN"
@@ -267,17 +277,26 @@ def _version(package: str) -> str | None:
     return None
 
 
+def _num_boxes(graph: onnx.ModelProto) -> int | None:
+    """K, where the graph says it as a number."""
+    boxes = next(value for value in graph.graph.output if value.name == "boxes")
+    return boxes.type.tensor_type.shape.dim[1].dim_value or None
+
+
 def _write_companions(
-    work: Path, card: ModelCard, report: GateReport | None, *, precision: dict[str, Any], opset: int
+    work: Path, card: ModelCard, report: GateReport | None, *, precision: dict[str, Any], graph: onnx.ModelProto
 ) -> None:
     takes_padding = card.preprocessing.mode == "letterbox"
     manifest = {
         **card.to_json(),
         "files": {"model": ONNX_FILE, "labels": LABELS_FILE, "infer": INFER_FILE},
         "sha256": {ONNX_FILE: digest_file(work / ONNX_FILE)},
-        "opset": opset,
+        "opset": graph.opset_import[0].version,
+        "ir_version": graph.ir_version,
         "precision_realised": precision,
         **describe_tensors(card.outputs, takes_padding=takes_padding),
+        "preparing_images": describe_preparation(card.preprocessing),
+        "reading_detections": describe_detections(_num_boxes(graph), card.threshold),
         "gate": {"verdict": "SKIPPED"} if report is None else report.to_json(),
     }
     atomic_text(work / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

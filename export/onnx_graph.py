@@ -93,6 +93,15 @@ def with_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return kept
 
 
+def readable_by_older(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with the oldest format (IR version) that its operators need: a runtime refuses newer ones than it knows."""
+    needed = onnx.helper.find_min_ir_version_for(graph.opset_import, ignore_unknown=True)
+    graph.ir_version = min(graph.ir_version, needed)
+    for node in graph.graph.node:
+        del node.metadata_props[:]  # the exporter's notes to itself, which IR version 10 brought
+    return graph
+
+
 def check_free_dimensions(graph: onnx.ModelProto, file: str) -> None:
     """Check that batch, height and width are free in a graph.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import logging
 import sys
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 OnnxBackend = Literal["onnxruntime", "openvino"]
 Array = NDArray[Any]
 
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_KEPT_KERNELS = 64  # OpenVINO's default of 5000 lets memory rise with every new image size
 _ERRORS_ONLY = 3  # ONNX Runtime's log levels run from 0 (verbose) to 4 (fatal)
 
 
@@ -59,6 +62,7 @@ class OnnxRuntimeSession:
 
     def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
         wanted = wanted_providers(device)
+        check_packages(wanted, required=device != "auto")
         self._session = _open(path, wanted, threads)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         check_providers(wanted, self.providers, required=device != "auto")
@@ -99,7 +103,9 @@ class OpenVinoSession:
             known = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if half and known else "f32"}
             hints["INFERENCE_NUM_THREADS"] = threads or usable_cores()
+            hints["CPU_RUNTIME_CACHE_CAPACITY"] = _KEPT_KERNELS
             self._model = core.compile_model(core.read_model(str(path)), "CPU", hints)
+            self._idle: list[Any] = []  # requests that no thread is using; appending and popping are atomic
         except Exception as error:  # protobuf's and OpenVINO's exceptions share no base but this
             raise ExportError(
                 f"{path}: OpenVINO cannot open it ({_short(error)}); is it whole? Export it again"
@@ -112,8 +118,12 @@ class OpenVinoSession:
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
         """The named outputs."""
-        found = self._model(dict(feed))
-        return [np.array(found[name]) for name in outputs]  # copied: OpenVINO writes the next answer over this one
+        request = self._idle.pop() if self._idle else self._model.create_infer_request()
+        try:
+            found = request.infer(dict(feed))
+            return [np.array(found[name]) for name in outputs]  # copied: OpenVINO writes the next answer over this one
+        finally:
+            self._idle.append(request)
 
 
 def wanted_providers(device: str) -> list[Any]:
@@ -150,6 +160,36 @@ def check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool)
     logger.warning("%s", text)
 
 
+def check_packages(wanted: list[Any], *, required: bool) -> None:
+    """Look, before a graph is opened, for two packages of ONNX Runtime in one folder: the later hides the other's providers.
+
+    Raises:
+        ExportError: `required`, CUDA is wanted, and this ONNX Runtime was not built with it; else there is a warning.
+    """
+    known = onnxruntime.get_available_providers()
+    there = [name for name in _PACKAGES if _is_installed(name)]
+    if all(provider == _CPU for provider in wanted) or _CUDA in known:
+        return
+    if len(there) > 1:
+        text = (
+            f"ONNX Runtime knows {', '.join(known)} and not {_CUDA}: {' and '.join(there)} are both installed into one folder, and one "
+            f"hides the other. pip uninstall -y {' '.join(there)} && pip install onnxruntime-gpu"
+        )
+    else:
+        text = f"ONNX Runtime knows {', '.join(known)} and not {_CUDA}: install onnxruntime-gpu in place of onnxruntime; or take device='cpu'"
+    if required:
+        raise ExportError(text)
+    logger.warning("%s", text)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def cuda_at_hand() -> bool:
     """Whether the CUDA driver answers; ONNX Runtime itself would print to the terminal."""
     try:
@@ -163,6 +203,7 @@ def cuda_at_hand() -> bool:
 def _open(path: Path, providers: list[Any], threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    options.enable_mem_pattern = False  # a plan of memory for each image size that ever came, kept for ever
     options.intra_op_num_threads = threads or usable_cores()
     try:
         return onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)

@@ -213,11 +213,26 @@ def _check_readable(onnx_file: Path) -> None:
         graph = onnx.load(onnx_file)
     except Exception as error:  # protobuf raises its own
         raise ExportError(f"{onnx_file}: not a whole ONNX file ({error}); export it again") from error
+    if _sums_while_scattering(graph):
+        raise ExportError(
+            f"{onnx_file}: has the attention of a deformable model as an output, which TensorRT cannot read (ScatterElements with "
+            "a sum); export it without --attention"
+        )
     dynamic = sorted({node.op_type for node in graph.graph.node} & _DYNAMIC)
     if dynamic:
         raise ExportError(
             f"{onnx_file}: dynamically quantised ({', '.join(dynamic)}), which TensorRT cannot read; export with --int8, which is static"
         )
+
+
+def _sums_while_scattering(graph: onnx.ModelProto) -> bool:
+    """Whether a graph holds the one operator that the attention of deformable models is drawn with."""
+    return any(
+        attribute.name == "reduction" and attribute.s not in (b"", b"none")
+        for node in graph.graph.node
+        if node.op_type == "ScatterElements"
+        for attribute in node.attribute
+    )
 
 
 def _parser_error(error: Any) -> str:

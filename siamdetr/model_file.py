@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 from torch import Tensor
@@ -43,6 +43,17 @@ class ModelMetadata(Settings):
     lineage: tuple[str, ...] = ()  # oldest first: "pretext: siamese on DATA, 300 steps"
     metrics: dict[str, float] = Field(default_factory=dict)
     threshold: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="from which a box counts")
+    class_agnostic: bool = False  # it was pretrained and not finetuned: its one class is any object
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pretrained_files_of_old(cls, values: Any) -> Any:
+        """Files written before the flag: their class is called "object", and pretraining ends their lineage."""
+        if isinstance(values, dict) and "class_agnostic" not in values:
+            lineage = tuple(values.get("lineage", ()))
+            pretrained = bool(lineage) and str(lineage[-1]).startswith("pretext:")
+            return {**values, "class_agnostic": pretrained and tuple(values.get("class_names", ())) == ("object",)}
+        return values
 
 
 def digest(tree: Any) -> str:

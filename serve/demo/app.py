@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,15 +19,17 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from siamdetr.errors import ImageError
+from siamdetr.errors import ImageError, ServeError
 from siamdetr.serve.demo.answers import Answers, NamedModel, thumbnail
 from siamdetr.serve.demo.example_images import MOST_BYTES, Example, open_upload
+from siamdetr.serve.demo.loopback_guard import LoopbackGuard
 
 HOST = "127.0.0.1"
 QUEUE_SIZE = 16
 CONCURRENCY = 2
 _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = ("heat.js", "stage.js", "viewer.js")
+_ROOT_PATH = re.compile(r"(https?://[^/?#\s@]+)?(/[A-Za-z0-9._~-]+)*")
 _HOUR = 3600  # seconds
 
 
@@ -34,7 +37,7 @@ _HOUR = 3600  # seconds
 class Served:
     """A demo that is running."""
 
-    url: str
+    url: str  # on this machine
     blocks: gr.Blocks
 
     def wait(self) -> None:
@@ -98,21 +101,25 @@ def build_demo(models: Sequence[NamedModel], examples: Sequence[Example]) -> gr.
     return blocks
 
 
-def serve_demo(blocks: gr.Blocks, *, port: int | None = None) -> Served:
-    """Start the server, on the loopback address.
+def serve_demo(blocks: gr.Blocks, *, port: int | None = None, root_path: str = "") -> Served:
+    """Start the server, on the loopback address, for pages of this machine (see `LoopbackGuard`).
 
     Args:
         blocks: of `build_demo`.
         port: None: the first free one from 7860.
+        root_path: the path ("/demo") or whole address under which a proxy shows the page; "": there is none.
     Raises:
         OSError: the port is taken.
+        ServeError: `root_path` is neither a path nor an address.
     """
+    check_root_path(root_path)
     if port is not None:
         _check_free(port)
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # no file of this machine is served, whatever the shell says
-    _, url, _ = blocks.launch(
+    app, _, _ = blocks.launch(
         server_name=HOST,
         server_port=port,
+        root_path=root_path or None,
         share=False,
         show_error=False,
         allowed_paths=[],
@@ -130,7 +137,19 @@ def serve_demo(blocks: gr.Blocks, *, port: int | None = None) -> Served:
         theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=(_PAGE / "viewer.css").read_text(encoding="utf-8"),
     )
-    return Served(url, blocks)
+    # Outside everything that Gradio puts around its pages, since its own CORS answers before what is given to it would.
+    app.middleware_stack = LoopbackGuard(app.middleware_stack or app.build_middleware_stack(), root_path=root_path)
+    return Served(f"http://{HOST}:{blocks.server_port}/", blocks)
+
+
+def check_root_path(root_path: str) -> None:
+    """That this is nothing, a path or an address.
+
+    Raises:
+        ServeError: it is not.
+    """
+    if not _ROOT_PATH.fullmatch(root_path):
+        raise ServeError(f"--root-path: got '{root_path}', expected /PATH or https://HOST/PATH, without a / at its end")
 
 
 def _check_free(port: int) -> None:

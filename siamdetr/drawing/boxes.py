@@ -15,6 +15,8 @@ PALETTE = sv.ColorPalette.from_hex(
     ["#c2185b", "#1565c0", "#2e7d32", "#b45309", "#6a1b9a", "#00796b", "#c62828", "#4527a0", "#5d6d00", "#0277bd"]
 )
 _LEAST_SIDE = 480  # pixels; smaller pictures are enlarged before drawing, so that text stays legible
+_ENLARGED_SIDE = 4096  # pixels, the longer side: pictures are not enlarged past it
+_MOST_SIDE = 16_384  # pixels: two pictures side by side are within JPEG's 65,500
 _DASH = 6  # pixels
 
 
@@ -24,12 +26,10 @@ def draw(image: ImageLike, detections: sv.Detections, *, least_side: int = _LEAS
     Args:
         image: PIL image, uint8 RGB array or path; not changed.
         detections: in pixels of `image`; `class_id` chooses the colour, `data["class_name"]` and `confidence` the text.
-        least_side: pictures whose shorter side is about half of it or less are enlarged by a whole factor, so that lines and letters are crisp.
+        least_side: pictures whose shorter side is about half of it or less are enlarged by a whole factor, so that lines and
+            letters are crisp, as far as the longer side stays within 4096 pixels. Pictures are drawn at most 16,384 pixels a side.
     """
-    picture = load_image(image).copy()
-    factor = max(1, round(least_side / min(picture.size)))
-    if factor > 1:
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    picture, factor = _canvas(load_image(image), least_side)
     if len(detections) == 0:
         return picture
     scaled = sv.Detections(
@@ -49,6 +49,21 @@ def draw(image: ImageLike, detections: sv.Detections, *, least_side: int = _LEAS
     )
     labelled: Image.Image = labels.annotate(drawn, scaled, labels=texts)
     return labelled
+
+
+def _canvas(image: Image.Image, least_side: int) -> tuple[Image.Image, float]:
+    """A copy to draw on, and how many of its pixels one of the image's is.
+
+    A strip is not enlarged past `_ENLARGED_SIDE`, and a picture that JPEG could not hold is made smaller.
+    """
+    longest = max(image.size)
+    factor: float = max(1, min(round(least_side / min(image.size)), _ENLARGED_SIDE // longest))
+    if longest > _MOST_SIDE:
+        factor = _MOST_SIDE / longest
+    if factor == 1:
+        return image.copy(), factor
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC), factor
 
 
 def _label_anchors(

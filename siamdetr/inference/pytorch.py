@@ -84,6 +84,7 @@ class PyTorchPredictor:
             outputs.boxes[-1],
             _to_device(batch.original_sizes, self.device),
             classifier=self.detector.settings.classifier,
+            top_k=self.detector.settings.most_detections,
         )
         # One transfer: numbers of labels and queries are exact in float32.
         columns = [one[..., None].float() for one in (found.scores, found.labels, found.queries)]

@@ -28,7 +28,7 @@ from siamdetr.models.heads import MLP, Heads, place_boxes, shared_heads
 from siamdetr.models.parts import VariantParts, initialize_transformer
 from siamdetr.models.position import box_positions
 from siamdetr.models.queries import QuerySource
-from siamdetr.models.query_selection import Proposals, best_cells, propose
+from siamdetr.models.query_selection import Proposals, best_cells, fewer_queries, propose
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Queries
 from siamdetr.structures.targets import Targets
@@ -114,6 +114,7 @@ class DinoDecoder(nn.Module):
         Raises:
             ValueError: there are fewer cells than queries to choose.
         """
+        queries = fewer_queries(queries, memory)
         chosen = self.proposer(memory, heads, queries.content.shape[1] - queries.num_denoising)
         current = _join(queries.anchors, chosen.boxes.detach())
         levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)

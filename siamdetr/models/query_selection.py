@@ -7,6 +7,7 @@ Ours: a proposal that does not count has the box 1, 1, 1, 1 without infinite log
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from siamdetr.models.deformable.attention import describe_levels
 from siamdetr.models.deformable.encoder import cell_centres
 from siamdetr.models.heads import Heads, place_boxes
-from siamdetr.structures.model import Memory, Outputs
+from siamdetr.structures.model import Memory, Outputs, Queries
 
 _PROPOSAL_SIZE = 0.05  # of the finest level, as a fraction of the image; each coarser level doubles it
 _MARGIN = 0.01  # boxes whose centre or size is nearer to 0 or 1 do not count
@@ -70,6 +71,31 @@ def best_cells(scores: Tensor, count: int) -> Tensor:
             "images or fewer queries"
         )
     return scores.topk(count, dim=1).indices
+
+
+def fewer_queries(queries: Queries, memory: Memory) -> Queries:
+    """The queries, at most as many as there are cells to choose from: of a thin or small image every cell becomes one.
+
+    Denoising queries stay. Ours: the official code ends with an error there.
+
+    Raises:
+        ValueError: a mask groups the queries (a pretext), so none of them can be left out.
+    """
+    first, cells = queries.num_denoising, memory.tokens.shape[1]
+    count, kept = queries.content.shape[1] - first, first + cells
+    if torch.compiler.is_compiling() or count <= cells:
+        return queries
+    mask = queries.attention_mask
+    if mask is not None and first == 0:
+        raise ValueError(
+            f"two-stage decoder: {count} queries are chosen from the feature cells, got {cells} cells; take larger images or fewer queries"
+        )
+    return dataclasses.replace(
+        queries,
+        content=queries.content[:, :kept],
+        position=None if queries.position is None else queries.position[:, :kept],
+        attention_mask=None if mask is None else mask[:kept, :kept],
+    )
 
 
 def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,9 @@ class DetectorSettings(Settings):
     num_classes: int = Field(80, ge=1)
     classifier: Classifier = Field("focal", description="softmax: C+1 logits, the last is 'no object'; focal: C logits")
     num_queries: int = Field(100, ge=1)
+    max_detections: int | None = Field(
+        None, ge=1, description="boxes of an image at most; None: as many as queries, at least 100"
+    )
     num_patterns: int = Field(
         0, ge=0, description="dab and dn variants: learned contents that every anchor is asked with; 0: none"
     )
@@ -97,6 +100,11 @@ class DetectorSettings(Settings):
     def entry(self) -> DetectorEntry:
         """The registry's entry of the variant."""
         return detector_entry(self.variant)
+
+    @property
+    def most_detections(self) -> int:
+        """Boxes of an image at most."""
+        return self.max_detections or max(100, self.num_queries)
 
     @property
     def coarsest_stride(self) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 from siamdetr.data.dataset import DetectionDataset, collate_detection
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.transforms import FinetuneTransform
-from siamdetr.evaluation.coco import DetectionMetrics, evaluate
+from siamdetr.evaluation.coco import detect
+from siamdetr.evaluation.coco_figures import DetectionMetrics
 from siamdetr.files import BEST_MODEL
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, find_model_file
@@ -20,7 +21,7 @@ from siamdetr.system.signals import SignalWatch
 from siamdetr.training.callbacks.evaluator import Evaluator, scores
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune_module import FinetuneModule
-from siamdetr.training.finetune_setup import first_batch, resolved
+from siamdetr.training.finetune_setup import first_batch, resolved, warn_of_many_objects
 from siamdetr.training.initial_weights import Start, run_normalization, start
 from siamdetr.training.loop import TrainingJob, begin, run_length, save_detector, seed_weights, train
 from siamdetr.training.open_datasets import open_labelled
@@ -45,6 +46,7 @@ def finetune(
     with SignalWatch() as watch:
         data = open_labelled(settings, as_callback(sink, "read", watch.raise_if_received))
         settings = resolved(settings, data.train)
+        warn_of_many_objects(data, settings)
         run = choose_folder(settings, resume)
         settings = recorded_precision(settings, run)
         begin(settings, run)
@@ -119,14 +121,16 @@ def _evaluator(
     def score(detector: Detector) -> DetectionMetrics | None:
         if not launch().is_first:
             return None
-        return evaluate(
+        scorer = detect(
             detector,
             index,
             preprocessing=preprocessing,
             batch_size=settings.batch_size,
             workers=settings.workers,
             progress=as_callback(progress, "evaluate", watch.raise_if_received),
+            max_detections=settings.val_max_detections,
         )
+        return scorer.summarize()
 
     def save_best(module: StepModule, metrics: DetectionMetrics) -> None:
         save_detector(job, folder / BEST_MODEL, module.step, scores(metrics))

@@ -81,6 +81,7 @@ def pretrain(
             collate,
             lambda step: ModelMetadata(
                 class_names=(OBJECT,),
+                class_agnostic=True,
                 preprocessing=preprocessing,
                 lineage=(*begun.lineage, f"{what}, {step} steps"),
             ),

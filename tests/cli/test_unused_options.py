@@ -34,7 +34,7 @@ ALWAYS: dict[str, set[str]] = {
         "model", "images", "output", "to", "sure", "look", "objects", "next_images", "batch_size", "device", "backend",
     },
     "predict": {"model", "images", "threshold", "output", "json_file", "batch_size", "device", "backend"},
-    "demo": {"models", "examples", "port", "device"},
+    "demo": {"models", "examples", "port", "device", "root_path"},
     "attention": {"model", "image", "output", "layer", "heads", "point", "device"},
     "export": {"model", "output", "gate", "trt", "triton"},
     "serve": {"model", "host", "port", "workers", "threads", "queue", "max_batch", "name", "device", "cors_origins", "root_path"},

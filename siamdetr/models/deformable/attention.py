@@ -171,3 +171,8 @@ def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
     for cell, share in corner_cells(points, height, width):
         picture.scatter_add_(-1, cell.flatten(-2), (share * weights).flatten(-2).to(picture.dtype))
     return picture.reshape(*weights.shape[:3], height, width).transpose(1, 2)
+
+
+def has_deformable_attention(detector: nn.Module) -> bool:
+    """Whether a detector has deformable attention anywhere."""
+    return any(isinstance(module, DeformableAttention) for module in detector.modules())
