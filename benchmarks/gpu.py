@@ -129,9 +129,9 @@ def inference(options: argparse.Namespace) -> list[Row]:
 def runtimes(options: argparse.Namespace) -> list[Row]:
     """An exported model through its gate, under ONNX Runtime on the device."""
     from siamdetr import SiamDETR
-    from siamdetr.export.backend_choice import _take_turns
     from siamdetr.export.onnx import export_onnx
     from siamdetr.export.runtime import OnnxDetector
+    from siamdetr.export.timing.backend_choice import _take_turns
     from siamdetr.images.preprocessing import PreprocessingSpec
 
     side = 64 if options.tiny else 640

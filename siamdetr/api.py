@@ -86,7 +86,7 @@ def load(
     path = Path(path)
     backends = _BACKENDS.get(kind_of(path), ("pytorch",))
     if backend == "auto" and backends[0] == "onnxruntime":
-        from siamdetr.export.backend_choice import choose_backend
+        from siamdetr.export.timing.backend_choice import choose_backend
 
         backend, threads = choose_backend(path, device=str(device), threads=threads)
     elif backend is None or backend == "auto":

@@ -9,9 +9,9 @@ import pytest
 from helpers.exported import export_variant
 
 import siamdetr
-from siamdetr.export import backend_choice
-from siamdetr.export.backend_choice import Choice, cache_file, choose_backend, fastest
 from siamdetr.export.runtime import OnnxDetector
+from siamdetr.export.timing import backend_choice
+from siamdetr.export.timing.backend_choice import Choice, cache_file, choose_backend, fastest
 
 
 @pytest.fixture(scope="module")
