@@ -65,7 +65,7 @@ def _is_report(file: Path) -> bool:
 def _show_statistics(found: Diagnosis) -> None:
     from rich.table import Table
 
-    from siamdetr.cli.console import console
+    from siamdetr.cli.console import bold, console
 
     table = Table("split", box=None, pad_edge=False)
     for column in ("images", "without boxes", "boxes", "crowds", "difficult", "classes"):
@@ -75,7 +75,7 @@ def _show_statistics(found: Diagnosis) -> None:
         totals.update(split.class_counts)
         numbers = (split.images, split.images_without_boxes, split.boxes, split.crowds, split.difficult)
         table.add_row(split.name, *(f"{number:,}" for number in (*numbers, len(split.class_counts))))
-    console.print(f"[bold]{found.root}[/]: {found.format} layout")
+    console.print(f"{bold(found.root)}: {found.format} layout")
     console.print(table)
     most = ", ".join(f"{name} {count:,}" for name, count in totals.most_common(_CLASSES))
     more = f", … ({len(totals)} classes)" if len(totals) > _CLASSES else ""

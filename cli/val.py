@@ -104,10 +104,10 @@ def show_metrics(metrics: DetectionMetrics, where: str) -> None:
     """Print COCO's figures and the table of classes."""
     from rich.table import Table
 
-    from siamdetr.cli.console import console
+    from siamdetr.cli.console import bold, console
 
     most = metrics.max_detections
-    console.print(f"\n[bold]{where}[/]")
+    console.print(f"\n{bold(where)}")
     figures = Table("AP", "AP50", "AP75", "small", "medium", "large", "AR@1", "AR@10", f"AR@{most}", box=None)
     names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
     figures.add_row(*(_figure(getattr(metrics, name)) for name in names))

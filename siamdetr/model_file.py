@@ -32,6 +32,7 @@ from siamdetr.system.atomic_file import atomic_write
 _log = logging.getLogger(__name__)
 FORMAT = "siamdetr-model"
 FORMAT_VERSION = 1
+_LARGEST_OPTION = 1024  # of a setting that shapes no tensor, such as a stride
 
 
 class ModelMetadata(Settings):
@@ -99,14 +100,28 @@ def load_model(path: str | Path) -> tuple[Detector, ModelMetadata]:
     try:
         settings = DetectorSettings.model_validate_json(texts["detector"])
         metadata = ModelMetadata.model_validate_json(texts["model"])
+        _check_claims(settings, tensors)
         detector = Detector(settings)
         detector.load_state_dict(tensors, strict=True)
-    except (ValidationError, RuntimeError) as error:
+    except (ValidationError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: whole, but it does not fit this version of siamdetr: {' '.join(str(error).split())[:500]}"
         ) from error
     _say_of_normalization(path, settings, metadata)
     return detector.eval(), metadata
+
+
+def _check_claims(settings: DetectorSettings, tensors: Mapping[str, Tensor]) -> None:
+    """Settings that no detector of these tensors has: it would be built, in gigabytes or for hours, only to be refused.
+
+    Raises:
+        ValueError: a size or a number of layers is larger than the tensors allow.
+    """
+    elements = sum(tensor.numel() for tensor in tensors.values())
+    for name, value in settings.model_dump().items():
+        most = len(tensors) if name.endswith("_layers") else elements
+        if isinstance(value, int) and not isinstance(value, bool) and value > max(most, _LARGEST_OPTION):
+            raise ValueError(f"{name} is {value:,}, but the file holds {len(tensors)} tensors of {elements:,} values")
 
 
 @functools.cache

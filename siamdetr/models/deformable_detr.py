@@ -70,7 +70,7 @@ class DeformableDecoderLayer(nn.Module):
         self.self_attention = MultiHeadAttention(dim, heads, dropout)
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attention = DeformableAttention(
-            dim, heads, levels=settings.levels, points=settings.decoder_points, observable=True
+            dim, heads, levels=settings.levels, points=settings.points_of_levels, observable=True
         )
         self.cross_norm = nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim, settings.feedforward, dropout, activation=settings.own_activation)

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from siamdetr.models.deformable.attention import describe_levels
 from siamdetr.models.deformable.encoder import cell_centres
 from siamdetr.models.heads import Heads, place_boxes
+from siamdetr.settings.detector import DetectorSettings
 from siamdetr.structures.model import Memory, Outputs, Queries
 
 _PROPOSAL_SIZE = 0.05  # of the finest level, as a fraction of the image; each coarser level doubles it
@@ -109,3 +110,24 @@ def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     anchors = torch.cat([centres, torch.cat(sizes).expand(centres.shape[0], -1, -1)], dim=-1)
     valid = ((anchors > _MARGIN) & (anchors < 1 - _MARGIN)).all(-1, keepdim=True)
     return anchors, valid if memory.padding is None else valid & ~memory.padding[..., None]
+
+
+class MixedSelection(nn.Module):
+    """Proposals of all cells, of which the best by their largest class logit are chosen."""
+
+    def __init__(self, settings: DetectorSettings) -> None:
+        super().__init__()
+        self.no_object = int(settings.classifier == "softmax")  # the last logits
+        self.project = nn.Linear(settings.dim, settings.dim)
+        self.norm = nn.LayerNorm(settings.dim)
+
+    def forward(self, memory: Memory, heads: Heads, count: int) -> Proposals:
+        """The `count` best proposals of each image, best first."""
+        proposed = propose(memory, heads, lambda tokens: self.norm(self.project(tokens)))
+        classes = proposed.logits.shape[-1] - self.no_object
+        return proposed.take(best_cells(proposed.logits[..., :classes].amax(-1), count))
+
+
+def join_anchors(anchors: Tensor | None, chosen: Tensor) -> Tensor:
+    """Anchors of denoising queries [B, P, 4], then chosen boxes [B, Q, 4]."""
+    return chosen if anchors is None else torch.cat([anchors, chosen], dim=1)

@@ -48,6 +48,8 @@ def resolved(settings: FinetuneSettings, index: DetectionIndex) -> FinetuneSetti
     changes["detector"] = DetectorSettings.model_validate(base.model_dump())
     if base.classifier == "softmax" and not settings.losses.model_fields_set:
         changes["losses"] = LossSettings(cost_class=1.0, weight_class=1.0)  # DETR's own
+    elif base.entry.iou_aware and not settings.losses.model_fields_set:
+        changes["losses"] = LossSettings(iou_aware=True, focal_alpha=0.75, weight_class=1.0)  # RT-DETR's own
     return settings.model_copy(update=changes)
 
 

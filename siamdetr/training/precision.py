@@ -13,7 +13,6 @@ import torch
 
 from siamdetr.errors import NonFiniteLossError
 from siamdetr.settings.training import TF32, Precision, RunSettings, RunSettingsType
-from siamdetr.training.checkpoints.checkpoint_file import STATE
 from siamdetr.training.run_folder import RunFolder
 from siamdetr.training.step_module import StepModule
 
@@ -38,9 +37,9 @@ def prepare_arithmetic(tf32: TF32) -> None:
 
 def recorded_precision(settings: RunSettingsType, run: RunFolder) -> RunSettingsType:
     """The settings with the precision that a resumed run began with, where they leave it open."""
-    if settings.precision != "auto" or run.content is None:
+    if settings.precision != "auto" or run.state is None:
         return settings
-    return settings.model_copy(update={"precision": run.content[STATE]["settings"]["precision"]})
+    return settings.model_copy(update={"precision": run.state.settings["precision"]})
 
 
 def choose_precision(

@@ -16,7 +16,7 @@ from siamdetr.settings.base import to_json
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.training import FinetuneSettings
 from siamdetr.structures.targets import DetectionBatch, Targets
-from siamdetr.training.checkpoints.checkpoint_file import STATE
+from siamdetr.training.checkpoints.run_state import RunState
 from siamdetr.training.finetune_module import FinetuneModule
 from siamdetr.training.precision import choose_precision, recorded_precision
 from siamdetr.training.run_folder import RunFolder
@@ -72,7 +72,8 @@ def test_several_processes_agree_without_timing(module: FinetuneModule) -> None:
 
 def test_a_resumed_run_keeps_what_was_decided(tmp_path: Path) -> None:
     decided = to_json(AUTO.model_copy(update={"precision": "bf16"}))
-    resumed = RunFolder(tmp_path, tmp_path / "last.ckpt", {STATE: {"settings": decided}})
+    state = RunState(stage="finetune", settings=decided, step=1, world_size=1, torch=torch.__version__)
+    resumed = RunFolder(tmp_path, tmp_path / "last.ckpt", {}, state)
     assert recorded_precision(AUTO, resumed).precision == "bf16"
     assert recorded_precision(AUTO, RunFolder(tmp_path)).precision == "auto"
     fixed = AUTO.model_copy(update={"precision": "fp32"})
