@@ -34,6 +34,7 @@ EXCEPTIONS = {
     ("siamdetr.export.int8.quantize", "onnx.save"): "in the temporary folder of an export",
     ("siamdetr.cli.label", "contact_sheet(pictures).save"): "into memory; written whole after that",
     ("siamdetr.cli.predict", "draw(image, detections).save"): "into memory; written whole after that",
+    ("siamdetr.reports.annotated_video", "parts[1].open"): "a .part file, which takes its name when it is finished",
     ("siamdetr.inference.video", "av.open"): "a video grows frame by frame, and is whole once it is closed",
     (
         "siamdetr.labelling.folder",
