@@ -67,13 +67,14 @@ def main() -> None:
     Exit codes: 0 done, 1 an error with a message, 2 wrong usage, 130 and 143 stopped by Ctrl-C and SIGTERM.
     """
     from siamdetr.cli.console import console, log_to_console
+    from siamdetr.errors import LoadingError, NonFiniteLossError
     from siamdetr.system.threads import limit_numeric_libraries
 
     log_to_console()
     limit_numeric_libraries()
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NonFiniteLossError, LoadingError) as error:
         console.print("[bold red]error[/] ", end="")
         console.print(str(error), markup=False, soft_wrap=True)
         sys.exit(1)

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,17 +23,40 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(highlight=False)
+from siamdetr.system.plain_text import visible
+
+
+class SafeConsole(Console):
+    """A console on which names from files are shown and not obeyed: control characters are written as escapes."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As rich's, of the text made visible."""
+        return super().render_str(visible(text), **options)
+
+
+console = SafeConsole(highlight=False)
 
 
 def log_to_console() -> None:
     """Send the package's log to the console: messages only, warnings in colour."""
     handler = RichHandler(console=console, show_time=False, show_path=False, markup=False, rich_tracebacks=False)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_VisibleFormatter("%(message)s"))
     logger = logging.getLogger("siamdetr")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def bold(name: object) -> str:
+    """Console markup of a name in bold; brackets in it are shown."""
+    return f"[bold]{escape(str(name))}[/]"
+
+
+class _VisibleFormatter(logging.Formatter):
+    """Log messages on which control characters are written as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 class _Throughput(ProgressColumn):

@@ -65,7 +65,7 @@ def _is_report(file: Path) -> bool:
 def _show_statistics(found: Diagnosis) -> None:
     from rich.table import Table
 
-    from siamdetr.cli.console import console
+    from siamdetr.cli.console import bold, console
 
     table = Table("split", box=None, pad_edge=False)
     for column in ("images", "without boxes", "boxes", "crowds", "difficult", "classes"):
@@ -75,7 +75,7 @@ def _show_statistics(found: Diagnosis) -> None:
         totals.update(split.class_counts)
         numbers = (split.images, split.images_without_boxes, split.boxes, split.crowds, split.difficult)
         table.add_row(split.name, *(f"{number:,}" for number in (*numbers, len(split.class_counts))))
-    console.print(f"[bold]{found.root}[/]: {found.format} layout")
+    console.print(f"{bold(found.root)}: {found.format} layout")
     console.print(table)
     most = ", ".join(f"{name} {count:,}" for name, count in totals.most_common(_CLASSES))
     more = f", … ({len(totals)} classes)" if len(totals) > _CLASSES else ""
@@ -106,7 +106,14 @@ def _show_verdict(found: Diagnosis) -> None:
     from siamdetr.cli.console import console
 
     errors, warnings = found.count("error"), found.count("warning")
-    if found.clean:
+    boxes = sum(split.boxes for split in found.splits)
+    if found.clean and boxes == 0:
+        console.print(
+            "\n[bold green]healthy[/] for pretraining (siamdetr train): every image is used. There is no labelled box, which siamdetr "
+            "finetune needs",
+            soft_wrap=True,
+        )
+    elif found.clean:
         console.print("\n[bold green]healthy[/]: nothing will be left out")
     else:
         console.print(f"\n{errors} errors (left out in training; --strict refuses them), {warnings} warnings")

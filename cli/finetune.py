@@ -25,6 +25,7 @@ def finetune(
     freeze: Annotated[str | None, typer.Option("--freeze", help="none, backbone, or body (all but the heads).")] = None,
     output: options.Output = None,
     resume: options.Resume = None,
+    allow_changes: options.AllowChanges = False,
     lr: options.LearningRate = None,
     lr_backbone: Annotated[
         float | None, typer.Option("--lr-backbone", min=0.0, help="Learning rate of the backbone.")
@@ -83,7 +84,7 @@ def finetune(
         )
     options.check_run_outputs(settings.data, settings.output, init=settings.init, config=config, resume=resume)
     with RunProgress() as progress:
-        result = run_finetune(settings, progress=progress, resume=resume)
+        result = run_finetune(settings, progress=progress, resume=resume, allow_changes=allow_changes)
     options.next_steps(
         result.folder, f"val {{run}} --data {data[0]}", "predict {run} IMAGES…", "export {run} -o BUNDLE"
     )

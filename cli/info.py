@@ -14,6 +14,7 @@ def info(
     ],
 ) -> None:
     """Describe any of our files: its kind, its origin, and what it can do."""
+    from rich.markup import escape
     from rich.table import Table
 
     from siamdetr.cli.console import console
@@ -23,7 +24,7 @@ def info(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in describe(file).items():
-        table.add_row(key.replace("_", " "), _text(value))
+        table.add_row(escape(key.replace("_", " ")), escape(_text(value)))
     console.print(table)
 
 

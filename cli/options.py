@@ -55,6 +55,12 @@ GradAccum = Annotated[
 Epochs = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the data.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps, instead of --epochs.")]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="auto|PATH", help="Continue from the last checkpoint.")]
+AllowChanges = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changes", help="--resume: continue with another length or rate, or other data; the lineage says so."
+    ),
+]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as optimizer.clip=0.1.")]
 
 
@@ -95,8 +101,8 @@ def check_run_outputs(
 
 def next_steps(run: Path, *commands: str) -> None:
     """Print the run folder and the commands to type next; `{run}` stands for the folder."""
-    from siamdetr.cli.console import console
+    from siamdetr.cli.console import bold, console
 
-    console.print(f"\nDone: [bold]{run}[/] (open {run / 'report.html'}). Next:")
+    console.print(f"\nDone: {bold(run)} (open {bold(run / 'report.html')}). Next:")
     for command in commands:
         console.print(f"  siamdetr {command.format(run=run)}", markup=False)

@@ -109,11 +109,11 @@ def _compute(index: DetectionIndex, path: Path, recipe: Recipe, engine: TaskRunn
 
 
 def _tell(store: ProposalStore, path: Path, data: Path) -> None:
-    from siamdetr.cli.console import console
+    from siamdetr.cli.console import bold, console
 
     sharpened, centred = store.fallback_counts()
     console.print(
-        f"[bold]{path}[/]: {len(store):,} images, {store.num_boxes:,} boxes, {path.stat().st_size / 2**20:.1f} MiB; "
+        f"{bold(path)}: {len(store):,} images, {store.num_boxes:,} boxes, {path.stat().st_size / 2**20:.1f} MiB; "
         f"{sharpened:,} images found boxes only after sharpening, {centred:,} have the centred box",
         soft_wrap=True,
     )
@@ -123,7 +123,7 @@ def _tell(store: ProposalStore, path: Path, data: Path) -> None:
 def _score(index: DetectionIndex, store: ProposalStore, data: Path) -> None:
     from rich.table import Table
 
-    from siamdetr.cli.console import console, progress
+    from siamdetr.cli.console import bold, console, progress
     from siamdetr.proposals.recall import proposal_recall
 
     with progress("score") as update:
@@ -131,7 +131,7 @@ def _score(index: DetectionIndex, store: ProposalStore, data: Path) -> None:
     table = Table("proposals an image", "average recall, IoU .5:.95", "recall at IoU .5", box=None)
     for count, value in recall.average.items():
         table.add_row(str(count), f"{value:.3f}", f"{recall.at_50[count]:.3f}")
-    console.print(f"\n[bold]{data}[/]: {recall.num_boxes:,} labelled boxes of {len(index):,} images, crowds left out")
+    console.print(f"\n{bold(data)}: {recall.num_boxes:,} labelled boxes of {len(index):,} images, crowds left out")
     console.print(table)
     if recall.missing:
         console.print(f"{recall.missing:,} images have no proposals; their boxes count as not found")

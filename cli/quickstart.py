@@ -66,7 +66,7 @@ def quickstart(
 ) -> None:
     """Draw a data set, pretrain, finetune twice, evaluate, export and report."""
     from siamdetr.api import SiamDETR
-    from siamdetr.cli.console import console
+    from siamdetr.cli.console import bold, console
     from siamdetr.cli.quickstart_report import write_quickstart_report
     from siamdetr.data.readers.recognise import open_dataset
     from siamdetr.evaluation.coco import evaluate
@@ -94,7 +94,7 @@ def quickstart(
     for name, metrics in scores.items():
         console.print(f"  {name:10}  AP {metrics.ap:.3f}   AP50 {metrics.ap50:.3f}   AR@10 {metrics.ar10:.3f}")
     console.print(
-        f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes. Open [bold]{report}[/]. With your own data:"
+        f"\nDone in {(time.perf_counter() - started) / 60:.1f} minutes. Open {bold(report)}. With your own data:"
     )
     for line in NEXT:
         console.print(f"  {line}", markup=False, soft_wrap=True)

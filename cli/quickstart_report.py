@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 if TYPE_CHECKING:
     from siamdetr.drawing.html_page import Curve, Section
-    from siamdetr.evaluation.coco import DetectionMetrics
+    from siamdetr.evaluation.coco_figures import DetectionMetrics
     from siamdetr.export.onnx import ExportResult
 
 NAMES = {"finetuned": "pretrained, then finetuned", "scratch": "from scratch"}

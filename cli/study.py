@@ -45,6 +45,9 @@ def study(
     unlabelled: Annotated[
         list[Path], typer.Option("--unlabelled", help="Images to pretrain on; without: the data's train part.")
     ] = [],  # noqa: B006 - typer copies it
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Pretrain also on --unlabelled images of the val or test part.")
+    ] = False,
     preset: options.Preset = None,
     methods: Annotated[
         str | None, typer.Option("--methods", help="Compared with scratch, such as siamese,updetr,detreg.")
@@ -102,6 +105,7 @@ def study(
         "study": name,
         "data": [str(path.resolve()) for path in data],
         "unlabelled": [str(path.resolve()) for path in unlabelled],
+        "allow_overlap": allow_overlap,
         "format": data_format,
         "split": split,
         "val_split": val_split,
@@ -184,7 +188,7 @@ def _warnings_only(name: str) -> Iterator[None]:
 
 def _run(grid: Grid, engine: TaskRunner, device: str, jobs: int) -> None:
     """Run the missing cells and write the report; after a signal the report covers the finished ones."""
-    from siamdetr.cli.console import console
+    from siamdetr.cli.console import bold, console
     from siamdetr.study.report import write_study_report
     from siamdetr.study.runner import run_grid
     from siamdetr.study.summary import answer
@@ -206,7 +210,7 @@ def _run(grid: Grid, engine: TaskRunner, device: str, jobs: int) -> None:
         report = write_study_report(grid)
     console.print(f"\n{answer(grid)}", markup=False, soft_wrap=True)
     console.print(
-        f"Open [bold]{report}[/]; figures in {report.parent / 'study.csv'}, plots in {report.parent / 'plots'}",
+        f"Open {bold(report)}; figures and plots are beside it, in {bold('study.csv')} and {bold('plots')}",
         soft_wrap=True,
     )
     if watch.received is not None and grid.missing:

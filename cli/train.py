@@ -35,6 +35,7 @@ def train(
     imgsz: options.ImageSize = None,
     output: options.Output = None,
     resume: options.Resume = None,
+    allow_changes: options.AllowChanges = False,
     lr: options.LearningRate = None,
     grad_accum: options.GradAccum = None,
     precision: options.Precision = None,
@@ -86,5 +87,5 @@ def train(
             raise unused_setting(assignment, f"the method is {settings.method}")
     options.check_run_outputs(settings.data, settings.output, init=settings.init, config=config, resume=resume)
     with RunProgress() as progress:
-        result = pretrain(settings, progress=progress, resume=resume)
+        result = pretrain(settings, progress=progress, resume=resume, allow_changes=allow_changes)
     options.next_steps(result.folder, "finetune --data LABELLED --init {run}", "predict {run} IMAGES…")

@@ -11,7 +11,7 @@ from siamdetr.cli import options
 
 if TYPE_CHECKING:
     from siamdetr.api import Backend
-    from siamdetr.evaluation.coco import DetectionMetrics
+    from siamdetr.evaluation.coco_figures import DetectionMetrics
     from siamdetr.reports.evaluation_report import Analysis
 
 
@@ -41,12 +41,18 @@ def val(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the detections there, in COCO's results format.")
     ] = None,
+    max_detections: Annotated[
+        int, typer.Option("--max-detections", min=1, help="Detections of an image that count; COCO's protocol: 100.")
+    ] = 100,
 ) -> None:
-    """Score a model (or a file of COCO results) on a labelled data set: AP, AR, and a table of classes."""
+    """Score a model (or a file of COCO results) on a labelled data set: AP, AR, and a table of classes.
+
+    Exits with 1 if images had to be skipped.
+    """
     from siamdetr.api import load
     from siamdetr.cli.console import console, progress
-    from siamdetr.data.readers.recognise import available_splits, open_dataset
-    from siamdetr.evaluation.coco import detect, read_scorer
+    from siamdetr.data.readers.recognise import find_source
+    from siamdetr.evaluation.coco import detect, read_scorer, warn_of_crowded_images
     from siamdetr.evaluation.matched import match_results
     from siamdetr.evaluation.results import write_results
     from siamdetr.reports.evaluation_report import analyse, write_evaluation
@@ -58,12 +64,12 @@ def val(
         files=[] if json_file is None else [Written("--json", json_file)],
         folders=[] if output is None else [Written("-o", output)],
     )
-    if split is None:
-        splits = available_splits(data, format=data_format)
-        split = next((name for name in ("val", "test") if name in splits), None)
-    index = open_dataset(data, format=data_format, split=split)
+    source = find_source(data, data_format)
+    split = split or source.first_split(("val", "test"))
+    index = source.open(split)
+    warn_of_crowded_images(index, max_detections)
     if model.suffix == ".json":
-        scorer = read_scorer(model, index)
+        scorer = read_scorer(model, index, max_detections=max_detections)
     else:
         opened = load(model, device=device, backend=cast("Backend | None", backend))
         with progress("evaluate") as update:
@@ -73,9 +79,10 @@ def val(
                 batch_size=batch_size,
                 workers=2 if workers is None else workers,
                 progress=update,
+                max_detections=max_detections,
             )
     if json_file is not None:
-        write_results(json_file, scorer.results())
+        write_results(json_file, scorer.results(), index)
     metrics, where = scorer.summarize(), f"{data} ({split or 'all'}, {len(index)} images)"
     show_metrics(metrics, where)
     analysis = analyse(match_results(scorer.results(), scorer.index), threshold)
@@ -84,20 +91,28 @@ def val(
         lead = f"AP {metrics.ap:.3f}, AP50 {metrics.ap50:.3f} on {where}. Mistakes are counted at the score {analysis.threshold:.3f}."
         report = write_evaluation(output, metrics, analysis, title=f"siamdetr val · {model}", lead=lead)
         console.print(f"\nReport: {report}", markup=False)
+    if scorer.skipped:
+        console.print(
+            f"\n{len(scorer.skipped)} of {len(index)} images were skipped (named above) and count as images without detections.",
+            markup=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
 
 
 def show_metrics(metrics: DetectionMetrics, where: str) -> None:
     """Print COCO's figures and the table of classes."""
     from rich.table import Table
 
-    from siamdetr.cli.console import console
+    from siamdetr.cli.console import bold, console
 
-    console.print(f"\n[bold]{where}[/]")
-    figures = Table("AP", "AP50", "AP75", "small", "medium", "large", "AR@1", "AR@10", "AR@100", box=None)
+    most = metrics.max_detections
+    console.print(f"\n{bold(where)}")
+    figures = Table("AP", "AP50", "AP75", "small", "medium", "large", "AR@1", "AR@10", f"AR@{most}", box=None)
     names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
     figures.add_row(*(_figure(getattr(metrics, name)) for name in names))
     console.print(figures)
-    classes = Table("class", "boxes", "AP", "AP50", "AP75", "AR@100", box=None)
+    classes = Table("class", "boxes", "AP", "AP50", "AP75", f"AR@{most}", box=None)
     for row in metrics.per_class:
         classes.add_row(row.name, f"{row.num_boxes:,}", *(_figure(x) for x in (row.ap, row.ap50, row.ap75, row.ar100)))
     console.print()

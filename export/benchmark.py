@@ -21,6 +21,7 @@ from siamdetr.api import Model
 from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, Size, preprocess
 from siamdetr.inference.predictor import to_detections
 from siamdetr.system.atomic_file import atomic_write
+from siamdetr.system.plain_text import csv_cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,7 +152,7 @@ def write_csv(path: Path, measurements: Sequence[Measurement]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(Measurement)])
     writer.writeheader()
-    writer.writerows(asdict(one) for one in measurements)
+    writer.writerows({key: csv_cell(value) for key, value in asdict(one).items()} for one in measurements)
     atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
 

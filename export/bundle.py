@@ -43,6 +43,11 @@ class ModelCard:
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
     options: dict[str, Any] = field(default_factory=dict)  # the options of the export
 
+    @property
+    def class_agnostic(self) -> bool:
+        """Never: a model that was pretrained only is not exported."""
+        return False
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {

@@ -15,6 +15,7 @@ from siamdetr.models.attention import record_attention
 from siamdetr.models.backbone.body import fold_batchnorm
 from siamdetr.models.deformable.attention import DeformableAttention
 from siamdetr.models.detector import Detector
+from siamdetr.models.hybrid.blocks import fuse_branches
 from siamdetr.models.postprocess import postprocess
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.structures.model import Outputs
@@ -73,7 +74,13 @@ class EndToEnd(nn.Module):
         else:
             outputs = self.detector(pixels, padding)
         logits, fractions = outputs.logits[-1], outputs.boxes[-1]
-        found = postprocess(logits, fractions, original_sizes, classifier=self.settings.classifier)
+        found = postprocess(
+            logits,
+            fractions,
+            original_sizes,
+            classifier=self.settings.classifier,
+            top_k=self.settings.most_detections,
+        )
         detections = (found.boxes, found.scores, found.labels, logits, fractions)
         return (*detections, found.queries, maps[-1]) if self.attention else detections
 
@@ -89,6 +96,7 @@ def end_to_end(model: SiamDETR, options: ExportOptions) -> EndToEnd:
     """The module to export: a copy on the CPU in evaluation mode, with folded batch norms."""
     detector = copy.deepcopy(model.detector).cpu().float().eval().requires_grad_(False)
     detector.backbone = fold_batchnorm(detector.backbone)
+    detector.encoder = fuse_branches(detector.encoder)
     for module in detector.modules():
         if isinstance(module, DeformableAttention):
             module.sampling = "reference" if options.sampling == "grid" else "gather"

@@ -242,7 +242,7 @@ def _reject(file: Path, folder: Path, report: GateReport) -> None:
 
 
 def _check_exportable(model: SiamDETR) -> None:
-    if is_class_agnostic(model.class_names):
+    if is_class_agnostic(model):
         raise ExportError(
             "export: the model knows no classes, it was pretrained only; finetune it on labelled images first: "
             "siamdetr finetune --data LABELLED --init RUN"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import logging
 import sys
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 OnnxBackend = Literal["onnxruntime", "openvino"]
 Array = NDArray[Any]
 
+_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _KEPT_KERNELS = 64  # OpenVINO's default of 5000 lets memory rise with every new image size
 _ERRORS_ONLY = 3  # ONNX Runtime's log levels run from 0 (verbose) to 4 (fatal)
@@ -60,6 +62,7 @@ class OnnxRuntimeSession:
 
     def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
         wanted = wanted_providers(device)
+        check_packages(wanted, required=device != "auto")
         self._session = _open(path, wanted, threads)
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         check_providers(wanted, self.providers, required=device != "auto")
@@ -155,6 +158,36 @@ def check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool)
     if required:
         raise ExportError(text)
     logger.warning("%s", text)
+
+
+def check_packages(wanted: list[Any], *, required: bool) -> None:
+    """Look, before a graph is opened, for two packages of ONNX Runtime in one folder: the later hides the other's providers.
+
+    Raises:
+        ExportError: `required`, CUDA is wanted, and this ONNX Runtime was not built with it; else there is a warning.
+    """
+    known = onnxruntime.get_available_providers()
+    there = [name for name in _PACKAGES if _is_installed(name)]
+    if all(provider == _CPU for provider in wanted) or _CUDA in known:
+        return
+    if len(there) > 1:
+        text = (
+            f"ONNX Runtime knows {', '.join(known)} and not {_CUDA}: {' and '.join(there)} are both installed into one folder, and one "
+            f"hides the other. pip uninstall -y {' '.join(there)} && pip install onnxruntime-gpu"
+        )
+    else:
+        text = f"ONNX Runtime knows {', '.join(known)} and not {_CUDA}: install onnxruntime-gpu in place of onnxruntime; or take device='cpu'"
+    if required:
+        raise ExportError(text)
+    logger.warning("%s", text)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def cuda_at_hand() -> bool:

@@ -36,6 +36,10 @@ class Model(Predictor, Protocol):
         """The data set's own ids in label order; empty when not known."""
 
     @property
+    def class_agnostic(self) -> bool:
+        """Whether the one class is any object: the model was pretrained and not finetuned."""
+
+    @property
     def info(self) -> dict[str, Any]:
         """The facts of the model, in plain values."""
 

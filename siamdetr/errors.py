@@ -11,6 +11,10 @@ class SettingsError(ValueError):
     """A setting that does not exist or is invalid; the message says which, its origin and the remedy."""
 
 
+class FolderInUseError(SettingsError):
+    """Another program writes into a folder; the text says which, and what to do."""
+
+
 class DataError(ValueError):
     """A data set that cannot be used as asked; the text says where, what, and what helps."""
 
@@ -64,6 +68,10 @@ class EngineError(ValueError):
 
 class NonFiniteLossError(RuntimeError):
     """A loss became NaN or infinite; the text names it, the step and the images."""
+
+
+class LoadingError(RuntimeError):
+    """The processes that load images failed for want of shared memory, open files or time; the text says what helps."""
 
 
 class ExportError(ValueError):

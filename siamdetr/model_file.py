@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from siamdetr.system.atomic_file import atomic_write
 _log = logging.getLogger(__name__)
 FORMAT = "siamdetr-model"
 FORMAT_VERSION = 1
+_LARGEST_OPTION = 1024  # of a setting that shapes no tensor, such as a stride
 
 
 class ModelMetadata(Settings):
@@ -43,6 +44,17 @@ class ModelMetadata(Settings):
     lineage: tuple[str, ...] = ()  # oldest first: "pretext: siamese on DATA, 300 steps"
     metrics: dict[str, float] = Field(default_factory=dict)
     threshold: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="from which a box counts")
+    class_agnostic: bool = False  # it was pretrained and not finetuned: its one class is any object
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pretrained_files_of_old(cls, values: Any) -> Any:
+        """Files written before the flag: their class is called "object", and pretraining ends their lineage."""
+        if isinstance(values, dict) and "class_agnostic" not in values:
+            lineage = tuple(values.get("lineage", ()))
+            pretrained = bool(lineage) and str(lineage[-1]).startswith("pretext:")
+            return {**values, "class_agnostic": pretrained and tuple(values.get("class_names", ())) == ("object",)}
+        return values
 
 
 def digest(tree: Any) -> str:
@@ -88,14 +100,28 @@ def load_model(path: str | Path) -> tuple[Detector, ModelMetadata]:
     try:
         settings = DetectorSettings.model_validate_json(texts["detector"])
         metadata = ModelMetadata.model_validate_json(texts["model"])
+        _check_claims(settings, tensors)
         detector = Detector(settings)
         detector.load_state_dict(tensors, strict=True)
-    except (ValidationError, RuntimeError) as error:
+    except (ValidationError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: whole, but it does not fit this version of siamdetr: {' '.join(str(error).split())[:500]}"
         ) from error
     _say_of_normalization(path, settings, metadata)
     return detector.eval(), metadata
+
+
+def _check_claims(settings: DetectorSettings, tensors: Mapping[str, Tensor]) -> None:
+    """Settings that no detector of these tensors has: it would be built, in gigabytes or for hours, only to be refused.
+
+    Raises:
+        ValueError: a size or a number of layers is larger than the tensors allow.
+    """
+    elements = sum(tensor.numel() for tensor in tensors.values())
+    for name, value in settings.model_dump().items():
+        most = len(tensors) if name.endswith("_layers") else elements
+        if isinstance(value, int) and not isinstance(value, bool) and value > max(most, _LARGEST_OPTION):
+            raise ValueError(f"{name} is {value:,}, but the file holds {len(tensors)} tensors of {elements:,} values")
 
 
 @functools.cache

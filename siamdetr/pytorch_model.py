@@ -100,14 +100,19 @@ class SiamDETR(OpenedModel):
         category_ids: Sequence[int] = (),
         lineage: Sequence[str] = (),
         metrics: Mapping[str, float] | None = None,
+        class_agnostic: bool = False,
     ) -> SiamDETR:
-        """A model of an existing detector, which is held, not copied."""
+        """A model of an existing detector, which is held, not copied.
+
+        `class_agnostic`: it was pretrained and not finetuned; its one class is any object.
+        """
         metadata = ModelMetadata(
             class_names=tuple(class_names),
             category_ids=tuple(category_ids),
             preprocessing=preprocessing,
             lineage=tuple(lineage),
             metrics=dict(metrics or {}),
+            class_agnostic=class_agnostic,
         )
         model = cls.__new__(cls)
         model._set(detector, metadata, None)

@@ -14,9 +14,9 @@ from siamdetr.errors import DataError
 OBJECT = "object"  # the one class of a model that was pretrained and not yet finetuned
 
 
-def is_class_agnostic(class_names: Sequence[str]) -> bool:
-    """Whether a model has the one class "object", as after pretraining."""
-    return tuple(class_names) == (OBJECT,)
+def is_class_agnostic(model: object) -> bool:
+    """Whether a model finds objects of no class, as after pretraining. A flag in its metadata says so, not a name."""
+    return bool(getattr(model, "class_agnostic", False))
 
 
 def as_one_class(index: DetectionIndex) -> DetectionIndex:

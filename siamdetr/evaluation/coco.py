@@ -7,20 +7,28 @@ neither objects to find nor mistakes to make; only the 100 best boxes of an imag
 
 from __future__ import annotations
 
-import contextlib
-import io
+import dataclasses
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from siamdetr.data.index import DetectionIndex, require_labels
+from siamdetr.data.index import DetectionIndex, object_counts, require_labels
 from siamdetr.errors import DataError
 from siamdetr.evaluation.classes import as_one_class, is_class_agnostic, match_classes
+from siamdetr.evaluation.coco_figures import (
+    COCO_DETECTIONS,
+    Backend,
+    ClassMetrics,
+    DetectionMetrics,
+    mean_figure,
+    run_coco,
+)
 from siamdetr.evaluation.results import Results, concatenate_results, read_results, write_results
+from siamdetr.evaluation.skipping import predict_or_skip
 from siamdetr.images.preprocessing import PreprocessingSpec, group_by_size
 from siamdetr.inference.image_reader import read_samples
 from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes, check_finite
@@ -28,39 +36,7 @@ from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes, check
 if TYPE_CHECKING:
     from siamdetr.models.detector import Detector
 
-Backend = Literal["fast", "reference"]
-_MAX_DETECTIONS = (1, 10, 100)
-
-
-@dataclass(frozen=True)
-class ClassMetrics:
-    """One class's figures, 0..1; None where the data set has no object of it."""
-
-    name: str
-    num_boxes: int  # crowds left out
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    ar100: float | None
-
-
-@dataclass(frozen=True)
-class DetectionMetrics:
-    """COCO's figures, 0..1: AP over IoU .50:.95, by size of object (32² and 96² pixels divide), AR by number of boxes.
-
-    A figure by size is None where the data set has no object of that size.
-    """
-
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
-    ar1: float
-    ar10: float
-    ar100: float
-    per_class: tuple[ClassMetrics, ...]
+logger = logging.getLogger(__name__)
 
 
 class CocoScorer:
@@ -70,11 +46,17 @@ class CocoScorer:
 
     Args:
         index: the truth; it must have boxes.
+        max_detections: detections of an image that count, the best ones; COCO's protocol: 100.
     Raises:
         DataError: it has none, or two of its images share an id.
+
+    Attributes:
+        skipped: names of the images that no detections could be made of.
     """
 
-    def __init__(self, index: DetectionIndex) -> None:
+    def __init__(self, index: DetectionIndex, max_detections: int = COCO_DETECTIONS) -> None:
+        self.max_detections = max_detections
+        self.skipped: tuple[str, ...] = ()
         self.index = require_labels(index)
         if len(np.unique(index.image_ids)) < len(index):
             raise DataError(f"{index.root}: image ids are not unique; `siamdetr doctor` lists them")
@@ -100,6 +82,9 @@ class CocoScorer:
             check_finite(scored, row)
             mapped = scored.labels[row] if labels is None else labels[scored.labels[row]]
             kept = np.flatnonzero(mapped >= 0)
+            if len(kept) > self.max_detections:
+                best = np.argsort(-scored.scores[row][kept], kind="stable")[: self.max_detections]
+                kept = kept[np.sort(best)]
             self._parts.append(
                 Results(
                     image_ids=np.full(len(kept), image_id, dtype=np.int64),
@@ -120,57 +105,64 @@ class CocoScorer:
 
     def summarize(self, *, backend: Backend = "fast") -> DetectionMetrics:
         """The figures of all that was added; "reference" takes pycocotools."""
-        categories = sorted(self._categories.tolist())
-        evaluated = _run(self._truth(categories), self.results(), backend)
+        evaluated = run_coco(self._truth(), self._found(), self.max_detections, backend)
         precision, recall = evaluated["precision"], evaluated["recall"]  # [T, R, K, A, M], [T, K, A, M]
-        row_of = {category: k for k, category in enumerate(categories)}
         counts = np.bincount(self.index.labels[~self.index.crowd], minlength=self.index.num_classes)
         return DetectionMetrics(
-            ap=_mean(precision[:, :, :, 0, 2]) or 0.0,
-            ap50=_mean(precision[0, :, :, 0, 2]) or 0.0,
-            ap75=_mean(precision[5, :, :, 0, 2]) or 0.0,
-            ap_small=_mean(precision[:, :, :, 1, 2]),
-            ap_medium=_mean(precision[:, :, :, 2, 2]),
-            ap_large=_mean(precision[:, :, :, 3, 2]),
-            ar1=_mean(recall[:, :, 0, 0]) or 0.0,
-            ar10=_mean(recall[:, :, 0, 1]) or 0.0,
-            ar100=_mean(recall[:, :, 0, 2]) or 0.0,
+            ap=mean_figure(precision[:, :, :, 0, 2]) or 0.0,
+            ap50=mean_figure(precision[0, :, :, 0, 2]) or 0.0,
+            ap75=mean_figure(precision[5, :, :, 0, 2]) or 0.0,
+            ap_small=mean_figure(precision[:, :, :, 1, 2]),
+            ap_medium=mean_figure(precision[:, :, :, 2, 2]),
+            ap_large=mean_figure(precision[:, :, :, 3, 2]),
+            ar1=mean_figure(recall[:, :, 0, 0]) or 0.0,
+            ar10=mean_figure(recall[:, :, 0, 1]) or 0.0,
+            ar100=mean_figure(recall[:, :, 0, 2]) or 0.0,
             per_class=tuple(
                 ClassMetrics(
                     name=name,
                     num_boxes=int(counts[label]),
-                    ap=_mean(precision[:, :, k, 0, 2]),
-                    ap50=_mean(precision[0, :, k, 0, 2]),
-                    ap75=_mean(precision[5, :, k, 0, 2]),
-                    ar100=_mean(recall[:, k, 0, 2]),
+                    ap=mean_figure(precision[:, :, label, 0, 2]),
+                    ap50=mean_figure(precision[0, :, label, 0, 2]),
+                    ap75=mean_figure(precision[5, :, label, 0, 2]),
+                    ar100=mean_figure(recall[:, label, 0, 2]),
                 )
                 for label, name in enumerate(self.index.class_names)
-                for k in [row_of[self.index.category_ids[label]]]
             ),
+            max_detections=self.max_detections,
         )
 
-    def _truth(self, categories: list[int]) -> dict[str, Any]:
-        """The data set as COCO's annotation dictionary."""
+    def _truth(self) -> dict[str, Any]:
+        """The data set as COCO's annotation dictionary; images are numbered from 1, categories are labels + 1.
+
+        So whatever ids a data set has, the evaluation's own arithmetic is safe.
+        """
         index = self.index
-        image_of_box = np.repeat(index.image_ids, index.box_counts()).tolist()
         corners = index.boxes.astype(np.float64)
         sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).tolist()
         rows = zip(
-            image_of_box,
-            self._categories[index.labels].tolist(),
+            np.repeat(np.arange(1, len(index) + 1), index.box_counts()).tolist(),
+            (index.labels + 1).tolist(),
             sides,
             index.areas.astype(np.float64).tolist(),
             index.crowd.astype(int).tolist(),
             strict=True,
         )
         return {
-            "images": [{"id": image_id} for image_id in index.image_ids.tolist()],
-            "categories": [{"id": category} for category in categories],
+            "images": [{"id": number} for number in range(1, len(index) + 1)],
+            "categories": [{"id": label + 1} for label in range(index.num_classes)],
             "annotations": [
                 {"id": n, "image_id": i, "category_id": c, "bbox": bbox, "area": area, "iscrowd": crowd}
                 for n, (i, c, bbox, area, crowd) in enumerate(rows, start=1)  # id 0 would mean "unmatched"
             ],
         }
+
+    def _found(self) -> Results:
+        """All that was added, with the numbers of `_truth`."""
+        results = self.results()
+        images = _ranks(results.image_ids, self.index.image_ids, "image id")
+        labels = _ranks(results.category_ids, self._categories, "category id")
+        return dataclasses.replace(results, image_ids=images + 1, category_ids=labels + 1)
 
 
 def evaluate(
@@ -181,18 +173,43 @@ def evaluate(
     batch_size: int = 8,
     workers: int = 2,
     progress: Progress | None = None,
+    max_detections: int = COCO_DETECTIONS,
     results_file: str | Path | None = None,
 ) -> DetectionMetrics:
     """Predict on every image of a data set and score it; arguments and errors as of `detect`.
 
     `results_file`: also write the detections there, in COCO's results format.
     """
+    warn_of_crowded_images(index, max_detections)
     scorer = detect(
-        model, index, preprocessing=preprocessing, batch_size=batch_size, workers=workers, progress=progress
+        model,
+        index,
+        preprocessing=preprocessing,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        max_detections=max_detections,
     )
     if results_file is not None:
-        write_results(results_file, scorer.results())
+        write_results(results_file, scorer.results(), index)
     return scorer.summarize()
+
+
+def warn_of_crowded_images(index: DetectionIndex, max_detections: int) -> None:
+    """A word in the log where images have more objects than detections are counted."""
+    objects = object_counts(index)
+    crowded = int((objects > max_detections).sum())
+    if crowded:
+        logger.warning(
+            "%d images of %s have more than %d objects (the most: %d), and only the %d best detections of an image count: even a perfect "
+            "detector stays below AP 1. To count more: --max-detections (finetune: --set val_max_detections=%d)",
+            crowded,
+            index.root,
+            max_detections,
+            int(objects.max()),
+            max_detections,
+            int(objects.max()),
+        )
 
 
 def detect(
@@ -203,12 +220,14 @@ def detect(
     batch_size: int = 8,
     workers: int = 2,
     progress: Progress | None = None,
+    max_detections: int = COCO_DETECTIONS,
 ) -> CocoScorer:
     """Predict on every image of a data set and collect the detections for scoring.
 
     Images are batched with others of their size only.
 
-    An image that cannot be read is warned of and counts as one without detections.
+    An image that cannot be read, or that the model fails on, is named in a warning and counts as one without detections; the scorer
+    lists such images as `skipped`.
 
     Args:
         model: a `SiamDETR`, an exported model, or a bare detector whose classes are those of `index`. It runs on its own
@@ -218,40 +237,45 @@ def detect(
         batch_size: images at a time.
         workers: threads that read images; 0: none.
         progress: called with (images done, images in all).
+        max_detections: detections of an image that count, the best ones; COCO's protocol: 100.
     Raises:
-        DataError: the data set has no labels, or classes that the model does not know.
+        DataError: the data set has no labels, or classes that the model does not know; or the model fails on more than 1 % of the images.
         ValueError: a bare detector without preprocessing, or whose number of classes is not the data set's.
     """
     predictor = _as_predictor(model, index, preprocessing)
-    if is_class_agnostic(predictor.class_names) and not is_class_agnostic(index.class_names):
+    if is_class_agnostic(predictor):
         index = as_one_class(index)
     labels = match_classes(predictor.class_names, index.class_names, str(index.root))
-    scorer = CocoScorer(index)
-    done = 0
-    for positions, batch in group_by_size(
-        read_samples(index, predictor.preprocessing, workers), predictor.preprocessing, batch_size
-    ):
-        scorer.add([int(index.image_ids[i]) for i in positions], predictor.predict_batch(batch), labels=labels)
-        done += len(positions)
+    scorer = CocoScorer(index, max_detections)
+    spec = predictor.preprocessing
+    seen = np.zeros(len(index), dtype=np.bool_)
+    batches = group_by_size(read_samples(index, spec, workers), spec, batch_size)
+    for positions, scored in predict_or_skip(predictor, batches, index):
+        scorer.add([int(index.image_ids[i]) for i in positions], scored, labels=labels)
+        seen[positions] = True
         if progress is not None:
-            progress(done, len(index))
-    if progress is not None and done < len(index):
+            progress(int(seen.sum()), len(index))
+    scorer.skipped = tuple(index.relative_path(int(i)) for i in np.flatnonzero(~seen))
+    if progress is not None and scorer.skipped:
         progress(len(index), len(index))
     return scorer
 
 
-def score_results(path: str | Path, index: DetectionIndex) -> DetectionMetrics:
+def score_results(
+    path: str | Path, index: DetectionIndex, *, max_detections: int = COCO_DETECTIONS
+) -> DetectionMetrics:
     """The figures of a COCO results file, made by whatever program.
 
     Raises:
         DataError: the file cannot be used, or the data set has no labels.
     """
-    return read_scorer(path, index).summarize()
+    warn_of_crowded_images(index, max_detections)
+    return read_scorer(path, index, max_detections=max_detections).summarize()
 
 
-def read_scorer(path: str | Path, index: DetectionIndex) -> CocoScorer:
+def read_scorer(path: str | Path, index: DetectionIndex, *, max_detections: int = COCO_DETECTIONS) -> CocoScorer:
     """A scorer of the detections in a COCO results file; errors as of `score_results`."""
-    scorer = CocoScorer(index)
+    scorer = CocoScorer(index, max_detections)
     scorer.add_results(read_results(path, index))
     return scorer
 
@@ -276,37 +300,16 @@ def _as_predictor(
     return PyTorchPredictor(detector, index.class_names, preprocessing)
 
 
-def _run(truth: dict[str, Any], detections: Results, backend: Backend) -> dict[str, NDArray[np.float64]]:
-    """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no object. Categories in ascending order."""
-    if backend == "fast":
-        from faster_coco_eval import COCO
-        from faster_coco_eval import COCOeval_faster as COCOeval
-    else:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    with contextlib.redirect_stdout(io.StringIO()):
-        expected = COCO()
-        expected.dataset = truth
-        expected.createIndex()
-        found = COCO()
-        found.dataset = {**truth, "annotations": _annotations(detections)}
-        found.createIndex()
-        evaluation = COCOeval(expected, found, iouType="bbox")
-        evaluation.params.maxDets = list(_MAX_DETECTIONS)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return cast("dict[str, NDArray[np.float64]]", evaluation.eval)
+def _ranks(values: NDArray[np.int64], known: NDArray[np.int64], what: str) -> NDArray[np.int64]:
+    """The position in `known` of each value.
 
-
-def _annotations(detections: Results) -> list[dict[str, Any]]:
-    """The detections as COCO's evaluation takes them, each written once: at 5,000 images of 100 boxes they are what takes memory."""
-    entries = detections.as_dicts()
-    for number, entry in enumerate(entries, start=1):
-        entry["id"], entry["area"], entry["iscrowd"] = number, entry["bbox"][2] * entry["bbox"][3], 0
-    return entries
-
-
-def _mean(figures: NDArray[np.float64]) -> float | None:
-    """Mean of the figures that exist; None when none does."""
-    there = figures[figures > -1]
-    return float(there.mean()) if there.size else None
+    Raises:
+        ValueError: a value is not there.
+    """
+    order = np.argsort(known, kind="stable")
+    places = np.searchsorted(known, values, sorter=order).clip(max=len(known) - 1)
+    ranks: NDArray[np.int64] = order[places]
+    strange = values[known[ranks] != values]
+    if len(strange):
+        raise ValueError(f"CocoScorer: {what} {strange[0]} is not among the {len(known)} of the data set")
+    return ranks

@@ -6,16 +6,21 @@ A JSON list of {image_id, category_id, bbox [x, y, w, h], score}.
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from siamdetr.data.index import DetectionIndex
+from siamdetr.data.readers.fields import as_id, as_integer
 from siamdetr.errors import DataError
 from siamdetr.system.atomic_file import atomic_text
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,14 @@ class Results:
         kept = np.isin(self.image_ids, image_ids)
         return Results(self.image_ids[kept], self.category_ids[kept], self.boxes[kept], self.scores[kept])
 
-    def as_dicts(self) -> list[dict[str, Any]]:
-        """The list that the JSON file holds."""
+    def as_dicts(self, own_ids: Mapping[int, int | str] | None = None) -> list[dict[str, Any]]:
+        """The list that the JSON file holds; `own_ids`: the data set's own id of each `image_ids`, where they differ."""
         sides = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
         rows = zip(
             self.image_ids.tolist(), self.category_ids.tolist(), sides.tolist(), self.scores.tolist(), strict=True
         )
         return [
-            {"image_id": image, "category_id": category, "bbox": bbox, "score": score}
+            {"image_id": own_ids[image] if own_ids else image, "category_id": category, "bbox": bbox, "score": score}
             for image, category, bbox, score in rows
         ]
 
@@ -64,9 +69,24 @@ def concatenate_results(parts: list[Results]) -> Results:
     )
 
 
-def write_results(path: str | Path, results: Results) -> None:
-    """Write a COCO results file, atomically."""
-    atomic_text(path, json.dumps(results.as_dicts()))
+def write_results(path: str | Path, results: Results, index: DetectionIndex | None = None) -> None:
+    """Write a COCO results file, atomically.
+
+    Args:
+        path: the file.
+        results: detections, whose `image_ids` are those of `index`.
+        index: the images; the file bears the ids that the data set itself gives them. None: those of `results`.
+    """
+    own_ids = None
+    if index is not None and index.own_ids:
+        own_ids = dict(zip(index.image_ids.tolist(), index.own_ids, strict=True))
+    if index is not None and index.numbered:
+        logger.warning(
+            "%s: the images of %s have no ids of their own, or repeat them from split to split: they are numbered in the order of reading",
+            path,
+            index.root,
+        )
+    atomic_text(path, json.dumps(results.as_dicts(own_ids)))
 
 
 def read_results(path: str | Path, index: DetectionIndex) -> Results:
@@ -86,32 +106,47 @@ def read_results(path: str | Path, index: DetectionIndex) -> Results:
             f"{path}: got a JSON {type(entries).__name__}, expected a list of detections "
             "{image_id, category_id, bbox, score}; is it an annotation file?"
         )
+    known, categories = index.positions_of_ids(), frozenset(index.category_ids)
     rows = [_row(entry, f"{path}, entry {number}") for number, entry in enumerate(entries)]
-    table = np.array(rows, dtype=np.float64).reshape(-1, 7)
-    corners = np.concatenate([table[:, 2:4], table[:, 2:4] + table[:, 4:6]], axis=1)
-    results = Results(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), corners, table[:, 6])
-    _check_known(results.image_ids, index.image_ids, f"{path}: image_id", "images")
-    _check_known(results.category_ids, np.array(index.category_ids), f"{path}: category_id", "categories")
-    return results
+    _check_known([row.image for row in rows], known, f"{path}: image_id", "images", len(index))
+    _check_known([row.category for row in rows], categories, f"{path}: category_id", "categories", len(categories))
+    table = np.array([row.numbers for row in rows], dtype=np.float64).reshape(-1, 5)
+    return Results(
+        image_ids=index.image_ids[np.array([known[row.image] for row in rows], dtype=np.int64)],
+        category_ids=np.array([row.category for row in rows], dtype=np.int64),
+        boxes=np.concatenate([table[:, :2], table[:, :2] + table[:, 2:4]], axis=1),
+        scores=table[:, 4],
+    )
 
 
-def _row(entry: Any, where: str) -> list[float]:
+class _Row(NamedTuple):
+    """One entry: ids as they stand there, and x, y, width, height, score."""
+
+    image: int | str
+    category: int
+    numbers: list[float]
+
+
+def _row(entry: Any, where: str) -> _Row:
     try:
+        image, category = as_id(entry["image_id"]), as_integer(entry["category_id"])
         x, y, width, height = (float(value) for value in entry["bbox"])
-        row = [int(entry["image_id"]), int(entry["category_id"]), x, y, width, height, float(entry["score"])]
+        numbers = [x, y, width, height, float(entry["score"])]
     except (KeyError, TypeError, ValueError):
+        image = category = None
+    if image is None or category is None:
         raise DataError(
             f"{where}: got {json.dumps(entry)[:120]}, expected image_id, category_id, bbox [x, y, w, h] and score"
-        ) from None
-    if not np.isfinite(row).all():
+        )
+    if not np.isfinite(numbers).all():
         raise DataError(f"{where}: got a number that is not finite: {json.dumps(entry)[:120]}")
-    return row
+    return _Row(image, category, numbers)
 
 
-def _check_known(found: NDArray[np.int64], known: NDArray[np.int64], what: str, kind: str) -> None:
-    strange = np.setdiff1d(found, known)
-    if len(strange):
+def _check_known(found: Sequence[int | str], known: Collection[int | str], what: str, kind: str, number: int) -> None:
+    strange = sorted({str(key) for key in found if key not in known})
+    if strange:
         raise DataError(
-            f"{what} {int(strange[0])} is not among the data set's {len(known)} {kind} ({len(strange)} such); "
+            f"{what} {strange[0]} is not among the data set's {number} {kind} ({len(strange)} such); "
             "were these results made on another data set or split?"
         )

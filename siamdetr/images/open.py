@@ -139,8 +139,9 @@ def _guarded(read: Callable[[], Image.Image], name: str, limits: ImageLimits) ->
             f"{name}: far more pixels than the {limits.pixels} that are taken; tile it or make it smaller", "too large"
         ) from None
     except UnidentifiedImageError:
+        known = ", ".join(limits.formats) if limits.formats != FORMATS else "that are decoded"
         raise UnreadableImageError(
-            f"{name}: none of the formats {', '.join(limits.formats)}; convert it to JPEG or PNG", "unknown format"
+            f"{name}: not an image, or none of the formats {known}; convert it to JPEG or PNG", "unknown format"
         ) from None
     except MemoryError:
         raise

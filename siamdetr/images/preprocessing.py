@@ -35,6 +35,7 @@ class Normalization(NamedTuple):
 
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+PLAIN = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # values in 0..1 as they are
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageLike: TypeAlias = "Image.Image | Pixels | str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"

@@ -12,7 +12,14 @@ import torch
 
 from siamdetr.images.preprocessing import ImageLike, Size, preprocess
 from siamdetr.inference.attention_maps import AttentionMaps, Floats, check_box, check_point
-from siamdetr.inference.attention_recorder import AttentionPass, AttentionTrace, SampledPass, map_of, trace_attention
+from siamdetr.inference.attention_recorder import (
+    AttentionPass,
+    AttentionTrace,
+    DensePass,
+    SampledPass,
+    map_of,
+    trace_attention,
+)
 from siamdetr.inference.predictor import ScoredBoxes
 from siamdetr.inference.pytorch import PyTorchPredictor, evaluating
 
@@ -30,6 +37,7 @@ class TracedInspection:
         trace: the recorded attentions.
         queries: [K], the query of each scored box.
         grid: (h, w) cells of the finest feature level, padding included.
+        encoder_grid: (h, w) cells of the level with the encoder's self-attention, padding included.
         visible: (height, width) of the image as a fraction of the padded input; 1, 1 without padding.
     """
 
@@ -38,6 +46,7 @@ class TracedInspection:
     trace: AttentionTrace
     queries: tuple[int, ...]
     grid: Size
+    encoder_grid: Size
     visible: tuple[float, float]
 
     @property
@@ -57,23 +66,26 @@ class TracedInspection:
         with torch.inference_mode():
             references = self.trace.references_of(0)
             own = None if references is None else references[:, query].float().cpu().numpy()
-            return self._attention_of(self.trace.decoder, query, own)
+            return self._attention_of(self.trace.decoder, query, own, self.grid)
 
     def encoder_attention(self, x: float, y: float) -> AttentionMaps:
-        """The encoder's attention for a cell, on the finest feature level; see `Inspection`."""
+        """The encoder's attention for a cell of the finest feature level, with RT-DETR of the coarsest; see `Inspection`."""
         check_point(x, y)
         if not self.trace.encoder:
             raise ValueError("this detector's encoder has no layers, hence no attention")
-        row = min(int(y * self.visible[0] * self.grid[0]), self.grid[0] - 1)
-        column = min(int(x * self.visible[1] * self.grid[1]), self.grid[1] - 1)
+        height, width = self.encoder_grid
+        row = min(int(y * self.visible[0] * height), height - 1)
+        column = min(int(x * self.visible[1] * width), width - 1)
         with torch.inference_mode():
-            return self._attention_of(self.trace.encoder, row * self.grid[1] + column, None)
+            return self._attention_of(self.trace.encoder, row * width + column, None, self.encoder_grid)
 
-    def _attention_of(self, passes: list[AttentionPass], query: int, references: Floats | None) -> AttentionMaps:
+    def _attention_of(
+        self, passes: list[AttentionPass], query: int, references: Floats | None, grid: Size
+    ) -> AttentionMaps:
         sampled = [one for one in passes if isinstance(one, SampledPass)]
         if not sampled:
-            height, width = (max(1, round(n * part)) for n, part in zip(self.grid, self.visible, strict=True))
-            maps = torch.stack([map_of(one, query, self.grid) for one in passes])[..., :height, :width]
+            height, width = (max(1, round(n * part)) for n, part in zip(grid, self.visible, strict=True))
+            maps = torch.stack([map_of(one, query, grid) for one in passes])[..., :height, :width]
             return AttentionMaps(maps.cpu().numpy(), references=references)
         shrink = min(1.0, _MOST_CELLS / max(self.grid))
         height, width = (max(1, round(n * part * shrink)) for n, part in zip(self.grid, self.visible, strict=True))
@@ -85,6 +97,12 @@ class TracedInspection:
             weights=torch.stack(weights).float().cpu().numpy(),
             references=references,
         )
+
+
+def _encoder_grid(passes: list[AttentionPass], shapes: tuple[Size, ...]) -> Size:
+    """The level of dense self-attention, with RT-DETR a coarse one; of sampled attention the finest level."""
+    keys = {one.key.shape[2] for one in passes if isinstance(one, DensePass)}
+    return next((shape for shape in shapes if shape[0] * shape[1] in keys), shapes[0])
 
 
 def inspect(predictor: PyTorchPredictor, image: ImageLike) -> TracedInspection:
@@ -105,5 +123,6 @@ def inspect(predictor: PyTorchPredictor, image: ImageLike) -> TracedInspection:
         trace=trace,
         queries=tuple(int(query) for query in np.asarray(queries)[0]),
         grid=memory.shapes[0],
+        encoder_grid=_encoder_grid(trace.encoder, memory.shapes),
         visible=(float(batch.sizes[0, 0]) / height, float(batch.sizes[0, 1]) / width),
     )

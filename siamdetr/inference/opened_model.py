@@ -28,6 +28,10 @@ class Facts(Protocol):
         """How images become the model's input."""
 
     @property
+    def class_agnostic(self) -> bool:
+        """Whether the one class is any object: the model was pretrained and not finetuned."""
+
+    @property
     def threshold(self) -> float:
         """The score from which a box counts where nobody names one."""
 
@@ -54,6 +58,11 @@ class OpenedModel:
     def preprocessing(self) -> PreprocessingSpec:
         """How images become the model's input."""
         return self._facts.preprocessing
+
+    @property
+    def class_agnostic(self) -> bool:
+        """Whether the one class is any object: the model was pretrained and not finetuned."""
+        return self._facts.class_agnostic
 
     @property
     def threshold(self) -> float:

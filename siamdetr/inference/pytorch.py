@@ -83,6 +83,7 @@ class PyTorchPredictor:
             outputs.boxes[-1],
             torch.from_numpy(batch.original_sizes).to(self.device),
             classifier=self.detector.settings.classifier,
+            top_k=self.detector.settings.most_detections,
         )
         scored = ScoredBoxes(
             scores=found.scores.cpu().numpy().astype(np.float32, copy=False),

@@ -12,15 +12,17 @@ becomes the least there is; slots that an image with fewer boxes leaves empty ta
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from siamdetr.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from siamdetr.models.denoising import (
     Draws,
+    EmptySlots,
     check_draws,
     denoising_anchors,
     denoising_content,
     denoising_slots,
+    group_count,
     group_mask,
 )
 from siamdetr.settings.detector import DenoisingSettings
@@ -56,8 +58,45 @@ def add_contrastive_noise(
     return labels, xyxy_to_cxcywh(corners.clamp(0, 1))
 
 
+def contrastive_queries(
+    queries: Queries,
+    targets: Targets,
+    settings: DenoisingSettings,
+    draws: Draws | None,
+    *,
+    labels: nn.Embedding,
+    slots: EmptySlots = EmptySlots(),  # noqa: B008 - frozen
+) -> Queries:
+    """Denoising and matching queries for the images of `targets`; only the matching ones where no image has a box.
+
+    Args:
+        queries: the matching ones, with content [B, Q, D].
+        targets: boxes and labels of the B images.
+        settings: how many denoising queries, how much noise.
+        draws: for 2 x groups x M boxes; the number of groups is `group_count`'s. None: from torch's own generator.
+        labels: what stands for each label.
+        slots: where the anchors of noised boxes end, and of empty slots lie.
+    """
+    groups = group_count(settings, targets)
+    if groups == 0:
+        return queries
+    if draws is None:
+        count = 2 * groups * len(targets.labels)
+        draws = Draws.sample(count, labels.num_embeddings, device=queries.content.device)
+    noised, boxes = add_contrastive_noise(targets, settings, groups, draws)
+    return prepend_contrastive(
+        queries, targets, label_content=labels(noised), noised_boxes=boxes, groups=groups, empty_slots=slots
+    )
+
+
 def prepend_contrastive(
-    queries: Queries, targets: Targets, *, label_content: Tensor, noised_boxes: Tensor, groups: int
+    queries: Queries,
+    targets: Targets,
+    *,
+    label_content: Tensor,
+    noised_boxes: Tensor,
+    groups: int,
+    empty_slots: EmptySlots = EmptySlots(),  # noqa: B008 - frozen
 ) -> Queries:
     """Put groups of contrastive denoising queries before queries that the encoder will choose boxes for.
 
@@ -67,6 +106,7 @@ def prepend_contrastive(
         label_content: [2 groups M, D] what stands for the noised labels.
         noised_boxes: [2 groups M, 4] (cx, cy, w, h) fractions.
         groups: of denoising queries.
+        empty_slots: where the anchors of noised boxes end, and of empty slots lie.
     Returns:
         Content [B, P + Q, D] and anchors [B, P, 4] of the P denoising queries alone.
     """
@@ -78,7 +118,7 @@ def prepend_contrastive(
     return Queries(
         content=torch.cat([content, queries.content], dim=1),
         position=None,
-        anchors=denoising_anchors(noised_boxes, slots, shape),
+        anchors=denoising_anchors(noised_boxes, slots, shape, empty_slots),
         attention_mask=group_mask(groups, group_size, num_matching, queries.content.device),
         num_denoising=groups * group_size,
     )

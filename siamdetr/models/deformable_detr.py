@@ -21,7 +21,7 @@ from siamdetr.models.heads import FeedForward, Heads, layer_heads, place_boxes, 
 from siamdetr.models.parts import VariantParts, initialize_transformer
 from siamdetr.models.position import box_positions
 from siamdetr.models.queries import QuerySource
-from siamdetr.models.query_selection import best_cells, propose
+from siamdetr.models.query_selection import best_cells, fewer_queries, propose
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Outputs, Queries
 
@@ -70,7 +70,7 @@ class DeformableDecoderLayer(nn.Module):
         self.self_attention = MultiHeadAttention(dim, heads, dropout)
         self.self_norm = nn.LayerNorm(dim)
         self.cross_attention = DeformableAttention(
-            dim, heads, levels=settings.levels, points=settings.decoder_points, observable=True
+            dim, heads, levels=settings.levels, points=settings.points_of_levels, observable=True
         )
         self.cross_norm = nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim, settings.feedforward, dropout, activation=settings.own_activation)
@@ -125,6 +125,7 @@ class DeformableDecoder(nn.Module):
             raise ValueError("deformable decoder: expected queries with a position [B, Q, D], got None")
         content, position, proposals = queries.content, queries.position, None
         if self.proposer is not None:
+            queries = fewer_queries(queries, memory)
             content, position, current, proposals = self.proposer(queries, memory, heads)
         else:
             assert self.reference_head is not None

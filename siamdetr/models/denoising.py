@@ -46,6 +46,14 @@ class Draws:
         )
 
 
+@dataclass(frozen=True)
+class EmptySlots:
+    """Anchors of denoising queries: noised boxes keep `eps` from 0 and 1, slots without a box have `value` in all four places."""
+
+    value: float = 0.5
+    eps: float = ANCHOR_EPS
+
+
 def group_count(settings: DenoisingSettings, targets: Targets) -> int:
     """How many groups of denoising queries the images of `targets` have; 0 where no image has a box."""
     if not len(targets.labels):
@@ -148,10 +156,15 @@ def denoising_content(values: Tensor, slots: tuple[Tensor, Tensor], shape: tuple
     return like.new_zeros(*shape, values.shape[-1]).index_put(slots, values.to(like.dtype))
 
 
-def denoising_anchors(boxes: Tensor, slots: tuple[Tensor, Tensor], shape: tuple[int, int]) -> Tensor:
-    """[N, 4] noised boxes in their slots of `shape` (B, P), .5 elsewhere: [B, P, 4].
+def denoising_anchors(
+    boxes: Tensor,
+    slots: tuple[Tensor, Tensor],
+    shape: tuple[int, int],
+    empty: EmptySlots = EmptySlots(),
+) -> Tensor:
+    """[N, 4] noised boxes in their slots of `shape` (B, P), as `empty` says elsewhere: [B, P, 4].
 
     Passing through the logit keeps anchors away from 0 and 1, which no sigmoid reaches.
     """
-    kept = inverse_sigmoid(boxes, ANCHOR_EPS).sigmoid()
-    return kept.new_full((*shape, 4), 0.5).index_put(slots, kept)
+    kept = inverse_sigmoid(boxes, empty.eps).sigmoid()
+    return kept.new_full((*shape, 4), max(empty.value, empty.eps)).index_put(slots, kept)

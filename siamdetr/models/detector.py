@@ -46,7 +46,12 @@ class Detector(nn.Module):
                 f"got {settings.dim}; change 'dim' or 'heads'"
             )
         self.settings = settings
-        self.backbone = Backbone(settings.backbone, stride=settings.stride, pyramid=settings.levels > 1)
+        self.backbone = Backbone(
+            settings.backbone,
+            stride=settings.stride,
+            pyramid=settings.levels > 1,
+            train_batchnorm=settings.train_batchnorm,
+        )
         parts = find_builder(settings.entry.builder)(settings, self.backbone.channels)
         self.input_projection = parts.input_projection
         self.encoder = parts.encoder

@@ -14,21 +14,21 @@ object" out.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from siamdetr.models.attention import mask_bias
 from siamdetr.models.backbone.pyramid import LevelProjections
-from siamdetr.models.contrastive_denoising import add_contrastive_noise, prepend_contrastive
+from siamdetr.models.contrastive_denoising import contrastive_queries
 from siamdetr.models.dab_detr import REFERENCE_EPS
 from siamdetr.models.deformable.attention import describe_levels, place_on_levels
 from siamdetr.models.deformable.encoder import DeformableEncoder
 from siamdetr.models.deformable_detr import DeformableDecoderLayer
-from siamdetr.models.denoising import Draws, group_count
+from siamdetr.models.denoising import Draws
 from siamdetr.models.heads import MLP, Heads, place_boxes, shared_heads
 from siamdetr.models.parts import VariantParts, initialize_transformer
 from siamdetr.models.position import box_positions
 from siamdetr.models.queries import QuerySource
-from siamdetr.models.query_selection import Proposals, best_cells, propose
+from siamdetr.models.query_selection import MixedSelection, fewer_queries, join_anchors
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Queries
 from siamdetr.structures.targets import Targets
@@ -59,34 +59,7 @@ class ChosenQueries(QuerySource):
 
         The draws are for 2 x groups x M boxes; the number of groups is `group_count`'s.
         """
-        queries: Queries = self(len(targets.counts))
-        groups = group_count(settings, targets)
-        if groups == 0:
-            return queries
-        if draws is None:
-            count = 2 * groups * len(targets.labels)
-            draws = Draws.sample(count, self.labels.num_embeddings, device=queries.content.device)
-        labels, boxes = add_contrastive_noise(targets, settings, groups, draws)
-        return prepend_contrastive(
-            queries, targets, label_content=self.labels(labels), noised_boxes=boxes, groups=groups
-        )
-
-
-class MixedSelection(nn.Module):
-    """Proposals of all cells, of which the best by their largest class logit are chosen."""
-
-    def __init__(self, settings: DetectorSettings) -> None:
-        super().__init__()
-        self.no_object = int(settings.classifier == "softmax")  # the last logits
-        self.project = nn.Linear(settings.dim, settings.dim)
-        self.norm = nn.LayerNorm(settings.dim)
-
-    def forward(self, memory: Memory, heads: Heads, count: int) -> Proposals:
-        """The `count` best proposals of each image, best first."""
-        proposed = propose(memory, heads, lambda tokens: self.norm(self.project(tokens)))
-        return proposed.take(
-            best_cells(proposed.logits[..., : proposed.logits.shape[-1] - self.no_object].amax(-1), count)
-        )
+        return contrastive_queries(self(len(targets.counts)), targets, settings, draws, labels=self.labels)
 
 
 class DinoDecoder(nn.Module):
@@ -114,8 +87,9 @@ class DinoDecoder(nn.Module):
         Raises:
             ValueError: there are fewer cells than queries to choose.
         """
+        queries = fewer_queries(queries, memory)
         chosen = self.proposer(memory, heads, queries.content.shape[1] - queries.num_denoising)
-        current = _join(queries.anchors, chosen.boxes.detach())
+        current = join_anchors(queries.anchors, chosen.boxes.detach())
         levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
         self_bias = mask_bias(queries.attention_mask, memory.tokens.dtype)
         content, hidden, references = queries.content, [], [current]
@@ -131,11 +105,6 @@ class DinoDecoder(nn.Module):
         stack, starts = torch.stack(hidden), torch.stack(references)
         boxes = place_boxes(heads.box_head(stack), starts, eps=REFERENCE_EPS)
         return Decoded(stack, boxes, references=starts, proposals=chosen.outputs())
-
-
-def _join(anchors: Tensor | None, chosen: Tensor) -> Tensor:
-    """Anchors of denoising queries [B, P, 4], then chosen boxes [B, Q, 4]."""
-    return chosen if anchors is None else torch.cat([anchors, chosen], dim=1)
 
 
 def build_dino(settings: DetectorSettings, channels: tuple[int, ...]) -> VariantParts:

@@ -13,10 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from siamdetr.models.attention import MultiHeadAttention, padding_bias
-from siamdetr.models.heads import FeedForward
+from siamdetr.models.heads import FeedForward, FeedForwardActivation
 from siamdetr.models.position import full_image_positions, image_positions
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.structures.model import Memory
+
+
+def resize_padding(padding: Tensor, shape: tuple[int, int]) -> Tensor:
+    """[B, H, W] bool of the images, True = padded -> [B, h, w] of a feature map."""
+    return F.interpolate(padding[:, None].float(), size=shape)[:, 0] > 0.5
 
 
 def flatten_levels(
@@ -40,7 +45,7 @@ def flatten_levels(
         ]
         position = torch.cat(positions, dim=1).to(tokens.dtype).expand(batch_size, -1, -1)
         return Memory(tokens=tokens, position=position, padding=None, shapes=shapes)
-    grids = [F.interpolate(padding[:, None].float(), size=shape)[:, 0] > 0.5 for shape in shapes]  # [B, h, w]
+    grids = [resize_padding(padding, shape) for shape in shapes]  # [B, h, w]
     positions = [image_positions(grid, dim, temperature=temperature, shift=shift) for grid in grids]
     position = torch.cat(positions, dim=1).to(tokens.dtype)
     cells = torch.cat([grid.flatten(1) for grid in grids], dim=1)  # [B, N]
@@ -51,9 +56,13 @@ class EncoderLayer(nn.Module):
     """Self-attention of feature cells, then a feed-forward part.
 
     Positions enter queries and keys, not values.
+
+    Args:
+        settings: of the detector.
+        activation: of the feed-forward part; None: the settings' own.
     """
 
-    def __init__(self, settings: DetectorSettings) -> None:
+    def __init__(self, settings: DetectorSettings, *, activation: FeedForwardActivation | None = None) -> None:
         super().__init__()
         self.attention = MultiHeadAttention(settings.dim, settings.heads, settings.dropout)
         self.attention_norm = nn.LayerNorm(settings.dim)
@@ -61,7 +70,7 @@ class EncoderLayer(nn.Module):
             settings.dim,
             settings.feedforward,
             settings.dropout,
-            activation=settings.own_activation,
+            activation=activation or settings.own_activation,
             pre_norm=settings.pre_norm,
         )
         self.pre_norm = settings.pre_norm

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from siamdetr.settings.detector import Activation, DetectorSettings
 
 # Focal loss: every query starts at this probability for every class (Lin et al. 2017, arXiv:1708.02002, §3.3).
 _PRIOR = 0.01
+
+
+FeedForwardActivation = Activation | Literal["gelu"]
 
 
 class MLP(nn.Module):
@@ -139,11 +143,17 @@ def layer_heads(settings: DetectorSettings, *, first_size: float = 0.0, proposal
 class FeedForward(nn.Module):
     """The position-wise part of a transformer layer: norm(x + W2 f(W1 x)), [B, T, D] -> [B, T, D].
 
-    With `pre_norm` it is x + W2 f(W1 norm(x)). f is ReLU, or PReLU with one learned slope (DAB-DETR).
+    With `pre_norm` it is x + W2 f(W1 norm(x)). f is ReLU, PReLU with one learned slope (DAB-DETR), or GELU (RT-DETR's encoder).
     """
 
     def __init__(
-        self, dim: int, hidden_dim: int, dropout: float, *, activation: Activation = "relu", pre_norm: bool = False
+        self,
+        dim: int,
+        hidden_dim: int,
+        dropout: float,
+        *,
+        activation: FeedForwardActivation = "relu",
+        pre_norm: bool = False,
     ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
@@ -151,7 +161,7 @@ class FeedForward(nn.Module):
         self.contract = nn.Linear(hidden_dim, dim)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
-        self.activation = nn.PReLU() if activation == "prelu" else nn.ReLU()
+        self.activation = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU}[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
         start = self.norm(x) if self.pre_norm else x

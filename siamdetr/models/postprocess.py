@@ -37,9 +37,10 @@ def postprocess(
         logits: [B, Q, C] of the last decoder layer.
         boxes: [B, Q, 4] (cx, cy, w, h) fractions of the unpadded image.
         sizes: [B, 2] (H, W) of the images that the pixels shall refer to.
-        classifier: `softmax`: the best class but the last ("no object") of every query, in query order, K = Q.
+        classifier: `softmax`: the best class but the last ("no object") of every query, in query order, K = Q; if Q is above
+            `top_k`, the best `top_k` of them, best first.
             `focal`: the best pairs of query and class, best first, K = min(top_k, Q * C).
-        top_k: how many pairs; unused with `softmax`.
+        top_k: boxes at most; official: 100.
     Returns:
         Predictions on the device of `logits`.
     Raises:
@@ -56,7 +57,11 @@ def postprocess(
     if classifier == "softmax":
         scores, labels = logits.softmax(-1)[..., :-1].max(-1)
         queries = torch.arange(logits.shape[1], device=logits.device).expand_as(labels)
-        return Predictions(scores, labels, corners * scale, queries)
+        if logits.shape[1] <= top_k:
+            return Predictions(scores, labels, corners * scale, queries)
+        scores, queries = scores.topk(top_k, dim=1)
+        chosen = corners.gather(1, queries[..., None].expand(-1, -1, 4))
+        return Predictions(scores, labels.gather(1, queries), chosen * scale, queries)
     num_queries, classes = logits.shape[1:]
     scores, pairs = logits.sigmoid().flatten(1).topk(min(top_k, num_queries * classes), dim=1)
     query = torch.div(pairs, classes, rounding_mode="floor")

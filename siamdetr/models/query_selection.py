@@ -7,16 +7,18 @@ Ours: a proposal that does not count has the box 1, 1, 1, 1 without infinite log
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from siamdetr.models.deformable.attention import describe_levels
 from siamdetr.models.deformable.encoder import cell_centres
 from siamdetr.models.heads import Heads, place_boxes
-from siamdetr.structures.model import Memory, Outputs
+from siamdetr.settings.detector import DetectorSettings
+from siamdetr.structures.model import Memory, Outputs, Queries
 
 _PROPOSAL_SIZE = 0.05  # of the finest level, as a fraction of the image; each coarser level doubles it
 _MARGIN = 0.01  # boxes whose centre or size is nearer to 0 or 1 do not count
@@ -72,6 +74,31 @@ def best_cells(scores: Tensor, count: int) -> Tensor:
     return scores.topk(count, dim=1).indices
 
 
+def fewer_queries(queries: Queries, memory: Memory) -> Queries:
+    """The queries, at most as many as there are cells to choose from: of a thin or small image every cell becomes one.
+
+    Denoising queries stay. Ours: the official code ends with an error there.
+
+    Raises:
+        ValueError: a mask groups the queries (a pretext), so none of them can be left out.
+    """
+    first, cells = queries.num_denoising, memory.tokens.shape[1]
+    count, kept = queries.content.shape[1] - first, first + cells
+    if torch.compiler.is_compiling() or count <= cells:
+        return queries
+    mask = queries.attention_mask
+    if mask is not None and first == 0:
+        raise ValueError(
+            f"two-stage decoder: {count} queries are chosen from the feature cells, got {cells} cells; take larger images or fewer queries"
+        )
+    return dataclasses.replace(
+        queries,
+        content=queries.content[:, :kept],
+        position=None if queries.position is None else queries.position[:, :kept],
+        attention_mask=None if mask is None else mask[:kept, :kept],
+    )
+
+
 def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     """A box around each cell, [B, N, 4] fractions of the unpadded image, and whether it counts, [B, N, 1] bool."""
     levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
@@ -83,3 +110,24 @@ def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     anchors = torch.cat([centres, torch.cat(sizes).expand(centres.shape[0], -1, -1)], dim=-1)
     valid = ((anchors > _MARGIN) & (anchors < 1 - _MARGIN)).all(-1, keepdim=True)
     return anchors, valid if memory.padding is None else valid & ~memory.padding[..., None]
+
+
+class MixedSelection(nn.Module):
+    """Proposals of all cells, of which the best by their largest class logit are chosen."""
+
+    def __init__(self, settings: DetectorSettings) -> None:
+        super().__init__()
+        self.no_object = int(settings.classifier == "softmax")  # the last logits
+        self.project = nn.Linear(settings.dim, settings.dim)
+        self.norm = nn.LayerNorm(settings.dim)
+
+    def forward(self, memory: Memory, heads: Heads, count: int) -> Proposals:
+        """The `count` best proposals of each image, best first."""
+        proposed = propose(memory, heads, lambda tokens: self.norm(self.project(tokens)))
+        classes = proposed.logits.shape[-1] - self.no_object
+        return proposed.take(best_cells(proposed.logits[..., :classes].amax(-1), count))
+
+
+def join_anchors(anchors: Tensor | None, chosen: Tensor) -> Tensor:
+    """Anchors of denoising queries [B, P, 4], then chosen boxes [B, Q, 4]."""
+    return chosen if anchors is None else torch.cat([anchors, chosen], dim=1)

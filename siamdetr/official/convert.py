@@ -149,10 +149,12 @@ def convert_file(
         class_names = ("nothing", "object") if of_pretext else [f"class {label}" for label in labels]
     if len(class_names) != len(labels):
         raise ValueError(f"{path}: expected {len(labels)} class names, got {len(class_names)}")
+    size = IMPORTERS[family].image_size
+    preprocessing = PreprocessingSpec() if size is None else PreprocessingSpec.from_size(size)
     metadata = ModelMetadata(
         class_names=tuple(class_names),
         category_ids=tuple(labels),
-        preprocessing=PreprocessingSpec().normalized_by(backbone_normalization(detector.settings.backbone)),
+        preprocessing=preprocessing.normalized_by(backbone_normalization(detector.settings.backbone)),
         lineage=(f"converted from the official {family} checkpoint {Path(path).name}",),
     )
     save_model(output, detector, metadata)

@@ -44,9 +44,11 @@ from siamdetr.official.keys import (
     Aside,
     Rule,
     inside_pretext,
+    rtdetr_rules,
     without_prefix,
 )
 from siamdetr.official.losses import detreg_settings, siamese_settings, updetr_settings
+from siamdetr.official.rtdetr import RTDETR_OPTIONS, rtdetr_settings
 from siamdetr.pretext.detreg import PROJECTED, DETReg
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.updetr import UPDETR
@@ -64,11 +66,13 @@ class Importer:
     rules: Callable[[Module], Sequence[Rule | Aside]]
     options: frozenset[str]
     may_miss: Callable[[Mapping[str, Tensor], str], str | None]  # reason why a file of this form cannot have our tensor
+    image_size: tuple[int, int] | None = None  # (height, width) of its images; None: DETR's shortest side
     also_reads: frozenset[str] = frozenset()  # families whose files have the same form as its finetuned detectors
 
 
 # The first family all of whose marks are in a checkpoint's names. Also families which cannot be imported, for the message.
 _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("rtdetr", ("decoder.enc_score_head.", "encoder.pan_blocks.")),
     ("siamese-detr", ("pred_head.",)),
     ("dino", ("label_enc.", "transformer.enc_out_class_embed.")),
     ("dn-deformable-detr", ("label_enc.", "sampling_offsets")),
@@ -193,6 +197,20 @@ def _dropped_by_converter(tensors: Mapping[str, Tensor], name: str) -> str | Non
     return None
 
 
+def _build_rtdetr(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
+    return Detector(rtdetr_settings(arguments, tensors))
+
+
+def _rtdetr_rules(module: Module) -> Sequence[Rule | Aside]:
+    assert isinstance(module, Detector)
+    return rtdetr_rules(module.settings.decoder_layers, counters=module.settings.train_batchnorm)
+
+
+def _without_counter(tensors: Mapping[str, Tensor], name: str) -> str | None:
+    """Counters of batches are left out of files that were made for inference."""
+    return "a counter of batches, from 0" if name.endswith("num_batches_tracked") else None
+
+
 def _nothing(tensors: Mapping[str, Tensor], name: str) -> None:
     """Every tensor of ours must be in the file."""
 
@@ -212,6 +230,7 @@ IMPORTERS: dict[str, Importer] = {
         partial(_build, "dn_deformable"), lambda _: (*BACKBONE, *DN_DEFORMABLE), DAB_DEFORMABLE_OPTIONS, _nothing
     ),
     "dino": Importer(partial(_build, "dino"), lambda _: (*BACKBONE, *DINO), DINO_OPTIONS, _nothing),
+    "rtdetr": Importer(_build_rtdetr, _rtdetr_rules, RTDETR_OPTIONS, _without_counter, image_size=(640, 640)),
     "siamese-detr": Importer(_build_siamese, _siamese_rules, SIAMESE_OPTIONS, _dropped_by_converter),
     "up-detr": Importer(_build_updetr, _updetr_rules, UPDETR_OPTIONS, _nothing, also_reads=frozenset({"detr"})),
     "detreg": Importer(

@@ -226,6 +226,68 @@ DINO: tuple[Rule | Aside, ...] = (
     *DEFORMABLE,
 )
 
+# Version 1 numbers the parts of its projections, version 2 names them.
+_PROJECTIONS = r"(?:0|conv)", r"(?:1|norm)"
+
+RTDETR: tuple[Rule | Aside, ...] = (
+    Aside(r"decoder\.(anchors|valid_mask)", "a cache of the cells' anchors, which are computed here"),
+    Aside(r".*\.num_points_scale", "the reciprocal of each level's number of points, a setting here"),
+    Rule(r"backbone\.(.+)", (r"backbone.body.\1",)),
+    Rule(rf"encoder\.input_proj\.(\d+)\.{_PROJECTIONS[0]}\.weight", (r"input_projection.levels.\1.conv.weight",)),
+    Rule(rf"encoder\.input_proj\.(\d+)\.{_PROJECTIONS[1]}\.(.+)", (r"input_projection.levels.\1.norm.\2",)),
+    *_packed(r"encoder\.encoder\.0\.layers\.(\d+)\.self_attn", r"encoder.layers.\1.attention"),
+    *_renamed(
+        r"encoder\.encoder\.0\.layers\.(\d+)",
+        r"encoder.layers.\1",
+        _FEEDFORWARD | {"norm1": "attention_norm", "norm2": "feedforward.norm"},
+    ),
+    Rule(r"encoder\.lateral_convs\.(.+)", (r"encoder.lateral.\1",)),
+    Rule(r"encoder\.fpn_blocks\.(.+)", (r"encoder.top_down.\1",)),
+    Rule(r"encoder\.downsample_convs\.(.+)", (r"encoder.downsample.\1",)),
+    Rule(r"encoder\.pan_blocks\.(.+)", (r"encoder.bottom_up.\1",)),
+    Rule(rf"decoder\.input_proj\.(\d+)\.{_PROJECTIONS[0]}\.weight", (r"encoder.projection.levels.\1.conv.weight",)),
+    Rule(rf"decoder\.input_proj\.(\d+)\.{_PROJECTIONS[1]}\.(.+)", (r"encoder.projection.levels.\1.norm.\2",)),
+    *_packed(r"decoder\.decoder\.layers\.(\d+)\.self_attn", r"decoder.layers.\1.self_attention"),
+    *_renamed(
+        r"decoder\.decoder\.layers\.(\d+)",
+        r"decoder.layers.\1",
+        {rf"cross_attn\.{a}": f"cross_attention.{b}" for a, b in _SAMPLING.items()} | _FEEDFORWARD | _DECODER_NORMS,
+    ),
+    Rule(r"decoder\.denoising_class_embed\.weight", ("learned_queries.labels.weight", UNUSED_ROW)),
+    Rule(r"decoder\.tgt_embed\.weight", ("learned_queries.content.weight",)),
+    Rule(r"decoder\.query_pos_head\.(.+)", (r"decoder.position_head.\1",)),
+    Rule(r"decoder\.enc_output\.(?:0|proj)\.(weight|bias)", (r"decoder.proposer.project.\1",)),
+    Rule(r"decoder\.enc_output\.(?:1|norm)\.(weight|bias)", (r"decoder.proposer.norm.\1",)),
+    Rule(r"decoder\.dec_score_head\.(\d+)\.(weight|bias)", (r"class_head.heads.\1.\2",)),
+    Rule(r"decoder\.dec_bbox_head\.(\d+)\.(.+)", (r"box_head.heads.\1.\2",)),
+)
+
+
+def rtdetr_rules(decoder_layers: int, *, counters: bool) -> tuple[Rule | Aside, ...]:
+    """Names of RT-DETR: the proposals' heads come after those of the layers.
+
+    Args:
+        decoder_layers: of the detector.
+        counters: the backbone's batch norms train, and so keep their counters of batches.
+    """
+    frozen = (
+        ()
+        if counters
+        else (Aside(r"backbone\..*num_batches_tracked", "a counter that frozen batch norms do not keep"),)
+    )
+    later = "|".join(str(layer) for layer in range(decoder_layers, 32))
+    return (
+        *frozen,
+        Aside(
+            rf"decoder\.(?:decoder\.layers|dec_score_head|dec_bbox_head)\.(?:{later})\..+",
+            "a layer after eval_idx, which serves training alone",
+        ),
+        Rule(r"decoder\.enc_score_head\.(weight|bias)", (rf"class_head.heads.{decoder_layers}.\1",)),
+        Rule(r"decoder\.enc_bbox_head\.(.+)", (rf"box_head.heads.{decoder_layers}.\1",)),
+        *RTDETR,
+    )
+
+
 SIAMESE_OWN: tuple[Rule | Aside, ...] = (
     Rule(r"patch2query\.(weight|bias)", (r"region_projection.\1",)),
     Rule(r"pred_head\.feature_align\.(.+)", (r"feature_head.\1",)),

@@ -19,6 +19,7 @@ CLASSIFIERS: dict[str, Classifier] = {
     "dab-deformable-detr": "focal",
     "dn-deformable-detr": "focal",
     "dino": "focal",
+    "rtdetr": "focal",
     "siamese-detr": "softmax",
     "up-detr": "softmax",
     "detreg": "focal",
@@ -33,6 +34,7 @@ CLASS_COEFFICIENTS = {
     "dab-deformable-detr": (2.0, 1.0),
     "dn-deformable-detr": (2.0, 1.0),
     "dino": (2.0, 1.0),
+    "rtdetr": (2.0, 1.0),
     "siamese-detr": (1.0, 1.0),
     "up-detr": (1.0, 1.0),
     "detreg": (2.0, 2.0),
@@ -67,10 +69,10 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
     entry = _ENTRIES.get(family)
     proposes = entry is not None and entry.proposes
     return DetectionCriterion(
-        loss_settings(family, arguments),
+        _rtdetr_settings(arguments) if family == "rtdetr" else loss_settings(family, arguments),
         classifier,
         int(arguments.get("num_classes", SIAMESE_CLASSES)),
-        num_layers=int(arguments.get("dec_layers", 6)),
+        num_layers=_num_layers(arguments),
         denoising=entry is not None and entry.denoises,
         contrastive=entry is not None and entry.contrastive,
         box_parts=entry is not None and entry.box_parts,
@@ -101,6 +103,40 @@ def loss_settings(family: str, arguments: Mapping[str, Any]) -> LossSettings:
         matcher_alpha=alpha if family in _OF_DAB else 0.25,
         weight_proposals=arguments.get("interm_loss_coef", 1.0),
         giou_eps=1e-6 if family in _OF_DAB else 0.0,
+    )
+
+
+def _num_layers(arguments: Mapping[str, Any]) -> int:
+    """Decoder layers: `dec_layers`, or `num_layers` of RT-DETR, there or in the section of its decoder."""
+    sections = [arguments.get(name, {}) for name in ("RTDETRTransformerv2", "RTDETRTransformer")]
+    found = [given["num_layers"] for given in (arguments, *sections) if "num_layers" in given]
+    return int(arguments.get("dec_layers", found[0] if found else 6))
+
+
+def _rtdetr_settings(arguments: Mapping[str, Any]) -> LossSettings:
+    """Costs and weights of RT-DETR's criterion and matcher, which have options of their own.
+
+    Args:
+        arguments: `costs` and `weights` (`loss_vfl`, `loss_bbox`, `loss_giou`) as in `load_criterion`, `alpha`, `gamma`,
+            `matcher_alpha`, `matcher_gamma`.
+    """
+    for name, only in (("boxes_weight_format", None), ("share_matched_indices", False), ("losses", ["vfl", "boxes"])):
+        given = arguments.get(name, only)
+        if (list(given) if isinstance(given, tuple) else given) != only:
+            raise ValueError(f"load_criterion: {name}={given!r}, expected {only!r}; others are not supported")
+    costs, weights = arguments.get("costs", [2.0, 5.0, 2.0]), arguments.get("weights", {})
+    return LossSettings(
+        cost_class=costs[0],
+        cost_bbox=costs[1],
+        cost_giou=costs[2],
+        weight_class=weights.get("loss_vfl", 1.0),
+        weight_bbox=weights.get("loss_bbox", 5.0),
+        weight_giou=weights.get("loss_giou", 2.0),
+        iou_aware=True,
+        focal_alpha=arguments.get("alpha", 0.75),
+        focal_gamma=arguments.get("gamma", 2.0),
+        matcher_alpha=arguments.get("matcher_alpha", 0.25),
+        matcher_gamma=arguments.get("matcher_gamma", 2.0),
     )
 
 

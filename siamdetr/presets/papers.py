@@ -8,7 +8,7 @@ processes together in the papers; with N processes set batch_size to that divide
 
 from __future__ import annotations
 
-from siamdetr.presets.preset import CONTRASTIVE, DAB_LOSSES, Preset
+from siamdetr.presets.preset import CONTRASTIVE, DAB_LOSSES, IOU_AWARE_LOSSES, Preset
 
 _VANILLA = {"variant": "vanilla", "classifier": "softmax", "num_queries": 100}
 _CONDITIONAL = {"variant": "conditional", "classifier": "focal", "num_queries": 100}
@@ -57,6 +57,25 @@ _DINO_RUN = {
     "optimizer": {"lr": 1e-4, "lr_backbone": 1e-5, "weight_decay": 1e-4, "clip": 0.1},
     "denoising": CONTRASTIVE,
 }
+_RTDETR = {
+    "variant": "rtdetr",
+    "classifier": "focal",
+    "num_queries": 300,
+    "levels": 3,
+    "encoder_layers": 1,
+    "feedforward": 1024,
+    "dropout": 0.0,
+}
+_RTDETR_SMALLER = {**_RTDETR, "fusion_expansion": 0.5, "train_batchnorm": True}
+_RTDETR_RUN = {
+    "losses": IOU_AWARE_LOSSES,
+    "denoising": CONTRASTIVE,
+    "images": {"size": (640, 640), "augment": "detr"},
+    "batch_size": 16,
+    "schedule": {"name": "constant", "warmup": 0.002},  # 2000 steps of about 880,000
+    "ema": 0.9999,
+}
+_RTDETR_OPTIMIZER = {"lr": 1e-4, "lr_backbone": 1e-5, "weight_decay": 1e-4, "clip": 0.1}
 _COCO_VIEWS = {"size": 800, "scales": "coco", "weight_global": 0.3, "weight_region": 3.0}
 _COCO_RUN = {**_IMAGENET_RUN, "steps": 120_000, "batch_size": 64}
 _PRE_NORM = {**_VANILLA, "pre_norm": True}
@@ -222,6 +241,50 @@ PAPERS: dict[str, Preset] = {
     "siamese-coco-dino": Preset(
         "Ours: the COCO schedule and λ for DINO (regions in the content of the chosen queries, no denoising)",
         pretrain={"detector": _DINO, "siamese": _COCO_VIEWS, **_COCO_RUN},
+    ),
+    "rtdetr-r18": Preset(
+        "RT-DETRv2 with ResNet-18-vd, the upstream recipe: 640 × 640, 3 layers, 120 epochs, all batch norms train (ours: DETR's augmentation, decay also on norms)",
+        finetune={
+            "detector": {**_RTDETR_SMALLER, "backbone": "resnet18vd", "decoder_layers": 3},
+            **_RTDETR_RUN,
+            "epochs": 120,
+            "optimizer": {**_RTDETR_OPTIMIZER, "lr_backbone": 1e-4},
+        },
+    ),
+    "rtdetr-r34": Preset(
+        "RT-DETRv2 with ResNet-34-vd, the upstream recipe: 640 × 640, 4 layers, 120 epochs, backbone rate 5e-5 (ours: as in `rtdetr-r18`)",
+        finetune={
+            "detector": {**_RTDETR_SMALLER, "backbone": "resnet34vd", "decoder_layers": 4},
+            **_RTDETR_RUN,
+            "epochs": 120,
+            "optimizer": {**_RTDETR_OPTIMIZER, "lr_backbone": 5e-5},
+        },
+    ),
+    "rtdetr-r50": Preset(
+        "RT-DETRv2 with ResNet-50-vd, the upstream recipe: 640 × 640, 6 layers, 72 epochs, frozen batch norms (ours: as in `rtdetr-r18`)",
+        finetune={
+            "detector": {**_RTDETR, "backbone": "resnet50vd"},
+            **_RTDETR_RUN,
+            "epochs": 72,
+            "optimizer": _RTDETR_OPTIMIZER,
+        },
+    ),
+    "rtdetr-r101": Preset(
+        "RT-DETRv2 with ResNet-101-vd, the upstream recipe: an encoder of width 384, 72 epochs, backbone rate 1e-6 (ours: as in `rtdetr-r18`)",
+        finetune={
+            "detector": {**_RTDETR, "backbone": "resnet101vd", "encoder_dim": 384, "encoder_feedforward": 2048},
+            **_RTDETR_RUN,
+            "epochs": 72,
+            "optimizer": {**_RTDETR_OPTIMIZER, "lr_backbone": 1e-6},
+        },
+    ),
+    "siamese-coco-rtdetr": Preset(
+        "Ours: the COCO schedule and λ for RT-DETRv2 with ResNet-50-vd (regions in the content of the chosen queries, no denoising)",
+        pretrain={
+            "detector": {**_RTDETR, "backbone": "resnet50vd"},
+            "siamese": {**_COCO_VIEWS, "size": (640, 640)},
+            **_COCO_RUN,
+        },
     ),
     "conditional": Preset(
         "Conditional DETR as Siamese DETR released it: 50 epochs, drop at 40, backbone rate 5e-5",

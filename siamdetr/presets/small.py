@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from siamdetr.presets.preset import CONTRASTIVE, DAB_LOSSES, Preset
+from typing import Any
+
+from siamdetr.presets.preset import CONTRASTIVE, DAB_LOSSES, IOU_AWARE_LOSSES, Preset
 
 _SMALL_CONDITIONAL = {
     "variant": "conditional",
@@ -29,6 +31,19 @@ _SMALL_DETECTOR = {
     "dropout": 0.0,
 }
 _SMALL_DINO = {name: value for name, value in _SMALL_DETECTOR.items() if name != "refine"} | {"variant": "dino"}
+_SMALL_RTDETR = {
+    "variant": "rtdetr",
+    "backbone": "tf_efficientnet_lite0",
+    "levels": 3,
+    "dim": 128,
+    "heads": 4,
+    "encoder_layers": 1,
+    "fusion_expansion": 0.5,
+    "decoder_layers": 3,
+    "feedforward": 512,
+    "num_queries": 100,
+    "dropout": 0.0,
+}
 _QUICK_DETECTOR = {**_SMALL_DETECTOR, "decoder_layers": 2, "feedforward": 256, "num_queries": 30}
 _SMALL_RUN = {
     "images": {"size": 320, "max_size": 533, "augment": "detr"},
@@ -39,11 +54,14 @@ _SMALL_RUN = {
     "ema": 0.998,
     "checkpoint_every": 100,
 }
-_SMALL_PRETRAINING = {
+_SMALL_METHODS: dict[str, dict[str, Any]] = {
     # All methods on equal terms: the same boxes, augmentation, frozen backbone, class head and matcher.
     "siamese": {"size": 320, "weight_global": 1.0, "weight_region": 1.0},
     "updetr": {"size": 320, "proposals": "edgeboxes", "augment": "detr"},
     "detreg": {"size": 320, "proposals": "edgeboxes", "augment": "detr", "embedding": "last"},
+}
+_SMALL_PRETRAINING = {
+    **_SMALL_METHODS,
     "steps": 2_000,
     "batch_size": 8,
     "optimizer": {"lr": 3e-4},
@@ -76,6 +94,21 @@ SMALL: dict[str, Preset] = {
         "as `small`, with DINO: queries start from the encoder's best boxes and learn from noised copies of every box",
         pretrain={"detector": _SMALL_DINO, **_SMALL_PRETRAINING},
         finetune={"detector": _SMALL_DINO, "losses": DAB_LOSSES, "denoising": CONTRASTIVE, **_SMALL_RUN},
+    ),
+    "small-rtdetr": Preset(
+        "as `small`, with RT-DETR: convolutions mix the levels, images are squares of 320 pixels; for deployment",
+        pretrain={
+            "detector": _SMALL_RTDETR,
+            **_SMALL_PRETRAINING,
+            **{method: {**own, "size": (320, 320)} for method, own in _SMALL_METHODS.items()},
+        },
+        finetune={
+            "detector": _SMALL_RTDETR,
+            "losses": IOU_AWARE_LOSSES,
+            "denoising": CONTRASTIVE,
+            **_SMALL_RUN,
+            "images": {"size": (320, 320), "augment": "detr"},
+        },
     ),
     "quickstart": Preset(
         "the synthetic data set of `siamdetr quickstart`: 128-pixel images, Deformable DETR of 1+2 layers on three levels, 30 queries",

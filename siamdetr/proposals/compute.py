@@ -20,6 +20,7 @@ from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import DataError, UnreadableImageError
 from siamdetr.images.open import content_key, open_untrusted, read_bytes
 from siamdetr.proposals.methods import CENTRED, Boxes, Recipe, propose
+from siamdetr.proposals.opencv_contrib import require_contrib
 from siamdetr.proposals.rows import Rows, StoredImage, concatenate_rows
 from siamdetr.proposals.store import ProposalStore
 from siamdetr.proposals.writing import file_stamp, read_known, write_part, write_store
@@ -81,6 +82,8 @@ def compute_proposals(
             cannot be read.
     """
     path, recipe = Path(store_path), recipe or Recipe()
+    if recipe.method not in ("random", "objectness-file"):
+        require_contrib()
     tell = progress or (lambda done, total: None)
     with only_writer(path, lambda: tell(0, len(index))):
         _complete(index, path, recipe, engine or TaskRunner(), given, part_size=part_size, tell=tell)

@@ -25,6 +25,7 @@ from PIL import Image
 
 from siamdetr.images.open import content_key
 from siamdetr.proposals.edge_map import GRADIENT, forest_edges, gradient_edges
+from siamdetr.proposals.opencv_contrib import require_contrib
 from siamdetr.proposals.random_boxes import random_boxes
 
 Method = Literal["edgeboxes", "selective-search", "merged", "random", "objectness-file"]
@@ -103,7 +104,7 @@ def propose(image: Image.Image, recipe: Recipe | None = None, *, seed: int = 0) 
         recipe: None: EdgeBoxes.
         seed: of the random method; the other methods give the same boxes for the same image.
     Raises:
-        DataError: the edge model cannot be read.
+        DataError: the edge model cannot be read, or OpenCV lacks its extra modules.
         ValueError: the method computes no boxes ("objectness-file").
     """
     recipe = recipe or Recipe()
@@ -111,6 +112,7 @@ def propose(image: Image.Image, recipe: Recipe | None = None, *, seed: int = 0) 
         return Proposed(random_boxes(np.random.default_rng(seed))[: recipe.keep], 0)
     if recipe.method == "objectness-file":
         raise ValueError("propose: the boxes of 'objectness-file' come from the file; there is nothing to compute")
+    require_contrib()
     pixels = _reduced(image, WORKING_SIDE)
     boxes = _found(image, pixels, recipe)
     if len(boxes):

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from siamdetr.drawing.html_page import Section, page, picture, table
 from siamdetr.drawing.plot import Plot, save_plots
 from siamdetr.errors import UnreadableImageError
-from siamdetr.evaluation.coco import DetectionMetrics
+from siamdetr.evaluation.coco_figures import DetectionMetrics
 from siamdetr.evaluation.confusion import BACKGROUND, Confusion, confusion_of
 from siamdetr.evaluation.matched import Matched
 from siamdetr.evaluation.mistakes import Mistake, count_mistakes, find_mistakes, worst_mistakes

@@ -24,6 +24,9 @@ class DetectorSettings(Settings):
     num_classes: int = Field(80, ge=1)
     classifier: Classifier = Field("focal", description="softmax: C+1 logits, the last is 'no object'; focal: C logits")
     num_queries: int = Field(100, ge=1)
+    max_detections: int | None = Field(
+        None, ge=1, description="boxes of an image at most; None: as many as queries, at least 100"
+    )
     num_patterns: int = Field(
         0, ge=0, description="dab and dn variants: learned contents that every anchor is asked with; 0: none"
     )
@@ -50,6 +53,25 @@ class DetectorSettings(Settings):
     cell_shift: bool = Field(
         True,
         description="deformable: positions of cell centres; False: of cell ends, as in official Siamese pretraining",
+    )
+    level_points: tuple[int, ...] | None = Field(
+        None, description="rtdetr: points of each level, in place of decoder_points, such as [4, 4, 4]"
+    )
+    encoder_dim: int | None = Field(None, ge=8, description="rtdetr: width of the encoder; None: `dim`")
+    encoder_feedforward: int | None = Field(
+        None, ge=1, description="rtdetr: of the encoder's self-attention layers; None: `feedforward`"
+    )
+    fusion_blocks: int = Field(3, ge=0, description="rtdetr: convolutions of each block that joins two levels")
+    fusion_expansion: float = Field(1.0, gt=0, le=1, description="rtdetr: their width, as a share of the encoder's")
+    learned_content: bool = Field(
+        False, description="rtdetr: contents of the queries are learned; False: they are the chosen features"
+    )
+    column_positions: bool = Field(
+        False,
+        description="rtdetr: the encoder's positions lie column by column, as in the official code; no difference for squares",
+    )
+    train_batchnorm: bool = Field(
+        False, description="rtdetr: batch norms of a vd backbone train, as in the recipes of 18 and 34 layers"
     )
     pre_norm: bool = Field(
         False,
@@ -83,6 +105,17 @@ class DetectorSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _points_and_widths_fit(self) -> DetectorSettings:
+        if self.level_points is not None and (len(self.level_points) != self.levels or min(self.level_points) < 1):
+            raise ValueError(
+                f"level_points is {list(self.level_points)}, expected a number of points for each of the {self.levels} levels"
+            )
+        width = self.own_encoder_dim
+        if self.encoder_dim is not None and (width % self.heads or width % 4):
+            raise ValueError(f"encoder_dim is {width}, expected a width divisible by 4 and by the {self.heads} heads")
+        return self
+
+    @model_validator(mode="after")
     def _takes_its_options(self) -> DetectorSettings:
         options = frozenset().union(*(entry.options for entry in DETECTORS.values()))
         changed = {name for name in options if getattr(self, name) != type(self).model_fields[name].default}
@@ -99,6 +132,11 @@ class DetectorSettings(Settings):
         return detector_entry(self.variant)
 
     @property
+    def most_detections(self) -> int:
+        """Boxes of an image at most."""
+        return self.max_detections or max(100, self.num_queries)
+
+    @property
     def coarsest_stride(self) -> int:
         """Pixels per cell of the last feature level; each beyond the backbone's three doubles it."""
         return int(self.stride * 2 ** max(0, self.levels - 3))
@@ -107,6 +145,16 @@ class DetectorSettings(Settings):
     def proposes(self) -> bool:
         """Whether the queries start from the encoder's best boxes, which then have losses of their own."""
         return self.two_stage or self.entry.proposes
+
+    @property
+    def own_encoder_dim(self) -> int:
+        """`encoder_dim`, or the decoder's width."""
+        return self.encoder_dim or self.dim
+
+    @property
+    def points_of_levels(self) -> tuple[int, ...]:
+        """Points that a decoder's head looks at, for each level."""
+        return self.level_points or (self.decoder_points,) * self.levels
 
     @property
     def own_activation(self) -> Activation:
@@ -149,8 +197,14 @@ class LossSettings(Settings):
     no_object_weight: float = Field(0.1, description="softmax only: class weight of 'no object'")
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
+    iou_aware: bool = Field(
+        False,
+        description="focal only: a matched query's score is to be the overlap of its box (varifocal loss, as RT-DETR); "
+        "focal_alpha is then the weight of negatives",
+    )
     matcher_alpha: float = Field(
         0.25, description="official matchers keep .25 whatever focal_alpha is; DAB and DN follow it"
     )
+    matcher_gamma: float | None = Field(None, description="of the matching; None: focal_gamma")
     weight_proposals: float = Field(1.0, ge=0, description="of the encoder's proposals: times the weights above")
     giou_eps: float = Field(0.0, ge=0, description="added to the areas that GIoU divides by; official DAB and DN: 1e-6")

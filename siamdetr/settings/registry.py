@@ -15,6 +15,12 @@ Classifier = Literal["softmax", "focal"]
 Activation = Literal["relu", "prelu"]
 
 _LEVELS = frozenset({"levels", "encoder_points", "decoder_points", "cell_shift"})
+_OF_RTDETR = frozenset(
+    {
+        "levels", "decoder_points", "level_points", "encoder_dim", "encoder_feedforward", "fusion_blocks",
+        "fusion_expansion", "learned_content", "column_positions", "train_batchnorm",
+    }
+)  # fmt: skip
 _ANCHORS = frozenset({"num_patterns"})
 
 
@@ -38,6 +44,7 @@ class DetectorEntry:
             them with `two_stage`, where they only know objects.
         denoises: in training its decoder also repairs noised copies of the targets (`DenoisingSettings`).
         contrastive: it also learns to reject copies that are noised more.
+        iou_aware: the class loss of its recipe is the varifocal one (`LossSettings.iou_aware`).
         box_parts: its criterion reports the parts of the box loss, as the official one does.
         small_preset: its preset for small data sets; a reduced form of it is tested.
         family: of the official checkpoints that can be imported (`siamdetr convert --family`); None: there are none.
@@ -56,6 +63,7 @@ class DetectorEntry:
     proposes: bool = False
     denoises: bool = False
     contrastive: bool = False
+    iou_aware: bool = False
     box_parts: bool = False
     small_preset: str = "small-conditional"
     family: str | None = None
@@ -155,6 +163,20 @@ DETECTORS: dict[str, DetectorEntry] = {
         box_parts=True,
         small_preset="small-dino",
         family="dino",
+    ),
+    "rtdetr": DetectorEntry(
+        "RT-DETR and RT-DETRv2",
+        "siamdetr.models.rtdetr:build_rtdetr",
+        "convolutions mix three levels cheaply; queries are the cells whose boxes promise to fit",
+        paper="2407.17140",
+        options=_OF_RTDETR,
+        padding_invariant=False,
+        proposes=True,
+        denoises=True,
+        contrastive=True,
+        iou_aware=True,
+        small_preset="small-rtdetr",
+        family="rtdetr",
     ),
 }
 

@@ -135,6 +135,9 @@ class FinetuneSettings(RunSettings):
     )
     val_every: float = Field(1.0, gt=0, description="epochs between two evaluations")
     val_limit: int | None = Field(None, ge=1, description="evaluate on the first N images only")
+    val_max_detections: int = Field(
+        100, ge=1, description="detections of an image that AP counts; COCO: 100, fewer than some images have objects"
+    )
     early_stopping: int | None = Field(None, ge=1, description="stop after N evaluations without a better AP")
     overfit_batch: bool = Field(
         False, description="train on the first batch alone, without augmentation: the loss must fall"

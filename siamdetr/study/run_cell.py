@@ -17,7 +17,7 @@ import torch
 
 from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
-from siamdetr.data.readers.recognise import available_splits, open_dataset
+from siamdetr.data.readers.recognise import find_source
 from siamdetr.drawing.html_page import read_metrics
 from siamdetr.evaluation.classes import OBJECT
 from siamdetr.evaluation.coco import evaluate
@@ -137,9 +137,9 @@ def run_cell(task: CellTask) -> CellOutcome:
 
 def scored_index(study: StudySettings) -> tuple[str, DetectionIndex]:
     """The scored part and its images: test if there is one, else val."""
-    splits = available_splits(study.data[0], format=study.format)
-    split = study.test_split or next((name for name in ("test", "val") if name in splits), None) or study.val_split
-    index = open_dataset(study.data[0], format=study.format, split=split)
+    source = find_source(study.data[0], study.format)
+    split = study.test_split or source.first_split(("test", "val")) or study.val_split
+    index = source.open(split)
     if study.score_limit is not None:
         index = index.subset(range(min(study.score_limit, len(index))))
     return split or "all", index
@@ -239,7 +239,9 @@ def _untrained(task: CellTask, place: Path) -> SiamDETR:
     fill_backbone(detector, settings)
     spec = PreprocessingSpec.from_size(settings.of_method.size)
     spec = spec.normalized_by(backbone_normalization(settings.detector.backbone))
-    return SiamDETR.from_parts(class_agnostic(detector).eval(), class_names=(OBJECT,), preprocessing=spec)
+    return SiamDETR.from_parts(
+        class_agnostic(detector).eval(), class_names=(OBJECT,), preprocessing=spec, class_agnostic=True
+    )
 
 
 def _device(task: CellTask) -> str:

@@ -17,7 +17,17 @@ from siamdetr.settings.resolve import resolve
 from siamdetr.settings.training import FinetuneSettings
 from siamdetr.study.cell import Cell
 from siamdetr.study.grids import plan
-from siamdetr.study.run_cell import CELLS, CellOutcome, CellResult, CellTask, cell_folder, read_result, run_cell
+from siamdetr.study.overlap import find_overlap, refuse_overlap
+from siamdetr.study.run_cell import (
+    CELLS,
+    CellOutcome,
+    CellResult,
+    CellTask,
+    cell_folder,
+    read_result,
+    run_cell,
+    scored_index,
+)
 from siamdetr.study.settings import StudySettings, pretrain_settings
 from siamdetr.study.study_folder import check_folder, splits_of, write_folder
 from siamdetr.system.parallel import TaskRunner
@@ -70,11 +80,14 @@ def open_grid(study: StudySettings, folder: str | Path, *, write: bool = True) -
         write: False changes nothing on disk (a dry run).
     Raises:
         StudyError: the folder holds studies with other settings, or of images that have changed since; the text lists the differences.
+            Or the unlabelled images hold some of those that choose or score the models.
         DataError: the data cannot be used.
     """
     folder = Path(folder).resolve()
     check_folder(study, folder)
     data = _labelled(study)
+    if study.unlabelled and not study.allow_overlap:
+        _refuse_overlap(study, folder, data)
     train = data.train
     cells = tuple(plan(study))
     results = {cell: found for cell in cells if (found := read_result(folder, cell)) is not None}
@@ -141,6 +154,13 @@ def _proposals(grid: Grid, missing: Sequence[Cell], watch: SignalWatch) -> None:
         place = grid.folder / CELLS / "any"
         index = open_unlabelled(settings.data)
         stored_proposals(settings, place, index, lambda done, total: watch.raise_if_received())
+
+
+def _refuse_overlap(study: StudySettings, folder: Path, data: FinetuneData) -> None:
+    settings = pretrain_settings(study, Cell("pretrain", study.methods[0]), folder)
+    unlabelled = open_unlabelled(settings.data)
+    held_out = [scored_index(study)[1], *([] if data.val is None else [data.val])]
+    refuse_overlap(find_overlap(unlabelled, held_out), len(unlabelled))
 
 
 def _labelled(study: StudySettings) -> FinetuneData:

@@ -61,6 +61,9 @@ class StudySettings(Settings):
     study: StudyName
     data: tuple[str, ...] = Field(..., min_length=1, description="labelled data sets")
     unlabelled: tuple[str, ...] = Field((), description="images to pretrain on; empty: the train part of `data`")
+    allow_overlap: bool = Field(
+        False, description="pretrain on unlabelled images that are in the val or test part as well"
+    )
     format: str = "auto"
     split: str | None = Field(None, description="the part to train on; None: the data set's train part")
     val_split: str | None = Field(None, description="the part that chooses the best weights; None: the val part")

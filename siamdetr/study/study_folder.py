@@ -130,7 +130,7 @@ def _identity(study: StudySettings) -> dict[str, Any]:
 
 def _shared(study: dict[str, Any]) -> dict[str, Any]:
     """The settings without those that only choose cells."""
-    return {key: value for key, value in study.items() if key not in ("study", *GROWING)}
+    return {key: value for key, value in study.items() if key not in ("study", "allow_overlap", *GROWING)}
 
 
 def _value(tree: Any, key: str) -> Any:

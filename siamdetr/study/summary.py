@@ -11,6 +11,7 @@ from siamdetr.study.inits import init_name
 from siamdetr.study.run_cell import CellResult
 from siamdetr.study.runner import Grid
 from siamdetr.study.statistics import Interval, interval, paired_difference
+from siamdetr.system.plain_text import csv_cell
 
 CSV_FILE = "study.csv"
 
@@ -25,7 +26,7 @@ def study_csv(grid: Grid) -> str:
     for row in rows:
         cell = row.cell
         about = [cell.key, cell.kind, cell.init, cell.fraction, cell.seed, cell.freeze, cell.what, row.steps]
-        writer.writerow([*about, f"{row.seconds:.1f}", *(row.metrics.get(name, "") for name in figures)])
+        writer.writerow([*map(csv_cell, about), f"{row.seconds:.1f}", *(row.metrics.get(name, "") for name in figures)])
     return file.getvalue()
 
 

@@ -1,69 +1,92 @@
-"""One writer at a time: a program waits while another one writes the same file."""
+"""One writer at a time: a lock of the operating system, which ends with its process, however that ends (filelock)."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
+import datetime
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from siamdetr.errors import DataError
+from filelock import FileLock, Timeout
+
+from siamdetr.errors import DataError, FolderInUseError
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
-_TAKEN = {errno.EWOULDBLOCK, errno.EACCES}
+_LOCK = ".lock"  # in a folder that has an owner
 
 
 @contextlib.contextmanager
 def only_writer(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Within it no other program of this kind writes `path`; its folder is made.
-
-    The lock is the system's, on a hidden file beside it, and ends with the process, however that ends.
+    """Within it no other program of this kind writes `path`; its folder is made. While another one does, this one waits.
 
     Args:
-        path: the file to write.
+        path: the file to write; the lock is a hidden file beside it.
         waiting: called repeatedly while another program has the lock; may raise to give up.
     Raises:
         DataError: nothing can be written there.
     """
-    lock = path.with_name(f".{path.name}.lock")
+    file = path.with_name(f".{path.name}.lock")
+    lock = FileLock(file, thread_local=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_locked(lock)
-        if descriptor is None:
-            logger.info("%s: another program is writing it; waiting", path)
-        while descriptor is None:
+        said = False
+        while not _acquired(lock):
+            if not said:
+                logger.info("%s: another program is writing it; waiting", path)
+            said = True
             waiting()
             time.sleep(_POLL_SECONDS)
-            descriptor = _open_locked(lock)
     except OSError as error:
         raise DataError(f"{path}: cannot be written there ({error.strerror}); choose another place") from None
+    with _released(lock, file):
+        yield
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Within it no other program of this kind writes into a folder, which is made. The lock file names the owner.
+
+    Raises:
+        FolderInUseError: another program does; the text says which.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / _LOCK
+    lock = FileLock(file, thread_local=False)
+    if not _acquired(lock, timeout=_POLL_SECONDS * 2):
+        with contextlib.suppress(OSError):
+            owner = file.read_text(encoding="utf-8", errors="replace").strip()
+            raise FolderInUseError(
+                f"{folder}: in use by {owner or 'another process'}; wait for it or stop it, or give another folder with -o"
+            )
+        raise FolderInUseError(f"{folder}: in use by another process; wait for it or stop it")
+    since = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    with _released(lock, file):
+        with contextlib.suppress(OSError):
+            file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}\n", encoding="utf-8")
+        yield
+
+
+def _acquired(lock: FileLock, timeout: float = 0) -> bool:
+    """Whether this program gets the lock within some seconds. Where the file system knows no locks, nobody is kept out."""
+    try:
+        lock.acquire(timeout=timeout, poll_interval=_POLL_SECONDS / 4)
+    except Timeout:
+        return False
+    except NotImplementedError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _released(lock: FileLock, file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)  # and with it the lock
-
-
-def _open_locked(lock: Path) -> int | None:
-    """The lock file, open and locked; None: another program has it.
-
-    Where the file system knows no locks, there is none.
-    """
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _TAKEN:
-            os.close(descriptor)
-            return None
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.samestat(os.stat(lock), os.fstat(descriptor)):
-            return descriptor
-    os.close(descriptor)  # its last owner has removed it: a newcomer would lock another file
-    return None
+        file.unlink(missing_ok=True)  # while it is locked: whoever waits notices, and makes a new one
+        lock.release()

@@ -9,9 +9,10 @@ import yaml
 
 from siamdetr.api import load
 from siamdetr.errors import CheckpointError
-from siamdetr.files import BEST_MODEL, CONFIG_FILE, LAST_CHECKPOINT, LAST_MODEL, kind_of
+from siamdetr.files import BEST_MODEL, CONFIG_FILE, LAST_MODEL, kind_of
 from siamdetr.proposals.store import ProposalStore
-from siamdetr.training.checkpoints.checkpoint_file import STATE, read_checkpoint
+from siamdetr.training.checkpoints.checkpoint_file import newest_valid
+from siamdetr.training.checkpoints.run_state import read_resumable, run_state
 from siamdetr.training.run_folder import method_of
 
 
@@ -52,7 +53,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "kind": f"run folder of {_stage(settings)}",
         "data": settings["data"]["paths"],
         "so far": last or "no metrics yet",
-        "to resume": (folder / LAST_CHECKPOINT).is_file(),
+        **_resumable(folder),
     }
     for name in (BEST_MODEL, LAST_MODEL):
         if (folder / name).is_file():
@@ -61,17 +62,27 @@ def _run(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def _resumable(folder: Path) -> dict[str, Any]:
+    """Whether a run can go on, and from which checkpoint; reading it verifies every byte."""
+    found = newest_valid(folder, read_resumable)
+    if found is None:
+        return {"to resume": False}
+    path, content, problems = found
+    return {"to resume": True, "checkpoint": "; ".join([*problems, f"{path.name}, step {content['step']}"])}
+
+
 def _checkpoint(path: Path) -> dict[str, Any]:
-    content = read_checkpoint(path)
-    state = content[STATE]
-    return {
-        "kind": f"training checkpoint of {state['stage']}: resume from it with --resume {path}",
-        "step": state["step"],
-        "processes": state["world_size"],
-        "PyTorch": state["torch"],
+    content = read_resumable(path)
+    state = run_state(content, path)
+    facts: dict[str, Any] = {
+        "kind": f"training checkpoint of {state.stage}: resume from it with --resume {path}",
+        "step": state.step,
+        "processes": state.world_size,
+        "PyTorch": state.torch,
         "tensors": len(content["state_dict"]),
-        "settings": state["settings"],
+        "settings": state.settings,
     }
+    return facts | ({"changed on the way": list(state.changes)} if state.changes else {})
 
 
 def _proposals(path: Path) -> dict[str, Any]:

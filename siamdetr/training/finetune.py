@@ -9,7 +9,8 @@ from pathlib import Path
 from siamdetr.data.dataset import DetectionDataset, collate_detection
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.transforms import FinetuneTransform
-from siamdetr.evaluation.coco import DetectionMetrics, evaluate
+from siamdetr.evaluation.coco import detect
+from siamdetr.evaluation.coco_figures import DetectionMetrics
 from siamdetr.files import BEST_MODEL
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, find_model_file
@@ -21,14 +22,14 @@ from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.evaluator import Evaluator, scores
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune_module import FinetuneModule
-from siamdetr.training.finetune_setup import first_batch, resolved
+from siamdetr.training.finetune_setup import first_batch, resolved, warn_of_many_objects
 from siamdetr.training.initial_weights import Start, run_normalization, start
-from siamdetr.training.loop import TrainingJob, begin, run_length, save_detector, seed_weights, train
-from siamdetr.training.open_datasets import open_labelled
+from siamdetr.training.loop import TrainingJob, run_length, save_detector, seed_weights, train
+from siamdetr.training.open_datasets import FinetuneData, open_labelled
 from siamdetr.training.optim import freeze
 from siamdetr.training.pictures import save_pictures
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
-from siamdetr.training.run_folder import choose_folder
+from siamdetr.training.run_folder import RunFolder, open_run
 from siamdetr.training.run_report import write_report
 from siamdetr.training.run_result import RunResult
 from siamdetr.training.step_module import StepModule
@@ -37,7 +38,11 @@ _log = logging.getLogger(__name__)
 
 
 def finetune(
-    settings: FinetuneSettings, *, progress: ProgressSink | None = None, resume: str | None = None
+    settings: FinetuneSettings,
+    *,
+    progress: ProgressSink | None = None,
+    resume: str | None = None,
+    allow_changes: bool = False,
 ) -> RunResult:
     """Supervised training of a detector; arguments and errors as of `pretrain`."""
     sink = progress or Silent()
@@ -45,28 +50,41 @@ def finetune(
     with SignalWatch() as watch:
         data = open_labelled(settings, as_callback(sink, "read", watch.raise_if_received))
         settings = resolved(settings, data.train)
-        run = choose_folder(settings, resume)
-        begin(settings, run)
-        index = first_batch(data.train, settings) if settings.overfit_batch else data.train
-        length = run_length(settings, len(index))
-        seed_weights(settings)
-        detector = Detector(settings.detector)
-        normalization = run_normalization(settings, run)
-        begun = start(detector, settings, index.class_names, resumed=run.content is not None)
-        freeze(detector, settings.freeze)
-        images = settings.images
-        preprocessing = PreprocessingSpec.from_size(images.size, images.max_size).normalized_by(normalization)
-        job = _finetune_job(detector, settings, index, begun, preprocessing=preprocessing, total_steps=length.total)
-        evaluator = None
-        if data.val is not None:
-            every = max(1, round(settings.val_every * length.per_epoch))
-            evaluator = _evaluator(job, settings, run.path, data.val, every=every, watch=watch, progress=sink)
-            job = dataclasses.replace(job, callbacks=(evaluator,))
-        seconds = train(job, settings, run, watch=watch, progress=sink)
-    if launch().is_first:
-        if data.val is not None:
-            save_pictures(run.path, data.val)
-        write_report(run.path)
+        warn_of_many_objects(data, settings)
+        with open_run(settings, resume, _parts(data, settings), allow_changes=allow_changes) as run:
+            result = _train(settings, data, run, watch, sink)
+            if launch().is_first:
+                if data.val is not None:
+                    save_pictures(run.path, data.val)
+                write_report(run.path)
+    return result
+
+
+def _parts(data: FinetuneData, settings: FinetuneSettings) -> dict[str, DetectionIndex]:
+    """What must stay as it is; `val_limit` may change, so with it the val part has no fingerprint."""
+    fixed_val = {} if data.val is None or settings.val_limit is not None else {"val": data.val}
+    return {"train": data.train} | fixed_val
+
+
+def _train(
+    settings: FinetuneSettings, data: FinetuneData, run: RunFolder, watch: SignalWatch, sink: ProgressSink
+) -> RunResult:
+    index = first_batch(data.train, settings) if settings.overfit_batch else data.train
+    length = run_length(settings, len(index))
+    seed_weights(settings)
+    detector = Detector(settings.detector)
+    normalization = run_normalization(settings, run)
+    begun = start(detector, settings, index.class_names, resumed=run.content is not None)
+    freeze(detector, settings.freeze)
+    images = settings.images
+    preprocessing = PreprocessingSpec.from_size(images.size, images.max_size).normalized_by(normalization)
+    job = _finetune_job(detector, settings, index, begun, preprocessing=preprocessing, total_steps=length.total)
+    evaluator = None
+    if data.val is not None:
+        every = max(1, round(settings.val_every * length.per_epoch))
+        evaluator = _evaluator(job, settings, run.path, data.val, every=every, watch=watch, progress=sink)
+        job = dataclasses.replace(job, callbacks=(evaluator,))
+    seconds = train(job, settings, run, watch=watch, progress=sink)
     metrics = evaluator.metrics if evaluator is not None else None
     return RunResult(run.path, find_model_file(run.path), job.module.step, seconds, metrics, begun.fresh)
 
@@ -118,14 +136,16 @@ def _evaluator(
     def score(detector: Detector) -> DetectionMetrics | None:
         if not launch().is_first:
             return None
-        return evaluate(
+        scorer = detect(
             detector,
             index,
             preprocessing=preprocessing,
             batch_size=settings.batch_size,
             workers=settings.workers,
             progress=as_callback(progress, "evaluate", watch.raise_if_received),
+            max_detections=settings.val_max_detections,
         )
+        return scorer.summarize()
 
     def save_best(module: StepModule, metrics: DetectionMetrics) -> None:
         save_detector(job, folder / BEST_MODEL, module.step, scores(metrics))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 
-from siamdetr.data.index import DetectionIndex
+from siamdetr.data.index import DetectionIndex, object_counts
 from siamdetr.errors import SettingsError
+from siamdetr.evaluation.coco import warn_of_crowded_images
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.settings.detector import DetectorSettings, LossSettings
 from siamdetr.settings.training import FinetuneSettings
 from siamdetr.training.initial_weights import read_start
+from siamdetr.training.open_datasets import FinetuneData
 from siamdetr.training.trainer import world_size
+
+_log = logging.getLogger(__name__)
 
 
 def resolved(settings: FinetuneSettings, index: DetectionIndex) -> FinetuneSettings:
@@ -43,6 +48,8 @@ def resolved(settings: FinetuneSettings, index: DetectionIndex) -> FinetuneSetti
     changes["detector"] = DetectorSettings.model_validate(base.model_dump())
     if base.classifier == "softmax" and not settings.losses.model_fields_set:
         changes["losses"] = LossSettings(cost_class=1.0, weight_class=1.0)  # DETR's own
+    elif base.entry.iou_aware and not settings.losses.model_fields_set:
+        changes["losses"] = LossSettings(iou_aware=True, focal_alpha=0.75, weight_class=1.0)  # RT-DETR's own
     return settings.model_copy(update=changes)
 
 
@@ -58,3 +65,21 @@ def first_batch(index: DetectionIndex, settings: FinetuneSettings) -> DetectionI
     """The images of one batch over all processes, those with boxes first: for `overfit_batch`."""
     with_boxes = np.flatnonzero(index.box_counts() > 0)
     return index.subset(with_boxes[: settings.batch_size * world_size(settings)])
+
+
+def warn_of_many_objects(data: FinetuneData, settings: FinetuneSettings) -> None:
+    """A word in the log where images have more objects than the detector has queries, or than AP counts detections."""
+    queries = settings.detector.num_queries
+    objects = object_counts(data.train)
+    crowded = int((objects > queries).sum())
+    if crowded:
+        _log.warning(
+            "%d images have more objects than the detector has queries (the most: %d objects, %d queries), and a query finds one object: "
+            "the rest cannot be learned. --set detector.num_queries=%d",
+            crowded,
+            int(objects.max()),
+            queries,
+            int(objects.max()),
+        )
+    if data.val is not None:
+        warn_of_crowded_images(data.val, settings.val_max_detections)

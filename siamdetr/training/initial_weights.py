@@ -108,7 +108,8 @@ def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Pat
     source, metadata = _open(path)
     theirs, ours = source.state_dict(), detector.state_dict()
     fits = {name: tensor for name, tensor in theirs.items() if name in ours and ours[name].shape == tensor.shape}
-    same_classes = metadata.class_names == class_names and source.settings.classifier == detector.settings.classifier
+    same_classes = not metadata.class_agnostic and metadata.class_names == class_names
+    same_classes &= source.settings.classifier == detector.settings.classifier
     if not same_classes:
         fits = {name: tensor for name, tensor in fits.items() if not name.startswith(_OF_CLASSES)}
     left_out = sorted(name for name in {*ours, *theirs} if name not in fits)

@@ -6,15 +6,18 @@ number of workers or another number of processes (with the same total batch) see
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from siamdetr.data.sampler import Sample, SampleOrder
 from siamdetr.structures.targets import in_one_window
+from siamdetr.system.shared_memory import allow_open_files, check_shared_memory, explained
 
 
 class BatchStream:
@@ -45,7 +48,8 @@ class BatchStream:
         pin: bool,
         window: int = 1,
     ) -> None:
-        self._length, self._window = stop - start, window
+        self._length, self._window, self._timeout = stop - start, window, timeout
+        self._dataset, self._first, self._collate = dataset, (order, start), collate
         self._loader = DataLoader(
             dataset,
             batch_sampler=_Piece(order, start, stop),
@@ -60,9 +64,34 @@ class BatchStream:
         return self._length
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self._loader)
-        while window := list(islice(batches, self._window)):
-            yield from in_one_window(window)
+        workers = self._loader.num_workers
+        if workers and self._length:
+            allow_open_files()
+            in_flight = workers * (self._loader.prefetch_factor or 1) + 1  # and the one that is being used
+            check_shared_memory(self._batch_bytes(), min(self._length, in_flight))
+        try:
+            batches = iter(self._loader)
+            while window := list(islice(batches, self._window)):
+                yield from in_one_window(window)
+        except (RuntimeError, OSError) as error:
+            known = explained(error, self._timeout) if workers else None
+            if known is None:
+                raise
+            raise known from error
+
+    def _batch_bytes(self) -> int:
+        """Of the first batch, made here."""
+        order, first = self._first
+        return _num_bytes(self._collate([self._dataset[sample] for sample in order.batch(first)]))
+
+
+def _num_bytes(batch: Any) -> int:
+    """Of the tensors of a batch."""
+    if isinstance(batch, Tensor):
+        return batch.numel() * batch.element_size()
+    if dataclasses.is_dataclass(batch):
+        return sum(_num_bytes(getattr(batch, field.name)) for field in dataclasses.fields(batch))
+    return 0
 
 
 class _Piece(Sequence[list[Sample]]):

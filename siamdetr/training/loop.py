@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import Dataset
 
 from siamdetr.data.sampler import SampleOrder
-from siamdetr.files import CONFIG_FILE, LAST_MODEL
+from siamdetr.errors import CheckpointError, LoadingError, NonFiniteLossError
+from siamdetr.files import LAST_MODEL
 from siamdetr.model_file import ModelMetadata, save_model
 from siamdetr.models.detector import Detector
-from siamdetr.settings.base import to_json
 from siamdetr.settings.training import RunSettings
-from siamdetr.system.atomic_file import atomic_text, sweep_temporaries
 from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
 from siamdetr.training.callbacks.saver import Saver
@@ -30,11 +28,14 @@ from siamdetr.training.callbacks.step_log import StepLog
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.loader import BatchStream
 from siamdetr.training.progress import ProgressSink
-from siamdetr.training.run_folder import RunFolder, check_same_run
+from siamdetr.training.run_folder import RunFolder
 from siamdetr.training.step_module import StepModule
 from siamdetr.training.trainer import build_trainer, process_rank, run_device, world_size
 
 _log = logging.getLogger(__name__)
+
+# What PyTorch and Lightning raise where a checkpoint lacks something, or has it in another shape.
+_MISFITS = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -83,21 +84,6 @@ def _order(settings: RunSettings, length: int, rank: int) -> SampleOrder:
     return SampleOrder(length, seed=settings.seed, batch_size=settings.batch_size, rank=rank, world_size=world)
 
 
-def begin(settings: RunSettings, run: RunFolder) -> None:
-    """Write config.yaml for a new run, or check that the checkpoint belongs to this run.
-
-    Raises:
-        CheckpointError: it is not.
-    """
-    if run.content is not None:
-        check_same_run(run.content, settings, run.checkpoint or run.path)
-        _log.info("Going on from %s at step %d.", run.checkpoint, run.step)
-    if launch().is_first:
-        sweep_temporaries(run.path)
-        text = yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True)
-        atomic_text(run.path / CONFIG_FILE, text)
-
-
 def train(
     job: TrainingJob, settings: RunSettings, run: RunFolder, *, watch: SignalWatch, progress: ProgressSink
 ) -> float:
@@ -106,10 +92,13 @@ def train(
     Raises:
         Interrupted: a signal came; everything is saved.
         NonFiniteLossError: a loss or a weight is not finite; the checkpoint is from before it.
-        CheckpointError: the disk is full.
+        CheckpointError: the disk is full, or the checkpoint does not fit the run.
     """
     module, started = job.module, time.perf_counter()
-    if module.total_steps <= run.step:
+    module.changes, module.data = run.changes, run.data
+    if run.content is not None:
+        _restore(job, run)
+    if module.total_steps <= run.step or _stopped(run, settings):
         _log.info("The run is finished already: %d of %d steps.", run.step, module.total_steps)
         return 0.0
     order = _order(settings, job.length, process_rank(settings))
@@ -140,14 +129,55 @@ def train(
         # Frozen parts are in eval mode on purpose; the other is Lightning's own use of an old name in PyTorch.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-        trainer.fit(module, stream, ckpt_path=run.checkpoint)
+        try:
+            trainer.fit(module, stream, ckpt_path=run.checkpoint)
+        except _MISFITS as error:
+            if module.underway or run.checkpoint is None or isinstance(error, (NonFiniteLossError, LoadingError)):
+                raise
+            raise _misfit(run, error) from error
     return time.perf_counter() - started
+
+
+def _restore(job: TrainingJob, run: RunFolder) -> None:
+    """The weights of the checkpoint, and the model file that belongs to them: a kill between the two may have left an older one.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the run.
+    """
+    content, module = run.content or {}, job.module
+    try:
+        module.load_state_dict(content["state_dict"])
+        if job.average is not None:
+            job.average.load_state_dict(content["callbacks"][job.average.state_key])
+        module.step = run.step
+        if launch().is_first:
+            save_detector(job, run.path / LAST_MODEL, run.step)
+    except _MISFITS as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise _misfit(run, error) from error
+
+
+def _misfit(run: RunFolder, error: Exception) -> CheckpointError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return CheckpointError(
+        f"{run.checkpoint}: damaged, or not of this run ({reason}); resume from another, or begin anew"
+    )
+
+
+def _stopped(run: RunFolder, settings: RunSettings) -> bool:
+    """Whether the run ended early, by the rule that still holds."""
+    rule = getattr(settings, "early_stopping", None)
+    return run.state is not None and run.state.stopped and run.state.settings.get("early_stopping") == rule
 
 
 def save_detector(job: TrainingJob, path: Path, step: int, metrics: dict[str, float] | None = None) -> None:
     """Write the detector, with its averaged weights if there are any."""
     detector = job.module.detector
     metadata = job.metadata(step)
+    if job.module.changes:
+        *before, last = metadata.lineage
+        metadata = metadata.model_copy(update={"lineage": (*before, "; ".join([last, *job.module.changes]))})
     if metrics:
         metadata = metadata.model_copy(update={"metrics": metrics})
     with job.average.applied(detector) if job.average is not None else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from siamdetr.data.index import DetectionIndex, concatenate, require_labels
-from siamdetr.data.readers.recognise import available_splits, open_dataset
+from siamdetr.data.readers.recognise import Source, find_source
 from siamdetr.errors import DataError
 from siamdetr.settings.training import DataSettings, FinetuneSettings
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
+_TRAIN_PARTS = ("train", "trainval")
 _JUDGED = 500  # labelled images at most, by which proposals are judged: their files are read for it
 
 
@@ -49,8 +51,11 @@ def open_pretraining(data: DataSettings, progress: Progress | None = None) -> Pr
 
     Of a data set that is divided only its train part is taken: what is scored later is not seen here either.
     """
-    splits = [data.split or _first_there(path, data.format, ("train", "trainval")) for path in data.paths]
-    parts = [_open(path, data, split, progress) for path, split in zip(data.paths, splits, strict=True)]
+    sources = [find_source(path, data.format) for path in data.paths]
+    parts = [
+        source.open(data.split or source.first_split(_TRAIN_PARTS), strict=data.strict, progress=progress)
+        for source in sources
+    ]
     labelled = sum(part.num_boxes for part in parts)
     if labelled:
         _log.info(
@@ -79,16 +84,20 @@ def open_labelled(settings: FinetuneSettings, progress: Progress | None = None) 
         DataError: nothing to learn from, or the two parts do not have the same classes.
     """
     data = settings.data
-    split = data.split or _first_there(data.paths[0], data.format, ("train", "trainval"))
-    parts = [_open(path, data, split, progress) for path in data.paths]
+    find = _finder(data)
+    split = data.split or find(data.paths[0]).first_split(_TRAIN_PARTS)
+    parts = [find(path).open(split, strict=data.strict, progress=progress) for path in data.paths]
     train = require_labels(concatenate(parts), ", ".join(data.paths))
     train = require_labels(train.fraction(data.fraction, seed=settings.seed), f"{data.fraction:.3g} of the data")
-    part = validation_split(data)
+    part = _validation(data, find)
     if part is None:
         _log.warning("%s has no val part: nothing is evaluated, and the last weights are the result", data.paths[0])
         return FinetuneData(train, None)
-    val_path, val_split = part
-    val = require_labels(_open(val_path, data, val_split, progress), f"{val_path}, split '{val_split}'")
+    source, val_split = part
+    val_path = source.path
+    val = require_labels(
+        source.open(val_split, strict=data.strict, progress=progress), f"{val_path}, split '{val_split}'"
+    )
     if val.class_names != train.class_names:
         raise DataError(
             f"{val_path}: classes {list(val.class_names)} differ from the training data's {list(train.class_names)}; "
@@ -100,31 +109,28 @@ def open_labelled(settings: FinetuneSettings, progress: Progress | None = None) 
 
 def open_validation(settings: FinetuneSettings, progress: Progress | None = None) -> DetectionIndex | None:
     """The val part of `open_labelled` alone; None: there is none."""
-    part = validation_split(settings.data)
-    return None if part is None else _limited(_open(part[0], settings.data, part[1], progress), settings)
+    part = _validation(settings.data, _finder(settings.data))
+    if part is None:
+        return None
+    return _limited(part[0].open(part[1], strict=settings.data.strict, progress=progress), settings)
 
 
-def validation_split(data: DataSettings) -> tuple[str, str | None] | None:
-    """Path and split of the images that a finetuning run is validated on; None: there are none.
+def _validation(data: DataSettings, find: Callable[[str], Source]) -> tuple[Source, str | None] | None:
+    """Data set and split of the images that a finetuning run is validated on; None: there are none.
 
     Without `val_paths` and `val_split` that is the val part, else the test part, of a data set that has a train part as well.
     """
-    path = (data.val_paths or data.paths)[0]
-    divided = data.split is not None or _first_there(data.paths[0], data.format, ("train", "trainval")) is not None
+    source = find((data.val_paths or data.paths)[0])
+    divided = data.split is not None or find(data.paths[0]).first_split(_TRAIN_PARTS) is not None
     wanted = ("val", "test") if divided or data.val_paths else ()
-    split = data.val_split or _first_there(path, data.format, wanted)
-    return None if split is None and not data.val_paths else (path, split)
+    split = data.val_split or source.first_split(wanted)
+    return None if split is None and not data.val_paths else (source, split)
+
+
+def _finder(data: DataSettings) -> Callable[[str], Source]:
+    """Recognises each path once."""
+    return functools.cache(lambda path: find_source(path, data.format))
 
 
 def _limited(val: DetectionIndex, settings: FinetuneSettings) -> DetectionIndex:
     return val if settings.val_limit is None else val.subset(range(min(settings.val_limit, len(val))))
-
-
-def _open(path: str, data: DataSettings, split: str | None, progress: Progress | None) -> DetectionIndex:
-    return open_dataset(path, format=data.format, split=split, strict=data.strict, progress=progress)
-
-
-def _first_there(path: str, format: str, names: tuple[str, ...]) -> str | None:
-    """The first of `names` that is a split of the data set; None: none is."""
-    splits = available_splits(path, format=format)
-    return next((name for name in names if name in splits), None)

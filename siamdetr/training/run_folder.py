@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from pydantic import ValidationError
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import CheckpointError, DataError, SettingsError
-from siamdetr.files import CONFIG_FILE, LAST_CHECKPOINT
+from siamdetr.files import CONFIG_FILE, DIAGNOSTICS, LAST_CHECKPOINT
 from siamdetr.settings.base import to_json
 from siamdetr.settings.resolve import differences, explain
 from siamdetr.settings.training import FinetuneSettings, RunSettings
+from siamdetr.system.atomic_file import atomic_text, sweep_temporaries
+from siamdetr.system.file_lock import sole_owner
 from siamdetr.system.launcher import launch
-from siamdetr.training.checkpoints.checkpoint_file import STATE, newest_valid, read_checkpoint
+from siamdetr.training.checkpoints.checkpoint_file import newest_valid
+from siamdetr.training.checkpoints.fingerprint import changes, fingerprint
+from siamdetr.training.checkpoints.run_state import RunState, read_resumable, run_state
 from siamdetr.training.open_datasets import open_validation
 
 _log = logging.getLogger(__name__)
@@ -33,18 +38,34 @@ _FREE = {
 }  # fmt: skip
 
 
+# Training can go on exactly with other values of these, if it is told to: longer, or with another rate.
+_CHANGEABLE = {"steps", "epochs", "optimizer", "schedule", "val_every"}
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of a run; `checkpoint` is the one to resume from, None for a new run."""
+    """Where a run lives.
+
+    Attributes:
+        path: the folder.
+        checkpoint: what the run goes on from; None for a new run.
+        content: of the checkpoint.
+        state: what the checkpoint says about the run.
+        changes: made in this and in earlier continuations, for the lineage.
+        data: fingerprints of the parts of the data.
+    """
 
     path: Path
     checkpoint: Path | None = None
     content: dict[str, Any] | None = None
+    state: RunState | None = None
+    changes: tuple[str, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
-        """Optimizer steps done so far."""
-        return 0 if self.content is None else int(self.content["step"])
+        """Optimiser steps that are done already."""
+        return 0 if self.state is None else self.state.step
 
 
 def method_of(config: Mapping[str, Any]) -> str | None:
@@ -71,80 +92,141 @@ def validation_part(run: Path) -> DetectionIndex | None:
     return None
 
 
-def choose_folder(settings: RunSettings, resume: str | None) -> RunFolder:
-    """The run folder, made if new.
+@contextmanager
+def open_run(
+    settings: RunSettings, resume: str | None, data: Mapping[str, DetectionIndex], *, allow_changes: bool = False
+) -> Iterator[RunFolder]:
+    """The run folder, made if new, with config.yaml in it; within the context no other run writes there.
 
     Args:
         settings: `output` names the folder; None: the next free runs/<stage>-<n>, or with `resume` the newest of them.
         resume: None: a new run; "auto": go on if there is a checkpoint, else a new run; or a checkpoint or run folder.
+        data: the parts of the data, such as "train" and "val".
+        allow_changes: go on although the length, the rates or the data are not those of the checkpoint.
     Raises:
-        CheckpointError: the checkpoint cannot be read, or is of another kind of run.
+        CheckpointError: the checkpoint cannot be read, is of another run, or the data has changed.
+        FolderInUseError: another run writes there.
         SettingsError: the folder holds a run already, or several processes were started without naming a folder.
     """
-    if resume not in (None, "auto"):
-        given = Path(resume)
-        folder = given if given.is_dir() else given.parent
-        if given.is_dir() and not (given / LAST_CHECKPOINT).exists():
-            raise CheckpointError(f"{given}: no {LAST_CHECKPOINT} here to resume from")
-        return _resumed(folder, None if given.is_dir() else given)
-    folder = _named(settings, newest=resume == "auto")
-    if resume == "auto" and (folder / LAST_CHECKPOINT).exists():
-        return _resumed(folder, None)
-    if launch().is_first:
-        if (folder / LAST_CHECKPOINT).exists():
+    folder, checkpoint = _place(settings, resume)
+    with sole_owner(folder) if launch().is_first else nullcontext():
+        run = RunFolder(folder)
+        if checkpoint is not None or (resume is not None and (folder / LAST_CHECKPOINT).exists()):
+            run = _resumed(folder, checkpoint)
+            run = replace(run, changes=check_same_run(run, settings, data, allow_changes=allow_changes))
+            _log.info("Going on from %s at step %d.", run.checkpoint, run.step)
+        elif launch().is_first and (folder / LAST_CHECKPOINT).exists():
             raise SettingsError(
                 f"{folder} holds a run already: go on with --resume auto, or give another folder with -o"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-    return RunFolder(folder)
+        if launch().is_first:
+            for place in (folder, folder / DIAGNOSTICS):
+                sweep_temporaries(place, owned=True)
+            text = yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True)
+            atomic_text(folder / CONFIG_FILE, text)
+        yield replace(run, data={name: fingerprint(index) for name, index in data.items()})
 
 
-def check_same_run(checkpoint: dict[str, Any], settings: RunSettings, path: Path) -> None:
-    """Refuse to continue with other settings than the checkpoint's.
+def check_same_run(
+    run: RunFolder, settings: RunSettings, data: Mapping[str, DetectionIndex], *, allow_changes: bool = False
+) -> tuple[str, ...]:
+    """Refuse to go on with other settings or other data than the checkpoint's.
 
+    Args:
+        run: with its checkpoint.
+        settings: of now.
+        data: the parts of the data now.
+        allow_changes: other data, and settings that training can go on with (`_CHANGEABLE`), are taken.
+    Returns:
+        The changes of this and of earlier continuations, oldest first, for the lineage.
     Raises:
-        CheckpointError: naming each setting that differs, with both values.
+        CheckpointError: naming each setting that differs, with both values, and what differs in the data.
     """
-    stage, ours = checkpoint[STATE]["stage"], to_json(settings)
-    if stage != settings.stage:
-        raise CheckpointError(f"{path}: a checkpoint of {stage}, not of {settings.stage}; use it with --init")
-    theirs = _completed(checkpoint[STATE]["settings"], type(settings))
+    state, path = run.state, run.checkpoint
+    assert state is not None
+    if state.stage != settings.stage:
+        raise CheckpointError(f"{path}: a checkpoint of {state.stage}, not of {settings.stage}; use it with --init")
+    theirs, ours = _completed(state.settings, type(settings)), to_json(settings)
     differing = [key for key in differences(ours, theirs) if key.partition(".")[0] not in _FREE]
-    if differing:
+    fixed = [key for key in differing if key.partition(".")[0] not in _CHANGEABLE]
+    if fixed or (differing and not allow_changes):
         lines = [f"  {key}: {_value(theirs, key)!r} in the checkpoint, {_value(ours, key)!r} now" for key in differing]
+        way = "" if fixed else "go on with the new ones (--allow-changes; the lineage says so), "
         raise CheckpointError(
             f"{path}: cannot resume with other settings than the run's own:\n" + "\n".join(lines) + "\n"
-            "Give the same settings (they are in config.yaml beside it), or start a new run from its weights with --init"
+            f"Give the same settings (they are in config.yaml beside it), {way}or start a new run from its weights with --init"
         )
+    texts = [f"{key} {_value(theirs, key)} → {_value(ours, key)}" for key in differing]
+    texts += _data_changes(state, data, path, allow_changes=allow_changes)
+    return (*state.changes, *([f"from step {state.step} on: {', '.join(texts)}"] if texts else []))
 
 
-def _named(settings: RunSettings, *, newest: bool) -> Path:
+def _data_changes(
+    state: RunState, data: Mapping[str, DetectionIndex], path: Path | None, *, allow_changes: bool
+) -> list[str]:
+    """What differs in the parts of the data of which the checkpoint has a fingerprint.
+
+    Raises:
+        CheckpointError: something does, and it is not allowed.
+    """
+    found = [
+        f"{name}: {change}"
+        for name, index in data.items()
+        if name in state.data
+        for change in changes(state.data[name], index)
+    ]
+    if found and not allow_changes:
+        lines = "\n".join(f"  {text}" for text in found)
+        raise CheckpointError(
+            f"{path}: the data is not that of the checkpoint:\n{lines}\n"
+            "Restore it, go on with the data as it is (--allow-changes; the lineage says so), or start a new run"
+        )
+    return found
+
+
+def _place(settings: RunSettings, resume: str | None) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint if one was named."""
+    if resume not in (None, "auto"):
+        given = Path(resume)
+        if given.is_dir() and not (given / LAST_CHECKPOINT).exists():
+            raise CheckpointError(f"{given}: no {LAST_CHECKPOINT} here to resume from")
+        if not given.is_dir() and not given.is_file():
+            raise CheckpointError(f"{given}: no such checkpoint")
+        return (given, None) if given.is_dir() else (given.parent, given)
     if settings.output is not None:
-        return Path(settings.output)
+        return Path(settings.output), None
     if _FOLDER_VARIABLE in os.environ and not launch().is_first:
-        return Path(os.environ[_FOLDER_VARIABLE])
+        return Path(os.environ[_FOLDER_VARIABLE]), None
     if launch().by in ("torchrun", "slurm"):
         raise SettingsError("several processes need one folder: give it with -o")
-    stage = settings.stage
+    folder = _numbered(settings.stage, newest=resume == "auto")
+    os.environ[_FOLDER_VARIABLE] = str(folder)
+    return folder, None
+
+
+def _numbered(stage: str, *, newest: bool) -> Path:
+    """runs/<stage>-<n>: the newest with a checkpoint, or the next that is free, made here, so that two runs never choose the same."""
     number = 1
     while (RUNS / f"{stage}-{number}").exists():
         number += 1
     if newest and number > 1 and (RUNS / f"{stage}-{number - 1}" / LAST_CHECKPOINT).exists():
-        number -= 1
-    folder = RUNS / f"{stage}-{number}"
-    os.environ[_FOLDER_VARIABLE] = str(folder)
-    return folder
+        return RUNS / f"{stage}-{number - 1}"
+    RUNS.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            (RUNS / f"{stage}-{number}").mkdir()
+            return RUNS / f"{stage}-{number}"
+        except FileExistsError:
+            number += 1
 
 
 def _resumed(folder: Path, checkpoint: Path | None) -> RunFolder:
-    if checkpoint is not None:
-        return RunFolder(folder, checkpoint, read_checkpoint(checkpoint))
-    found = newest_valid(folder)
+    found = (checkpoint, read_resumable(checkpoint), []) if checkpoint else newest_valid(folder, read_resumable)
     assert found is not None
     path, content, problems = found
     for problem in problems:
         _log.warning("%s; going on from %s", problem, path.name)
-    return RunFolder(folder, path, content)
+    return RunFolder(folder, path, content, run_state(content, path))
 
 
 def _completed(stored: dict[str, Any], cls: type[RunSettings]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from siamdetr.evaluation.coco import DetectionMetrics
+from siamdetr.evaluation.coco_figures import DetectionMetrics
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from siamdetr.errors import NonFiniteLossError
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.models.detector import Detector
 from siamdetr.settings.training import RunSettings
-from siamdetr.training.optim import build_optimizer, build_schedule
+from siamdetr.training.optim import build_optimizer, build_schedule, rate_factor
 
 
 def non_finite(step: int, what: str, images: tuple[int, ...]) -> str:
@@ -72,6 +72,33 @@ class StepModule(LightningModule):
         self.records: deque[StepRecord] = deque()
         # Of a batch counted from the run's start.
         self.image_ids_of: Callable[[int], tuple[int, ...]] = lambda batch: ()
+        self.changes: tuple[str, ...] = ()  # made in continuations, for the lineage
+        self.data: dict[str, Any] = {}  # fingerprints of its parts
+        self.underway = False  # restored, and every callback has begun
+
+    def on_train_start(self) -> None:
+        """After a resumed run's state is there: what of it cannot be used is an error now; rates are those of the settings.
+
+        Raises:
+            ValueError: the optimiser's state has other shapes than the weights.
+        """
+        optimizer = self.trainer.optimizers[0]
+        for weight, state in optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != weight.shape:
+                    raise ValueError(f"the optimiser's {name} is {list(value.shape)} for weights {list(weight.shape)}")
+        if self.changes:
+            self._renew_rates(optimizer)
+        self.underway = True
+
+    def _renew_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Rates of the settings in place of the checkpoint's, at this step of the schedule."""
+        scheduler = self.trainer.lr_scheduler_configs[0].scheduler
+        factor = rate_factor(self.run_settings.schedule, self.total_steps)(self.step)
+        now = build_optimizer(self, self.run_settings.optimizer, fused=False)
+        for group, new in zip(optimizer.param_groups, now.param_groups, strict=True):
+            group.update(initial_lr=new["lr"], lr=new["lr"] * factor, weight_decay=new["weight_decay"])
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
 
     def seed_step(self, batch_idx: int) -> None:
         """Seed torch's generators for this batch."""

@@ -117,7 +117,7 @@ def test_a_large_jpeg_may_be_decoded_smaller(tmp_path: Path) -> None:
 def test_unreadable_images_are_named_with_the_cause(tmp_path: Path) -> None:
     whole = write_image(tmp_path / "whole.jpg", size=(200, 200)).read_bytes()
     contents = {"text.jpg": b"no image", "empty.jpg": b"", "cut.jpg": whole[: len(whole) // 2]}
-    causes = {"text.jpg": "none of the formats", "empty.jpg": "empty, 0 bytes", "cut.jpg": r"truncated or damaged \("}
+    causes = {"text.jpg": "not an image", "empty.jpg": "empty, 0 bytes", "cut.jpg": r"truncated or damaged \("}
     for name, data in contents.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UnreadableImageError, match=rf"{name}: {causes[name]}"):

@@ -254,7 +254,9 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="file: cannot be written"):
         export_onnx(model, tmp_path / "file")
-    bare = SiamDETR("vanilla", backbone="resnet18", class_names=["object"])
+    bare = SiamDETR.from_parts(
+        model.detector, class_names=model.class_names, preprocessing=model.preprocessing, class_agnostic=True
+    )
     with pytest.raises(ExportError, match="knows no classes, it was pretrained only; finetune it"):
         export_onnx(bare, tmp_path / "bare")
     assert not (tmp_path / "bare").exists()

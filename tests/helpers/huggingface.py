@@ -25,6 +25,14 @@ def own_resnet(shape: dict[str, Any], stages: list[str]) -> dict[str, Any]:
     return {"backbone_config": {"model_type": "resnet", "embedding_size": 64, "out_features": stages, **shape}}
 
 
+def vd(shape: dict[str, Any]) -> dict[str, Any]:
+    return {"model_type": "rt_detr_resnet", "embedding_size": 64, "out_features": LEVELS, **shape}
+
+
+VD: dict[str, Any] = {
+    "backbone_config": vd(BASIC), "encoder_in_channels": [128, 256, 512], "encoder_hidden_dim": 32,
+    "decoder_in_channels": [32] * 3, "hidden_expansion": 0.5, "decoder_ffn_dim": 64,
+}  # fmt: skip
 TIMM: dict[str, Any] = {"backbone": "resnet18"}
 # Name: (model, options). Each model with a backbone of timm, and with transformers' own.
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,6 +51,21 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "deformable, two-stage": (
         "DeformableDetr",
         {**TIMM, "with_box_refine": True, "two_stage": True, "two_stage_num_proposals": 6},
+    ),
+    "rt-detr": ("RTDetr", VD),
+    "rt-detr-v2": ("RTDetrV2", VD),
+    "rt-detr-v2, bottlenecks": (
+        "RTDetrV2",
+        {
+            **VD,
+            "backbone_config": {**vd(BOTTLENECKS)},
+            "encoder_in_channels": [512, 1024, 2048],
+            "hidden_expansion": 1.0,
+            "encoder_hidden_dim": 48,
+            "decoder_in_channels": [48] * 3,
+            "freeze_backbone_batch_norms": False,
+            "decoder_n_points": 3,
+        },
     ),
     "dab": ("DabDetr", TIMM),
     "dab, own backbone": ("DabDetr", own_resnet(BASIC, ["stage4"])),
@@ -71,9 +94,15 @@ def scatter(model: nn.Module) -> None:
             buffer.add_(0.2 * torch.rand_like(buffer))
 
 
-def batch() -> tuple[Tensor, Tensor]:
-    """Two images [2, 3, 96, 128], the second smaller, and the padding [2, 96, 128], True = padded."""
+def knows_padding(model: Any) -> bool:
+    return not model.config.model_type.startswith("rt_detr")
+
+
+def batch(*, padded: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Two images [2, 3, 96, 128], and where the second is smaller the padding [2, 96, 128], True = padded."""
     images = torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    if not padded:
+        return images, None
     padding = torch.zeros(2, 96, 128, dtype=torch.bool)
     padding[1, 64:] = padding[1, :, 96:] = True
     return images.masked_fill(padding[:, None], 0), padding
@@ -82,8 +111,9 @@ def batch() -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def theirs(model: Any) -> tuple[Tensor, Tensor]:
     """Logits and boxes of the last layer."""
-    images, padding = batch()
-    outputs = model(images, pixel_mask=(~padding).long())
+    images, padding = batch(padded=knows_padding(model))
+    mask = {} if padding is None else {"pixel_mask": (~padding).long()}
+    outputs = model(images, **mask)
     return outputs.logits, outputs.pred_boxes
 
 

@@ -32,6 +32,15 @@ EXCEPTIONS = {
     ("siamdetr.export.onnx", "onnx.save"): "a probe in the temporary folder of an export",
     ("siamdetr.export.onnx", "shutil.copyfile"): "into the temporary folder of an export; then moved into place",
     ("siamdetr.export.int8.quantize", "onnx.save"): "in the temporary folder of an export",
+    ("siamdetr.cli.label", "contact_sheet(pictures).save"): "into memory; written whole after that",
+    ("siamdetr.cli.predict", "draw(image, detections).save"): "into memory; written whole after that",
+    ("siamdetr.inference.video", "av.open"): "a video grows frame by frame, and is whole once it is closed",
+    (
+        "siamdetr.labelling.folder",
+        "shutil.copyfile",
+    ): "copies of the user's images; the annotations that name them come after",
+    ("siamdetr.official.huggingface.write", "safetensors_torch.save"): "into memory; written whole after that",
+    ("siamdetr.training.checkpoints.checkpoint_file", "torch.save"): "into the file that atomic_write has given",
     ("siamdetr.cli.export", "shutil.copytree"): "a copy of a bundle, whose manifest vouches for each file",
 }
 

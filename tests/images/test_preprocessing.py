@@ -116,7 +116,7 @@ def test_errors_say_what_is_wrong_with_an_image(tmp_path: Path) -> None:
     cases: list[tuple[Any, str]] = [
         (tmp_path / "none.jpg", r"none.jpg: no such file"),
         (tmp_path, "a folder, expected an image"),
-        (tmp_path / "text.jpg", "text.jpg: none of the formats .*; convert it"),
+        (tmp_path / "text.jpg", "text.jpg: not an image, or none of the formats .*; convert it"),
         (tmp_path / "cut.jpg", r"cut.jpg: truncated or damaged \(.*\); fetch it again"),
         (np.zeros((3, 8, 9), dtype=np.uint8), r"array \[3, 8, 9\] of uint8, expected uint8 RGB \[H, W, 3\]"),
         (np.zeros((8, 9, 3), dtype=np.float32), r"of float32, expected uint8"),

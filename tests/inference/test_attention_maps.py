@@ -78,11 +78,13 @@ def test_encoder_attention_of_a_point_is_what_its_layer_mixed(model: SiamDETR, p
     handle = first.register_forward_hook(lambda module, inputs, out: mixed.append((inputs[2], out)))
     first.observable = True
     with torch.inference_mode(), record_attention(model.detector) as maps:
-        height, width = model.detector.encode(images, padding).shapes[0]
+        model.detector.encode(images, padding)
     first.observable = False
     handle.remove()
     row, column = 1, 2
-    attention = model.inspect(picture).encoder_attention((column + 0.5) / width, (row + 0.5) / height)
+    seen = model.inspect(picture)
+    height, width = seen.encoder_grid  # of RT-DETR the coarsest level, of others the finest
+    attention = seen.encoder_attention((column + 0.5) / width, (row + 0.5) / height)
     cell = row * width + column
     if isinstance(first, DeformableAttention):
         np.testing.assert_allclose(attention.maps[0], maps[0][0, :, cell], atol=1e-5)

@@ -128,10 +128,18 @@ def test_proposals_that_are_missing_or_too_few_are_refused() -> None:
     targets = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), (0,))
     with pytest.raises(ValueError, match="expected the encoder's proposals of a two-stage detector, got none"):
         criterion(detector("multi")(torch.randn(1, 3, 64, 64)), targets)
+    model = detector("two-stage", num_queries=500)
+    queries = dataclasses.replace(model.queries(1), attention_mask=torch.zeros(500, 500, dtype=torch.bool))
     with pytest.raises(
         ValueError, match="500 queries are chosen from the feature cells, got 85 cells; take larger images"
     ):
-        detector("two-stage", num_queries=500)(torch.randn(1, 3, 64, 64))
+        model.decode(queries, model.encode(torch.randn(1, 3, 64, 64)))
+
+
+def test_of_an_image_with_fewer_cells_than_queries_every_cell_is_a_query() -> None:
+    outputs = detector("two-stage", num_queries=500)(torch.randn(2, 3, 64, 64))
+    assert outputs.logits.shape[1:3] == (2, 85)
+    assert outputs.boxes.shape[1:3] == (2, 85)
 
 
 def test_queries_without_position_are_refused() -> None:

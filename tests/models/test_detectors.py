@@ -51,6 +51,7 @@ GOLDEN_CASES = {
     "dab_deformable": "A_dab_deformable",
     "dn_deformable": "A_dn_deformable",
     "dino": "A_dino",
+    "rtdetr": "A_rtdetrv2",
 }
 NARROW = {"dim": 64, "heads": 4, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 128, "num_queries": 30}
 Shown = dict[tuple[str, str], str]  # (variant, column): what the table says

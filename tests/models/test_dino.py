@@ -55,9 +55,13 @@ def test_queries_start_from_the_best_proposals_and_not_from_their_gradient() -> 
     assert (scores.diff(dim=1) <= 0).all()
 
 
-def test_fewer_cells_than_queries_are_refused() -> None:
+def test_of_an_image_with_fewer_cells_than_queries_every_cell_is_a_query() -> None:
+    made = model(num_queries=500)
+    outputs = made(images(1))
+    assert outputs.logits.shape[2] == outputs.boxes.shape[2] == 126
+    queries = dataclasses.replace(made.queries(1), attention_mask=torch.zeros(500, 500, dtype=torch.bool))
     with pytest.raises(ValueError, match="500 queries are chosen from the feature cells, got 126 cells; take larger"):
-        model(num_queries=500)(images(1))
+        made.decode(queries, made.encode(images(1)))
 
 
 def test_a_score_leaves_no_object_out_of_a_softmax_head() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from siamdetr.models.backbone.pyramid import Maps, as_levels
 from siamdetr.models.criterion.losses import weighted_sum
@@ -103,6 +103,9 @@ def test_permuting_the_batch_permutes_predictions_and_keeps_losses(variant: str,
 @torch.no_grad()
 def test_batched_equals_single(variant: str, method: str) -> None:
     model, batch = pretext(variant, method), batch_of(method, 2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # of RT-DETR's encoder, whose statistics are otherwise the batch's
+            module.eval()
     together = model(batch)
     single = [model(select(batch, [image])) for image in range(2)]
     for name in model.loss_weights:

@@ -158,7 +158,7 @@ def test_a_field_that_is_unknown_or_impossible_is_named(server: TestClient, fiel
 def test_a_path_is_not_opened(server: TestClient) -> None:
     assert detect(server, GOOD, images="/etc/passwd") == (
         415,
-        {"error": "image 1: none of the formats JPEG, PNG, WEBP, BMP; convert it to JPEG or PNG"},
+        {"error": "image 1: not an image, or none of the formats JPEG, PNG, WEBP, BMP; convert it to JPEG or PNG"},
     )
 
 

@@ -9,7 +9,8 @@ import torch
 from helpers.training_data import DETECTOR
 from torch import Tensor
 
-from siamdetr.models.criterion.losses import DetectionCriterion, boxes_per_process, weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.normalisers import boxes_per_process
 from siamdetr.models.detector import Detector
 from siamdetr.pretext.batches import RegionBatch, ViewBatch
 from siamdetr.settings.detector import DetectorSettings, LossSettings

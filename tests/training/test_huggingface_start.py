@@ -73,12 +73,14 @@ def test_pretraining_goes_on_from_a_checkpoint_and_finetuning_from_that(
 
 
 def test_a_run_of_an_older_version_is_resumed_although_settings_were_added(data: Path, tmp_path: Path) -> None:
-    from siamdetr.training.checkpoint_io import STATE, read_checkpoint
-    from siamdetr.training.run_folder import check_same_run
+    from siamdetr.training.checkpoints.checkpoint_file import STATE, read_checkpoint
+    from siamdetr.training.checkpoints.run_state import run_state
+    from siamdetr.training.run_folder import RunFolder, check_same_run
 
     settings = finetune_settings(data, tmp_path / "run", steps=2)
     finetune(settings)
     content = read_checkpoint(tmp_path / "run" / "last.ckpt")
     resolved = type(settings).model_validate(content[STATE]["settings"])
     del content[STATE]["settings"]["losses"]
-    check_same_run(content, resolved, tmp_path)
+    run = RunFolder(tmp_path, tmp_path / "last.ckpt", content, run_state(content, tmp_path))
+    assert check_same_run(run, resolved, {}) == ()

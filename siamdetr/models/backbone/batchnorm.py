@@ -69,7 +69,7 @@ def freeze_batchnorm(module: nn.Module) -> nn.Module:
         if isinstance(child, nn.BatchNorm2d):
             frozen = FrozenBatchNorm2d(child.num_features, child.eps, getattr(child, "act", None))
             frozen.load_state_dict(child.state_dict())
-            setattr(module, name, frozen)
+            setattr(module, name, frozen.to(child.weight.device, child.weight.dtype).train(child.training))
         else:
             freeze_batchnorm(child)
     return module
@@ -88,8 +88,9 @@ def fold_batchnorm(network: Network) -> Network:
         ValueError: a convolution or a norm is used more than once.
     """
     folded = copy.deepcopy(network).eval().requires_grad_(False)
+    freeze_batchnorm(folded)  # those that would train elsewhere
     modules = dict(folded.named_modules())
-    pairs = _pairs(network)
+    pairs = _pairs(folded)
     with torch.no_grad():
         for convolution, norm in pairs.items():
             _fold(modules[convolution], modules[norm])

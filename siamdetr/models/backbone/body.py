@@ -17,9 +17,11 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from siamdetr.models.backbone.batchnorm import FrozenBatchNorm2d, fold_batchnorm, freeze_batchnorm
 from siamdetr.models.backbone.pyramid import Maps
+from siamdetr.models.backbone.resnet_vd import RESNETS_VD, ResNetVd, vd_channels
 from siamdetr.models.backbone.same_padding import make_same_padding_symbolic
 
 __all__ = ["RESNETS", "Backbone", "fold_batchnorm", "takes_blocked_layout"]
@@ -42,23 +44,40 @@ class Backbone(nn.Module):
     train, as in DETR; of a timm model only the batch norms are frozen.
 
     Args:
-        name: resnet18/34/50/101 or a timm model.
+        name: resnet18/34/50/101, the same with "vd" at the end (RT-DETR's), or a timm model.
         stride: 32 or 16, pixels of the image per cell of the last map.
         pyramid: also the maps of strides 8 and 16 (C3 and C4) before the last one.
+        train_batchnorm: batch norms of a vd network train, with statistics of the batch, and so does its stem.
     Raises:
         ValueError: there is no such model, or it has no map of that stride.
 
     Attributes: `channels` and `strides` of each map, finest first; `num_channels` and `stride` of the last one.
     """
 
-    def __init__(self, name: str, *, stride: int = 32, pyramid: bool = False) -> None:
+    def __init__(self, name: str, *, stride: int = 32, pyramid: bool = False, train_batchnorm: bool = False) -> None:
         super().__init__()
         self.name = name
         self.stride = stride
         self.strides = (*FINER_STRIDES, stride) if pyramid else (stride,)
-        self.body, self.channels = _resnet(name, self.strides) if name in RESNETS else _timm(name, self.strides)
+        if name in RESNETS_VD:
+            self.body: nn.Module = ResNetVd(name, self.strides, frozen=not train_batchnorm)
+            self.channels = vd_channels(name, len(self.strides))
+        elif train_batchnorm:
+            raise ValueError(
+                f"backbone: train_batchnorm is on, which only {', '.join(RESNETS_VD)} have, not '{name}'; leave it out"
+            )
+        else:
+            self.body, self.channels = _resnet(name, self.strides) if name in RESNETS else _timm(name, self.strides)
         self.num_channels = self.channels[-1]
         self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As any module, but batch norms that do not learn keep their statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and not any(weight.requires_grad for weight in module.parameters()):
+                module.eval()
+        return self
 
     def forward(self, images: Tensor) -> Maps:
         """[B, 3, H, W] float, normalised -> [B, C, h, w], h = ceil(H / stride) for ResNets.
@@ -143,7 +162,7 @@ def _dilate(stage: nn.Module) -> None:
 def _timm(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
     """A timm model's last map of each of the wanted strides."""
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, [*RESNETS, *timm.list_models()], n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, [*RESNETS, *RESNETS_VD, *timm.list_models()], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"take one of {', '.join(RESNETS)} or a timm model"
         raise ValueError(f"backbone: there is no model '{name}'; {hint}")
     body = create_timm_body(name, strides, pretrained=False)

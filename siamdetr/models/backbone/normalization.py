@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from timm.models import get_pretrained_cfg, is_model
 
-from siamdetr.images.preprocessing import IMAGENET, Normalization
+from siamdetr.images.preprocessing import IMAGENET, PLAIN, Normalization
 from siamdetr.models.backbone.body import RESNETS
+from siamdetr.models.backbone.resnet_vd import RESNETS_VD
 
 
 def backbone_normalization(name: str) -> Normalization:
     """The normalization that the weights of a backbone expect.
 
     Args:
-        name: resnet18/34/50/101 (torchvision's weights: ImageNet's figures) or a timm model (its pretrained configuration).
+        name: resnet18/34/50/101 (torchvision's weights: ImageNet's figures), those of RT-DETR ("vd": none), or a timm model (its pretrained configuration).
     Returns:
         Per channel (RGB), of values in 0..1; ImageNet's figures for a model of which timm knows no configuration.
     """
+    if name in RESNETS_VD:
+        return PLAIN
     if name in RESNETS or not is_model(name):
         return IMAGENET
     configuration = get_pretrained_cfg(name, allow_unregistered=True)

@@ -42,11 +42,14 @@ def read_weight_file(path: str | Path) -> dict[str, Any]:
 def unwrap_state_dict(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     """The state dict inside a checkpoint.
 
-    Under `model`, `state_dict`, `teacher` or `student`, or the whole.
+    Under `ema.module`, `model`, `state_dict`, `teacher` or `student`, or the whole.
 
     Raises:
         WeightFileError: there are no tensors.
     """
+    average = content.get("ema")  # RT-DETR keeps its averaged weights in "ema.module"
+    if isinstance(average, Mapping) and isinstance(average.get("module"), Mapping):
+        content = {"model": average["module"]}
     for key in ("model", "state_dict", "teacher", "student"):
         if isinstance(content.get(key), Mapping):
             content = content[key]

@@ -27,6 +27,14 @@ _RESNET_WEIGHTS = {
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
     "resnet101": torchvision.models.ResNet101_Weights.IMAGENET1K_V1,
 }
+# RT-DETR's own, converted from PaddlePaddle's.
+_VD_ADDRESS = "https://github.com/lyuwenyu/storage/releases/download/v0.1/"
+_VD_FILES = {
+    "resnet18vd": "ResNet18_vd_pretrained_from_paddle.pth",
+    "resnet34vd": "ResNet34_vd_pretrained_from_paddle.pth",
+    "resnet50vd": "ResNet50_vd_ssld_v2_pretrained_from_paddle.pth",
+    "resnet101vd": "ResNet101_vd_ssld_pretrained_from_paddle.pth",
+}
 _LITE = "tf_efficientnet_lite0"
 # What stands before the names in files of whole detectors, data-parallel training, MoCo and DINO.
 _PREFIXES = {
@@ -55,8 +63,11 @@ def load_backbone_weights(backbone: Backbone, source: str | Path) -> None:
     wanted = backbone.body.state_dict()
     prefix = _prefix(tensors, wanted)
     found = {key: tensors[prefix + key] for key in wanted if prefix + key in tensors}
+    wanted = {key: tensor for key, tensor in wanted.items() if key in found or not key.endswith("num_batches_tracked")}
     _check(found, wanted, where=where, name=backbone.name)
-    backbone.body.load_state_dict({key: value.to(wanted[key].dtype) for key, value in found.items()})
+    backbone.body.load_state_dict(
+        backbone.body.state_dict() | {key: value.to(wanted[key].dtype) for key, value in found.items()}
+    )
     _logger.info("%s: %d tensors loaded, %d of other parts left", where, len(found), len(tensors) - len(found))
 
 
@@ -67,6 +78,11 @@ def _imagenet(backbone: Backbone) -> Mapping[str, Tensor]:
         if backbone.name in RESNETS:
             weights = _RESNET_WEIGHTS[backbone.name]
             return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        if backbone.name in _VD_FILES:
+            address = _VD_ADDRESS + _VD_FILES[backbone.name]
+            return dict(
+                torch.hub.load_state_dict_from_url(address, map_location="cpu", progress=False, weights_only=True)
+            )
         body = create_timm_body(backbone.name, backbone.strides, pretrained=True)
         return dict(body.state_dict())
     except (

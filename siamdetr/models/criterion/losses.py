@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from siamdetr.boxes import cxcywh_to_xyxy, elementwise_giou
-from siamdetr.models.criterion.focal import sigmoid_focal_loss
+from siamdetr.boxes import cxcywh_to_xyxy, elementwise_giou, elementwise_iou
+from siamdetr.models.criterion.focal import sigmoid_focal_loss, varifocal_loss
 from siamdetr.models.criterion.matcher import Matches, match
 from siamdetr.models.criterion.monitors import match_figures
 from siamdetr.models.criterion.normalisers import mean_over_window
@@ -159,7 +159,7 @@ class DetectionCriterion(nn.Module):
         normalisers = self._normalisers(logits, targets, num_boxes)
         with torch.autocast(logits.device.type, enabled=False):
             values = {
-                "loss_class": self._class_loss(logits, targets, matches, *normalisers),
+                "loss_class": self._class_loss(logits, boxes, targets, matches, normalisers),
                 **self._box_losses(boxes, targets, matches, normalisers[0]),
             }
             if denoising:
@@ -172,18 +172,26 @@ class DetectionCriterion(nn.Module):
     def _class_loss(
         self,
         logits: Tensor,
+        boxes: Tensor,
         targets: Targets,
         matches: Matches,
-        num_boxes: Tensor | float,
-        class_weight: Tensor | float,
+        normalisers: tuple[Tensor | float, Tensor | float],
     ) -> Tensor:
         """[L]."""
+        num_boxes, class_weight = normalisers
         where = (matches.layer, matches.image, matches.query)
         labels = targets.labels[matches.target]
         if self.classifier == "focal":
             wanted = torch.zeros_like(logits).index_put((*where, labels), logits.new_ones(()))
             alpha, gamma = self.settings.focal_alpha, self.settings.focal_gamma
-            return sigmoid_focal_loss(logits, wanted, alpha=alpha, gamma=gamma).sum((1, 2, 3)) / num_boxes
+            if self.settings.iou_aware:
+                found, there = boxes[where].detach(), targets.boxes.float()[matches.target]
+                overlaps = elementwise_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(there))
+                scores = torch.zeros_like(logits).index_put((*where, labels), overlaps.to(logits.dtype))
+                each = varifocal_loss(logits, scores, wanted, alpha=alpha, gamma=gamma)
+            else:
+                each = sigmoid_focal_loss(logits, wanted, alpha=alpha, gamma=gamma)
+            return each.sum((1, 2, 3)) / num_boxes
         no_object = logits.shape[-1] - 1
         classes = torch.full(logits.shape[:3], no_object, device=logits.device).index_put(where, labels)
         nothing = self.settings.no_object_weight
@@ -247,7 +255,7 @@ class DetectionCriterion(nn.Module):
         matches, groups = _positives(targets, found)
         normalisers = self._normalisers(found, targets, num_boxes, groups=groups)
         values = {
-            "loss_class": self._class_loss(found, targets, matches, *normalisers),
+            "loss_class": self._class_loss(found, boxes, targets, matches, normalisers),
             **self._box_losses(boxes, targets, matches, normalisers[0]),
             "cardinality_error": match_figures(found.detach(), targets, matches)["cardinality_error"],
         }

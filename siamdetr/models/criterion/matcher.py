@@ -109,7 +109,8 @@ def _class_costs(
         probability = logits.softmax(-1)
         return -probability.transpose(2, 3)[:, image, labels]
     probability = logits.transpose(2, 3)[:, image, labels].sigmoid()
-    alpha, gamma = settings.matcher_alpha, settings.focal_gamma
+    alpha = settings.matcher_alpha
+    gamma = settings.focal_gamma if settings.matcher_gamma is None else settings.matcher_gamma
     negative = (1 - alpha) * probability**gamma * -torch.log(1 - probability + FOCAL_LOG_EPS)
     positive = alpha * (1 - probability) ** gamma * -torch.log(probability + FOCAL_LOG_EPS)
     return positive - negative

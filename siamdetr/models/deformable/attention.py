@@ -7,6 +7,7 @@ Letters in shapes: B images, N cells of all levels, Q queries, D width, M heads,
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +73,7 @@ class DeformableAttention(Observed):
         dim: D.
         heads: M; D is a multiple, and need not be one of a power of two.
         levels: L.
-        points: P of each level.
+        points: P of each level, or one number for all.
         observable: whether `record_attention` watches it.
     Raises:
         ValueError: D is not a multiple of M.
@@ -80,14 +81,21 @@ class DeformableAttention(Observed):
     `sampling` may be set: see `sample_points`.
     """
 
-    def __init__(self, dim: int, heads: int, *, levels: int, points: int, observable: bool = False) -> None:
+    def __init__(
+        self, dim: int, heads: int, *, levels: int, points: int | tuple[int, ...], observable: bool = False
+    ) -> None:
         super().__init__(observable=observable)
         if dim % heads:
             raise ValueError(f"deformable attention: expected a width divisible by {heads} heads, got {dim}")
-        self.heads, self.levels, self.points = heads, levels, points
+        self.heads, self.levels = heads, levels
+        self.points = (points,) * levels if isinstance(points, int) else points
+        if len(self.points) != levels:
+            raise ValueError(
+                f"deformable attention: expected points of each of {levels} levels, got {list(self.points)}"
+            )
         self.sampling: Sampling = "auto"
-        self.offsets = nn.Linear(dim, heads * levels * points * 2)
-        self.weights = nn.Linear(dim, heads * levels * points)
+        self.offsets = nn.Linear(dim, heads * sum(self.points) * 2)
+        self.weights = nn.Linear(dim, heads * sum(self.points))
         self.value = nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
         self.initialize()
@@ -98,10 +106,10 @@ class DeformableAttention(Observed):
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().max(-1, keepdim=True).values  # [M, 2], on a square
-        steps = torch.arange(1, self.points + 1, dtype=torch.float32)
-        grid = directions[:, None, None] * steps[:, None]  # [M, 1, P, 2]
+        steps = torch.cat([torch.arange(1, points + 1, dtype=torch.float32) for points in self.points])
+        grid = directions[:, None] * steps[:, None]  # [M, LP, 2]
         nn.init.zeros_(self.offsets.weight)
-        self.offsets.bias.copy_(grid.expand(-1, self.levels, -1, -1).flatten())
+        self.offsets.bias.copy_(grid.flatten())
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.weights.bias)
         for layer in (self.value, self.out):
@@ -143,17 +151,28 @@ class DeformableAttention(Observed):
     def _points(self, query: Tensor, references: Tensor, levels: Levels) -> Tensor:
         """[B, Q, M, L, P, 2] fractions of each level's map, in float32: half precision moves a point by half a cell."""
         flat: Tensor = self.offsets(query).to(references.dtype)
-        offsets = flat.reshape(*flat.shape[:2], self.heads, self.levels, self.points, 2)
         around = references[:, :, None, :, None]  # [B, Q, 1, L, 1, 2 | 4]
+        parts = flat.reshape(*flat.shape[:2], self.heads, -1, 2).split_with_sizes(self.points, dim=3)  # of each level
         if references.shape[-1] == 2:
-            return around + offsets / levels.sizes.to(offsets.dtype)[:, None]
-        return around[..., :2] + offsets / self.points * around[..., 2:] * 0.5
+            return around + self._stack(parts, axis=3) / levels.sizes.to(flat.dtype)[:, None]
+        offsets = self._stack([part / count for part, count in zip(parts, self.points, strict=True)], axis=3)
+        return around[..., :2] + offsets * around[..., 2:] * 0.5
 
     def _weights(self, query: Tensor) -> Tensor:
         """[B, Q, M, L, P], which sum to 1 over levels and points."""
         scores = at_least_float32(self.weights(query))
         shares = scores.reshape(*scores.shape[:2], self.heads, -1).softmax(-1)
-        return shares.reshape(*shares.shape[:3], self.levels, self.points)
+        return self._stack(shares.split_with_sizes(self.points, dim=3), axis=3)
+
+    def _stack(self, parts: Sequence[Tensor], *, axis: int) -> Tensor:
+        """One tensor of each level, [..., P_l, ...] -> [..., L, P, ...]; where a level has fewer points, the rest is zero."""
+        most = max(self.points)
+        if min(self.points) == most:
+            return torch.stack(list(parts), dim=axis)
+        trailing = (0, 0) * (parts[0].ndim - 1 - axis)
+        return torch.stack(
+            [nn.functional.pad(part, (*trailing, 0, most - part.shape[axis])) for part in parts], dim=axis
+        )
 
 
 def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:

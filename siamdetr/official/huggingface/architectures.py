@@ -15,8 +15,23 @@ from siamdetr.official.huggingface.config import (
     HuggingFaceConfig,
     TableTransformerConfig,
 )
-from siamdetr.official.huggingface.heads import no_heads_to_untie, untie_dab, untie_deformable
-from siamdetr.official.huggingface.names import CONDITIONAL, DAB, DEFORMABLE, DETR, LAYER_HEADS, SHARED_HEADS, Pair
+from siamdetr.official.huggingface.heads import (
+    no_heads_to_untie,
+    untie_dab,
+    untie_deformable,
+    untie_rtdetr,
+)
+from siamdetr.official.huggingface.names import (
+    CONDITIONAL,
+    DAB,
+    DEFORMABLE,
+    DETR,
+    LAYER_HEADS,
+    SHARED_HEADS,
+    Pair,
+    rtdetr_pairs,
+)
+from siamdetr.official.huggingface.rtdetr_config import RTDetrConfig, RTDetrV2Config
 from siamdetr.settings.detector import DetectorSettings
 
 Untie = Callable[[Mapping[str, Tensor], HuggingFaceConfig], dict[str, Tensor]]
@@ -38,10 +53,16 @@ def _deformable_pairs(settings: DetectorSettings) -> tuple[Pair, ...]:
     return (*DEFORMABLE, *(LAYER_HEADS if settings.refine else SHARED_HEADS))
 
 
+def _rtdetr_pairs(settings: DetectorSettings) -> tuple[Pair, ...]:
+    return rtdetr_pairs(settings.decoder_layers)
+
+
 ARCHITECTURES: Mapping[str, Architecture] = {
     "detr": Architecture(DetrConfig, lambda _: DETR, "class_labels_classifier.weight"),
     "table-transformer": Architecture(TableTransformerConfig, lambda _: DETR, "class_labels_classifier.weight"),
     "conditional_detr": Architecture(ConditionalDetrConfig, lambda _: CONDITIONAL, "class_labels_classifier.weight"),
     "dab-detr": Architecture(DabDetrConfig, lambda _: DAB, "class_embed.weight", untie_dab),
     "deformable_detr": Architecture(DeformableDetrConfig, _deformable_pairs, "class_embed.0.weight", untie_deformable),
+    "rt_detr": Architecture(RTDetrConfig, _rtdetr_pairs, "class_embed.0.weight", untie_rtdetr),
+    "rt_detr_v2": Architecture(RTDetrV2Config, _rtdetr_pairs, "class_embed.0.weight", untie_rtdetr),
 }

@@ -48,6 +48,11 @@ def untie_deformable(tensors: Mapping[str, Tensor], config: HuggingFaceConfig) -
     return merged
 
 
+def untie_rtdetr(tensors: Mapping[str, Tensor], config: HuggingFaceConfig) -> dict[str, Tensor]:
+    """RT-DETR: the decoder's heads are the detector's; version 1 names them below the decoder only."""
+    return _merge(tensors, {"bbox_embed": "bbox_embed", "class_embed": "class_embed"})
+
+
 def _merge(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """The decoder's heads under the names of the detector's.
 

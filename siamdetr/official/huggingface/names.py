@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from siamdetr.official.keys import Aside, Rule
+from siamdetr.official.keys import UNUSED_ROW, Aside, Rule
 
 # What stands for a part of a name in a pair: a number, the last part of a layer's tensor, or any rest.
-_PARTS = {"{n}": r"\d+", "{p}": "weight|bias", "{r}": ".+"}
+_PARTS = {"{n}": r"\d+", "{m}": r"\d+", "{p}": "weight|bias", "{r}": ".+"}
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,68 @@ LAYER_HEADS: tuple[Pair, ...] = (
     Pair("bbox_embed.{n}.{r}", ("box_head.heads.{n}.{r}",)),
 )
 
+# RT-DETR's ResNet-vd.
+RESNET_VD_NAMES: tuple[Pair, ...] = (
+    *(
+        pair
+        for theirs, ours in (("convolution", "conv"), ("normalization", "norm"))
+        for pair in (
+            *(Pair(f"embedder.embedder.{i}.{theirs}.{{r}}", (f"conv1.conv1_{i + 1}.{ours}.{{r}}",)) for i in range(3)),
+            *(
+                Pair(
+                    f"encoder.stages.{{n}}.layers.{{m}}.layer.{i}.{theirs}.{{r}}",
+                    (f"res_layers.{{n}}.blocks.{{m}}.branch2{branch}.{ours}.{{r}}",),
+                )
+                for i, branch in enumerate("abc")
+            ),
+            Pair(f"encoder.stages.0.layers.0.shortcut.{theirs}.{{r}}", (f"res_layers.0.blocks.0.short.{ours}.{{r}}",)),
+            Pair(
+                f"encoder.stages.{{n}}.layers.0.shortcut.1.{theirs}.{{r}}",
+                (f"res_layers.{{n}}.blocks.0.short.conv.{ours}.{{r}}",),
+            ),
+        )
+    ),
+)
+
+_AIFI_LAYER = ("model.encoder.encoder.0.layers.{n}.", "encoder.layers.{n}.")
+DENOISING_LABELS = "model.denoising_class_embed.weight"  # ends with a row for the empty slots, which stays zero
+
+RTDETR: tuple[Pair, ...] = (
+    Pair("model.encoder_input_proj.{n}.0.weight", ("input_projection.levels.{n}.conv.weight",)),
+    Pair("model.encoder_input_proj.{n}.1.{r}", ("input_projection.levels.{n}.norm.{r}",)),
+    *_pairs(*_AIFI_LAYER, {f"self_attn.{a}": f"attention.{b}" for a, b in _ATTENTION.items()}),
+    *_pairs(*_AIFI_LAYER, _FEEDFORWARD | _ENCODER_NORMS),
+    Pair("model.encoder.lateral_convs.{r}", ("encoder.lateral.{r}",)),
+    Pair("model.encoder.fpn_blocks.{r}", ("encoder.top_down.{r}",)),
+    Pair("model.encoder.downsample_convs.{r}", ("encoder.downsample.{r}",)),
+    Pair("model.encoder.pan_blocks.{r}", ("encoder.bottom_up.{r}",)),
+    Pair("model.decoder_input_proj.{n}.0.weight", ("encoder.projection.levels.{n}.conv.weight",)),
+    Pair("model.decoder_input_proj.{n}.1.{r}", ("encoder.projection.levels.{n}.norm.{r}",)),
+    *_pairs(*_DECODER_LAYER, {f"self_attn.{a}": f"self_attention.{b}" for a, b in _ATTENTION.items()}),
+    *_pairs(*_DECODER_LAYER, {f"encoder_attn.{a}": f"cross_attention.{b}" for a, b in _SAMPLING.items()}),
+    *_pairs(*_DECODER_LAYER, _FEEDFORWARD | _DECODER_NORMS),
+    Pair("model.decoder.query_pos_head.{r}", ("decoder.position_head.{r}",)),
+    Pair(DENOISING_LABELS, ("learned_queries.labels.weight", UNUSED_ROW)),
+    Pair("model.enc_output.0.{p}", ("decoder.proposer.project.{p}",)),
+    Pair("model.enc_output.1.{p}", ("decoder.proposer.norm.{p}",)),
+    Pair("class_embed.{n}.{p}", ("class_head.heads.{n}.{p}",)),
+    Pair("bbox_embed.{n}.{r}", ("box_head.heads.{n}.{r}",)),
+)
+
+
+def rtdetr_pairs(decoder_layers: int) -> tuple[Pair, ...]:
+    """Names of RT-DETR: the proposals' heads come after those of the layers."""
+    return (
+        Pair("model.enc_score_head.{p}", (f"class_head.heads.{decoder_layers}.{{p}}",)),
+        Pair("model.enc_bbox_head.{r}", (f"box_head.heads.{decoder_layers}.{{r}}",)),
+        *RTDETR,
+    )
+
+
 _NEWER_NAMES: tuple[tuple[str, str], ...] = (
     (r"\.o_proj\.", ".out_proj."),
-    (r"^(model\.(?:en|de)coder\.layers\.\d+)\.mlp\.(fc\d)", r"\1.\2"),
+    (r"(\.layers\.\d+)\.mlp\.(fc\d)", r"\1.\2"),
+    (r"^model\.encoder\.aifi\.", "model.encoder.encoder."),
 )
 _NEWER_CONDITIONAL: tuple[tuple[str, str], ...] = (
     (r"\.self_attn\.(q|k)_(content|pos)_proj\.", r".sa_\1\2_proj."),
@@ -203,7 +262,10 @@ NEWER_NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "conditional_detr": (*_NEWER_NAMES, *_NEWER_CONDITIONAL),
     "deformable_detr": _NEWER_NAMES,
     "dab-detr": (),
+    "rt_detr": _NEWER_NAMES,
+    "rt_detr_v2": _NEWER_NAMES,
 }
+_OF_RTDETR = ("rt_detr", "rt_detr_v2")
 _BACKBONE_FORMS = re.compile(r"^model\.backbone\.(?:conv_encoder\.)?model\.(?:_backbone\.)?(.+)")
 
 
@@ -218,21 +280,42 @@ def written_name(name: str, model_type: str) -> str:
     """
     backbone = _BACKBONE_FORMS.match(name)
     if backbone:
-        return BACKBONE_PREFIX + _renamed(backbone[1], RESNET_NAMES, reverse=False)
+        return BACKBONE_PREFIX + _renamed(backbone[1], _resnet_names(model_type), reverse=False)
     for pattern, older in NEWER_NAMES[model_type]:
         name = re.sub(pattern, older, name)
     return name
 
 
-def resnet_name(name: str) -> str:
-    """transformers' own name of a tensor of a ResNet that torchvision calls `name`."""
-    return _renamed(name, RESNET_NAMES, reverse=True)
+def backbone_name(name: str, model_type: str, *, own_names: bool) -> str:
+    """The whole name that transformers writes for a tensor of the backbone.
+
+    Args:
+        name: as torchvision (RT-DETR: the official code) calls it.
+        model_type: of config.json.
+        own_names: the backbone is transformers' own; False: timm's, which has torchvision's names.
+    """
+    if model_type in _OF_RTDETR:
+        prefix = "model.backbone.model."
+    else:
+        prefix = BACKBONE_PREFIX + ("_backbone." if model_type == "dab-detr" and not own_names else "")
+    return prefix + (_renamed(name, _resnet_names(model_type), reverse=True) if own_names else name)
 
 
-def import_rules(pairs: Sequence[Pair]) -> tuple[Rule | Aside, ...]:
-    """The pairs, and a backbone with the names of torchvision, from theirs to ours."""
+def _resnet_names(model_type: str) -> tuple[Pair, ...]:
+    return RESNET_VD_NAMES if model_type in _OF_RTDETR else RESNET_NAMES
+
+
+def import_rules(pairs: Sequence[Pair], *, keeps_counters: bool) -> tuple[Rule | Aside, ...]:
+    """The pairs, and a backbone with the names of torchvision, from theirs to ours.
+
+    `keeps_counters`: the backbone's batch norms train, and so count their batches.
+    """
+    reason = "a counter of batches, which frozen batch norms do not keep"
+    in_backbone = re.escape(BACKBONE_PREFIX) + r".*\.num_batches_tracked"
+    counters = () if keeps_counters else (Aside(in_backbone, reason),)
     return (
-        Aside(r".*\.num_batches_tracked", "a counter of batches, which frozen batch norms do not keep"),
+        Aside(r".*\.n_points_scale", "the reciprocal of the number of points, a setting here"),
+        *counters,
         *(_rule(pair.theirs, pair.ours) for pair in pairs),
         Rule(re.escape(BACKBONE_PREFIX) + "(.+)", (r"backbone.body.\1",)),
     )
@@ -243,7 +326,7 @@ def export_rules(pairs: Sequence[Pair]) -> tuple[Rule, ...]:
 
     Those of ours that share a tensor come in its order.
     """
-    return tuple(_rule(ours, (pair.theirs,)) for pair in pairs for ours in pair.ours)
+    return tuple(_rule(ours, (pair.theirs,)) for pair in pairs for ours in pair.ours if ours != UNUSED_ROW)
 
 
 @cache

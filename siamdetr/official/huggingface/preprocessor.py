@@ -8,12 +8,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from siamdetr.errors import OfficialCheckpointError
-from siamdetr.images.preprocessing import IMAGENET, PreprocessingSpec
+from siamdetr.images.preprocessing import IMAGENET, PLAIN, PreprocessingSpec
 
 _log = logging.getLogger(__name__)
 
 _BILINEAR = 2  # Pillow's number
-_PLAIN_MEAN, _PLAIN_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # values in 0..1, not normalised
 
 
 class ImageProcessor(BaseModel):
@@ -72,7 +71,7 @@ def write_preprocessing(spec: PreprocessingSpec, processor_type: str) -> dict[st
         "resample": _BILINEAR,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "do_normalize": (spec.mean, spec.std) != (_PLAIN_MEAN, _PLAIN_STD),
+        "do_normalize": spec.normalization != PLAIN,
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),
         "do_pad": spec.mode != "fixed",
@@ -98,7 +97,7 @@ def _size(processor: ImageProcessor, where: str) -> dict[str, Any]:
 def _normalization(processor: ImageProcessor) -> dict[str, Any]:
     """Mean and standard deviation of values in 0..1, whatever factor the pixels are scaled by."""
     if not processor.do_normalize:
-        mean, std = _PLAIN_MEAN, _PLAIN_STD
+        mean, std = PLAIN
     else:
         mean, std = processor.image_mean, processor.image_std
     factor = processor.rescale_factor * 255 if processor.do_rescale else 255.0

@@ -69,12 +69,15 @@ def import_huggingface(source: str | Path) -> ImportedModel:
             f"'{config.architecture.removesuffix('ForObjectDetection')}Model' without heads?"
         )
     settings = config.settings(num_classes=len(head) - config.softmax)
+    if (values.get(OURS) or {}).get("column_positions"):
+        settings = settings.model_copy(update={"column_positions": True})
     detector = Detector(settings)
-    used, left_aside, found = distribute(tensors, detector, import_rules(architecture.pairs(settings)))
-    fill(detector, found, why=lambda name: None)
+    rules = import_rules(architecture.pairs(settings), keeps_counters=settings.train_batchnorm)
+    used, left_aside, found = distribute(tensors, detector, rules)
+    missing = fill(detector, found, why=_why_missing)
     _log.info("%s: %d tensors used, %d left aside", repository.name, len(used), len(left_aside))
     metadata = _metadata(repository, values, config, settings.num_classes)
-    return ImportedModel(detector.eval(), metadata, Coverage(used, left_aside, {}, ()))
+    return ImportedModel(detector.eval(), metadata, Coverage(used, left_aside, missing, ()))
 
 
 def convert_huggingface(
@@ -96,6 +99,13 @@ def convert_huggingface(
         metadata = metadata.model_copy(update={"class_names": tuple(class_names)})
     save_model(output, imported.detector, metadata)
     return imported.coverage
+
+
+def _why_missing(name: str) -> str | None:
+    """Why a checkpoint need not have a tensor of ours."""
+    if name.endswith("num_batches_tracked"):
+        return "a counter of batches, from 0"
+    return "num_denoising is 0 there" if name == "learned_queries.labels.weight" else None
 
 
 def _read_config(repository: Repository) -> dict[str, Any]:

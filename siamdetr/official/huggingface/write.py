@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ from siamdetr.errors import HubError
 from siamdetr.model_file import ModelMetadata
 from siamdetr.models.detector import Detector
 from siamdetr.official.huggingface.architectures import ARCHITECTURES
-from siamdetr.official.huggingface.config import HuggingFaceConfig, write_config
-from siamdetr.official.huggingface.names import BACKBONE_PREFIX, Pair, export_rules, resnet_name
+from siamdetr.official.huggingface.config import HuggingFaceConfig
+from siamdetr.official.huggingface.names import Pair, backbone_name, export_rules
 from siamdetr.official.huggingface.preprocessor import write_preprocessing
 from siamdetr.official.huggingface.read import OURS
 from siamdetr.official.huggingface.repository import CONFIG, PREPROCESSOR, WEIGHTS
+from siamdetr.official.huggingface.rtdetr_config import require_square, rtdetr_forms
+from siamdetr.official.huggingface.write_config import write_config
 from siamdetr.official.keys import translate
 from siamdetr.settings.base import to_json
 from siamdetr.settings.detector import DetectorSettings
@@ -44,32 +45,31 @@ def export_huggingface(detector: Detector, metadata: ModelMetadata, folder: Path
     config, values = write_config(detector.settings, metadata.class_names)
     kept = to_json(metadata)
     values[OURS] = {name: kept[name] for name in ("category_ids", "lineage", "metrics")}
+    if detector.settings.column_positions:
+        require_square(metadata.preprocessing)
+        values[OURS]["column_positions"] = True
     tensors = huggingface_tensors(detector, config)
     folder.mkdir(parents=True, exist_ok=True)
     processor = write_preprocessing(metadata.preprocessing, config.processor)
-    contents: dict[str, bytes] = {
-        WEIGHTS: safetensors_torch.save(tensors, {"format": "pt"}),
-        PREPROCESSOR: _json(processor),
-        CONFIG: _json(values),  # last: with it the folder is one
-    }
-    for name, content in contents.items():
-        atomic_write(folder / name, _writer(content))
-    return [folder / name for name in contents]
+    atomic_write(folder / WEIGHTS, lambda file: file.write(safetensors_torch.save(tensors, {"format": "pt"})))
+    atomic_write(folder / PREPROCESSOR, lambda file: file.write(_json(processor)))
+    atomic_write(folder / CONFIG, lambda file: file.write(_json(values)))  # last: with it the folder is one
+    return [folder / name for name in (WEIGHTS, PREPROCESSOR, CONFIG)]
 
 
 def huggingface_tensors(detector: Detector, config: HuggingFaceConfig) -> dict[str, Tensor]:
     """The detector's tensors under the names that transformers writes, shared heads under each of their names."""
     pairs = ARCHITECTURES[config.model_type].pairs(detector.settings)
-    own_resnet = (config.backbone_config or {}).get("model_type") == "resnet"
-    wrapped = "_backbone." if config.model_type == "dab-detr" and not own_resnet else ""
-    prefix = BACKBONE_PREFIX + wrapped
+    own_names = (config.backbone_config or {}).get("model_type") != "timm_backbone"
     state = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
     tensors = {
-        prefix + (resnet_name(name.removeprefix(_BODY)) if own_resnet else name.removeprefix(_BODY)): tensor
+        backbone_name(name.removeprefix(_BODY), config.model_type, own_names=own_names): tensor
         for name, tensor in state.items()
         if name.startswith(_BODY)
     }
     tensors |= _renamed({name: tensor for name, tensor in state.items() if not name.startswith(_BODY)}, pairs)
+    if detector.settings.variant == "rtdetr":
+        tensors = rtdetr_forms(tensors, config.model_type, detector.settings)
     tensors |= _aliases(tensors, detector.settings)
     return {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
 
@@ -114,7 +114,3 @@ def _aliases(tensors: dict[str, Tensor], settings: DetectorSettings) -> dict[str
 
 def _json(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def _writer(content: bytes) -> Callable[[Any], object]:
-    return lambda file: file.write(content)

@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-from siamdetr.evaluation.coco import DetectionMetrics
+from siamdetr.evaluation.coco_figures import DetectionMetrics
 from siamdetr.files import EVALUATION_FILE
 from siamdetr.models.detector import Detector
 from siamdetr.system.atomic_file import atomic_write
@@ -134,7 +134,7 @@ def scores(metrics: DetectionMetrics) -> dict[str, float]:
     return {
         field.name: float(value)
         for field in dataclasses.fields(metrics)
-        if isinstance(value := getattr(metrics, field.name), int | float)
+        if field.name != "max_detections" and isinstance(value := getattr(metrics, field.name), int | float)
     }
 
 

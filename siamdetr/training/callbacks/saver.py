@@ -92,6 +92,9 @@ class Saver(Callback):
             "step": pl_module.step,
             "world_size": trainer.world_size,
             "torch": str(torch.__version__),
+            "data": pl_module.data,
+            "changes": list(pl_module.changes),
+            "stopped": bool(trainer.should_stop),
             NORMALIZATION: [list(values) for values in pl_module.preprocessing.normalization],
         }
 

@@ -206,6 +206,9 @@ def _digest(checkpoint: Mapping[str, Any]) -> str:
 
 def _keep(path: Path) -> None:
     """Give the old checkpoint a second name, previous.ckpt, before the new one takes its first."""
+    previous = path.with_name(PREVIOUS_CHECKPOINT)
+    if previous.exists() and previous.samefile(path):  # after a kill; renaming one name to the other would do nothing
+        return
     spare = path.with_name(f".{PREVIOUS_CHECKPOINT}.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
         spare.unlink()
@@ -213,4 +216,4 @@ def _keep(path: Path) -> None:
         os.link(path, spare)
     except OSError:  # a file system without hard links: then there is no previous one
         return
-    spare.replace(path.with_name(PREVIOUS_CHECKPOINT))
+    spare.replace(previous)

@@ -1,0 +1,48 @@
+"""Names from files are shown as they are: no terminal obeys them, no spreadsheet computes them."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+
+from siamdetr.cli.console import SafeConsole, bold, console, log_to_console
+from siamdetr.system.plain_text import csv_cell, visible
+
+HOSTILE = "a[/blue]\x1b[2J\x9b\u202eb"
+SHOWN = "a[/blue]\\x1b[2J\\x9b\\u202eb"
+
+
+def test_control_characters_are_escaped_and_others_kept() -> None:
+    assert visible(HOSTILE) == SHOWN
+    assert visible("Käse\n\t猫 [x]") == "Käse\n\t猫 [x]"
+
+
+def test_the_console_obeys_no_name() -> None:
+    written = io.StringIO()
+    safe = SafeConsole(file=written, highlight=False, width=200, force_terminal=False)
+    safe.print(f"{bold(HOSTILE)} done")
+    safe.print(HOSTILE, markup=False)
+    assert written.getvalue().splitlines() == [f"{SHOWN} done", SHOWN]
+
+
+def test_the_log_obeys_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    logger = logging.getLogger("siamdetr")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    monkeypatch.setattr(console, "file", written)
+    log_to_console()
+    try:
+        logging.getLogger("siamdetr.x").warning("%s", HOSTILE)
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = before
+    assert "\x1b[2J" not in written.getvalue()
+    assert "\\x1b[2J" in written.getvalue()
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\tx"])
+def test_cells_are_no_formulas(name: str) -> None:
+    assert csv_cell(name) == f"'{name}"
+    assert csv_cell("cell") == "cell"
+    assert csv_cell(-1.5) == -1.5
