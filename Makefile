@@ -4,9 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRITON := build/triton-venv
+# The scripts that `make bench` runs with options, or not at all without a GPU.
+TABLE := $(addprefix benchmarks/,gpu.py pretrain_step.py detectors.py predict.py deformable_attention.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format lint types docs coverage triton bench clean
+.PHONY: help quickstart test check format lint types docs coverage triton bench gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,8 +53,19 @@ $(TRITON)/.installed:
 
 check: lint types docs test  ## what CI runs, and what a commit must pass
 
-bench: $(STAMP)  ## side-by-side ratios, printed
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(STAMP)  ## side-by-side ratios of docs/results.md, both sides in turns; needs an idle machine
+	for line in \
+	  "pretrain_step.py" "pretrain_step.py --variant vanilla" "pretrain_step.py --variant deformable --queries 300" \
+	  "pretrain_step.py --precision bf16" "pretrain_step.py --variant vanilla --precision bf16" \
+	  "pretrain_step.py --variant deformable --queries 300 --precision bf16" \
+	  "detectors.py --variants conditional deformable vanilla" \
+	  "predict.py --variant conditional" "predict.py --variant deformable --levels 4 --queries 300" \
+	  "deformable_attention.py --height 320 --width 320 --device cpu" \
+	; do echo "== $$line"; $(BIN)/python benchmarks/$$line || exit 1; done
+	for script in $(filter-out $(TABLE),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+gpu: $(STAMP)  ## what only a GPU can tell, in eight minutes
+	$(BIN)/python benchmarks/gpu.py --output build/gpu
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build dist *.egg-info

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ def main() -> None:
     example = make_example(options.batch, options.size, torch.device(options.device))
     print(
         f"{options.backbone}, {options.layers}+{options.layers} layers, {options.queries} queries, batch {options.batch} of "
-        f"{options.size} pixels, {options.threads} threads, {options.device}; medians of {options.repeats}, milliseconds;"
+        f"{options.size} pixels, {options.threads} threads, {options.device}, load {os.getloadavg()[0]:.1f}; medians of {options.repeats}, milliseconds;"
         " learning: parameters, millions, ours and theirs"
     )
     print(f"{'variant':16}{'step':>9}{'theirs':>9}{'ratio':>8}   {'inference':>9}{'theirs':>9}{'ratio':>8}   learning")

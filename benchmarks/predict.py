@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import statistics
 import tempfile
 import time
@@ -33,6 +34,8 @@ from siamdetr.export.options import ExportOptions, Precision
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
 from siamdetr.inference.pytorch import normalize_prepared
+from siamdetr.models.detector import Detector
+from siamdetr.settings.detector import DetectorSettings
 
 HUGGING_FACE = {"vanilla": "Detr", "conditional": "ConditionalDetr", "dab": "DabDetr", "deformable": "DeformableDetr"}
 
@@ -48,7 +51,7 @@ def take_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
-def hugging_face(variant: str, queries: int) -> Any:
+def hugging_face(variant: str, queries: int, levels: int) -> Any:
     """Hugging Face's eager model of a variant with a ResNet-50 and random weights; None where there is none."""
     if importlib.util.find_spec("transformers") is None or variant not in HUGGING_FACE:
         return None
@@ -57,8 +60,10 @@ def hugging_face(variant: str, queries: int) -> Any:
     name = HUGGING_FACE[variant]
     config = getattr(transformers, f"{name}Config")(
         num_queries=queries, num_labels=80, use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
-        backbone_config=transformers.ResNetConfig(out_features=["stage4"]),
-        **({"num_feature_levels": 1} if variant == "deformable" else {}),
+        backbone_config=transformers.ResNetConfig(
+            out_features=["stage2", "stage3", "stage4"] if levels > 1 else ["stage4"]
+        ),
+        **({"num_feature_levels": levels} if variant == "deformable" else {}),
     )  # fmt: skip
     return getattr(transformers, f"{name}ForObjectDetection")(config).eval()
 
@@ -73,16 +78,25 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=640)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--levels", type=int, default=1, help="feature levels of a deformable detector")
+    parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     spec = PreprocessingSpec.from_size((given.size, given.size))
-    model = SiamDETR(given.variant, backbone=given.backbone, num_classes=80, preprocessing=spec)
+    settings = DetectorSettings.model_validate(
+        {
+            "variant": given.variant, "backbone": given.backbone, "num_classes": 80, "num_queries": given.queries,
+            "levels": given.levels, "classifier": "softmax" if given.variant == "vanilla" else "focal",
+        }
+    )  # fmt: skip
+    names = [f"class_{label}" for label in range(80)]
+    model = SiamDETR.from_parts(Detector(settings).eval(), class_names=names, preprocessing=spec)
     pixels = drawn_images(given.batch, given.size, given.size)
     sizes = np.full((given.batch, 2), given.size, dtype=np.int64)
     batch = Prepared(pixels, None, sizes, sizes)
     picture = Image.fromarray(pixels[0].transpose(1, 2, 0))
-    theirs = hugging_face(given.variant, 100)
+    theirs = hugging_face(given.variant, given.queries, given.levels)
 
     def plain() -> object:
         with torch.inference_mode():
@@ -93,7 +107,7 @@ def main() -> None:
             return theirs(pixel_values=normalize_prepared(batch, spec, "cpu")[0])
 
     print(
-        f"{given.variant} {given.backbone}, batch {given.batch} of {given.size}×{given.size}, {given.threads} threads"
+        f"{given.variant} {given.backbone}, batch {given.batch} of {given.size}×{given.size}, {given.threads} threads, load of the machine {os.getloadavg()[0]:.1f}"
     )
     model_only: dict[str, Callable[[], object]] = {} if theirs is None else {"Hugging Face, eager mode": eager}
     model_only |= {"PyTorch, plain": plain, "PyTorch, predict": lambda: model.predict_batch(batch)}

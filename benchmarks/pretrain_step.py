@@ -2,7 +2,8 @@
 
 Plain, written out below with the same modules: the views go through the network one after the other, BatchNorm is not folded and
 images are contiguous, the feature head answers for every query, every decoder layer of every view is matched on its own
-(one transfer each), and AdamW loops over parameters. Each runs in processes of its own, in turn, so that peak memory is its own.
+(one transfer each), AdamW loops over parameters, deformable attention samples level by level and keeps its samples, and subnormal
+numbers are multiplied as they are. Each runs in processes of its own, in turn, so that peak memory is its own.
 
     python benchmarks/pretrain_step.py --batch 2 --size 320 --variant conditional --backbone resnet50 --precision fp32
     python benchmarks/pretrain_step.py --method updetr    # or detreg: one view of each sample
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -23,10 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from siamdetr.models.backbone.pyramid import as_levels
 from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.deformable.attention import DeformableAttention
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.pretext.batches import RegionBatch, ViewBatch
-from siamdetr.pretext.common import Pretext, jitter_boxes, pretext_settings, region_features
+from siamdetr.pretext.common import Pretext, jitter_boxes, pool_memory, pretext_settings, region_features
 from siamdetr.pretext.detreg import DETReg
 from siamdetr.pretext.prompt import condition_queries, group_mask
 from siamdetr.pretext.registry import PRETEXTS
@@ -35,6 +39,7 @@ from siamdetr.pretext.updetr import UPDETR
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
 from siamdetr.structures.targets import Targets, region_targets
+from siamdetr.training.precision import prepare_arithmetic
 
 NUM_REGIONS = 10
 CROP_SIZE = 128
@@ -51,7 +56,7 @@ def main() -> None:
     parser.add_argument("--method", default="siamese", choices=list(PRETEXTS))
     parser.add_argument("--batch", type=int, default=2, help="samples; of siamese each is two views")
     parser.add_argument("--size", type=int, default=320, help="side of the views, pixels")
-    parser.add_argument("--variant", default="conditional", choices=["vanilla", "conditional"])
+    parser.add_argument("--variant", default="conditional", choices=["vanilla", "conditional", "deformable"])
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of ours; the plain one is fp32")
     parser.add_argument("--queries", type=int, default=100)
@@ -83,6 +88,7 @@ def report(options: argparse.Namespace, best: dict[str, dict[str, float]]) -> No
         f"{options.method}: {options.variant} {options.backbone}, batch {options.batch} x {views} of {options.size}x{options.size}, "
         f"{NUM_REGIONS} crops of {CROP_SIZE}x{CROP_SIZE}, {options.queries} queries, on {options.device}"
     )
+    print(f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(f"{'':24}{'s/step':>9}{'CPU s/step':>12}{'peak MB':>10}")
     for kind, name in (("plain", "plain, fp32"), ("ours", f"ours, {options.precision}")):
         row = best[kind]
@@ -97,13 +103,23 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     """Fastest step in seconds (wall and CPU), and peak memory of this process (of the GPU where there is one)."""
     device = torch.device(options.device)
     torch.manual_seed(0)
-    settings = DetectorSettings(variant=options.variant, backbone=options.backbone, num_queries=options.queries)
+    ours = options.only == "ours"
+    if ours:
+        prepare_arithmetic("convolutions")
+    settings = DetectorSettings(
+        variant=options.variant,
+        backbone=options.backbone,
+        num_queries=options.queries,
+        levels=4 if options.variant == "deformable" else 1,
+    )
     with device:
         pretext = PRETEXTS[options.method].build(Detector(pretext_settings(settings)), SETTINGS[options.method])
         batch = make_batch(options.batch, options.size)
         if options.method != "siamese":
             batch = first_views(batch)
-    ours = options.only == "ours"
+    for module in pretext.modules():
+        if isinstance(module, DeformableAttention) and not ours:
+            module.sampling = "reference"
     parameters = [parameter for parameter in pretext.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4, fused=ours, foreach=False)
     forward: Callable[[], dict[str, Tensor]] = (
@@ -158,9 +174,10 @@ def plain_losses(pretext: SiameseDETR, batch: ViewBatch) -> dict[str, Tensor]:
     for half in halves:
         with torch.no_grad():
             features = detector.backbone(batch.images[half])
-            crops.append(detector.backbone(batch.crops[half].flatten(0, 1)).mean((2, 3)))
+            seen = as_levels(detector.backbone(batch.crops[half].flatten(0, 1)))
+            crops.append(torch.cat([level.mean((2, 3)) for level in seen], dim=-1))
         boxes = jitter_boxes(batch.boxes[half], pretext.box_jitter)
-        pooled = region_features(features, boxes, batch.sizes[half], detector.backbone.stride)
+        pooled = region_features(features, boxes, batch.sizes[half], detector.backbone.strides)
         regions.append(pretext.region_projection(pooled))
         memories.append(detector.encode_features(features, batch.padding[half]))
     sums: dict[str, Tensor] = {}
@@ -169,7 +186,7 @@ def plain_losses(pretext: SiameseDETR, batch: ViewBatch) -> dict[str, Tensor]:
         outputs = detector.decode(queries, memories[1 - view])
         for name, value in plain_view(pretext, outputs, batch.boxes[halves[1 - view]], crops[view]).items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value / 2
-    means = [memory.tokens.mean(1) for memory in memories]
+    means = [pool_memory(memory) for memory in memories]
     if pretext.global_head is not None:
         sums["loss_global"] = pretext.global_head(means[0], means[1])
     return sums

@@ -12,7 +12,7 @@ from siamdetr.cli import options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from siamdetr.export.benchmark import Measurement
+    from siamdetr.export.timing.benchmark import Measurement
 
 _LEAST_WIDTH = 120  # of the table, so that a narrow terminal or a pipe truncates no text
 
@@ -42,7 +42,7 @@ def benchmark(
     from rich.console import Console
 
     from siamdetr.cli.console import console
-    from siamdetr.export.benchmark import write_csv, write_plot
+    from siamdetr.export.timing.benchmark import write_csv, write_plot
     from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
     if output is not None:
@@ -96,8 +96,8 @@ def _one(
     from siamdetr.api import Backend, load
     from siamdetr.cli.console import progress
     from siamdetr.evaluation.coco import evaluate
-    from siamdetr.export.benchmark import measure, process_memory, with_ap
     from siamdetr.export.gate_images import drawn_samples, samples_of
+    from siamdetr.export.timing.benchmark import measure, process_memory, with_ap
 
     path, backend = split_backend(text)
     if threads is not None:

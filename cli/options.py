@@ -24,7 +24,11 @@ Split = Annotated[str | None, typer.Option("--split", help="The part to use, suc
 ModelPath = Annotated[Path, typer.Argument(help="A run folder, a .safetensors file or an exported file.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[
-    str | None, typer.Option("--backend", help="pytorch, onnxruntime, openvino or tensorrt; default: as the file is.")
+    str | None,
+    typer.Option(
+        "--backend",
+        help="pytorch, onnxruntime, openvino, tensorrt, or auto: the fastest here, timed once. Default: as the file is.",
+    ),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that load images.")]
 BatchSize = Annotated[
@@ -47,7 +51,9 @@ ImageSize = Annotated[
     str | None, typer.Option("--imgsz", metavar="N|H,W", help="Shortest side, or a fixed height,width.")
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of data order, augmentation and initial weights.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="fp32, bf16 or fp16.")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="fp32, bf16, fp16, or auto: the faster here of fp32 and bf16.")
+]
 LearningRate = Annotated[float | None, typer.Option("--lr", min=0.0, help="Learning rate.")]
 GradAccum = Annotated[
     int | None, typer.Option("--grad-accum", min=1, help="Batches whose gradients are accumulated into one step.")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from siamdetr.pytorch_model import SiamDETR
 
-Backend = Literal["pytorch", "onnxruntime", "openvino", "tensorrt"]
+Backend = Literal["pytorch", "onnxruntime", "openvino", "tensorrt", "auto"]
 _BACKENDS: dict[Kind, tuple[Backend, ...]] = {  # that run a kind of file, the usual one first
     "onnx": ("onnxruntime", "openvino"),
     "bundle": ("onnxruntime", "openvino", "tensorrt"),
@@ -68,6 +68,8 @@ def load(
             model.engine.
         device: where it runs: "cpu", "cuda", "cuda:N", or "auto": the GPU where there is one.
         backend: what runs it; None: PyTorch for our model files, ONNX Runtime for .onnx files and bundles, TensorRT for engines.
+            "auto": as None, but .onnx files and bundles on the CPU take the fastest of the installed runtimes, which is timed
+            once for about two seconds and kept beside the user's settings.
         threads: of exported files on the CPU; None: one for each core that this process may use.
     Raises:
         CheckpointError: not there, not ours, or damaged.
@@ -83,7 +85,12 @@ def load(
     """
     path = Path(path)
     backends = _BACKENDS.get(kind_of(path), ("pytorch",))
-    backend = backend or backends[0]
+    if backend == "auto" and backends[0] == "onnxruntime":
+        from siamdetr.export.timing.backend_choice import choose_backend
+
+        backend, threads = choose_backend(path, device=str(device), threads=threads)
+    elif backend is None or backend == "auto":
+        backend = backends[0]
     if backend not in backends:
         raise ValueError(f"{path}: backend '{backend}' does not run such a file; take {' or '.join(backends)}")
     if backend == "tensorrt":

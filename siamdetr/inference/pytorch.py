@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,16 +82,17 @@ class PyTorchPredictor:
         found = postprocess(
             outputs.logits[-1],
             outputs.boxes[-1],
-            torch.from_numpy(batch.original_sizes).to(self.device),
+            _to_device(batch.original_sizes, self.device),
             classifier=self.detector.settings.classifier,
             top_k=self.detector.settings.most_detections,
         )
+        # One transfer: numbers of labels and queries are exact in float32.
+        columns = [one[..., None].float() for one in (found.scores, found.labels, found.queries)]
+        packed = torch.cat([*columns, found.boxes.float()], dim=-1).cpu().numpy()  # [B, K, 7]
         scored = ScoredBoxes(
-            scores=found.scores.cpu().numpy().astype(np.float32, copy=False),
-            labels=found.labels.cpu().numpy(),
-            boxes=found.boxes.cpu().numpy().astype(np.float32, copy=False),
+            scores=packed[..., 0], labels=packed[..., 1].astype(np.int64), boxes=np.ascontiguousarray(packed[..., 3:])
         )
-        return scored, found.queries.cpu().numpy()
+        return scored, packed[..., 2].astype(np.int64)
 
     def _backbone(self) -> nn.Module:
         backbone = self.detector.backbone
@@ -110,11 +112,18 @@ def normalize_prepared(
     batch: Prepared, spec: PreprocessingSpec, device: torch.device | str
 ) -> tuple[Tensor, Tensor | None]:
     """Inputs of a detector: float images [B, 3, H, W], 0 where padded, and padding [B, H, W] or None."""
-    images = normalize_images(torch.from_numpy(batch.images).to(device), spec.mean, spec.std)
+    images = normalize_images(_to_device(batch.images, device), spec.mean, spec.std)
     if batch.padding is None:
         return images, None
-    padding = torch.from_numpy(batch.padding).to(device)
+    padding = _to_device(batch.padding, device)
     return images.masked_fill_(padding[:, None], 0.0), padding
+
+
+def _to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
+    """A copy that does not wait: page-locked memory may be read while the host goes on."""
+    tensor = torch.from_numpy(array)
+    cuda = torch.device(device).type == "cuda"
+    return tensor.pin_memory().to(device, non_blocking=True) if cuda else tensor.to(device)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from siamdetr.settings.base import Settings
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings, LossSettings
 
 Stage = Literal["pretrain", "finetune"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
 TF32 = Literal["none", "convolutions", "all"]
 Freeze = Literal["none", "backbone", "body"]
 Logger = Literal["wandb", "mlflow"]
@@ -95,7 +95,10 @@ class RunSettings(Settings):
     steps: int | None = Field(None, ge=1, description="optimizer steps; overrides `epochs`")
     batch_size: int = Field(4, ge=1, description="images a process and a step (pretraining: pairs of views)")
     grad_accum: int = Field(1, ge=1, description="batches whose gradients make one step")
-    precision: Precision = "fp32"
+    precision: Precision = Field(
+        "fp32",
+        description="fp32, bf16, fp16 (GPU), or auto: the faster of fp32 and bf16 on this device, timed at the start",
+    )
     tf32: TF32 = Field(
         "convolutions",
         description="on a GPU: which float32 products may round their factors to 10 bits; convolutions: as PyTorch itself",

@@ -18,7 +18,6 @@ from siamdetr.models.detector import Detector
 from siamdetr.settings.training import FinetuneSettings
 from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
-from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.evaluator import Evaluator, scores
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune_module import FinetuneModule
@@ -28,6 +27,7 @@ from siamdetr.training.loop import TrainingJob, run_length, save_detector, seed_
 from siamdetr.training.open_datasets import FinetuneData, open_labelled
 from siamdetr.training.optim import freeze
 from siamdetr.training.pictures import save_pictures
+from siamdetr.training.precision import prepare_arithmetic
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
 from siamdetr.training.run_folder import RunFolder, open_run
 from siamdetr.training.run_report import write_report

@@ -27,8 +27,9 @@ from siamdetr.training.callbacks.saver import Saver
 from siamdetr.training.callbacks.step_log import StepLog
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.loader import BatchStream
+from siamdetr.training.precision import choose_precision, recorded_precision
 from siamdetr.training.progress import ProgressSink
-from siamdetr.training.run_folder import RunFolder
+from siamdetr.training.run_folder import RunFolder, write_config
 from siamdetr.training.step_module import StepModule
 from siamdetr.training.trainer import build_trainer, process_rank, run_device, world_size
 
@@ -103,6 +104,7 @@ def train(
         return 0.0
     order = _order(settings, job.length, process_rank(settings))
     module.image_ids_of = lambda batch: tuple(job.image_id(i) for _, i in order.batch(batch))
+    settings = _with_precision(job, settings, run)
     stream = BatchStream(
         job.dataset,
         job.collate,
@@ -136,6 +138,22 @@ def train(
                 raise
             raise _misfit(run, error) from error
     return time.perf_counter() - started
+
+
+def _with_precision(job: TrainingJob, settings: RunSettings, run: RunFolder) -> RunSettings:
+    """The settings with `precision: auto` decided, and written into the run's files."""
+    if settings.precision != "auto":
+        return settings
+    decided = recorded_precision(settings, run)
+    if decided.precision == "auto":
+        count = min(settings.batch_size, job.length)
+        batch = job.collate([job.dataset[0, position] for position in range(count)])
+        precision = choose_precision(job.module, batch, settings, run_device(settings), processes=world_size(settings))
+        decided = settings.model_copy(update={"precision": precision})
+    job.module.run_settings = decided
+    if launch().is_first:
+        write_config(decided, run.path)
+    return decided
 
 
 def _restore(job: TrainingJob, run: RunFolder) -> None:

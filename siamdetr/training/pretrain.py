@@ -18,12 +18,12 @@ from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.system.distributed import first_process_first
 from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
-from siamdetr.training.arithmetic import prepare_arithmetic
 from siamdetr.training.callbacks.diagnostics import Diagnostics
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.initial_weights import run_normalization, start
 from siamdetr.training.loop import TrainingJob, run_length, seed_weights, train
 from siamdetr.training.open_datasets import PretrainData, open_pretraining
+from siamdetr.training.precision import prepare_arithmetic
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
 from siamdetr.training.pretrain_setup import resolved_pretraining, stored_proposals, training_samples
 from siamdetr.training.progress import ProgressSink, Silent, as_callback

@@ -122,9 +122,13 @@ def open_run(
         if launch().is_first:
             for place in (folder, folder / DIAGNOSTICS):
                 sweep_temporaries(place, owned=True)
-            text = yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True)
-            atomic_text(folder / CONFIG_FILE, text)
+            write_config(settings, folder)
         yield replace(run, data={name: fingerprint(index) for name, index in data.items()})
+
+
+def write_config(settings: RunSettings, folder: Path) -> None:
+    """Write config.yaml."""
+    atomic_text(folder / CONFIG_FILE, yaml.safe_dump(to_json(settings), sort_keys=False, allow_unicode=True))
 
 
 def check_same_run(
@@ -147,6 +151,8 @@ def check_same_run(
     if state.stage != settings.stage:
         raise CheckpointError(f"{path}: a checkpoint of {state.stage}, not of {settings.stage}; use it with --init")
     theirs, ours = _completed(state.settings, type(settings)), to_json(settings)
+    if ours["precision"] == "auto":  # what was decided stays
+        ours["precision"] = theirs["precision"]
     differing = [key for key in differences(ours, theirs) if key.partition(".")[0] not in _FREE]
     fixed = [key for key in differing if key.partition(".")[0] not in _CHANGEABLE]
     if fixed or (differing and not allow_changes):

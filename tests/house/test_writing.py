@@ -20,7 +20,7 @@ EXCEPTIONS = {
     ): "appends one row; a torn last row is dropped by the next session",
     ("siamdetr.training.callbacks.saver", "self.save"): "its own method",
     ("siamdetr.cli.attention", "figure.savefig"): "into memory: matplotlib insists on a real file or this",
-    ("siamdetr.export.benchmark", "figure.savefig"): "into memory",
+    ("siamdetr.export.timing.benchmark", "figure.savefig"): "into memory",
     ("siamdetr.drawing.html_page", "figure.savefig"): "into memory",
     ("siamdetr.drawing.plot", "figure.savefig"): "into memory",
     ("siamdetr.training.pictures", "figure.savefig"): "into memory",

@@ -23,11 +23,12 @@ from siamdetr.settings.training import ScheduleSettings
 from siamdetr.system.atomic_file import atomic_write, sweep_temporaries
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.saver import agreed
-from siamdetr.training.checkpoints.checkpoint_file import STATE, newest_valid, read_checkpoint
+from siamdetr.training.checkpoints.checkpoint_file import newest_valid, read_checkpoint
 from siamdetr.training.checkpoints.checkpoint_io import AtomicCheckpointIO
+from siamdetr.training.checkpoints.run_state import RunState
 from siamdetr.training.metrics_log import MetricsCsv
 from siamdetr.training.optim import rate_factor
-from siamdetr.training.run_folder import check_same_run
+from siamdetr.training.run_folder import RunFolder, check_same_run
 
 CONTENT: dict[str, Any] = {"siamdetr": {"format_version": 1}, "weights": {"a": torch.arange(6.0).view(2, 3)}, "step": 3}
 
@@ -255,7 +256,8 @@ def test_a_run_of_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
     settings = PretrainSettings.model_validate({"data": {"paths": ["x"]}, "steps": 3})
     older = to_json(settings)
     del older["tf32"], older["worker_timeout"]
-    content = {STATE: {"stage": settings.stage, "settings": older}}
-    check_same_run(content, settings, tmp_path)
+    state = RunState(stage=settings.stage, settings=older, step=1, world_size=1, torch=torch.__version__)
+    run = RunFolder(tmp_path, tmp_path / "last.ckpt", {}, state)
+    assert check_same_run(run, settings, {}) == ()
     with pytest.raises(CheckpointError, match="tf32: 'convolutions' in the checkpoint, 'all' now"):
-        check_same_run(content, settings.model_copy(update={"tf32": "all"}), tmp_path)
+        check_same_run(run, settings.model_copy(update={"tf32": "all"}), {})
