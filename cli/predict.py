@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from siamdetr.api import Backend, Model, SiamDETR
+    from siamdetr.inference.tiles import Tiling
 
 
 def predict(
     model: options.ModelPath,
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Images or folders of them; or videos, addresses of streams, numbers of cameras."),
+    ],
     threshold: Annotated[
         float | None,
         typer.Option("--threshold", min=0.0, max=1.0, help="Lowest score of a detection; default: the model's."),
@@ -31,24 +35,35 @@ def predict(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Where to write the boxes; default: OUTPUT/predictions.json.")
     ] = None,
+    tile: Annotated[
+        int | None, typer.Option("--tile", min=32, help="Also look at tiles of this side, pixels: for large images.")
+    ] = None,
+    overlap: Annotated[float, typer.Option("--overlap", help="Of neighbouring tiles, share of their side.")] = 0.2,
+    stride: Annotated[int, typer.Option("--stride", min=1, help="Of a video, every how manieth frame.")] = 1,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 8,
     device: options.Device = "auto",
     backend: options.Backend = None,
 ) -> None:
-    """Detect objects in images: write each picture with its boxes, and all boxes as JSON (xyxy, pixels).
+    """Detect objects in images or videos: write them with their boxes, and all boxes as JSON (xyxy, pixels).
 
     An image that cannot be used is named and left out; the exit code is 1 then.
     """
     from siamdetr.api import load
     from siamdetr.cli.console import console, progress
-    from siamdetr.cli.usage.inputs import image_files
+    from siamdetr.cli.usage.inputs import image_files, only_videos
+    from siamdetr.inference.tiles import Tiling
 
+    tiling = None if tile is None else Tiling(tile, overlap)
+    if only_videos(images):
+        opened = load(model, device=device, backend=cast("Backend | None", backend))
+        _predict_videos(opened, images, output, threshold, tiling, stride=stride, batch_size=batch_size)
+        return
     files = image_files(images)
     pictures = {file: output / name for file, name in _unique_names(files).items()}
     target = json_file or output / "predictions.json"
     _check(model, images, output, pictures, target)
     opened = load(model, device=device, backend=cast("Backend | None", backend))
-    run = _Prediction(opened, threshold, pictures)
+    run = _Prediction(opened, threshold, pictures, tiling)
     output.mkdir(parents=True, exist_ok=True)
     try:
         with progress("predict") as update:
@@ -80,6 +95,7 @@ class _Prediction:
     model: SiamDETR | Model
     threshold: float | None
     pictures: dict[Path, Path]
+    tiling: Tiling | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -87,6 +103,7 @@ class _Prediction:
         """Read, predict and draw some files; what fails is noted, and does not end the rest."""
         from siamdetr.errors import DataError, ImageError
         from siamdetr.images.preprocessing import load_image
+        from siamdetr.inference.detection_rows import detection_rows
 
         images: dict[Path, Image.Image] = {}
         for file in files:
@@ -95,7 +112,7 @@ class _Prediction:
             except (ImageError, DataError) as error:
                 self.failures.append(str(error))
         for file, detections in self._detect(images).items():
-            self.rows.append({"image": str(file), "detections": _boxes(detections)})
+            self.rows.append({"image": str(file), "detections": detection_rows(detections)})
             self._draw(file, images[file], detections)
 
     def write(self, target: Path) -> None:
@@ -110,12 +127,12 @@ class _Prediction:
         The images of a batch that fails are asked one by one.
         """
         from siamdetr.errors import ImageError, NonFiniteOutputError
+        from siamdetr.inference.tiles import detect
 
         if not images:
             return {}
         try:
-            found = self.model.predict(list(images.values()), self.threshold, len(images))
-            assert isinstance(found, list)
+            found = detect(self.model, list(images.values()), self.threshold, self.tiling)
         except (ImageError, NonFiniteOutputError) as error:
             if len(images) == 1:
                 self.failures.append(f"{next(iter(images))}: {error}")
@@ -135,6 +152,67 @@ class _Prediction:
             self.failures.append(f"{file}: its boxes are in the JSON, but cannot be drawn ({error})")
             return
         atomic_bytes(self.pictures[file], content.getvalue())
+
+
+def _predict_videos(
+    model: SiamDETR | Model,
+    sources: list[Path],
+    output: Path,
+    threshold: float | None,
+    tiling: Tiling | None,
+    *,
+    stride: int,
+    batch_size: int,
+) -> None:
+    """Write OUTPUT/NAME.mp4 and .jsonl of each video.
+
+    Raises:
+        typer.Exit: a video broke off or could not be opened; the code is 1.
+    """
+    from siamdetr.cli.console import console, progress
+    from siamdetr.errors import VideoError
+    from siamdetr.inference.tiles import detect
+    from siamdetr.inference.video_sources import source_of
+
+    try:
+        from siamdetr.inference.video import VideoReader
+        from siamdetr.reports.annotated_video import annotate_video
+    except ModuleNotFoundError as error:
+        raise ValueError(f"video: {error.name} is not installed; pip install 'siamdetr[video]'") from None
+    failures = []
+    for source, stem in zip(sources, _unique_stems(sources), strict=True):
+        try:
+            with VideoReader(source_of(source), stride=stride) as reader, progress("predict") as update:
+                done = annotate_video(
+                    reader,
+                    lambda frames: detect(model, [frame.pixels for frame in frames], threshold, tiling),
+                    output / stem,
+                    batch_size=batch_size,
+                    progress=update,
+                )
+        except VideoError as error:
+            failures.append(str(error))
+            continue
+        text = f"{source}: {done.num_boxes} boxes in {done.num_frames} frames: {done.video}, boxes in {done.lines}"
+        console.print(text, markup=False, soft_wrap=True)
+        failures += [done.broken] if done.broken else []
+    for failure in failures:
+        console.print(failure, markup=False, soft_wrap=True, style="bold red")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _unique_stems(sources: list[Path]) -> list[str]:
+    """A name for the output of each video; later ones of the same name are numbered."""
+    stems: list[str] = []
+    for source in sources:
+        stem = f"camera-{source}" if str(source).isdigit() else (source.stem or "stream")
+        number, name = 1, stem
+        while name.lower() in (taken.lower() for taken in stems):
+            number += 1
+            name = f"{stem}-{number}"
+        stems.append(name)
+    return stems
 
 
 def _check(model: Path, images: list[Path], output: Path, pictures: dict[Path, Path], target: Path) -> None:
@@ -166,19 +244,3 @@ def _unique_names(files: list[Path]) -> dict[Path, str]:
         taken.add(name.lower())
         names[file] = name
     return names
-
-
-def _boxes(detections: sv.Detections) -> list[dict[str, Any]]:
-    assert detections.confidence is not None
-    assert detections.class_id is not None
-    return [
-        {
-            "box": [round(float(x), 2) for x in box],
-            "score": round(float(score), 5),
-            "label": int(label),
-            "name": str(name),
-        }
-        for box, score, label, name in zip(
-            detections.xyxy, detections.confidence, detections.class_id, detections.data["class_name"], strict=True
-        )
-    ]

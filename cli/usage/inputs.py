@@ -38,3 +38,18 @@ def image_files(paths: list[Path]) -> list[Path]:
         text = f"{others.total()} files that are not images we decode are left out: {counted}"
         console.print(text, markup=False, soft_wrap=True)
     return list(dict.fromkeys(files))
+
+
+def only_videos(paths: list[Path]) -> bool:
+    """Whether all paths mean videos, streams or cameras, and none images.
+
+    Raises:
+        ValueError: some do and some do not.
+    """
+    from siamdetr.inference.video_sources import is_video, source_of
+
+    videos = [path for path in paths if not path.is_dir() and is_video(source_of(path))]
+    if videos and len(videos) < len(paths):
+        other = next(path for path in paths if path not in videos)
+        raise ValueError(f"{other} is no video and {videos[0]} is one: predict images and videos in calls of their own")
+    return bool(videos)

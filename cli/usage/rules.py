@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from siamdetr.cli.usage.inputs import only_videos
 from siamdetr.cli.usage.unused_options import Rule, Values
 
 _EXPORTED_SUFFIXES = (".onnx", ".engine")
@@ -53,6 +54,11 @@ _OF_RUNS = (
 )
 
 RULES: dict[str, tuple[Rule, ...]] = {
+    "predict": (
+        Rule(("overlap",), lambda v: v["tile"] is not None, "it is of tiles; give --tile SIDE"),
+        Rule(("stride",), lambda v: only_videos(v["images"]), "it leaves out frames of a video; these are images"),
+        Rule(("json_file",), lambda v: not only_videos(v["images"]), "each video has its lines in OUTPUT/NAME.jsonl"),
+    ),
     "train": _OF_RUNS,
     "pretrain": _OF_RUNS,
     "finetune": _OF_RUNS,

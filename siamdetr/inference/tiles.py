@@ -5,7 +5,7 @@ The whole image is one more tile, so that objects larger than a tile are found a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,8 +58,19 @@ class Tiling:
         yield last
 
 
+def detect(
+    model: Predictor, images: Sequence[ImageLike], threshold: float | None = None, tiling: Tiling | None = None
+) -> list[sv.Detections]:
+    """Detections of images, in tiles where a tiling is given; `threshold` None: the model's own."""
+    if tiling is None:
+        found = predict(model, images, threshold=threshold, batch_size=len(images))
+        assert isinstance(found, list)
+        return found
+    return [predict_tiled(model, image, tiling, threshold=threshold) for image in images]
+
+
 def predict_tiled(
-    model: Predictor, image: ImageLike, tiling: Tiling, *, threshold: float = 0.5, batch_size: int = 8
+    model: Predictor, image: ImageLike, tiling: Tiling, *, threshold: float | None = None, batch_size: int = 8
 ) -> sv.Detections:
     """Detections of an image, found tile by tile.
 
@@ -69,7 +80,7 @@ def predict_tiled(
         model: any opened model.
         image: PIL image, uint8 RGB array or path.
         tiling: size and overlap of the tiles.
-        threshold: least score.
+        threshold: least score; None: the model's own.
         batch_size: tiles at a time.
     Returns:
         Detections in pixels of the image, best first.

@@ -22,10 +22,6 @@ from siamdetr.errors import VideoError
 
 _log = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
-)
-_ADDRESSES = ("rtsp://", "rtmp://", "http://", "https://", "udp://")
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 _TIME_BASE = Fraction(1, 90_000)  # seconds; what MPEG counts in
 
@@ -43,14 +39,6 @@ class Frame:
     number: int
     seconds: float
     pixels: NDArray[np.uint8]
-
-
-def is_video(source: str) -> bool:
-    """Whether `source` means a video.
-
-    A file that ends like one, a stream's address, or the number of a camera.
-    """
-    return source.isdigit() or source.lower().startswith(_ADDRESSES) or Path(source).suffix.lower() in VIDEO_SUFFIXES
 
 
 class VideoReader:

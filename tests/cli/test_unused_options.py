@@ -22,8 +22,9 @@ ALWAYS: dict[str, set[str]] = {
     "proposals": {
         "data", "output", "method", "keep", "score", "boxes", "shard", "ray", "workers", "split", "data_format",
     },
-    "train": {*_RUN, "proposals", "method"},
-    "pretrain": {*_RUN, "proposals", "method"},
+    "split": {"data", "output", "parts", "group", "duplicates", "seed", "data_format"},
+    "train": {*_RUN, "proposals", "method", "cache_views"},
+    "pretrain": {*_RUN, "proposals", "method", "cache_views"},
     "finetune": {*_RUN, "fraction", "freeze", "lr_backbone", "val_split", "overfit_batch"},
     "study": {
         "name", "data", "output", "unlabelled", "preset", "imgsz", "batch_size", "ray", "dry_run", "fast", "device",
@@ -33,7 +34,7 @@ ALWAYS: dict[str, set[str]] = {
     "label": {
         "model", "images", "output", "to", "sure", "look", "objects", "next_images", "batch_size", "device", "backend",
     },
-    "predict": {"model", "images", "threshold", "output", "json_file", "batch_size", "device", "backend"},
+    "predict": {"model", "images", "threshold", "output", "tile", "batch_size", "device", "backend"},
     "demo": {"models", "examples", "port", "device", "root_path"},
     "attention": {"model", "image", "output", "layer", "heads", "point", "device"},
     "export": {"model", "output", "gate", "trt", "triton"},
@@ -92,6 +93,9 @@ CALLS: list[tuple[tuple[str, ...], str, tuple[str, ...], str]] = [
     (("label", "run", "a.jpg", "-o", "out", "--sure", ".8", "--look", ".2"), "data", ("--data", "d"), "both thresholds"),
     (("label", "run", "a.jpg", "-o", "out"), "split", ("--split", "val"), _DATA_NEEDED),
     (("label", "run", "a.jpg", "-o", "out"), "data_format", ("--format", "coco"), _DATA_NEEDED),
+    (("predict", "run", "a.jpg"), "overlap", ("--overlap", ".3"), "give --tile SIDE"),
+    (("predict", "run", "a.jpg"), "stride", ("--stride", "2"), "these are images"),
+    (("predict", "run", "a.mp4"), "json_file", ("--json", "a.json"), "each video has its lines"),
     (("attention", "run", "a.jpg", "--point", "1,1"), "boxes", ("--boxes", "2"), "of no box"),
     (("attention", "run", "a.jpg", "-o", "a.pdf"), "dpi", ("--dpi", "200"), "has no dots"),
     *(

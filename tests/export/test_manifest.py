@@ -23,7 +23,7 @@ from siamdetr.export.manifest_text import describe_preparation
 from siamdetr.export.options import ExportOptions
 from siamdetr.images.preprocessing import PreprocessingSpec, resize
 
-SIZES = [(60, 80), (80, 60), (64, 64), (37, 101), (300, 7), (7, 300), (480, 641), (1, 50), (500, 333)]
+SIZES = [(60, 80), (80, 60), (64, 64), (37, 101), (300, 9), (7, 300), (480, 641), (1, 50), (500, 333)]
 SPECS = [
     PreprocessingSpec.from_size(96),
     PreprocessingSpec(mode="shortest-edge", size=48, max_size=64),

@@ -14,13 +14,15 @@ from siamdetr.errors import VideoError
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
 from siamdetr.inference.predictor import ScoredBoxes
 from siamdetr.inference.tiles import Tiling, predict_tiled
-from siamdetr.inference.video import VideoReader, VideoWriter, is_video
+from siamdetr.inference.video import VideoReader, VideoWriter
+from siamdetr.inference.video_sources import is_video, source_of
 
 
 class RedFinder:
     """Boxes the red pixels of an image, if they cover enough of the model's input."""
 
     class_names = ("red",)
+    threshold = 0.5
     preprocessing = PreprocessingSpec.from_size((64, 64))
 
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
@@ -139,4 +141,7 @@ def test_what_is_no_video_is_refused_in_words(tmp_path: Path) -> None:
 
 def test_what_a_video_is() -> None:
     assert all(is_video(source) for source in ("0", "rtsp://camera/1", "a/b.MP4", "https://host/live.m3u8"))
+    assert is_video(source_of(Path("rtsp://camera:554/1")))
+    assert source_of(Path("rtsp://camera:554/1")) == "rtsp://camera:554/1"
+    assert source_of(Path("clips/a.mp4")) == str(Path("clips/a.mp4"))
     assert not any(is_video(source) for source in ("a.jpg", "folder", "model.onnx"))

@@ -73,7 +73,9 @@ class Diagnostics(Callback):
         self.samples = [self.dataset[0, i] for i in self.images]
         for i, sample in enumerate(self.samples):
             self._save(_shown(sample), f"sample-{i}")
-        if pl_module.step in self.steps:
+        if (
+            pl_module.step == 0 and 0 in self.steps
+        ):  # of a resumed run it is there, from before its checkpoint was written
             self._look(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -72,7 +72,9 @@ def read_resumable(path: Path) -> dict[str, Any]:
     if _expect(content, "step", int, path) != state.step:
         raise CheckpointError(f"{path}: damaged: it says step {content['step']} and step {state.step}")
     for name, kind in (("state_dict", dict), ("optimizer_states", list), ("lr_schedulers", list), ("callbacks", dict)):
-        _expect(content, name, kind, path)
+        parts = _expect(content, name, kind, path)
+        if not parts or (name != "state_dict" and not all(parts.values() if kind is dict else parts)):
+            raise CheckpointError(f"{path}: damaged: '{name}' or a part of it is empty")
     for name, tensor in _tensors({key: content[key] for key in ("state_dict", "optimizer_states", "callbacks")}):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
