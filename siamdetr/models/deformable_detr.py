@@ -172,8 +172,10 @@ class Proposer(nn.Module):
         proposed = propose(memory, heads, lambda tokens: self.norm(self.project(tokens)))
         best = best_cells(proposed.logits[..., 0], queries.content.shape[1])
         references = proposed.take(best).boxes.detach()
-        # The official order is x, y, w, h; `box_positions` puts y first.
-        sine = box_positions(references[..., [1, 0, 2, 3]], self.dim).to(memory.tokens.dtype)
+        # The official order is x, y, w, h; `box_positions` puts y first. A list as index would be copied from the host.
+        sine = box_positions(
+            torch.cat([references[..., 1:2], references[..., :1], references[..., 2:]], dim=-1), self.dim
+        ).to(memory.tokens.dtype)
         position, content = self.query_norm(self.query(sine)).chunk(2, dim=-1)
         assert queries.position is not None
         return queries.content + content, queries.position + position, references, proposed.outputs()
