@@ -27,7 +27,7 @@ def convert(
         typer.Option(
             "--family",
             help="Of a .pth file: detr, conditional-detr, dab-detr, dn-detr, deformable-detr, dab-deformable-detr, "
-            "dn-deformable-detr, dino, siamese-detr, up-detr or detreg.",
+            "dn-deformable-detr, dino, rtdetr, siamese-detr, up-detr or detreg.",
         ),
     ] = None,
     arguments: Annotated[
