@@ -171,7 +171,7 @@ def test_unreadable_images_are_left_out_with_a_warning(
     index.path(2).write_bytes(b"broken")
     store = compute_proposals(index, tmp_path / "p.arrow")
     assert len(store) == 5
-    assert "2.jpg: cannot be opened as an image (no image reader knows it)" in caplog.text
+    assert "2.jpg: not an image, or none of the formats that are decoded; convert it to JPEG or PNG" in caplog.text
     assert "1 images could not be read and have no proposals" in caplog.text
 
 
