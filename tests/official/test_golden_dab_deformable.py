@@ -78,7 +78,7 @@ def test_settings_are_read_off_tensors_of_other_sizes(kind: str) -> None:
 def test_the_row_for_matching_queries_is_left_aside_in_words() -> None:
     weights = other("dn_deformable")
     imported = import_official(weights, family="dn-deformable-detr", arguments={})
-    assert imported.coverage.left_aside["label_enc.weight[-1]"] == "a row that the official code never reads"
+    assert imported.coverage.left_aside["label_enc.weight[-1]"] == "rows that the official code never reads"
     queries = imported.module.state_dict()
     assert torch.equal(queries["learned_queries.labels.weight"], weights["module.label_enc.weight"][:7].float())
     assert torch.equal(queries["learned_queries.content.weight"], weights["module.tgt_embed.weight"].float())
