@@ -51,6 +51,7 @@ _OF_RUNS = (
     Rule(("epochs",), lambda v: v["steps"] is None, "--steps says how long; give one of the two"),
     Rule(("output",), _writes_where_it_says, "--resume PATH goes on in the folder of that checkpoint; leave -o out"),
     Rule(("init",), _new_folder, "--resume PATH goes on from that checkpoint's weights; leave --init out"),
+    Rule(("allow_changes",), lambda v: v["resume"] is not None, "it is about a run that goes on; give --resume"),
 )
 
 RULES: dict[str, tuple[Rule, ...]] = {
@@ -70,6 +71,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
     "study": (
+        Rule(("allow_overlap",), lambda v: bool(v["unlabelled"]), "it is about --unlabelled, which is not given"),
         Rule(("cpus", "gpus"), lambda v: v["ray"] is not None, "they are what a cell occupies on a cluster; give --ray"),
         Rule(
             ("jobs",),

@@ -30,7 +30,7 @@ ALWAYS: dict[str, set[str]] = {
         "name", "data", "output", "unlabelled", "preset", "imgsz", "batch_size", "ray", "dry_run", "fast", "device",
         "data_format", "split", "both", "pretrain",
     },
-    "val": {"model", "data", "split", "data_format", "output", "threshold", "json_file"},
+    "val": {"model", "data", "split", "data_format", "output", "threshold", "json_file", "max_detections"},
     "label": {
         "model", "images", "output", "to", "sure", "look", "objects", "next_images", "batch_size", "device", "backend",
     },
@@ -56,6 +56,7 @@ _NOTHING = "with --no-gate nothing is compared"
 _RUN_CALLS = [
     (("--steps", "5"), "epochs", ("--epochs", "2"), "give one of the two"),
     (("--resume", "runs/a"), "init", ("--init", "runs/p"), "leave --init out"),
+    ((), "allow_changes", ("--allow-changes",), "give --resume"),
     (("--resume", "runs/a"), "output", ("-o", "runs/b"), "goes on in the folder of that checkpoint"),
 ]
 
@@ -71,6 +72,7 @@ CALLS: list[tuple[tuple[str, ...], str, tuple[str, ...], str]] = [
         (("study", "data-efficiency", "--data", "d"), name, (f"--{name}", "2"), "give --ray")
         for name in ("cpus", "gpus")
     ),
+    (("study", "cost", "--data", "d"), "allow_overlap", ("--allow-overlap",), "it is about --unlabelled"),
     (("study", "cost", "--data", "d"), "jobs", ("--jobs", "2"), "one after the other"),
     *(
         (("study", "cost", "--data", "d"), name, option, "finetunes nothing")

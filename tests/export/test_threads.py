@@ -49,9 +49,11 @@ def test_memory_does_not_rise_with_every_new_size(bundle: Path, backend: siamdet
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
     ask(139, 260)  # the largest first: a larger picture may take more
-    for i in range(40):
-        ask(100 + i, 140)
+    random = np.random.default_rng(0)
+    sizes = [(int(height), 141 + i % 120) for i, height in enumerate(random.integers(100, 140, 240))]
+    for height, width in sizes[:120]:  # the runtime's pools of memory fill up
+        ask(height, width)
     before = held()
-    for i in range(120):
-        ask(100 + i % 40, 141 + i)
+    for height, width in sizes[120:]:
+        ask(height, width)
     assert held() - before < 25  # MiB

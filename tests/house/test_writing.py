@@ -34,12 +34,13 @@ EXCEPTIONS = {
     ("siamdetr.export.int8.quantize", "onnx.save"): "in the temporary folder of an export",
     ("siamdetr.cli.label", "contact_sheet(pictures).save"): "into memory; written whole after that",
     ("siamdetr.cli.predict", "draw(image, detections).save"): "into memory; written whole after that",
+    ("siamdetr.system.file_lock", "file.write_text"): "the owner's name in a lock file, for other people to read",
+    ("siamdetr.reports.annotated_video", "parts[1].open"): "a .part file, which takes its name when it is finished",
     ("siamdetr.inference.video", "av.open"): "a video grows frame by frame, and is whole once it is closed",
     (
         "siamdetr.labelling.folder",
         "shutil.copyfile",
     ): "copies of the user's images; the annotations that name them come after",
-    ("siamdetr.official.huggingface.write", "safetensors_torch.save"): "into memory; written whole after that",
     ("siamdetr.training.checkpoints.checkpoint_file", "torch.save"): "into the file that atomic_write has given",
     ("siamdetr.cli.export", "shutil.copytree"): "a copy of a bundle, whose manifest vouches for each file",
 }

@@ -88,7 +88,7 @@ def test_later_sources_win(tmp_path: Path) -> None:
         ("optimizer.lrr=1", "no such setting 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
         ("weight_decay=1", "no such setting 'weight_decay'; did you mean 'optimizer.weight_decay'?"),
         ("optimizer.lr=-1", "setting 'optimizer.lr' got -1: input should be greater than 0"),
-        ("precision=fp8", "setting 'precision' got 'fp8': input should be 'fp32', 'bf16' or 'fp16'"),
+        ("precision=fp8", "setting 'precision' got 'fp8': input should be 'fp32', 'bf16', 'fp16' or 'auto'"),
         ("optimizer.lr", "--set got 'optimizer.lr', expected KEY=VALUE, such as optimizer.clip=0.1"),
     ],
 )

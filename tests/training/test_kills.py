@@ -81,6 +81,7 @@ def all_kills(work: Any, tmp_path: Path) -> None:
             assert found[name] == content, f"{name}, killed before operation {fatal}"
 
 
+@pytest.mark.timeout(1800)  # about forty kills, two sessions each
 def test_a_finetuning_killed_at_any_write_ends_as_if_nothing_had_been(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_finetuning_killed_at_any_write_ends_as_if_nothing_had_been(
     all_kills(work, tmp_path)
 
 
+@pytest.mark.timeout(1800)
 def test_a_pretraining_killed_at_any_write_ends_as_if_nothing_had_been(data: Path, tmp_path: Path) -> None:
     def work(folder: Path, resume: str | None) -> None:
         pretrain(pretrain_settings(data, folder, steps=1, method="updetr"), resume=resume)
