@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def kernel(options: argparse.Namespace) -> list[Row]:
 def step(options: argparse.Namespace) -> list[Row]:
     """A pretraining step at the paper's set-up: time and peak memory, fp32 and bf16."""
     size = (
-        ["--size", "64", "--backbone", "resnet18", "--batch", "1"]
+        ["--size", "64", "--backbone", "resnet18", "--batch", "2"]
         if options.tiny
         else ["--size", "800", "--batch", "4"]
     )
@@ -186,12 +187,15 @@ def run_parts(options: argparse.Namespace) -> list[Row]:
     for name in options.parts:
         left = deadline - time.monotonic()
         command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+        done = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=max(1.0, left))
+            output, _ = done.communicate(timeout=max(1.0, left))
         except subprocess.TimeoutExpired:
+            os.killpg(done.pid, signal.SIGKILL)  # with what it has started, which would hold the pipe open
+            done.communicate()
             rows.append(Row(name, "", None, "", "no time was left"))
             continue
-        lines = done.stdout.splitlines()
+        lines = output.splitlines()
         found = json.loads(lines[-1]) if done.returncode == 0 and lines else []
         rows += [Row(**one) for one in found] or [Row(name, "", None, "", f"failed with exit code {done.returncode}")]
         print(table(rows[-len(found) :] if found else rows[-1:]), flush=True)
