@@ -27,6 +27,7 @@ from siamdetr.files import REPORT_FILE
 from siamdetr.reports.evaluation_plots import confusion_matrix, f1_over_threshold, precision_recall
 from siamdetr.reports.mistake_pictures import caption_of, picture_of
 from siamdetr.system.atomic_file import atomic_bytes
+from siamdetr.system.plain_text import csv_cell
 
 MISTAKES = "mistakes"  # folder of jpg files, and the name of the table
 DEFAULT_THRESHOLD = 0.5  # where nothing is found at any threshold
@@ -156,5 +157,5 @@ def _figure(mistake: Mistake, matched: Matched) -> Markup | None:
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([header, *rows])
+    writer.writerows([[csv_cell(value) for value in row] for row in (header, *rows)])
     atomic_bytes(path, text.getvalue().encode())
