@@ -12,6 +12,8 @@ from siamdetr.cli import options
 if TYPE_CHECKING:
     from siamdetr.api import Backend
     from siamdetr.evaluation.coco_figures import DetectionMetrics
+    from siamdetr.evaluation.matched import Matched
+    from siamdetr.evaluation.thresholds import ThresholdRule
     from siamdetr.reports.evaluation_report import Analysis
 
 
@@ -33,9 +35,12 @@ def val(
         ),
     ] = None,
     threshold: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            "--threshold", min=0.0, max=1.0, help="Score at which the report counts mistakes; default: the best F1's."
+            "--threshold",
+            metavar="SCORE|best|precision=P",
+            help="Score at which mistakes are counted. best (of F1) and precision=0.9 choose one and store it in MODEL, where "
+            "predict, label, serve, demo and infer.py find it.",
         ),
     ] = None,
     json_file: Annotated[
@@ -55,9 +60,13 @@ def val(
     from siamdetr.evaluation.coco import detect, read_scorer, warn_of_crowded_images
     from siamdetr.evaluation.matched import match_results
     from siamdetr.evaluation.results import write_results
+    from siamdetr.evaluation.thresholds import ThresholdRule, parse_threshold
     from siamdetr.reports.evaluation_report import analyse, write_evaluation
     from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
+    wanted = None if threshold is None else parse_threshold(threshold)
+    if isinstance(wanted, ThresholdRule) and model.suffix == ".json":
+        raise ValueError(f"--threshold {threshold}: MODEL is a file of results, which holds no threshold; give a model")
     reads = [*model_reads("MODEL", model), Read("--data", data)]
     check_outputs(
         reads,
@@ -85,7 +94,11 @@ def val(
         write_results(json_file, scorer.results(), index)
     metrics, where = scorer.summarize(), f"{data} ({split or 'all'}, {len(index)} images)"
     show_metrics(metrics, where)
-    analysis = analyse(match_results(scorer.results(), scorer.index), threshold)
+    matched = match_results(scorer.results(), scorer.index)
+    if isinstance(wanted, ThresholdRule):
+        analysis = analyse(matched, _store_threshold(model, wanted, matched, where))
+    else:
+        analysis = analyse(matched, wanted)
     show_analysis(analysis)
     if output is not None:
         lead = f"AP {metrics.ap:.3f}, AP50 {metrics.ap50:.3f} on {where}. Mistakes are counted at the score {analysis.threshold:.3f}."
@@ -98,6 +111,22 @@ def val(
             soft_wrap=True,
         )
         raise typer.Exit(1)
+
+
+def _store_threshold(model: Path, rule: ThresholdRule, matched: Matched, where: str) -> float:
+    """Choose a threshold and write it into the model's file."""
+    from siamdetr.cli.console import console
+    from siamdetr.evaluation.thresholds import threshold_curves
+    from siamdetr.export.threshold import store_threshold
+
+    point = rule.choose(threshold_curves(matched)[0])
+    changed = store_threshold(model, point.threshold, f"{rule} on {where}")
+    console.print(
+        f"\nThreshold {point.threshold:.3f} ({rule}: precision {point.precision:.3f}, recall {point.recall:.3f}) is stored in {changed}",
+        markup=False,
+        soft_wrap=True,
+    )
+    return point.threshold
 
 
 def show_metrics(metrics: DetectionMetrics, where: str) -> None:
