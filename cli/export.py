@@ -13,8 +13,8 @@ from siamdetr.cli.usage.unused_options import refuse_given
 
 if TYPE_CHECKING:
     from siamdetr.data.index import DetectionIndex
-    from siamdetr.export.gate import GateReport
-    from siamdetr.export.gate_images import Samples
+    from siamdetr.export.gate.checks import GateReport
+    from siamdetr.export.gate.images import Samples
     from siamdetr.export.options import Precision, Resize, Sampling
     from siamdetr.export.tensorrt import EngineOptions, TrtModule
     from siamdetr.inference.predictor import Predictor
@@ -94,8 +94,8 @@ def export(
     from siamdetr.api import SiamDETR, kind_of
     from siamdetr.cli.console import console, progress
     from siamdetr.errors import ExportError
-    from siamdetr.export.gate import pytorch_reference
-    from siamdetr.export.gate_images import samples_of
+    from siamdetr.export.gate.checks import pytorch_reference
+    from siamdetr.export.gate.images import samples_of
     from siamdetr.export.onnx import export_onnx
     from siamdetr.export.options import ExportOptions, exported_preprocessing
     from siamdetr.export.tensorrt import EngineOptions, find_module

@@ -193,7 +193,7 @@ def _finetune(data: Path, init: Path | None, folder: Path, budget: Budget, seed:
 def _export(run: Path, folder: Path, truth: DetectionIndex) -> ExportResult:
     from siamdetr.api import SiamDETR
     from siamdetr.cli.console import progress
-    from siamdetr.export.gate_images import samples_of
+    from siamdetr.export.gate.images import samples_of
     from siamdetr.export.onnx import export_onnx
 
     with progress("export") as update:

@@ -16,8 +16,8 @@ from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import ExportError
 from siamdetr.export.bundle import ModelCard, digest_file, read_manifest, workplace, write_manifest
 from siamdetr.export.engine import EngineDetector
-from siamdetr.export.gate import GateReport, run_gate
-from siamdetr.export.gate_images import Samples
+from siamdetr.export.gate.checks import GateReport, run_gate
+from siamdetr.export.gate.images import Samples
 from siamdetr.export.options import Precision
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.export.tensorrt import BuiltEngine, EngineOptions, Profile, build_engine

@@ -31,8 +31,8 @@ from siamdetr.export.bundle import (
     write_manifest,
 )
 from siamdetr.export.end_to_end import ATTENTION, DETECTIONS, RAW, end_to_end
-from siamdetr.export.gate import GateReport, Raw, pytorch_raw, pytorch_reference, run_gate
-from siamdetr.export.gate_images import Samples
+from siamdetr.export.gate.checks import GateReport, Raw, pytorch_raw, pytorch_reference, run_gate
+from siamdetr.export.gate.images import Samples
 from siamdetr.export.int8.quantize import check_calibration, to_int8
 from siamdetr.export.manifest_text import describe_detections, describe_preparation
 from siamdetr.export.onnx_graph import readable_by_older, trace, with_outputs

@@ -23,9 +23,9 @@ from PIL import Image
 
 from siamdetr.api import Model, SiamDETR
 from siamdetr.drawing.boxes import PALETTE
+from siamdetr.export.inspection import inspect_image
 from siamdetr.inference.attention_maps import AttentionMaps, Inspection
 from siamdetr.inference.predictor import check_finite
-from siamdetr.serve.demo.inspection import inspect_image
 
 MOST_BOXES = 100
 _KEPT_PICTURES = 4

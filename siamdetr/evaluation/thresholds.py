@@ -60,8 +60,8 @@ class ThresholdRule:
     precision: float | None = None
 
     def __post_init__(self) -> None:
-        if self.precision is not None and not 0 < self.precision <= 1:
-            raise DataError(f"precision: got {self.precision:g}, expected a share above 0 and at most 1")
+        if self.precision is not None:
+            _check_precision(self.precision)
 
     def __str__(self) -> str:
         return "best F1" if self.precision is None else f"precision {self.precision:g}"
@@ -125,6 +125,7 @@ def for_precision(curve: ThresholdCurve, wanted: float) -> OperatingPoint:
     Raises:
         DataError: no threshold reaches it.
     """
+    _check_precision(wanted)
     reached = np.flatnonzero(curve.precision >= wanted)
     if not len(reached):
         best = f"{curve.precision.max():.3f}" if len(curve.precision) else "none: nothing was found"
@@ -132,6 +133,11 @@ def for_precision(curve: ThresholdCurve, wanted: float) -> OperatingPoint:
             f"{curve.name}: no threshold reaches a precision of {wanted:g} (best: {best}); ask for less, or train longer"
         )
     return _point(curve, int(reached[-1]))
+
+
+def _check_precision(wanted: float) -> None:
+    if not 0 < wanted <= 1:
+        raise DataError(f"precision: got {wanted:g}, expected a share above 0 and at most 1")
 
 
 def _curve(matched: Matched, label: int | None, name: str) -> ThresholdCurve:
