@@ -64,7 +64,7 @@ def _skews(training: DetectionIndex, other: DetectionIndex) -> list[tuple[str, s
     for class_name in common:
         with_class = [int(_images_with(part, class_name).sum()) for part in (other, training)]
         shares = with_class[0] / len(other), with_class[1] / len(training)
-        table = [[with_class[0], len(other) - with_class[0]], [with_class[1], len(training) - with_class[1]]]
+        table = np.array([[with_class[0], len(other) - with_class[0]], [with_class[1], len(training) - with_class[1]]])
         if all(with_class) and _ratio(*shares) >= LEAST_RATIO and stats.fisher_exact(table).pvalue < level:
             found.append((f"class '{class_name}'", f"in {shares[0]:.0%} of the images, {shares[1]:.0%}"))
     for what, measure in (("objects' size", _object_sizes), ("images' size", _image_sizes)):
@@ -97,5 +97,5 @@ def _object_sizes(part: DetectionIndex) -> NDArray[np.float64]:
 
 def _image_sizes(part: DetectionIndex) -> NDArray[np.float64]:
     """The longer sides of the images whose size is known, pixels."""
-    longer = part.sizes.max(axis=1, initial=0).astype(np.float64)
+    longer: NDArray[np.float64] = part.sizes.max(axis=1, initial=0).astype(np.float64)
     return longer[longer > 0]
