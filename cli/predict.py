@@ -81,7 +81,7 @@ def predict(
             run.write(target)
         raise
     run.write(target)
-    saved = [target, *(run.save(output, name) for name in formats)]
+    saved = [target, *(run.write_as(name, output) for name in formats)]
     total = sum(len(row["detections"]) for row in run.rows)
     console.print(
         f"{total} boxes in {len(run.rows)} images: pictures in {output}, boxes in {', '.join(map(str, saved))}",
@@ -130,7 +130,7 @@ class _Prediction:
 
         atomic_text(target, json.dumps(self.rows, indent=1))
 
-    def save(self, folder: Path, name: str) -> Path:
+    def write_as(self, name: str, folder: Path) -> Path:
         """All rows in another format."""
         from siamdetr.labelling.prelabels import classes_of
         from siamdetr.reports.prediction_files import FORMATS, PredictedImage

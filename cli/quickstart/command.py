@@ -67,7 +67,7 @@ def quickstart(
     """Draw a data set, pretrain, finetune twice, evaluate, export and report."""
     from siamdetr.api import SiamDETR
     from siamdetr.cli.console import bold, console
-    from siamdetr.cli.quickstart_report import write_quickstart_report
+    from siamdetr.cli.quickstart.report import write_quickstart_report
     from siamdetr.data.readers.recognise import open_dataset
     from siamdetr.evaluation.coco import evaluate
 
