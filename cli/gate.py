@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,6 @@ from siamdetr.cli import options
 if TYPE_CHECKING:
     from siamdetr.data.index import DetectionIndex
     from siamdetr.export.gate.files import NamedFile
-    from siamdetr.export.options import Precision
 
 _SPEC_HELP = "How it is fed and read, if another program wrote it: rf-detr, rt-detr, transformers-detr, transformers-rt-detr, ultralytics, or a YAML file."
 
@@ -60,7 +59,7 @@ def gate(
             files[0],
             files[1],
             [chosen.path(i) for i in range(len(chosen))],
-            precision=cast("Precision", precision),
+            precision=precision,
             truth=chosen if chosen.num_boxes else None,
             progress=update,
         )

@@ -262,7 +262,7 @@ def _padded(batch: Prepared, declaration: Declaration) -> NDArray[np.uint8]:
 
 def _normalized(pixels: NDArray[np.uint8], declaration: Declaration) -> Floats:
     mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (declaration.mean, declaration.std))
-    values: Floats = (pixels.astype(np.float32) / 255 - mean) / std
+    values: Floats = ((pixels.astype(np.float32) / 255 - mean) / std).astype(np.float32)
     return values[:, ::-1].copy() if declaration.channels == "bgr" else values
 
 

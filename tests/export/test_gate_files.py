@@ -147,7 +147,7 @@ def test_what_a_declaration_lacks_is_said(tmp_path: Path, image: Path) -> None:
     file = graph_file(tmp_path / "a.onnx", {"dets": FRACTIONS[None], "labels": logit(PROBABILITIES)[None]}, inputs=free)
     with pytest.raises(ExportError, match=r"its input has a free size, \[h, w\]; declare `size: \[H, W\]`"):
         ForeignDetector(file, KNOWN["rf-detr"], class_names=NAMES)
-    with pytest.raises(ExportError, match="labels .1, 3, 2.: expected one output of labels and one of scores"):
+    with pytest.raises(ExportError, match=r"labels .1, 3, 2.: expected one output of labels and one of scores"):
         found(file, Declaration(size=SIZE, form="detections"), image)
     flat = graph_file(tmp_path / "b.onnx", {"scores": PROBABILITIES})
     with pytest.raises(ExportError, match=r"scores .3, 2.: no output fits the form 'logits'; declare another `form`"):
