@@ -1,4 +1,4 @@
-"""Images per second of one loading process: ours beside the plain way (Pillow and torchvision on float tensors), in one run.
+"""Images per second of one loading process: ours against Pillow and torchvision on float tensors.
 
     python benchmarks/data_loading.py [--size 320] [--regions 10] [--crop 128] [--images 40] [--repeat 3]
 

@@ -1,4 +1,6 @@
-"""Deformable attention's sampling, forward and backward: reference, kernel and gather form, in time and memory.
+"""Sampling of deformable attention, forward and backward: time and memory of each form.
+
+The forms are reference, kernel and gather.
 
     python benchmarks/deformable_attention.py                       # the size of Deformable DETR's encoder, on CUDA
     python benchmarks/deformable_attention.py --height 320 --width 320 --device cpu

@@ -1,4 +1,4 @@
-"""How fast the demo answers in a browser: a move of the threshold, and a click on a box of a picture that has been seen.
+"""Response times of the demo in a browser: moving the threshold, and clicking a box of a seen picture.
 
     python benchmarks/demo.py [--variant conditional] [--clicks 20]
 

@@ -1,4 +1,6 @@
-"""All that only a GPU can tell, in at most eight minutes: one command, JSON and a Markdown table. On a CPU the same parts run, tiny.
+"""All measurements that need a GPU, in at most eight minutes: JSON and a Markdown table.
+
+On a CPU the same parts run at a tiny size.
 
     python benchmarks/gpu.py --output build/gpu            # part after part while time is left; --minutes 8
     python benchmarks/gpu.py --tiny --device cpu --output build/gpu   # what CI runs

@@ -1,4 +1,4 @@
-"""Seconds an image: PyTorch, ONNX Runtime and OpenVINO beside Hugging Face's eager model, in one run, taking turns.
+"""Seconds per image: PyTorch, ONNX Runtime and OpenVINO against Hugging Face's eager model, in turns.
 
     python benchmarks/predict.py [--variant conditional] [--backbone resnet50] [--size 640] [--batch 1] [--rounds 7] [--threads 2]
 
@@ -52,7 +52,7 @@ def take_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 
 def hugging_face(variant: str, queries: int, levels: int) -> Any:
-    """Hugging Face's eager model of a variant with a ResNet-50 and random weights; None where there is none."""
+    """Hugging Face's eager model with a ResNet-50 and random weights; None where it has no such variant."""
     if importlib.util.find_spec("transformers") is None or variant not in HUGGING_FACE:
         return None
     import transformers

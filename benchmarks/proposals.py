@@ -1,4 +1,4 @@
-"""Region proposals: images a second of one core and recall on labelled images, for each method; and the scaling over processes.
+"""Region proposals: images per second of one core, recall, and scaling over processes.
 
     python benchmarks/proposals.py [DATA] [--split val]
 

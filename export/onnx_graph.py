@@ -94,7 +94,10 @@ def with_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def readable_by_older(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with the oldest format (IR version) that its operators need: a runtime refuses newer ones than it knows."""
+    """The graph in the oldest format (IR version) that its operators allow.
+
+    A runtime refuses a format that is newer than itself.
+    """
     needed = onnx.helper.find_min_ir_version_for(graph.opset_import, ignore_unknown=True)
     graph.ir_version = min(graph.ir_version, needed)
     for node in graph.graph.node:

@@ -164,7 +164,9 @@ def check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool)
 
 
 def check_packages(wanted: list[Any], *, required: bool) -> None:
-    """Look, before a graph is opened, for two packages of ONNX Runtime in one folder: the later hides the other's providers.
+    """Check that two packages of ONNX Runtime do not share a folder, before a graph is opened.
+
+    The package that was installed later hides the providers of the other.
 
     Raises:
         ExportError: `required`, CUDA is wanted, and this ONNX Runtime was not built with it; else there is a warning.

@@ -81,7 +81,12 @@ class ServeSettings:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        """Raises ServeError: an address that others reach without a token, a token that is easily guessed, or no origin or path."""
+        """Check the settings.
+
+        Raises:
+            ServeError: others reach the address and there is no token; the token is easily guessed; an origin or path is
+                malformed; or the queue is shorter than one request.
+        """
         if self.token is not None and (len(self.token) < _SHORTEST_TOKEN or not self.token.isascii()):
             raise ServeError(
                 f"{TOKEN_VARIABLE}: got {len(self.token)} characters, expected at least {_SHORTEST_TOKEN}, all ASCII; make one "

@@ -1,4 +1,4 @@
-"""The public API: `SiamDETR`, a detector with classes and preprocessing, and `load`, which opens any file of ours.
+"""The public API: `SiamDETR`, a detector with classes and preprocessing, and `load` for any file.
 
 This module imports no PyTorch, so that exported files open in a fraction of a second.
 """

@@ -1,4 +1,7 @@
-"""Ranges of activations, measured on images: of the tensors that get scales alone, in the memory of an ordinary prediction."""
+"""Ranges of activations, measured on images, for the tensors that get int8 scales.
+
+It takes no more memory than an ordinary prediction.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ def measure_ranges(graph: onnx.ModelProto, names: Sequence[str], feeds: Iterable
 
 
 def _with_extremes(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy whose outputs are the least and greatest value of some tensors, reduced where each tensor is made."""
+    """A copy of the graph that outputs the minimum and maximum of some tensors.
+
+    They are reduced where each tensor is made.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
     wanted = set(names)

@@ -1,4 +1,4 @@
-"""Eight-bit integers: scales measured on images, written into the graph as QuantizeLinear and DequantizeLinear.
+"""Eight-bit integers: measured scales, written as QuantizeLinear and DequantizeLinear.
 
 Symmetric, with one scale per channel for weights and one per tensor for activations, as TensorRT and OpenVINO need. Convolutions and
 projections become int8; attention's own products, projections to coordinates and the class head stay float32. Dynamic
@@ -125,7 +125,7 @@ def quantizable(graph: onnx.ModelProto) -> list[str]:
 
 
 def _layers_before(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], weights: set[str]) -> Iterator[str]:
-    """Names of the projections of the same head, before its last one: nothing but biases and ReLU between them."""
+    """Names of the projections of a head before its last one; between them are only biases and ReLU."""
     before = makers.get(node.input[0])
     while before is not None and (before.op_type == "Relu" or any(name in weights for name in before.input)):
         if before.op_type in MULTIPLIERS:

@@ -1,4 +1,6 @@
-"""Kinds of mistakes at one threshold, and the worst of each (TIDE, Bolya et al. 2020, arXiv:2008.08115, §2).
+"""Kinds of mistakes at one threshold, and the worst of each kind.
+
+Source: TIDE (Bolya et al. 2020, arXiv:2008.08115, §2).
 
 Ours: TIDE's "both" (wrong class and poor box) counts as a poor box, so that five kinds remain.
 """

@@ -50,7 +50,7 @@ class Suspect:
 
 
 def find_suspects(matched: Matched, threshold: float) -> list[Suspect]:
-    """The likely label errors, most likely first; each detection and each labelled box is named once at most.
+    """Likely label errors, most likely first; no detection and no labelled box is named twice.
 
     Args:
         matched: detections of a model that was trained on other images, matched at an IoU of .5.
@@ -65,7 +65,7 @@ def find_suspects(matched: Matched, threshold: float) -> list[Suspect]:
 
 
 def believed_from(matched: Matched) -> float:
-    """The threshold from which a model is believed where its file names none: that of the best F1 on the labels themselves."""
+    """The threshold of the best F1 on the labels, for a model whose file stores no threshold."""
     best = best_f1(threshold_curves(matched)[0])
     return 1.0 if best is None else best.threshold
 
@@ -120,7 +120,7 @@ def _once(found: list[Suspect]) -> list[Suspect]:
 
 
 def _loose_below(matched: Matched) -> float:
-    """The IoU below which a labelled box is loose: the worst tenth of the model's matches, and never above `TIGHT`."""
+    """The IoU below which a labelled box is loose: the worst tenth of the matches, at most `TIGHT`."""
     right = np.flatnonzero(matched.truths >= 0)
     if not len(right):
         return TIGHT

@@ -131,7 +131,10 @@ def _check_size(width: int, height: int, name: str, limits: ImageLimits) -> None
 
 
 def _guarded(read: Callable[[], Image.Image], name: str, limits: ImageLimits) -> Image.Image:
-    """Pillow's readers raise what they like on damaged files: OSError, SyntaxError, struct.error, ZeroDivisionError, …"""
+    """Turn any error of Pillow's readers into an `UnreadableImageError`.
+
+    Damaged files raise OSError, SyntaxError, struct.error, ZeroDivisionError and others.
+    """
     try:
         return read()
     except Image.DecompressionBombError:  # Pillow's own bound, from the header, before ours is asked

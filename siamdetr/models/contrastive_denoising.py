@@ -1,5 +1,6 @@
-"""Contrastive denoising (DINO, Zhang et al. 2022, arXiv:2203.03605, §3.3): the decoder repairs slightly noised copies of the
-targets, and rejects others that are noised more.
+"""Contrastive denoising (DINO, Zhang et al. 2022, arXiv:2203.03605, §3.3).
+
+The decoder repairs targets with little noise, and rejects targets with more noise.
 
 Each group holds every target twice: a positive, whose corners moved by less than half its size times `box_noise`, and a
 negative, whose corners moved by once to twice that. Positives answer for their target, negatives for "no object".
@@ -67,7 +68,9 @@ def contrastive_queries(
     labels: nn.Embedding,
     slots: EmptySlots = EmptySlots(),  # noqa: B008 - frozen
 ) -> Queries:
-    """Denoising and matching queries for the images of `targets`; only the matching ones where no image has a box.
+    """Denoising queries followed by matching queries for the images of `targets`.
+
+    Where no image has a box, only the matching queries.
 
     Args:
         queries: the matching ones, with content [B, Q, D].

@@ -1,5 +1,6 @@
-"""DAB-Deformable-DETR (Liu et al. 2022, arXiv:2201.12329, on Zhu et al. 2020, arXiv:2010.04159): queries are boxes, and
-sample points within them.
+"""DAB-Deformable-DETR: queries are boxes, and sampling points lie relative to them.
+
+Liu et al. 2022, arXiv:2201.12329, on Zhu et al. 2020, arXiv:2010.04159.
 
 The decoder layer is Deformable DETR's. New are the queries, each a learned box with a learned content, and their position: read off
 the sine waves of the current box (cx, cy, w, h) and scaled, after the first layer, by what the query has seen. A box scales the

@@ -86,7 +86,10 @@ class DeformableDecoderLayer(nn.Module):
         levels: Levels,
         self_bias: Tensor | None,
     ) -> Tensor:
-        """[B, Q, D] content and position, [B, Q, 2 | 4] references (fractions of the unpadded image) -> [B, Q, D] content."""
+        """One decoder layer: content and position [B, Q, D], references [B, Q, 2 | 4] -> content [B, Q, D].
+
+        References are fractions of the unpadded image.
+        """
         placed = content + position
         content = self.self_norm(content + self.dropout(self.self_attention(placed, placed, content, bias=self_bias)))
         seen = self.cross_attention(

@@ -48,7 +48,10 @@ class Draws:
 
 @dataclass(frozen=True)
 class EmptySlots:
-    """Anchors of denoising queries: noised boxes keep `eps` from 0 and 1, slots without a box have `value` in all four places."""
+    """Anchors of denoising queries: noised boxes keep `eps` from 0 and 1, empty slots are `value`.
+
+    An empty slot has `value` in all four coordinates.
+    """
 
     value: float = 0.5
     eps: float = ANCHOR_EPS

@@ -1,4 +1,6 @@
-"""DINO (Zhang et al. 2022, arXiv:2203.03605): DAB-Deformable-DETR whose queries start from the encoder's best boxes.
+"""DINO (Zhang et al. 2022, arXiv:2203.03605): queries start from the encoder's best boxes.
+
+The rest of the decoder is that of DAB-Deformable-DETR.
 
 Three ideas meet. Mixed query selection (§3.5): the boxes of the best proposals become the queries' anchors, while their contents
 are learned. Look forward twice (§3.6): a layer's boxes also train the layer before it, through the reference that it made.
@@ -43,7 +45,7 @@ class ChosenQueries(QuerySource):
         self.labels = nn.Embedding(settings.num_classes, settings.dim)
 
     def forward(self, batch_size: int) -> Queries:
-        """The matching queries alone, for `batch_size` images: content [B, Q, D], neither position nor anchors."""
+        """The matching queries alone, for `batch_size` images: content [B, Q, D], no position, no anchors."""
         content = self.content.weight
         if self.training:  # several processes wait for every gradient, also where nothing was noised
             content = content + 0 * self.labels.weight.sum()
@@ -55,7 +57,9 @@ class ChosenQueries(QuerySource):
         self.labels = nn.Embedding(last - first, kept.shape[1], _weight=kept)
 
     def for_training(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
-        """Denoising and matching queries for the images of `targets`; only the matching ones where no image has a box.
+        """Denoising and matching queries for the images of `targets`.
+
+        Where no image has a box, only the matching queries.
 
         The draws are for 2 x groups x M boxes; the number of groups is `group_count`'s.
         """

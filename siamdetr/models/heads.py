@@ -112,7 +112,9 @@ def build_box_head(settings: DetectorSettings, *, first_size: float = 0.0, start
 def shared_heads(
     settings: DetectorSettings, *, first_size: float = 0.0, starts_at_reference: bool = True, proposals: bool = False
 ) -> Heads:
-    """One class head and one box head for all decoder layers; with `proposals` others for the encoder's proposals.
+    """One class head and one box head for all decoder layers.
+
+    With `proposals` there is another pair for the encoder's proposals.
 
     The other arguments are those of `build_box_head`.
     """

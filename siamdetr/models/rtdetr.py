@@ -1,4 +1,4 @@
-"""RT-DETR and RT-DETRv2 (Zhao et al. 2023, arXiv:2304.08069; Lv et al. 2024, arXiv:2407.17140): a detector for real time.
+"""RT-DETR (Zhao et al. 2023, arXiv:2304.08069) and RT-DETRv2 (Lv et al. 2024, arXiv:2407.17140).
 
 A hybrid encoder (`siamdetr.models.hybrid.encoder`) mixes three levels cheaply. Queries are chosen by score, whose training target
 is the overlap of the box (the criterion's `iou_aware`), so that well placed boxes are chosen ("uncertainty-minimal selection", §4.3).
@@ -33,7 +33,9 @@ _SLOTS = EmptySlots(value=0.0, eps=1e-5)  # the official code clamps a box of ze
 
 
 class ChosenFeatureQueries(QuerySource):
-    """Queries whose contents are the features of the cells that the encoder chooses, or learned; in training denoising ones before.
+    """Queries whose contents are learned, or the features of the cells that the encoder chooses.
+
+    In training, denoising queries precede them.
 
     The content here is what a pretext may add to: zeros, to which the decoder adds the chosen features, or the learned contents.
     """
@@ -48,7 +50,7 @@ class ChosenFeatureQueries(QuerySource):
         self.register_buffer("device_of", torch.zeros(()), persistent=False)
 
     def forward(self, batch_size: int) -> Queries:
-        """The matching queries alone, for `batch_size` images: content [B, Q, D], neither position nor anchors."""
+        """The matching queries alone, for `batch_size` images: content [B, Q, D], no position, no anchors."""
         content = self.device_of.expand(self.num_queries, self.dim) if self.content is None else self.content.weight
         if self.training:  # several processes wait for every gradient, also where nothing was noised
             content = content + 0 * self.labels.weight.sum()
@@ -60,7 +62,9 @@ class ChosenFeatureQueries(QuerySource):
         self.labels = nn.Embedding(last - first, kept.shape[1], _weight=kept)
 
     def for_training(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
-        """Denoising and matching queries for the images of `targets`; only the matching ones where no image has a box.
+        """Denoising and matching queries for the images of `targets`.
+
+        Where no image has a box, only the matching queries.
 
         The draws are for 2 x groups x M boxes; the number of groups is `group_count`'s. Ours: the official code makes up a box
         where no image has one.

@@ -1,4 +1,7 @@
-"""Batches of pretraining: what a pretext's data set makes of unlabelled images. uint8 until `normalize` makes them float."""
+"""Batches of pretraining, which a pretext's data set makes of images without labels.
+
+Images are uint8 until `normalize` makes them float.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,11 @@ class ViewBatch:
         return teacher(self.images)
 
     def crop_features(self, teacher: FrozenTeacher) -> Tensor:
-        """[2B, P, F] of the crops; no more pixels at once than the views have, so that the crops do not set the peak of memory."""
+        """[2B, P, F] features of the crops.
+
+        At most as many pixels as the views have go through the backbone at once, so that crops do not raise the peak of
+        memory.
+        """
         return crop_features(teacher, self.crops, crops_at_once(self.images, self.crops))
 
     def normalized(self, normalization: Normalization) -> ViewBatch:

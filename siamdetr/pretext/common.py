@@ -33,7 +33,9 @@ PRETEXT_CLASSES = 2  # nothing, object; with softmax the head has a third logit,
 
 
 class FrozenTeacher:
-    """The detector's backbone without gradient, BatchNorm folded into the convolutions, channels last (or oneDNN's own layout).
+    """The detector's backbone without gradient, its batch norms folded into the convolutions.
+
+    Its layout is channels last, or oneDNN's own.
 
     Not a module, so that its copy of the weights is in no checkpoint. The copy is remade when the backbone's weights were
     loaded, moved or changed, and is kept in the precision of the autocast region it is called in.
@@ -45,7 +47,7 @@ class FrozenTeacher:
         self.folded_from: tuple[object, ...] = ()
 
     def __call__(self, images: Tensor) -> Maps:
-        """[B, 3, H, W] normalised images -> [B, F, h, w] features, of each level (in half precision under autocast)."""
+        """Normalised images [B, 3, H, W] -> features [B, F, h, w] of each level; half under autocast."""
         return self._run(images, lambda network, x: network(x))
 
     def stride8(self, images: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ class Pretext(nn.Module, abc.ABC):
         return {}
 
     def transferred(self, detector: Detector) -> Detector:
-        """A copy of the detector as it goes into model files, changed in place where the method has something to leave in it."""
+        """A copy of the detector for model files, changed in place where the method leaves something in it."""
         return detector
 
     @abc.abstractmethod

@@ -39,11 +39,14 @@ class UnlabelledDataset(ImageDataset[Sample]):
 
     @property
     def num_without_proposals(self) -> int:
-        """Images that the store lacks, of those read so far in all workers together; 0 where there is no store."""
+        """Images read so far, in all workers, that the store lacks; 0 where there is no store."""
         return int(self._not_stored.sum())
 
     def _read(self, key: tuple[int, int]) -> tuple[Image.Image, NDArray[np.float32] | None, Random]:
-        """The image of (epoch, i); [n, 4] (x0, y0, x1, y1) fractions, best first, None: random regions are wanted; the sample's randomness."""
+        """The image of (epoch, i), its proposals, and the sample's randomness.
+
+        Proposals are [n, 4] (x0, y0, x1, y1) fractions, best first; None: random regions are used.
+        """
         epoch, i = key
         position, data, image = self._files.read(i, self._at_least)
         boxes = None

@@ -1,4 +1,4 @@
-"""DETReg (Bar et al. 2022, arXiv:2106.04550): detect the regions that an unsupervised proposer found, and say what they look like.
+"""DETReg (Bar et al. 2022, arXiv:2106.04550): detect proposals, and predict their features.
 
 The queries are the detector's own, without conditioning (§3.1). A matched query predicts its box, the class "object", and,
 in the last decoder layer, the frozen backbone's embedding of the region's crop (§3.2).
@@ -84,7 +84,7 @@ class DETReg(Pretext):
         return self.losses(outputs, batch.targets, wanted)
 
     def predict(self, batch: RegionBatch) -> tuple[Outputs, Tensor | None]:
-        """Outputs for the B images, and [M, F] embeddings of the regions in the order of the targets (None without that loss)."""
+        """Outputs for B images, and embeddings [M, F] of the regions in target order (None without that loss)."""
         wanted = self._embeddings(batch) if self.embedding_head is not None else None
         memory = self.detector.encode_features(self.teacher(batch.images), batch.padding)
         return self.detector.decode(self.detector.queries(len(batch.images)), memory), wanted

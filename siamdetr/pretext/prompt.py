@@ -1,4 +1,6 @@
-"""How queries are told which region they are to find, who may answer for it, and whether that is of use: Siamese DETR and UP-DETR.
+"""Queries conditioned on regions (Siamese DETR, UP-DETR).
+
+How a query is given its region, which queries may be matched with it, and whether the detector uses it.
 
 Officially a query is told its region in its position, and any query of the image may be matched to any region: whether the regions are
 used is then seen by nobody (arXiv:2303.18144, §3.3; arXiv:2011.09094, §3.2). Ours, each by a setting (`PromptSettings`): the region in the
@@ -97,7 +99,10 @@ class RegionPrompt(nn.Module):
 
     @torch.no_grad()
     def told_share(self, outputs: Outputs, matches: Matches, told: Tensor | None = None) -> dict[str, Tensor]:
-        """`monitor_told_share`: of the last layer's matched regions, the share answered by a query that was told them; chance is 1 / P."""
+        """`monitor_told_share`: the share of regions matched with a query that was given them (last layer).
+
+        Chance is 1 / P.
+        """
         last = slice(len(matches.query) - len(matches.query) // len(outputs.boxes), None)
         image, query, target = matches.image[last], matches.query[last], matches.target[last]
         regions = self.settings.num_regions
@@ -160,7 +165,9 @@ def group_mask(num_queries: int, num_groups: int, device: torch.device) -> Tenso
 def region_usage(
     decode: Callable[[Told], Outputs], targets: Targets, criterion: DetectionCriterion, allowed: Tensor | None
 ) -> dict[str, float]:
-    """Whether regions are used: the mean IoU of matched boxes when queries are told their own regions, another image's, or none.
+    """Measure whether the detector uses the regions that its queries are given.
+
+    The mean IoU of matched boxes with the image's own regions, with those of another image, and with none.
 
     Args:
         decode: the outputs when queries are told such regions.

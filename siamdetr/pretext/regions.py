@@ -74,7 +74,9 @@ def make_regions(image: Image.Image, proposals: Boxes | None, settings: OneViewS
 
 
 def random_patches(size: tuple[int, int], count: int, rng: Random) -> Boxes:
-    """[count, 4] random (x0, y0, x1, y1) fractions of an image of (height, width) pixels, as UP-DETR draws its patches.
+    """[count, 4] random patches (x0, y0, x1, y1), fractions, as UP-DETR draws them.
+
+    `size` is the (height, width) of the image in pixels.
 
     Width and height are uniform between 8 pixels and 8 less than the image's, then the place is.
     """

@@ -1,4 +1,6 @@
-"""Siamese DETR (Chen et al. 2023, arXiv:2303.18144): detect in one view of an image the regions seen in the other.
+"""Siamese DETR (Chen et al. 2023, arXiv:2303.18144).
+
+Detect in one view of an image the regions that the other view shows.
 
 Queries made from the regions of one view decode the encoded other view; targets are the same regions' boxes there (§3.3),
 and the frozen backbone's features of the regions' crops in the first view. The encoder sees that both views are one image.
@@ -193,7 +195,10 @@ class SiameseDETR(Pretext):
 
 
 def _encoder_monitors(view: Tensor, other: Tensor) -> dict[str, Tensor]:
-    """Cosines of mean memories [B, D] between the views of an image, and between neighbouring images of the batch (needs two)."""
+    """Cosine similarities of mean memories [B, D]: between views, and between neighbours in the batch.
+
+    The second needs two images.
+    """
     monitors = {"monitor_view_cosine": F.cosine_similarity(view, other).mean()}
     if len(view) > 1:
         monitors["monitor_image_cosine"] = F.cosine_similarity(view, view.roll(1, 0)).mean()

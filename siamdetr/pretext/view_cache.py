@@ -1,4 +1,4 @@
-"""Frozen features of fixed view pairs, kept on disk, so that a pretraining step costs the transformer alone.
+"""Frozen features of fixed view pairs, kept on disk: a step then costs the transformer alone.
 
 The backbone of pretraining never changes, and neither do K pairs of views an image: their feature maps and the features of their crops
 are computed once, stored as float16 in one memory-mapped file, and read instead of images. Ours; the official code makes new views at

@@ -1,4 +1,6 @@
-"""Two overlapping views of one image with the same regions in both (Siamese DETR, arXiv:2303.18144, §3.1, and its official code).
+"""Two overlapping views of one image with the same regions in both.
+
+Source: Siamese DETR, arXiv:2303.18144, §3.1, and its official code.
 
 Geometry is worked out on the image as it would be after resizing and flipping (the "frame"); pixels are cut from the original in one
 resampling. Ours: the official code resamples twice (whole image, then view), and gives up a sample without a usable region for the one
@@ -188,7 +190,7 @@ def choose_regions(
 
 
 def _distinct(boxes: Boxes, whole: Boxes, wanted: int, most: float) -> Boxes:
-    """The first boxes, at most `wanted`, that overlap neither `whole` nor one another by an IoU above `most`."""
+    """The first boxes, at most `wanted`, whose IoU with `whole` and with one another is at most `most`."""
     chosen = whole
     while len(chosen) <= wanted and len(boxes):
         boxes = boxes[pairwise_overlap(boxes, chosen[-1:])[:, 0] <= most]
@@ -198,7 +200,10 @@ def _distinct(boxes: Boxes, whole: Boxes, wanted: int, most: float) -> Boxes:
 
 
 def repeat_regions(regions: Boxes, wanted: int, rect: NDArray[np.float32], rng: Random) -> Boxes:
-    """[wanted, 4] the first of the regions, and where there are fewer (but one), those again and again, jittered inside `rect`."""
+    """[wanted, 4] the first regions; fewer regions are repeated, jittered inside `rect`.
+
+    At least one region is needed.
+    """
     missing = wanted - len(regions)
     if missing <= 0:
         return regions[:wanted]
@@ -243,7 +248,10 @@ def _fractions(boxes: Boxes, view: Rect) -> Boxes:
 
 
 def _cut(image: Image.Image, view: Rect, geometry: ViewGeometry) -> Pixels:
-    """[H, W, 3] the view's pixels, resampled once from the original (Pillow's bilinear, antialiased as in preprocessing)."""
+    """[H, W, 3] pixels of the view, resampled once from the original.
+
+    Pillow's antialiased bilinear filter, as in preprocessing.
+    """
     (height, width), (x0, y0, x1, y1) = geometry.frame, view
     if geometry.flip:
         x0, x1 = width - x1, width - x0

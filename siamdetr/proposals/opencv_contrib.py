@@ -1,4 +1,4 @@
-"""OpenCV's extra modules, which EdgeBoxes and Selective Search are part of: there, or missed by name before work begins."""
+"""Check that OpenCV has its extra modules, which EdgeBoxes and Selective Search need."""
 
 from __future__ import annotations
 

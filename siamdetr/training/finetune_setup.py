@@ -68,7 +68,7 @@ def first_batch(index: DetectionIndex, settings: FinetuneSettings) -> DetectionI
 
 
 def warn_of_many_objects(data: FinetuneData, settings: FinetuneSettings) -> None:
-    """A word in the log where images have more objects than the detector has queries, or than AP counts detections."""
+    """Warn of images with more objects than the detector has queries, or than AP counts detections."""
     queries = settings.detector.num_queries
     objects = object_counts(data.train)
     crowded = int((objects > queries).sum())

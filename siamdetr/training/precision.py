@@ -1,4 +1,4 @@
-"""How numbers are computed while training: subnormals on a CPU, float32 on a GPU, and the choice of `precision: auto`.
+"""Numeric precision of training: subnormals on a CPU, float32 on a GPU, and `precision: auto`.
 
 `auto` is fp32 or bf16, whichever trains faster on this device and stays finite; measured once, then part of the run.
 """

@@ -77,7 +77,7 @@ class StepModule(LightningModule):
         self.underway = False  # restored, and every callback has begun
 
     def on_train_start(self) -> None:
-        """After a resumed run's state is there: what of it cannot be used is an error now; rates are those of the settings.
+        """Check the restored state of a resumed run, and take the rates from the settings.
 
         Raises:
             ValueError: the optimiser's state has other shapes than the weights.

@@ -1,4 +1,7 @@
-"""Images are normalised as the backbone's weights expect: by name, by preset, and measured at the first frozen batch norm."""
+"""Images are normalised as the backbone's weights expect.
+
+By name, by preset, and measured at the first frozen batch norm.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def variance_ratio(backbone: Backbone, normalization: Normalization) -> float:
-    """Variance that photos reach the first frozen batch norm with, over the variance it expects: median over channels."""
+    """Variance of photos at the first frozen batch norm, over the variance it expects.
+
+    The median over channels.
+    """
     norm = next(module for module in backbone.modules() if isinstance(module, FrozenBatchNorm2d))
     seen: list[Tensor] = []
     handle = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

@@ -1,4 +1,7 @@
-"""A detector is one file and one registry entry: this file is that file, and the test adds the entry and does all else."""
+"""A detector is one file and one registry entry.
+
+This file is that file; the test adds the entry and does all else.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever the family, a checkpoint that does not fit is refused in words, and common wrappings are understood."""
+"""A checkpoint that does not fit is refused with a reason; common wrappings are understood."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_file_with_code_is_refused_and_nothing_runs(family: str, tmp_path: Pat
 
 
 def test_deformable_pretraining_is_read_as_released_and_as_converted() -> None:
-    """The released form has one head and `tgt_embed`; the official converter copies the heads for every layer."""
+    """The released form has one head and `tgt_embed`; the official converter copies the head per layer."""
     released = {name: torch.randn(shape) for name, shape in SHAPES["siamese-detr"].items()}
     converted = {}
     for name, value in released.items():

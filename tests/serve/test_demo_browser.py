@@ -1,4 +1,7 @@
-"""The demo's page in a real browser: what a person does, and what the server refuses. Screenshots go to build/screenshots/."""
+"""The demo's page in a real browser: what a person does, and what the server refuses.
+
+Screenshots go to build/screenshots/.
+"""
 
 from __future__ import annotations
 

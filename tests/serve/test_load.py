@@ -1,4 +1,4 @@
-"""More requests than a server can answer: what waits, what is refused, what is joined, and that nothing is left over."""
+"""More requests than a server can answer: some wait, some are refused, some are joined, none is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies: grids that are kept and gone on with, fair comparisons, figures with intervals, and a report that answers."""
+"""Studies: grids that are kept and continued, fair comparisons, intervals, and a report that answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and warnings of pretraining runs: what they show, where they stand, and that training does not notice them."""
+"""Pictures and warnings of pretraining runs: their content and place, and no effect on training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO's annotation files: which files are some, and how one is parsed without keeping its outlines in memory."""
+"""COCO annotation files: recognise them, and parse them without keeping the outlines in memory."""
 
 from __future__ import annotations
 

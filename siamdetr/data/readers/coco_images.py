@@ -31,7 +31,10 @@ _OTHER_FOLDERS = 50  # looked into for images, beside those with the usual names
 
 @dataclass(frozen=True)
 class _Entry:
-    """An image entry: its own id, its name in the file and on this machine, and the annotated (height, width), 0 = not given."""
+    """An entry of `images`: its own id, file name, path on this machine, and annotated (height, width).
+
+    The size is 0 where it is not given.
+    """
 
     key: int | str
     name: str
@@ -40,7 +43,10 @@ class _Entry:
 
 
 def image_folders(file: Path, root: Path) -> list[Path]:
-    """Where images may lie: beside the JSON, in root, images/, data/, <split>/, images/<split>/, then in any other folder there."""
+    """The folders in which images may lie, in the order of the search.
+
+    Beside the JSON, the root, images/, data/, <split>/, images/<split>/, then any other folder there.
+    """
     stem = file.stem.removeprefix("instances_")
     splits = dict.fromkeys((stem, common_name(stem)))
     if common_name(stem) == "val":
@@ -62,7 +68,7 @@ def image_folders(file: Path, root: Path) -> list[Path]:
 def read_images(
     entries: list[Any], folders: list[Path], name: str, builder: IndexBuilder, progress: Progress | None
 ) -> dict[int | str, int]:
-    """Adds the images; returns image id -> position, `LEFT_OUT` or `AMBIGUOUS` for those that were left out."""
+    """Read the images; returns the position of each id, `LEFT_OUT` or `AMBIGUOUS`."""
     log = builder.log
     named = list(_named_entries(entries, name, log))
     names = [text for _, text, _ in named]

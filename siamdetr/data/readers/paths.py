@@ -165,7 +165,10 @@ def repeated_locals(names: Sequence[str], place: NamedFiles) -> frozenset[str]:
 
 
 def split_name(name: str) -> list[str]:
-    """The components of a path or address of any system: "C:\\\\a\\\\b.jpg", "file:///a/b.jpg" and "/a/b.jpg" give a, b.jpg."""
+    """The components of a path or address of any operating system.
+
+    "C:\\a\\b.jpg", "file:///a/b.jpg" and "/a/b.jpg" give a, b.jpg.
+    """
     plain = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://[^/]*/|[A-Za-z]:)", "", name).split("?")[0] if ":" in name else name
     return [part for part in re.split(r"[/\\]+", plain) if part not in ("", ".")]
 

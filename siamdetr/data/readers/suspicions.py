@@ -39,7 +39,10 @@ class CornerSuspicion:
 
 
 class KeypointSuspicion:
-    """Counts whether rows that could be polygons make sense as a box with keypoints inside it (a pose data set without kpt_shape)."""
+    """Count the rows that could be polygons, but also a box with its keypoints inside.
+
+    Many of them suggest a pose data set whose kpt_shape is missing.
+    """
 
     LEAST_ROWS = 3
     SHARE = 0.95

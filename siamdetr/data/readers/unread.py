@@ -39,7 +39,7 @@ _LABEL_NAMES = frozenset(
 
 
 def unread_labels(root: Path, used: Collection[str]) -> Iterator[tuple[str, str]]:
-    """(path from the root, what helps) of every file below `root` that may hold labels and is not in `used`."""
+    """(path from the root, remedy) of every file below `root` that may hold labels and was not used."""
     return unread_among(walk_files(root), used)
 
 

@@ -219,7 +219,10 @@ def _files(split: VocFolder, root: Path, log: ProblemLog) -> Iterator[str]:
 
 
 def _listed_stem(line: str, known: Mapping[str, str]) -> str:
-    """The image of one line: its name, also with spaces, ending or folders in front, or VOC's "name 1" of a class."""
+    """The image that a line of a list names.
+
+    Its name may have spaces, a suffix, or folders in front; lists of a class have "name 1".
+    """
     words = line.split()
     if not words:
         return ""

@@ -1,4 +1,4 @@
-"""Where a PASCAL VOC data set keeps its XML files, its images and the lists of its splits, in the layouts that people have."""
+"""Folders of a PASCAL VOC data set: XML files, images and lists of splits, in the common layouts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PEEK_FILES = 20
 
 @dataclass(frozen=True)
 class VocFolder:
-    """Where a split lives: the folder of XML files, that of images, and the file that lists the split (None: all XML)."""
+    """The folders of a split: its XML files, its images, and the file that lists it (None: all XML files)."""
 
     annotations: Path
     images: Path
@@ -78,7 +78,10 @@ def has_annotations(folder: Path, *, deep: bool = False) -> bool:
 
 
 def _image_folder(root: Path, annotations: Path, subfolders: list[Path]) -> Path:
-    """The folder of the usual names, else the one beside the annotations with most of the first images, else root."""
+    """The image folder: one of the usual names, else one beside the annotations, else the root.
+
+    Beside the annotations, the folder with most of the first images is taken.
+    """
     usual = (folder for name in IMAGE_FOLDERS for folder in subfolders if folder.name.lower() == name)
     stems = {path[:-4] for _, path in zip(range(_PEEK_FILES), annotation_files(annotations), strict=False)}
     others = [folder for folder in subfolders if folder != annotations]

@@ -123,7 +123,10 @@ def _add_rows(
 
 
 def _parse_row(columns: list[str], keypoints: int, suspicion: KeypointSuspicion) -> Row | None:
-    """Class and box of one row; None when it is neither a box, nor a polygon, nor a box with the keypoints that were declared."""
+    """Class and box of one row.
+
+    None: it is no box, no polygon, and no box with as many keypoints as were declared.
+    """
     try:
         category = float(columns[0])
         values = [float(column) for column in columns[1:]]

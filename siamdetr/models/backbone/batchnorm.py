@@ -76,7 +76,7 @@ def freeze_batchnorm(module: nn.Module) -> nn.Module:
 
 
 def fold_batchnorm(network: Network) -> Network:
-    """A frozen copy of a network with every frozen batch norm folded into the convolution before it, channels last.
+    """A frozen copy of a network, its batch norms folded into the convolutions, channels last.
 
     Faster where nothing trains, since a layer passes over its output once less. Folding is exact algebra as long as nothing
     but the norm reads the convolution's output. That is checked on the graph of operations, not on numbers, because a GPU

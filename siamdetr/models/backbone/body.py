@@ -118,7 +118,7 @@ class Backbone(nn.Module):
 
 
 def takes_blocked_layout(backbone: Backbone, images: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a backbone without gradient had better be given images in oneDNN's own layout (`Tensor.to_mkldnn`).
+    """Whether a frozen backbone is faster with images in oneDNN's own layout (`Tensor.to_mkldnn`).
 
     On processors ResNet-50 and -101 are a quarter faster in it than channels last, in float32; the smaller ones and bfloat16 gain
     nothing, and timm models pad by hand, which that layout does not know.

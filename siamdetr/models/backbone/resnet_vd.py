@@ -1,4 +1,4 @@
-"""ResNet-vd (He et al. 2019, arXiv:1812.01187, fig. 2), as RT-DETR (arXiv:2304.08069) has it, under its official names.
+"""ResNet-vd (He et al. 2019, arXiv:1812.01187, fig. 2) in the form and with the names of RT-DETR.
 
 The stem is three 3x3 convolutions; a strided shortcut is a 2x2 average pool and a 1x1 convolution. As the official code the first
 block of every stage has a projection, also in the 18-layer network, where shapes do not ask for one.

@@ -202,8 +202,10 @@ class DetectionCriterion(nn.Module):
     def _box_losses(
         self, boxes: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor | float
     ) -> dict[str, Tensor]:
-        """[L] each: L1 distance of (cx, cy, w, h) and 1 - GIoU, summed over matches and divided by the number of boxes; the
-        distance's parts where asked for."""
+        """[L] each: L1 distance of (cx, cy, w, h) and 1 - GIoU, summed over matches, per box.
+
+        With `box_parts` also the parts of the distance.
+        """
         predicted = boxes[matches.layer, matches.image, matches.query]  # [K, 4]
         wanted = targets.boxes.float()[matches.target]
         shape = (boxes.shape[0], len(wanted) // boxes.shape[0], 4)
@@ -246,7 +248,10 @@ class DetectionCriterion(nn.Module):
     def _contrastive_losses(
         self, denoised: Outputs | None, targets: Targets, num_boxes: Tensor | float, logits: Tensor
     ) -> dict[str, Tensor]:
-        """[L] each; positives answer for their targets, all other slots for "no object"; divided by the number of positives."""
+        """[L] each, divided by the number of positives.
+
+        Positives are matched with their targets; every other slot should say "no object".
+        """
         if denoised is None:
             parts = ("loss_xy", "loss_hw") if self.box_parts else ()
             names = (*LOSSES, *parts, "cardinality_error")

@@ -1,4 +1,4 @@
-"""What losses are divided by: the same figure in all processes, known on the host without asking the device."""
+"""Normalisers of the losses: equal in all processes, and known without synchronising the device."""
 
 from __future__ import annotations
 

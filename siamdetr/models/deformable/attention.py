@@ -1,5 +1,7 @@
-"""Multi-scale deformable attention (Zhu et al. 2020, arXiv:2010.04159, §4.1): a query looks at a few points around its reference
-in each feature level, and decides itself which points and how much each counts.
+"""Multi-scale deformable attention (Zhu et al. 2020, arXiv:2010.04159, §4.1).
+
+A query attends to a few points around its reference point in each feature level;
+it predicts their sampling offsets and attention weights itself.
 
 Letters in shapes: B images, N cells of all levels, Q queries, D width, M heads, L levels, P points.
 """
@@ -102,7 +104,10 @@ class DeformableAttention(Observed):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Initially each head has its own direction, with points 1, 2, ... cells away and equal weights (§A.2)."""
+        """Set the initial sampling offsets (§A.2): a direction per head, points 1, 2, ... cells away.
+
+        All attention weights are equal.
+        """
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().max(-1, keepdim=True).values  # [M, 2], on a square
@@ -149,7 +154,10 @@ class DeformableAttention(Observed):
         return self._points(query, references, levels), self._weights(query)
 
     def _points(self, query: Tensor, references: Tensor, levels: Levels) -> Tensor:
-        """[B, Q, M, L, P, 2] fractions of each level's map, in float32: half precision moves a point by half a cell."""
+        """Sampling points [B, Q, M, L, P, 2], fractions of each level's map, in float32.
+
+        Half precision would move a point by half a cell.
+        """
         flat: Tensor = self.offsets(query).to(references.dtype)
         around = references[:, :, None, :, None]  # [B, Q, 1, L, 1, 2 | 4]
         parts = flat.reshape(*flat.shape[:2], self.heads, -1, 2).split_with_sizes(self.points, dim=3)  # of each level
@@ -165,7 +173,7 @@ class DeformableAttention(Observed):
         return self._stack(shares.split_with_sizes(self.points, dim=3), axis=3)
 
     def _stack(self, parts: Sequence[Tensor], *, axis: int) -> Tensor:
-        """One tensor of each level, [..., P_l, ...] -> [..., L, P, ...]; where a level has fewer points, the rest is zero."""
+        """One tensor per level, [..., P_l, ...] -> [..., L, P, ...], zero where a level has fewer points."""
         most = max(self.points)
         if min(self.points) == most:
             return torch.stack(list(parts), dim=axis)

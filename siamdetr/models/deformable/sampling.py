@@ -1,4 +1,6 @@
-"""Sampling of feature maps at points, weighted: the inner step of deformable attention (arXiv:2010.04159, eq. 3), in four forms.
+"""Weighted sampling of feature maps at points, in four forms.
+
+The inner step of deformable attention (arXiv:2010.04159, eq. 3).
 
 `reference` says in PyTorch what is meant; `kernel` (`triton_kernel`) computes it on CUDA in one pass, `bags` on a processor; `gather`
 needs no GridSample, which TensorRT and opset 20 get wrong, and keeps batch, height and width dynamic when exported.
@@ -62,7 +64,10 @@ def sample_points(
 def sample_reference(
     values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor, *, resample: bool = False
 ) -> Tensor:
-    """The definition; arguments as in `sample_points`. `resample` trades a second sampling in the backward pass for memory."""
+    """The definition; arguments as of `sample_points`.
+
+    `resample` saves memory by sampling again in the backward pass.
+    """
     narrow, values = values.dtype, at_least_float32(values)
     batch, _, heads, channels = values.shape
     levels = torch.split(values, [height * width for height, width in shapes], dim=1)
@@ -84,7 +89,7 @@ def _bilinear(maps: Tensor, grid: Tensor) -> Tensor:
 
 
 class _Resampled(torch.autograd.Function):
-    """`(_bilinear(maps, grid) * strength).sum(P)` of one level, which takes its samples again rather than keeping them."""
+    """`(_bilinear(maps, grid) * strength).sum(P)` of one level, sampled again in the backward pass."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, maps: Tensor, grid: Tensor, strength: Tensor) -> Tensor:

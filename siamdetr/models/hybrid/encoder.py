@@ -1,5 +1,7 @@
-"""The hybrid encoder of RT-DETR (Zhao et al. 2023, arXiv:2304.08069, §4.2): self-attention within the coarsest level alone
-("AIFI"), then convolutions that mix the levels, from coarse to fine and back ("CCFF").
+"""The hybrid encoder of RT-DETR (Zhao et al. 2023, arXiv:2304.08069, §4.2).
+
+Self-attention within the coarsest level alone ("AIFI"), then convolutions that fuse the levels from coarse to fine
+and back ("CCFF").
 
 Positions are sines and cosines of the cell number itself. The official code lays them out column by column over cells that stand
 row by row: the same for squares, scrambled for other shapes. Ours: row by row, unless `column_positions` asks for theirs.
@@ -128,7 +130,7 @@ class HybridEncoder(nn.Module):
 
 
 def double(coarse: Tensor, fine: Tensor) -> Tensor:
-    """Every cell of `coarse` four times, cut to the size of `fine`: [B, E, h, w] -> [B, E, H, W], H = 2 h or 2 h - 1."""
+    """Nearest upsampling by 2, cropped to `fine`: [B, E, h, w] -> [B, E, H, W], H = 2 h or 2 h - 1."""
     doubled = nn.functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
     return doubled[..., : fine.shape[2], : fine.shape[3]]
 
@@ -136,7 +138,9 @@ def double(coarse: Tensor, fine: Tensor) -> Tensor:
 def cell_number_positions(
     shape: tuple[int, int], dim: int, *, temperature: float, by_columns: bool, device: torch.device
 ) -> Tensor:
-    """Sines, then cosines of the row number, then of the column number, at D/4 wavelengths: [1, h w, D] float32.
+    """Sines and cosines of row and column number at D/4 wavelengths: [1, h w, D] float32.
+
+    First the sines, then the cosines of the row, then those of the column.
 
     `by_columns`: as the official code, for a map of w rows and h columns.
     """

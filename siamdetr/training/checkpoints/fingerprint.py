@@ -1,4 +1,4 @@
-"""The fingerprint of a data set in a checkpoint: a resumed run notices images and labels that are not those it began with.
+"""The fingerprint of a data set in a checkpoint: a resumed run notices other images and labels.
 
 A number an image for its name, its labels and its size, and for a sample of the images their content; small beside the weights, and enough
 to say what has changed.

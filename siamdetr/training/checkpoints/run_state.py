@@ -1,4 +1,7 @@
-"""What a training checkpoint says about its run, read with every type checked: a damaged one is an error in a line, not a traceback."""
+"""The state of a run in its checkpoint, read with every type checked.
+
+So a damaged checkpoint is an error in one line, not a traceback.
+"""
 
 from __future__ import annotations
 
