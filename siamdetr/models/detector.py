@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from siamdetr.models.backbone.body import Backbone
 from siamdetr.models.backbone.pyramid import Maps
+from siamdetr.models.deformable_detr import DeformableDecoder
 from siamdetr.models.denoising import Draws
 from siamdetr.models.heads import Heads
 from siamdetr.models.parts import VariantParts
@@ -107,6 +108,16 @@ class Detector(nn.Module):
     def heads(self) -> Heads:
         """The prediction heads, as the decoder needs them."""
         return Heads(self.class_head, self.box_head)
+
+    def first_references(self, queries: Queries) -> Tensor | None:
+        """[B, Q, 2 | 4] where the first layer starts from, which `Queries.anchors` may replace.
+
+        None: the decoder has no such references, or chooses them itself.
+        """
+        if queries.anchors is not None:
+            return queries.anchors
+        learned = isinstance(self.decoder, DeformableDecoder) and self.decoder.proposer is None
+        return self.decoder.start(queries) if learned else None
 
     def decode(self, queries: Queries, memory: Memory) -> Outputs:
         """Decoder and heads: predictions of every decoder layer, with those of denoising queries separate."""
