@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from siamdetr.models.backbone.body import Backbone
 from siamdetr.models.backbone.pyramid import Maps
-from siamdetr.models.deformable_detr import DeformableDecoder
 from siamdetr.models.denoising import Draws
 from siamdetr.models.heads import Heads
-from siamdetr.models.parts import VariantParts
+from siamdetr.models.parts import LearnedPoints, VariantParts
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Outputs, Queries
 from siamdetr.structures.targets import Targets
@@ -116,8 +115,8 @@ class Detector(nn.Module):
         """
         if queries.anchors is not None:
             return queries.anchors
-        learned = isinstance(self.decoder, DeformableDecoder) and self.decoder.proposer is None
-        return self.decoder.start(queries) if learned else None
+        own = self.settings.learns_references and isinstance(self.decoder, LearnedPoints)
+        return self.decoder.start(queries) if own else None
 
     def decode(self, queries: Queries, memory: Memory) -> Outputs:
         """Decoder and heads: predictions of every decoder layer, with those of denoising queries separate."""

@@ -38,7 +38,7 @@ def check_start(settings: PromptSettings, detector: Detector, *, where: str) -> 
     Raises:
         ValueError: with `start="similar"`: attention has none, or the encoder chooses them.
     """
-    if settings.start == "similar" and detector.first_references(detector.queries(1)) is None:
+    if settings.start == "similar" and not detector.settings.learns_references:
         raise ValueError(
             f"{where}: start='similar' replaces learned reference points, which the variant {detector.settings.variant} does not "
             "have; choose start=learned, or a deformable or DAB variant whose queries the encoder does not choose"
