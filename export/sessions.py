@@ -67,7 +67,9 @@ class OnnxRuntimeSession:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         check_providers(wanted, self.providers, required=device != "auto")
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}, {self.providers[0]}"
-        self.input_names = tuple(value.name for value in self._session.get_inputs())
+        self.inputs = {value.name: (str(value.type), tuple(value.shape)) for value in self._session.get_inputs()}
+        self.outputs = {value.name: tuple(value.shape) for value in self._session.get_outputs()}
+        self.input_names = tuple(self.inputs)
         self.metadata: str | None = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:

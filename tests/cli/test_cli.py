@@ -150,7 +150,7 @@ def test_info_explains_a_model(
 
 
 def test_the_quickstart_writes_over_nothing(tmp_path: Path) -> None:
-    from siamdetr.cli.quickstart import free_folder
+    from siamdetr.cli.quickstart.command import free_folder
 
     assert free_folder(tmp_path / "quickstart") == tmp_path / "quickstart"
     (tmp_path / "quickstart").mkdir()
