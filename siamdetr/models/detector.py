@@ -115,8 +115,9 @@ class Detector(nn.Module):
         """
         if queries.anchors is not None:
             return queries.anchors
-        own = self.settings.learns_references and isinstance(self.decoder, LearnedPoints)
-        return self.decoder.start(queries) if own else None
+        if self.settings.learns_references and isinstance(self.decoder, LearnedPoints):
+            return self.decoder.start(queries)
+        return None
 
     def decode(self, queries: Queries, memory: Memory) -> Outputs:
         """Decoder and heads: predictions of every decoder layer, with those of denoising queries separate."""

@@ -205,7 +205,7 @@ def similar_places(features: Maps, padding: Tensor, regions: Tensor) -> Tensor:
         [B, P, 2] (x, y) fractions of the unpadded images, float32.
     """
     levels = [level.float() for level in as_levels(features)]
-    parts = regions.float().split([level.shape[1] for level in levels], dim=-1)
+    parts = regions.float().split_with_sizes([level.shape[1] for level in levels], dim=-1)
     finest = levels[0].shape[-2:]
     cosines = torch.stack(
         [
