@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from siamdetr.models.criterion.losses import layer_weights, name_layers
+from siamdetr.models.criterion.layer_losses import layer_weights, name_layers
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.pretext.batches import ViewBatch
+from siamdetr.pretext.cached_views import CachedViewBatch
 from siamdetr.pretext.common import (
     POOLED_LEVELS,
     Pretext,
@@ -30,7 +31,6 @@ from siamdetr.pretext.common import (
     region_features,
 )
 from siamdetr.pretext.prompt import RegionPrompt, Told, check_start, region_usage
-from siamdetr.pretext.view_cache import CachedViewBatch
 from siamdetr.settings.pretext import SiameseSettings
 
 
