@@ -10,7 +10,9 @@ import typer
 from siamdetr.cli import options
 
 if TYPE_CHECKING:
-    from siamdetr.api import Backend
+    from siamdetr.api import Backend, Model, SiamDETR
+    from siamdetr.data.index import DetectionIndex
+    from siamdetr.evaluation.coco import CocoScorer
     from siamdetr.evaluation.coco_figures import DetectionMetrics
     from siamdetr.reports.evaluation_report import Analysis
 
@@ -50,12 +52,10 @@ def val(
     Exits with 1 if images had to be skipped.
     """
     from siamdetr.api import load
-    from siamdetr.cli.console import console, progress
+    from siamdetr.cli.console import console
     from siamdetr.data.readers.recognise import find_source
-    from siamdetr.evaluation.coco import detect, read_scorer, warn_of_crowded_images
-    from siamdetr.evaluation.matched import match_results
+    from siamdetr.evaluation.coco import read_scorer, warn_of_crowded_images
     from siamdetr.evaluation.results import write_results
-    from siamdetr.reports.evaluation_report import analyse, write_evaluation
     from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
     reads = [*model_reads("MODEL", model), Read("--data", data)]
@@ -72,25 +72,12 @@ def val(
         scorer = read_scorer(model, index, max_detections=max_detections)
     else:
         opened = load(model, device=device, backend=cast("Backend | None", backend))
-        with progress("evaluate") as update:
-            scorer = detect(
-                opened,
-                index,
-                batch_size=batch_size,
-                workers=2 if workers is None else workers,
-                progress=update,
-                max_detections=max_detections,
-            )
+        scorer = _detect(opened, index, batch_size, workers, max_detections)
     if json_file is not None:
         write_results(json_file, scorer.results(), index)
-    metrics, where = scorer.summarize(), f"{data} ({split or 'all'}, {len(index)} images)"
-    show_metrics(metrics, where)
-    analysis = analyse(match_results(scorer.results(), scorer.index), threshold)
-    show_analysis(analysis)
-    if output is not None:
-        lead = f"AP {metrics.ap:.3f}, AP50 {metrics.ap50:.3f} on {where}. Mistakes are counted at the score {analysis.threshold:.3f}."
-        report = write_evaluation(output, metrics, analysis, title=f"siamdetr val · {model}", lead=lead)
-        console.print(f"\nReport: {report}", markup=False)
+    _report(
+        scorer, f"{data} ({split or 'all'}, {len(index)} images)", threshold, output, title=f"siamdetr val · {model}"
+    )
     if scorer.skipped:
         console.print(
             f"\n{len(scorer.skipped)} of {len(index)} images were skipped (named above) and count as images without detections.",
@@ -98,6 +85,39 @@ def val(
             soft_wrap=True,
         )
         raise typer.Exit(1)
+
+
+def _detect(
+    model: Model | SiamDETR, index: DetectionIndex, batch_size: int, workers: int | None, max_detections: int
+) -> CocoScorer:
+    from siamdetr.cli.console import progress
+    from siamdetr.evaluation.coco import detect
+
+    with progress("evaluate") as update:
+        return detect(
+            model,
+            index,
+            batch_size=batch_size,
+            workers=2 if workers is None else workers,
+            progress=update,
+            max_detections=max_detections,
+        )
+
+
+def _report(scorer: CocoScorer, where: str, threshold: float | None, output: Path | None, *, title: str) -> None:
+    """Print the figures, and write the report if a folder for it was named."""
+    from siamdetr.cli.console import console
+    from siamdetr.evaluation.matched import match_results
+    from siamdetr.reports.evaluation_report import analyse, write_evaluation
+
+    metrics = scorer.summarize()
+    show_metrics(metrics, where)
+    analysis = analyse(match_results(scorer.results(), scorer.index), threshold)
+    show_analysis(analysis)
+    if output is not None:
+        lead = f"AP {metrics.ap:.3f}, AP50 {metrics.ap50:.3f} on {where}. Mistakes are counted at the score {analysis.threshold:.3f}."
+        report = write_evaluation(output, metrics, analysis, title=title, lead=lead)
+        console.print(f"\nReport: {report}", markup=False)
 
 
 def show_metrics(metrics: DetectionMetrics, where: str) -> None:

@@ -62,7 +62,7 @@ def test_a_bundle_is_made_predicts_and_is_scored(run: Run, model: Path, data: Pa
     assert code == 0, text
     assert "PASS: scores and boxes equal PyTorch's to" in text
     assert f"on 3 images of {data}" in text  # the run's validation part, without --data
-    assert "on 3 images." in text  # AP of both
+    assert "on 3 images (95 % interval of the loss" in text  # AP of both
     assert json.loads((bundle / "manifest.json").read_text())["gate"]["ap"]["images"] == 3
     picture = next((data / "val").glob("*.*"))
     code, text = run("predict", bundle, picture, "-o", tmp_path / "out", "--threshold", 0.2)

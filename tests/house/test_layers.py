@@ -40,6 +40,7 @@ CORE_LAYERS = [
 LAZY_EXPORT = {"siamdetr.api"}
 
 MOST_FILES = 22  # in a room
+MOST_LINES = 80  # of a function, with its signature and docstring
 
 LIBRARIES = {
     "gradio": "siamdetr.serve",
@@ -162,6 +163,14 @@ def test_no_room_is_crowded() -> None:
         for room in {path.parent for path in folder.rglob("*.py")}:
             files = [path for path in room.glob("*.py") if path.name != "__init__.py"]
             assert len(files) <= MOST_FILES, f"{room.relative_to(ROOT)} holds {len(files)} files: it is two rooms"
+
+
+def test_no_function_is_long() -> None:
+    for path in sorted(path for folder in (*SOURCE_FOLDERS.values(), ROOT / "tests") for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert lines <= MOST_LINES, f"{path.relative_to(ROOT)}: {node.name} has {lines} lines: split it by idea"
 
 
 def test_no_pickle_and_no_unsafe_load() -> None:
