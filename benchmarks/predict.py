@@ -27,7 +27,7 @@ from PIL import Image
 
 from siamdetr import SiamDETR
 from siamdetr.export.end_to_end import end_to_end
-from siamdetr.export.gate_images import drawn_images, drawn_samples
+from siamdetr.export.gate.images import drawn_images, drawn_samples
 from siamdetr.export.onnx import write_bundle
 from siamdetr.export.onnx_graph import trace
 from siamdetr.export.options import ExportOptions, Precision

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from siamdetr.export.gate_images import drawn_images
+from siamdetr.export.gate.images import drawn_images
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.images.preprocessing import PreprocessingSpec, preprocess
 

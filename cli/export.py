@@ -16,8 +16,8 @@ from siamdetr.cli.usage.unused_options import refuse_given
 if TYPE_CHECKING:
     from siamdetr.api import SiamDETR
     from siamdetr.data.index import DetectionIndex
-    from siamdetr.export.gate import GateReport
-    from siamdetr.export.gate_images import Samples
+    from siamdetr.export.gate.checks import GateReport
+    from siamdetr.export.gate.images import Samples
     from siamdetr.export.options import ExportOptions, Precision, Resize, Sampling
     from siamdetr.export.tensorrt import EngineOptions, TrtModule
     from siamdetr.inference.predictor import Predictor
@@ -115,7 +115,7 @@ def _size(imgsz: str | None) -> tuple[int, int] | None:
 def _evidence(
     context: typer.Context, truth: DetectionIndex | None, images: int, *, int8: bool, gate: bool
 ) -> _Evidence:
-    from siamdetr.export.gate_images import samples_of
+    from siamdetr.export.gate.images import samples_of
 
     if truth is None:
         refuse_given(
@@ -138,7 +138,7 @@ def _export_anew(
     from siamdetr.api import SiamDETR
     from siamdetr.cli.console import console, progress
     from siamdetr.errors import ExportError
-    from siamdetr.export.gate import pytorch_reference
+    from siamdetr.export.gate.checks import pytorch_reference
     from siamdetr.export.onnx import export_onnx
     from siamdetr.export.options import exported_preprocessing
     from siamdetr.export.tensorrt import find_module

@@ -12,8 +12,9 @@ from siamdetr.cli import options
 if TYPE_CHECKING:
     from siamdetr.api import Backend, Model, SiamDETR
     from siamdetr.data.index import DetectionIndex
-    from siamdetr.evaluation.coco import CocoScorer
     from siamdetr.evaluation.coco_figures import DetectionMetrics
+    from siamdetr.evaluation.scorer import CocoScorer
+    from siamdetr.evaluation.thresholds import ThresholdRule
     from siamdetr.reports.evaluation_report import Analysis
 
 
@@ -35,9 +36,12 @@ def val(
         ),
     ] = None,
     threshold: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            "--threshold", min=0.0, max=1.0, help="Score at which the report counts mistakes; default: the best F1's."
+            "--threshold",
+            metavar="SCORE|best|precision=P",
+            help="Score at which mistakes are counted. best (of F1) and precision=0.9 choose one and store it in MODEL, where "
+            "predict, label, serve, demo and infer.py find it.",
         ),
     ] = None,
     json_file: Annotated[
@@ -56,8 +60,12 @@ def val(
     from siamdetr.data.readers.recognise import find_source
     from siamdetr.evaluation.coco import read_scorer, warn_of_crowded_images
     from siamdetr.evaluation.results import write_results
+    from siamdetr.evaluation.thresholds import ThresholdRule, parse_threshold
     from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
+    wanted = None if threshold is None else parse_threshold(threshold)
+    if isinstance(wanted, ThresholdRule) and model.suffix == ".json":
+        raise ValueError(f"--threshold {threshold}: MODEL is a file of results, which holds no threshold; give a model")
     reads = [*model_reads("MODEL", model), Read("--data", data)]
     check_outputs(
         reads,
@@ -75,9 +83,9 @@ def val(
         scorer = _detect(opened, index, batch_size, workers, max_detections)
     if json_file is not None:
         write_results(json_file, scorer.results(), index)
-    _report(
-        scorer, f"{data} ({split or 'all'}, {len(index)} images)", threshold, output, title=f"siamdetr val · {model}"
-    )
+    where = f"{data} ({split or 'all'}, {len(index)} images)"
+    score = _store_threshold(model, wanted, scorer, where) if isinstance(wanted, ThresholdRule) else wanted
+    _report(scorer, where, score, output, title=f"siamdetr val · {model}")
     if scorer.skipped:
         console.print(
             f"\n{len(scorer.skipped)} of {len(index)} images were skipped (named above) and count as images without detections.",
@@ -102,6 +110,23 @@ def _detect(
             progress=update,
             max_detections=max_detections,
         )
+
+
+def _store_threshold(model: Path, rule: ThresholdRule, scorer: CocoScorer, where: str) -> float:
+    """Choose a threshold and write it into the model's file."""
+    from siamdetr.cli.console import console
+    from siamdetr.evaluation.matched import match_results
+    from siamdetr.evaluation.thresholds import threshold_curves
+    from siamdetr.export.threshold import store_threshold
+
+    point = rule.choose(threshold_curves(match_results(scorer.results(), scorer.index))[0])
+    changed = store_threshold(model, point.threshold, f"{rule} on {where}")
+    console.print(
+        f"\nThreshold {point.threshold:.3f} ({rule}: precision {point.precision:.3f}, recall {point.recall:.3f}) is stored in {changed}",
+        markup=False,
+        soft_wrap=True,
+    )
+    return point.threshold
 
 
 def _report(scorer: CocoScorer, where: str, threshold: float | None, output: Path | None, *, title: str) -> None:

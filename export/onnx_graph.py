@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from siamdetr.errors import ExportError
 from siamdetr.export.end_to_end import EndToEnd
-from siamdetr.export.gate_images import drawn_images
+from siamdetr.export.gate.images import drawn_images
 
 logger = logging.getLogger(__name__)
 

@@ -40,6 +40,10 @@ class Model(Predictor, Protocol):
         """Whether the one class is any object: the model was pretrained and not finetuned."""
 
     @property
+    def threshold_from(self) -> str:
+        """How the threshold was chosen, for people; empty: nobody chose it."""
+
+    @property
     def info(self) -> dict[str, Any]:
         """The facts of the model, in plain values."""
 

@@ -44,6 +44,7 @@ class ModelMetadata(Settings):
     lineage: tuple[str, ...] = ()  # oldest first: "pretext: siamese on DATA, 300 steps"
     metrics: dict[str, float] = Field(default_factory=dict)
     threshold: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="from which a box counts")
+    threshold_from: str = ""  # "best F1 on DATA (val, 100 images)"; empty: nobody chose the threshold
     class_agnostic: bool = False  # it was pretrained and not finetuned: its one class is any object
 
     @model_validator(mode="before")
@@ -109,6 +110,24 @@ def load_model(path: str | Path) -> tuple[Detector, ModelMetadata]:
         ) from error
     _say_of_normalization(path, settings, metadata)
     return detector.eval(), metadata
+
+
+def store_threshold(path: str | Path, threshold: float, source: str) -> Path:
+    """Write a model file again with another threshold; weights and all else stay.
+
+    Args:
+        path: a model file or a run folder.
+        threshold: the score from which a box counts, in [0, 1].
+        source: how it was chosen, for people.
+    Returns:
+        The file that was written.
+    Raises:
+        CheckpointError: as of `load_model` and `save_model`.
+    """
+    file = find_model_file(path)
+    detector, metadata = load_model(file)
+    save_model(file, detector, metadata.model_copy(update={"threshold": threshold, "threshold_from": source}))
+    return file
 
 
 def _check_claims(settings: DetectorSettings, tensors: Mapping[str, Tensor]) -> None:

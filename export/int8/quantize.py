@@ -23,7 +23,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from siamdetr.errors import ExportError
-from siamdetr.export.gate_images import Samples
+from siamdetr.export.gate.images import Samples
 from siamdetr.export.int8.calibrate import activation_names, measure_ranges
 from siamdetr.export.precision import MULTIPLIERS, islands, scores_of
 from siamdetr.export.runtime import feed_of

@@ -18,7 +18,7 @@ import numpy as np
 
 from siamdetr.errors import ExportError
 from siamdetr.export.bundle import digest_file, find_onnx
-from siamdetr.export.gate_images import drawn_images
+from siamdetr.export.gate.images import drawn_images
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.export.sessions import OnnxBackend, cuda_at_hand
 from siamdetr.images.preprocessing import Prepared, preprocess

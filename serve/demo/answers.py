@@ -23,9 +23,9 @@ from PIL import Image
 
 from siamdetr.api import Model, SiamDETR
 from siamdetr.drawing.boxes import PALETTE
+from siamdetr.export.inspection import inspect_image
 from siamdetr.inference.attention_maps import AttentionMaps, Inspection
 from siamdetr.inference.predictor import check_finite
-from siamdetr.serve.demo.inspection import inspect_image
 
 MOST_BOXES = 100
 _KEPT_PICTURES = 4
@@ -67,8 +67,9 @@ class Answers:
         """Run every model on an upright RGB image.
 
         Returns:
-            `picture`: {id, url, name, width, height}; `models`: of each {name, note, classes, colours, boxes, decoder, encoder},
-            boxes as [x0, y0, x1, y1, score, label], in pixels cut at the image's edges, best first.
+            `picture`: {id, url, name, width, height}; `models`: of each {name, note, classes, colours, threshold, boxes, decoder,
+            encoder}, boxes as [x0, y0, x1, y1, score, label], in pixels cut at the image's edges, best first; threshold is None
+            where nobody chose one.
         Raises:
             NonFiniteOutputError: a model's answer is not numbers.
         """
@@ -176,6 +177,7 @@ def _describe(named: NamedModel, seen: Inspection, order: NDArray[np.int64], sec
         "note": f"{what} · {seconds * 1000:.0f} ms",
         "classes": list(names),
         "colours": [PALETTE.by_idx(label).as_hex() for label in range(len(names))],
+        "threshold": named.model.threshold if named.model.threshold_from else None,
         "boxes": [
             [*(round(float(value), 1) for value in box), round(float(score), 4), int(label)]
             for box, score, label in zip(corners, scored.scores[0][order], scored.labels[0][order], strict=True)

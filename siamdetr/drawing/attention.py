@@ -131,12 +131,16 @@ def check_layer(attention: AttentionMaps, layer: int | None) -> None:
         raise ValueError(f"layer: got {layer}, expected 1 to {count}; leave it out for the mean of all layers")
 
 
+def full_scale(values: Floats) -> float:
+    """The value of a map [h, w] that is drawn as full heat; see `heat`."""
+    return max(float(values.max()), _LEAST_PEAK / values.size)
+
+
 def heat(values: Floats, size: tuple[int, int]) -> Floats:
     """A map [h, w] at the image's (width, height): [H, W] in [0, 1], where 1 is its peak, or three times the share of a cell that
     looks everywhere alike if the peak is less: an attention that looks nowhere in particular stays dark.
     """
-    full_scale = max(float(values.max()), _LEAST_PEAK / values.size)
-    large = Image.fromarray(values / full_scale).resize(size, Image.Resampling.BICUBIC)
+    large = Image.fromarray(values / full_scale(values)).resize(size, Image.Resampling.BICUBIC)
     return np.asarray(large).clip(0, 1)
 
 

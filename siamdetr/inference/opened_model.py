@@ -35,6 +35,10 @@ class Facts(Protocol):
     def threshold(self) -> float:
         """The score from which a box counts where nobody names one."""
 
+    @property
+    def threshold_from(self) -> str:
+        """How the threshold was chosen; empty: nobody chose it."""
+
 
 class OpenedModel:
     """A model with the facts of its file, which predicts.
@@ -68,6 +72,11 @@ class OpenedModel:
     def threshold(self) -> float:
         """The score from which a box counts where nobody names one, as the file says."""
         return self._facts.threshold
+
+    @property
+    def threshold_from(self) -> str:
+        """How the threshold was chosen, for people; empty: nobody chose it."""
+        return self._facts.threshold_from
 
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
         """All scored boxes of a batch of prepared images, before any threshold."""

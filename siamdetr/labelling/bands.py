@@ -36,6 +36,10 @@ class Bands:
                 "give --sure a higher threshold than --look"
             )
 
+    def with_sure(self, sure: float) -> Bands:
+        """The same with another start of the sure boxes; `look` begins no later."""
+        return Bands(sure=sure, look=min(self.look, sure))
+
     def of(self, scores: NDArray[np.float32]) -> list[Band]:
         """The band of each score that reaches `look`."""
         return ["sure" if score >= self.sure else "look" for score in scores]

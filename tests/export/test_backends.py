@@ -20,7 +20,7 @@ import siamdetr
 from siamdetr.api import Backend, load
 from siamdetr.errors import ExportError
 from siamdetr.export import infer, sessions
-from siamdetr.export.gate_images import drawn_images
+from siamdetr.export.gate.images import drawn_images
 from siamdetr.export.options import ExportOptions
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.images.preprocessing import PreprocessingSpec, preprocess

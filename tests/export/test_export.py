@@ -20,9 +20,9 @@ from siamdetr.errors import ExportError
 from siamdetr.evaluation.coco import evaluate
 from siamdetr.export import onnx_graph as tracing
 from siamdetr.export.bundle import METADATA_KEY, digest_file
-from siamdetr.export.compare import difference
 from siamdetr.export.end_to_end import DETECTIONS, padding_of
-from siamdetr.export.gate_images import drawn_images, drawn_samples
+from siamdetr.export.gate.difference import difference
+from siamdetr.export.gate.images import drawn_images, drawn_samples
 from siamdetr.export.onnx import export_onnx, write_bundle
 from siamdetr.export.onnx_graph import check_free_dimensions, simplify, with_outputs
 from siamdetr.export.options import ExportOptions, Precision

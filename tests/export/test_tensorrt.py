@@ -23,7 +23,7 @@ from siamdetr.export.bundle import digest_file
 from siamdetr.export.end_to_end import DETECTIONS
 from siamdetr.export.engine import EngineDetector, EngineFacts, check_module, choose_gpu, choose_profile, spans
 from siamdetr.export.engine_precision import LayerPrecision, check_realised, read_inspector
-from siamdetr.export.gate_images import drawn_samples
+from siamdetr.export.gate.images import drawn_samples
 from siamdetr.export.int8.quantize import to_int8
 from siamdetr.export.onnx import write_bundle
 from siamdetr.export.onnx_graph import with_outputs

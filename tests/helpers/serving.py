@@ -57,6 +57,7 @@ class StubModel:
     def __init__(self, spec: PreprocessingSpec | None = None) -> None:
         self.class_names = ("cat", "dog")
         self.threshold = 0.5
+        self.threshold_from = ""
         self.preprocessing = spec or PreprocessingSpec.from_size(32)
         self.gate = threading.Event()
         self.gate.set()

@@ -14,7 +14,7 @@ from torch import Tensor
 from siamdetr.api import SiamDETR
 from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.errors import SettingsError
-from siamdetr.export.gate_images import samples_of
+from siamdetr.export.gate.images import samples_of
 from siamdetr.export.onnx import export_onnx
 from siamdetr.model_file import read_metadata
 from siamdetr.models.detector import Detector, Outputs

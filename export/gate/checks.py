@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
-from siamdetr.export.ap_comparison import ApComparison, compare_ap
-from siamdetr.export.compare import NO_DIFFERENCE, Difference, difference, worst
-from siamdetr.export.gate_images import Samples, drawn_samples
+from siamdetr.export.gate.ap_comparison import ApComparison, compare_ap
+from siamdetr.export.gate.difference import NO_DIFFERENCE, Difference, difference, worst
+from siamdetr.export.gate.images import Samples, drawn_samples
 from siamdetr.export.options import Precision, Triple
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec, Size, preprocess, resized_size
 from siamdetr.inference.predictor import Predictor, ScoredBoxes
