@@ -23,22 +23,22 @@ from siamdetr.structures.targets import Targets, region_targets
 
 
 class PretextSample(Protocol):
-    """The part of a pretext's sample that pictures of a run need."""
+    """The part of a sample that the pictures of a run need."""
 
     @property
     def panels(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
         """One or two images [H, W, 3] uint8 RGB with their regions [n, 4] (cx, cy, w, h) fractions.
 
-        The first is predicted on.
+        Predictions are drawn on the first.
         """
 
 
 class PretextBatch(Protocol):
-    """The part of a pretext's batch that training needs; the pretext knows the rest."""
+    """The part of a batch that training needs; only its pretext reads the rest."""
 
     @property
     def targets(self) -> Targets:
-        """The regions that are to be found in the B images."""
+        """The regions to detect in the B images."""
 
     def normalized(self, normalization: Normalization) -> Self:
         """The same batch with float pixels (`siamdetr.images.normalize`)."""
@@ -116,7 +116,7 @@ class ViewBatch:
 
 @dataclass(frozen=True)
 class RegionBatch:
-    """B unlabelled images with regions to be found in them, as UP-DETR and DETReg take them.
+    """B unlabelled images with the regions to detect in them, for UP-DETR and DETReg.
 
     Attributes:
         images: [B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.

@@ -32,13 +32,13 @@ _SWAV = "projection_head."
 
 
 class DETReg(Pretext):
-    """The pretext; the backbone gives the embeddings of the crops and stays as it is.
+    """The pretext; the frozen backbone embeds the crops.
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
-        settings: regions, embedding, loss weights. A `weight_embedding` of 0 leaves that loss and its head out.
+        settings: regions, embedding, loss weights. With `weight_embedding` 0 there is neither that loss nor its head.
     Raises:
-        ValueError: the detector knows no "object", has fewer queries than there are regions, or a backbone without that embedding.
+        ValueError: the detector has no class "object", fewer queries than regions, or a backbone without that embedding.
 
     Attributes: `detector`; `embedding_head` (query to embedding); `projection`: SwAV's, where that is the embedding
     (`load_projection` fills it).
@@ -62,7 +62,7 @@ class DETReg(Pretext):
         return weights
 
     def train(self, mode: bool = True) -> Self:
-        """As any pretext; the projection too is always in eval mode."""
+        """See `Pretext`; the projection is always in eval mode, too."""
         super().train(mode)
         if self.projection is not None:
             self.projection.eval()
@@ -90,7 +90,7 @@ class DETReg(Pretext):
         return self.detector.decode(self.detector.queries(len(batch.images)), memory), wanted
 
     def losses(self, outputs: Outputs, targets: Targets, wanted: Tensor | None) -> dict[str, Tensor]:
-        """As `forward`, of what `predict` gave."""
+        """As `forward`, from the result of `predict`."""
         losses, matches = self.criterion.losses_and_matches(outputs, targets)
         if self.embedding_head is not None and wanted is not None:
             in_last = slice(len(matches.layer) - len(matches.layer) // len(outputs.hidden), None)
@@ -100,10 +100,10 @@ class DETReg(Pretext):
         return losses | match_monitors(outputs, targets, matches)
 
     def load_weights(self, source: str) -> None:
-        """SwAV's projection, where it is the embedding.
+        """Load SwAV's projection, where it is the embedding.
 
         Raises:
-            SettingsError: `source` is no file that it could be in.
+            SettingsError: `source` is no file.
             WeightFileError: see `load_projection`.
         """
         if self.projection is None:
@@ -130,7 +130,7 @@ class DETReg(Pretext):
 
 
 def embedding_width(detector: Detector, settings: DETRegSettings) -> int:
-    """F: numbers in the embedding of a region.
+    """The length F of a region's embedding.
 
     Raises:
         ValueError: the backbone computes no map of stride 8 and the settings ask for it.

@@ -2,10 +2,11 @@
 
 Detect in one view of an image the regions that the other view shows.
 
-Queries made from the regions of one view decode the encoded other view; targets are the same regions' boxes there (§3.3),
-and the frozen backbone's features of the regions' crops in the first view. The encoder sees that both views are one image.
-Ours: both views go through the network in one pass; per-image queries in every variant (the official deformable code gives
-the whole batch the first image's); box jitter is clamped to the view.
+Queries conditioned on the regions of one view decode the other view. Their targets are the boxes of these regions there
+(§3.3), and the frozen backbone's features of the regions' crops in the first view.
+A global loss brings the encoder's mean features of the two views together.
+Ours: both views go through the network in one pass; queries belong to their image in every variant (the official
+deformable code gives the whole batch those of the first image); box jitter is clamped to the view.
 """
 
 from __future__ import annotations
@@ -70,11 +71,11 @@ class GlobalHead(nn.Module):
 
 
 class SiameseDETR(Pretext):
-    """The pretext; the backbone gives its features of regions and crops and stays as it is.
+    """The pretext; the frozen backbone computes the features of regions and crops.
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
-        settings: regions, jitter, loss weights. A weight of 0 leaves the loss's head and its computation out.
+        settings: regions, jitter, loss weights. With a weight of 0 there is neither the loss nor its head.
     Raises:
         ValueError: another class head, or queries that do not divide among the regions.
 
@@ -163,7 +164,7 @@ class SiameseDETR(Pretext):
     def _decode(
         self, batch: ViewBatch | CachedViewBatch, generator: Generator | None = None, kind: Told = "own"
     ) -> tuple[Outputs, Tensor, Tensor | None]:
-        """As `predict`, and [2B, Q] bool which queries were told a region (None: all)."""
+        """As `predict`, and [2B, Q] bool, True = the query has its region (None: all have)."""
         self._check(batch)
         features = batch.features(self.teacher)
         boxes = batch.boxes
@@ -183,7 +184,7 @@ class SiameseDETR(Pretext):
     def _wanted_features(self, batch: ViewBatch | CachedViewBatch) -> Tensor:
         """[2BP, F] features of the crops, in the order of the targets.
 
-        Image i is asked for the regions of its other view.
+        The queries of image i are conditioned on regions of its other view.
         """
         return swap_views(batch.crop_features(self.teacher)).flatten(0, 1)
 
