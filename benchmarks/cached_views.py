@@ -2,8 +2,8 @@
 
     python benchmarks/cached_views.py [--data FOLDER] [--images 64] [--size 240] [--pairs 4] [--steps 24] [--batch 8]
 
-The detector is that of the preset `small`. Each way is a process of its own, so that its peak of memory is its own. Without `--data`
-pictures are drawn.
+The detector is that of the preset `small`. Each way is a process of its own, so that its peak of memory is its own.
+Without `--data` pictures are drawn.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ The forms are reference, kernel and gather.
     python benchmarks/deformable_attention.py                       # the size of Deformable DETR's encoder, on CUDA
     python benchmarks/deformable_attention.py --height 320 --width 320 --device cpu
 
-On CUDA the memory is what the device's allocator held at most beyond inputs and gradients; on the CPU it is not measured, and the
-kernel does not run.
+On CUDA the memory is what the device's allocator held at most beyond inputs and gradients; on the CPU it is not
+measured, and the kernel does not run.
 """
 
 from __future__ import annotations

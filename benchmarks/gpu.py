@@ -6,8 +6,8 @@ On a CPU the same parts run at a tiny size.
     python benchmarks/gpu.py --tiny --device cpu --output build/gpu   # what CI runs
     python benchmarks/gpu.py --append docs/results.md --output build/gpu   # writes the table of an earlier run there
 
-Each part runs in a process of its own with the time that is left, so that one that fails or hangs costs no other its figures. Needs
-torch, torchvision, lightning and this package; parts whose library is missing say so.
+Each part runs in a process of its own with the time that is left, so that one that fails or hangs costs no other its
+figures. Needs torch, torchvision, lightning and this package; parts whose library is missing say so.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python benchmarks/predict.py [--variant conditional] [--backbone resnet50] [--size 640] [--batch 1] [--rounds 7] [--threads 2]
 
-Random weights (time does not depend on them). "plain" is the module as it trains; "predict" is what `SiamDETR.predict` runs: batch
-norms folded, channels last; the others are exported files. All on the CPU, from prepared pixels to scored boxes; then, for one
-picture, all of `predict` from a PIL image of that size on. Hugging Face's model needs `pip install transformers`, and is there for
-vanilla, conditional, dab and deformable; without it the ratios are to "plain". int8's scales come from drawn patterns: its time means
-something, its boxes do not.
+Random weights (time does not depend on them). "plain" is the module as it trains; "predict" is what `SiamDETR.predict`
+runs: batch norms folded, channels last; the others are exported files. All on the CPU, from prepared pixels to scored
+boxes; then, for one picture, all of `predict` from a PIL image of that size on. Hugging Face's model needs `pip install
+transformers`, and is there for vanilla, conditional, dab and deformable; without it the ratios are to "plain". int8's
+scales come from drawn patterns: its time means something, its boxes do not.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
 By default of Siamese DETR.
 
-Plain, written out below with the same modules: the views go through the network one after the other, BatchNorm is not folded and
-images are contiguous, the feature head answers for every query, every decoder layer of every view is matched on its own
-(one transfer each), AdamW loops over parameters, deformable attention samples level by level and keeps its samples, and subnormal
-numbers are multiplied as they are. Each runs in processes of its own, in turn, so that peak memory is its own.
+Plain, written out below with the same modules: the views go through the network one after the other, BatchNorm is not
+folded and images are contiguous, the feature head answers for every query, every decoder layer of every view is matched
+on its own (one transfer each), AdamW loops over parameters, deformable attention samples level by level and keeps its
+samples, and subnormal numbers are multiplied as they are. Each runs in processes of its own, in turn, so that peak
+memory is its own.
 
     python benchmarks/pretrain_step.py --batch 2 --size 320 --variant conditional --backbone resnet50 --precision fp32
     python benchmarks/pretrain_step.py --method updetr    # or detreg: one view of each sample

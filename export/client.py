@@ -5,10 +5,11 @@ Such servers are `siamdetr serve`, NVIDIA Triton and KServe.
 
     python client.py picture.jpg [more.jpg ...] [--url http://127.0.0.1:8000] [--model siamdetr] [--threshold 0.5]
 
-Needs numpy and Pillow. Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1
-in pixels), or what is wrong with it; then the exit code is 1. From Python: `Client("http://127.0.0.1:8000").predict("picture.jpg")`.
-Classes, preprocessing and threshold come from the server; a token from the environment variable SIAMDETR_SERVE_TOKEN. A proxy of
-the environment is not asked for this machine's own addresses.
+Needs numpy and Pillow. Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0
+x1 y1 in pixels), or what is wrong with it; then the exit code is 1. From Python:
+`Client("http://127.0.0.1:8000").predict("picture.jpg")`. Classes, preprocessing and threshold come from the server; a
+token from the environment variable SIAMDETR_SERVE_TOKEN. A proxy of the environment is not asked for this machine's own
+addresses.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ Needs numpy, Pillow and onnxruntime; neither PyTorch nor siamdetr.
 
     python infer.py picture.jpg [more.jpg ...] [--model model.onnx] [--threshold 0.5]
 
-Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1 in pixels), or what is
-wrong with it; then the exit code is 1. To use it from Python: `Detector("model.onnx").predict("picture.jpg")`. It reads
-classes, preprocessing and threshold from the model file.
+Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1 in pixels), or
+what is wrong with it; then the exit code is 1. To use it from Python: `Detector("model.onnx").predict("picture.jpg")`.
+It reads classes, preprocessing and threshold from the model file.
 """
 
 from __future__ import annotations

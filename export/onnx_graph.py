@@ -1,7 +1,7 @@
 """Export a module as an ONNX graph with free batch, height and width.
 
-The exporter may silently make a dimension constant that was asked to be free, so the graph is read back. Opset 18: 17 brought
-LayerNormalization; from 20 on, TensorRT has misread operators.
+The exporter may silently make a dimension constant that was asked to be free, so the graph is read back. Opset 18: 17
+brought LayerNormalization; from 20 on, TensorRT has misread operators.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ class OnnxRuntimeSession:
         device: "cpu", "cuda", "cuda:N", or "auto": CUDA where it is at hand, else the CPU.
         threads: of one operator on the CPU; None: one a core.
     Raises:
-        ExportError: it cannot be opened; or CUDA was asked for and ONNX Runtime fell back to the CPU, which it does silently.
+        ExportError: it cannot be opened; or CUDA was asked for and ONNX Runtime fell back to the CPU, which it does
+            silently.
     """
 
     def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
@@ -82,8 +83,8 @@ class OnnxRuntimeSession:
 class OpenVinoSession:
     """OpenVINO on the CPU.
 
-    It computes in float32, unless the graph is in bfloat16 and the processor supports that. By default OpenVINO would compute in
-    bfloat16 wherever the processor supports it, whatever the graph says.
+    It computes in float32, unless the graph is in bfloat16 and the processor supports that. By default OpenVINO would
+    compute in bfloat16 wherever the processor supports it, whatever the graph says.
 
     Raises:
         ExportError: OpenVINO is not installed, the device is not the CPU, or the file cannot be opened.

@@ -63,7 +63,8 @@ class ServeSettings:
         max_delay: seconds that an image waits at most for others of its size, while a runner is free.
         model_name: under /v2/models.
         token: what `Authorization: Bearer` must say; None: nothing.
-        cors_origins: pages of these origins (scheme://host[:port], or "*") may ask from a browser; none: no other page may.
+        cors_origins: pages of these origins (scheme://host[:port], or "*") may ask from a browser; none: no other page
+            may.
         root_path: the path that a proxy shows the server under, such as "/detector"; "": its own.
     """
 
@@ -84,8 +85,8 @@ class ServeSettings:
         """Check the settings.
 
         Raises:
-            ServeError: others reach the address and there is no token; the token is easily guessed; an origin or path is
-                malformed; or the queue is shorter than one request.
+            ServeError: others reach the address and there is no token; the token is easily guessed; an origin or path
+                is malformed; or the queue is shorter than one request.
         """
         if self.token is not None and (len(self.token) < _SHORTEST_TOKEN or not self.token.isascii()):
             raise ServeError(

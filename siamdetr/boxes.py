@@ -1,6 +1,7 @@
 """Boxes: conversions, overlaps, and the inverse sigmoid with which DETR detectors refine references.
 
-Two layouts only: `cxcywh` (centre, width, height) inside models and losses, `xyxy` (corners) at the edges and for overlaps.
+Two layouts only: `cxcywh` (centre, width, height) inside models and losses, `xyxy` (corners) at the edges and for
+overlaps.
 """
 
 from __future__ import annotations

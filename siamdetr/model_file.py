@@ -1,8 +1,8 @@
 """Model files: safetensors with JSON metadata, atomic, checked by SHA-256, never unpickled.
 
 A model file holds the detector's tensors and, in its metadata, all that is needed to use them: format version, detector
-settings, class names, preprocessing, lineage and metrics. A digest over tensors and metadata is verified on loading, because
-safetensors has no checksum of its own: a flipped byte would otherwise give silently wrong boxes.
+settings, class names, preprocessing, lineage and metrics. A digest over tensors and metadata is verified on loading,
+because safetensors has no checksum of its own: a flipped byte would otherwise give silently wrong boxes.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ def activation_names(graph: onnx.ModelProto, nodes: Sequence[str]) -> tuple[str,
 def measure_ranges(graph: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Mapping[str, Array]]) -> Ranges:
     """The least and the greatest value of each tensor over all feeds.
 
-    The graph gives out two numbers a tensor and keeps no tensor longer than an ordinary prediction does: ONNX Runtime's own
-    calibration reduces every float tensor, which took above 13 GB for the gather form of deformable attention.
+    The graph gives out two numbers a tensor and keeps no tensor longer than an ordinary prediction does: ONNX Runtime's
+    own calibration reduces every float tensor, which took above 13 GB for the gather form of deformable attention.
 
     Args:
         graph: float32; not changed.

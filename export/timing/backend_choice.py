@@ -71,8 +71,8 @@ def choose_backend(
 def fastest(path: str | Path, *, threads: int | None = None) -> Choice:
     """The fastest of the installed runtimes for a model on the CPU.
 
-    The first time the candidates take turns for about two seconds; later the answer comes from `cache_file()`. It is measured
-    again when the model, the number of cores, the processor or a runtime's version changes.
+    The first time the candidates take turns for about two seconds; later the answer comes from `cache_file()`. It is
+    measured again when the model, the number of cores, the processor or a runtime's version changes.
 
     Args:
         path: a bundle or .onnx file.

@@ -40,7 +40,8 @@ class FigureOptions:
         boxes: number of detections, best first.
         layer: 1..L, or None: the mean of all.
         heads: one row per head, instead of their mean.
-        point: (x, y) fractions of the image: the encoder's self-attention of that point, instead of the decoder's of boxes.
+        point: (x, y) fractions of the image: the encoder's self-attention of that point, instead of the decoder's of
+            boxes.
         width: of the figure, inches.
     """
 

@@ -1,7 +1,7 @@
 """Likely label errors: what a model is sure of, and the labels contradict.
 
-Three kinds, after Tkachenko et al. 2023 ("ObjectLab", arXiv:2309.00832): overlooked objects, swapped classes and badly placed
-boxes. Ours: they are read off matched detections at a threshold, and ranked by the detection's score.
+Three kinds, after Tkachenko et al. 2023 ("ObjectLab", arXiv:2309.00832): overlooked objects, swapped classes and badly
+placed boxes. Ours: they are read off matched detections at a threshold, and ranked by the detection's score.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Suspect:
     """A label that is likely wrong.
 
     Attributes:
-        kind: missing box: a detection where nothing is labelled; wrong class: a box whose object the model calls otherwise; loose
-            box: a box that is placed otherwise than the model places it.
+        kind: missing box: a detection where nothing is labelled; wrong class: a box whose object the model calls
+            otherwise; loose box: a box that is placed otherwise than the model places it.
         image: position in the index.
         box: of the detection, pixels.
         label: of the detection.

@@ -2,8 +2,8 @@
 
 They are DAB detectors with denoising queries in training.
 
-Encoder and decoder are those of the DAB detector. The queries differ: they have learned contents, one channel of which says
-whether a query is a denoising one (`siamdetr.models.denoising`).
+Encoder and decoder are those of the DAB detector. The queries differ: they have learned contents, one channel of which
+says whether a query is a denoising one (`siamdetr.models.denoising`).
 """
 
 from __future__ import annotations

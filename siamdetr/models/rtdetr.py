@@ -1,13 +1,14 @@
 """RT-DETR (Zhao et al. 2023, arXiv:2304.08069) and RT-DETRv2 (Lv et al. 2024, arXiv:2407.17140).
 
-A hybrid encoder (`siamdetr.models.hybrid.encoder`) mixes three levels cheaply. Queries are chosen by score, whose training target
-is the overlap of the box (the criterion's `iou_aware`), so that well placed boxes are chosen ("uncertainty-minimal selection", §4.3).
-The decoder layers are Deformable DETR's; a query's position is read off its plain box anew in every layer. Version 2 may look at
-another number of points in each level (`level_points`); with equal numbers it computes what version 1 does.
+A hybrid encoder (`siamdetr.models.hybrid.encoder`) mixes three levels cheaply. Queries are chosen by score, whose
+training target is the overlap of the box (the criterion's `iou_aware`), so that well placed boxes are chosen
+("uncertainty-minimal selection", §4.3). The decoder layers are Deformable DETR's; a query's position is read off its
+plain box anew in every layer. Version 2 may look at another number of points in each level (`level_points`); with equal
+numbers it computes what version 1 does.
 
-As the official code: contents are the chosen features, detached, or learned; each layer has heads of its own, without a norm before
-them; a layer's boxes also train the layer before it, through the reference that it made (look forward twice). Ours: padding,
-which the official code does not know, is kept out of attention and of the boxes' unit.
+As the official code: contents are the chosen features, detached, or learned; each layer has heads of its own, without a
+norm before them; a layer's boxes also train the layer before it, through the reference that it made (look forward
+twice). Ours: padding, which the official code does not know, is kept out of attention and of the boxes' unit.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class ChosenFeatureQueries(QuerySource):
 
     In training, denoising queries precede them.
 
-    The content here is what a pretext may add to: zeros, to which the decoder adds the chosen features, or the learned contents.
+    The content here is what a pretext may add to: zeros, to which the decoder adds the chosen features, or the learned
+    contents.
     """
 
     device_of: Tensor
@@ -66,8 +68,8 @@ class ChosenFeatureQueries(QuerySource):
 
         Where no image has a box, only the matching queries.
 
-        The draws are for 2 x groups x M boxes; the number of groups is `group_count`'s. Ours: the official code makes up a box
-        where no image has one.
+        The draws are for 2 x groups x M boxes; the number of groups is `group_count`'s. Ours: the official code makes
+        up a box where no image has one.
         """
         queries: Queries = self(len(targets.counts))
         return contrastive_queries(queries, targets, settings, draws, labels=self.labels, slots=_SLOTS)
@@ -88,12 +90,13 @@ class RtDetrDecoder(nn.Module):
         """Decode queries with content.
 
         Args:
-            queries: of all images; only denoising queries bring anchors. What a pretext knows of a query is in its content.
+            queries: of all images; only denoising queries bring anchors. What a pretext knows of a query is in its
+                content.
             memory: the encoded images.
             heads: the detector's, one of each a layer, the last for the proposals.
         Returns:
-            References [L, B, Q, 4]: the first are the anchors and the chosen boxes, detached, the others the boxes of the layer
-            before. The proposals are the chosen ones.
+            References [L, B, Q, 4]: the first are the anchors and the chosen boxes, detached, the others the boxes of
+            the layer before. The proposals are the chosen ones.
         Raises:
             ValueError: a pretext's groups of queries do not fit into the cells (`fewer_queries`).
         """

@@ -30,7 +30,8 @@ def rtdetr_settings(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor])
     """Settings of an official detector: from its YAML file, else from tensors, else official defaults.
 
     Args:
-        arguments: `PResNet`, `HybridEncoder`, `RTDETRTransformerv2` (or `RTDETRTransformer`) and `num_classes`, after all includes.
+        arguments: `PResNet`, `HybridEncoder`, `RTDETRTransformerv2` (or `RTDETRTransformer`) and `num_classes`, after
+            all includes.
         tensors: by official names.
     Raises:
         OfficialCheckpointError: options that contradict tensors, or ask for what there is not here.

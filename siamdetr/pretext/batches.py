@@ -122,7 +122,8 @@ class RegionBatch:
         images: [B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
         padding: [B, H, W] bool, True = padded, not image.
         targets: the M regions as boxes, all of one label; an image may have none.
-        crops: [M, 3, C, C] the regions cut out and resized, in the order of the targets; uint8, then float like the images.
+        crops: [M, 3, C, C] the regions cut out and resized, in the order of the targets; uint8, then float like the
+            images.
     """
 
     images: Tensor

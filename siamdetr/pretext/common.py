@@ -37,8 +37,8 @@ class FrozenTeacher:
 
     Its layout is channels last, or oneDNN's own.
 
-    It is no module, so that no checkpoint has its copy of the weights. The copy is remade when the backbone's weights were
-    loaded, moved or changed, and is kept in the precision of the autocast region it is called in.
+    It is no module, so that no checkpoint has its copy of the weights. The copy is remade when the backbone's weights
+    were loaded, moved or changed, and is kept in the precision of the autocast region it is called in.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -81,8 +81,8 @@ class Pretext(nn.Module, abc.ABC):
 
     The backbone is the frozen teacher and does not train.
 
-    A method defines `forward(batch)`, which returns its losses by name, and `predict(batch)`, and adds the weights of its own
-    losses to `loss_weights`.
+    A method defines `forward(batch)`, which returns its losses by name, and `predict(batch)`, and adds the weights of
+    its own losses to `loss_weights`.
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
@@ -159,8 +159,8 @@ def jitter_boxes(boxes: Tensor, amount: float, generator: Generator | None = Non
 
     Args:
         boxes: [..., 4] (cx, cy, w, h) fractions.
-        amount: the largest move, as a fraction of the box's width or height. As in the official code, a move is a normal
-            number through a sigmoid: with .1 its standard deviation is .042.
+        amount: the largest move, as a fraction of the box's width or height. As in the official code, a move is a
+            normal number through a sigmoid: with .1 its standard deviation is .042.
         generator: of random numbers, on the device of the boxes; None: torch's own.
     Returns:
         [..., 4] (cx, cy, w, h) fractions within [0, 1].

@@ -1,11 +1,11 @@
 """DETReg (Bar et al. 2022, arXiv:2106.04550): detect proposals, and predict their features.
 
-The queries are the detector's own, without conditioning (§3.1). A matched query predicts its box, the class "object", and,
-in the last decoder layer, the frozen backbone's embedding of the region's crop (§3.2).
+The queries are the detector's own, without conditioning (§3.1). A matched query predicts its box, the class "object",
+and, in the last decoder layer, the frozen backbone's embedding of the region's crop (§3.2).
 
-Ours: the target network is the detector's own frozen backbone (in the official recipe both are SwAV's and neither trains), always
-in eval mode (the official projection head has batch statistics of one image's crops); the embedding loss is divided by the number
-of boxes of all processes, and is 0 where no image has a region.
+Ours: the target network is the detector's own frozen backbone (in the official recipe both are SwAV's and neither
+trains), always in eval mode (the official projection head has batch statistics of one image's crops); the embedding
+loss is divided by the number of boxes of all processes, and is 0 where no image has a region.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class DETReg(Pretext):
         detector: with the class head of pretraining (`pretext_settings`).
         settings: regions, embedding, loss weights. With `weight_embedding` 0 there is neither that loss nor its head.
     Raises:
-        ValueError: the detector has no class "object", fewer queries than regions, or a backbone without that embedding.
+        ValueError: the detector has no class "object", fewer queries than regions, or a backbone without that
+            embedding.
 
     Attributes: `detector`; `embedding_head` (query to embedding); `projection`: SwAV's, where that is the embedding
     (`load_projection` fills it).
@@ -74,9 +75,9 @@ class DETReg(Pretext):
         Args:
             batch: normalised float images; any number of regions an image, also none.
         Returns:
-            Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`; once:
-            `loss_embedding`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
-            `monitor_matched_iou` (see `match_monitors`).
+            Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`;
+            once: `loss_embedding`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
+                `monitor_matched_iou` (see `match_monitors`).
         Raises:
             FloatingPointError: a prediction is not finite.
         """

@@ -2,8 +2,9 @@
 
 Colour jitter, grey and blur, with probabilities .8, .2 and .5 as in the official code.
 
-The arithmetic is torchvision's (`ColorJitter(.4, .4, .4, .1)`, `RandomGrayscale`, `GaussianBlur`) on uint8 arrays through OpenCV, where
-a crop of 128 pixels takes about .2 ms instead of 2.5 ms: a pretraining sample has 22 images to augment. A test compares the two.
+The arithmetic is torchvision's (`ColorJitter(.4, .4, .4, .1)`, `RandomGrayscale`, `GaussianBlur`) on uint8 arrays
+through OpenCV, where a crop of 128 pixels takes about .2 ms instead of 2.5 ms: a pretraining sample has 22 images to
+augment. A test compares the two.
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ class RegionPrompt(nn.Module):
     """Conditions queries on regions.
 
     Args:
-        settings: where a region is added, which queries may be matched with it, and the share of queries without a region.
+        settings: where a region is added, which queries may be matched with it, and the share of queries without a
+            region.
         width: D, `detector.region_width`.
 
     Attributes: `mean`: [D] running mean of the projected regions, with `fold_mean`.
@@ -194,9 +195,9 @@ def condition_queries(queries: Queries, regions: Tensor, *, content: bool = Fals
         regions: [B, P, detector.region_width] projected region features; P divides Q.
         content: True = add it to the content in every variant.
     Returns:
-        The queries with the region added to their position. Ours: to their content where `content` is set, and where a variant has
-        no learned position (DAB, DN), which the paper leaves open. DN's last channel, which marks denoising queries, does not
-        change.
+        The queries with the region added to their position. Ours: to their content where `content` is set, and where a
+        variant has no learned position (DAB, DN), which the paper leaves open. DN's last channel, which marks denoising
+        queries, does not change.
     """
     repeated = regions.repeat_interleave(queries.content.shape[1] // regions.shape[1], dim=1)  # [B, Q, D]
     if content or queries.position is None:
@@ -277,7 +278,8 @@ def region_usage(
         criterion: that matches.
         allowed: as in `match`.
     Returns:
-        `regions_own_iou`, `regions_other_iou`, `regions_none_iou`, of the last layer. Own above other: the regions are used.
+        `regions_own_iou`, `regions_other_iou`, `regions_none_iou`, of the last layer. Own above other: the regions are
+        used.
     """
     found: dict[str, float] = {}
     kinds: tuple[Told, ...] = ("own", "other", "none")

@@ -48,8 +48,8 @@ class PretextEntry:
         dataset: (images, stored proposals or None for random regions, settings, seed) -> samples by (epoch, position).
         collate: samples -> a batch.
         shown: caption of the pictures of its samples, in the run's report.
-        cache, collate_cached: compute and batch stored features of fixed samples, for `settings.cached_samples` above 0;
-            None: the pretext has no cache.
+        cache, collate_cached: compute and batch stored features of fixed samples, for `settings.cached_samples` above
+            0; None: the pretext has no cache.
     """
 
     name: str

@@ -79,8 +79,8 @@ class SiameseDETR(Pretext):
     Raises:
         ValueError: another class head, or queries that do not divide among the regions.
 
-    Attributes: `detector`; `region_projection` (region feature to query), `feature_head` (query to region feature), `global_head`;
-    `box_jitter` can be set to 0 afterwards for repeatable queries (it is off in eval mode).
+    Attributes: `detector`; `region_projection` (region feature to query), `feature_head` (query to region feature),
+    `global_head`; `box_jitter` can be set to 0 afterwards for repeatable queries (it is off in eval mode).
     """
 
     prompts: ClassVar[bool] = True
@@ -116,9 +116,10 @@ class SiameseDETR(Pretext):
             generator: of the box jitter, on the device of the batch; None: torch's own.
         Returns:
             Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`,
-            `loss_region`; once: `loss_global`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
-            `monitor_matched_iou` (`match_monitors`), `monitor_told_share` (`RegionPrompt.told_share`), `monitor_view_cosine` and `monitor_image_cosine` (of the mean memories of
-            two views of an image, and of two images: 1 = the encoder tells no images apart).
+            `loss_region`; once: `loss_global`. Detached: the criterion's `class_error`, `cardinality_error`;
+            `monitor_query_std`, `monitor_matched_iou` (`match_monitors`), `monitor_told_share`
+            (`RegionPrompt.told_share`), `monitor_view_cosine` and `monitor_image_cosine` (of the mean memories of two
+            views of an image, and of two images: 1 = the encoder tells no images apart).
         Raises:
             ValueError: the batch has another number of regions, or the global loss has a batch of one image.
             FloatingPointError: a prediction is not finite.

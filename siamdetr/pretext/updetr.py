@@ -38,7 +38,8 @@ class UPDETR(Pretext):
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
-        settings: patches, mask ratio, loss weights. With `weight_feature` 0 there is neither the reconstruction nor its head.
+        settings: patches, mask ratio, loss weights. With `weight_feature` 0 there is neither the reconstruction nor its
+            head.
     Raises:
         ValueError: another class head, or queries that do not divide among the patches.
 
@@ -70,7 +71,8 @@ class UPDETR(Pretext):
 
         Args:
             batch: normalised float images, `num_regions` patches each.
-            keep: [B, Q] bool, True = the query gets its patch; None: in training drawn with probability 1 - `mask_ratio`, else all.
+            keep: [B, Q] bool, True = the query gets its patch; None: in training drawn with probability 1 -
+                `mask_ratio`, else all.
         Returns:
             Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`,
             `loss_feature`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,

@@ -74,7 +74,8 @@ def cached_views(source: SiameseDataset, request: CacheRequest, progress: Progre
         request: place of the cache, and what computes it.
         progress: called with (pairs done, pairs in all).
     Returns:
-        None where the disk is full: nothing is left there, the log says so, and the run goes on with new views at every read.
+        None where the disk is full: nothing is left there, the log says so, and the run goes on with new views at every
+            read.
     Raises:
         DataError: the cache there has other sources; the text lists the differences.
     """

@@ -2,7 +2,8 @@
 
 Source: Siamese DETR, arXiv:2303.18144, §3.1, and its official code.
 
-Geometry is computed in the "frame", the image after resizing and flipping; pixels are resampled once, from the original.
+Geometry is computed in the "frame", the image after resizing and flipping; pixels are resampled once, from the
+original.
 Ours: the official code resamples twice (image, then view); it replaces a sample without a usable region by the one
 before it in the data set, where random regions are used here.
 Regions that are repeated to fill up are clamped, never marked invalid.
@@ -44,7 +45,8 @@ class ViewGeometry:
     """The geometry of the two views of an image.
 
     Attributes:
-        frame: (height, width) in pixels of the resized image; all rectangles are (x0, y0, x1, y1) pixels in it, after the flip.
+        frame: (height, width) in pixels of the resized image; all rectangles are (x0, y0, x1, y1) pixels in it, after
+            the flip.
         flip: True = mirrored left to right; both views are.
         views: the two rectangles.
         intersection: their common part.
@@ -64,8 +66,10 @@ class ViewSample:
 
     Attributes:
         images: 2 arrays [H, W, 3] uint8 RGB of one size.
-        boxes: [2, P, 4] float32 (cx, cy, w, h) fractions of each view: region p of view 1 shows what region p of view 2 shows.
-        crops: [2, P, C, C, 3] uint8 RGB, the regions cut from the views before their augmentation, then augmented each by itself.
+        boxes: [2, P, 4] float32 (cx, cy, w, h) fractions of each view: region p of view 1 shows what region p of view 2
+            shows.
+        crops: [2, P, C, C, 3] uint8 RGB, the regions cut from the views before their augmentation, then augmented each
+            by itself.
     """
 
     images: tuple[Pixels, Pixels]
@@ -136,12 +140,10 @@ def largest_side(settings: PretextSettings) -> int:
 def two_views(outer: Rect, least_iou: float, rng: Random) -> tuple[tuple[Rect, Rect], Rect]:
     """Two rectangles inside `outer` that overlap by an IoU in [least_iou, 1), and their intersection.
 
-    The intersection is centred in `outer` and has its aspect; its sides are r times as long.
-    View A reaches from the top left of `outer` to the bottom right of the intersection, view B from the top left of the
-    intersection to the bottom right of `outer`; both have sides (1 + r)/2.
-    Their IoU is t if (2 + t) r² - 2 t r - t = 0.
-    Then each outer corner moves toward the intersection by a uniform share of the distance, and half of the time A and B
-    are swapped.
+    The intersection is centred in `outer` and has its aspect; its sides are r times as long. View A reaches from the
+    top left of `outer` to the bottom right of the intersection, view B from the top left of the intersection to the
+    bottom right of `outer`; both have sides (1 + r)/2. Their IoU is t if (2 + t) r² - 2 t r - t = 0. Then each outer
+    corner moves toward the intersection by a uniform share of the distance, and half of the time A and B are swapped.
     """
     x0, y0, x1, y1 = outer
     t = least_iou
@@ -171,8 +173,8 @@ def choose_regions(
         intersection: of the views.
         num_regions: at least 1.
         rng: for random regions, and for the jitter of repeated ones.
-        inside: least share of a proposal's area in the intersection. Ours: above 0, proposals that clipping would turn into
-            nearly the whole intersection are left out.
+        inside: least share of a proposal's area in the intersection. Ours: above 0, proposals that clipping would turn
+            into nearly the whole intersection are left out.
         distinct: greatest IoU with a region that was chosen before. Ours: below 1, near-duplicates are left out.
         least_area: of the intersection: smaller regions are dropped.
     """

@@ -74,12 +74,13 @@ def compute_proposals(
         store_path: the file, created if needed. While another program writes it, this one waits.
         recipe: None: EdgeBoxes.
         engine: None: one thread per core, since OpenCV, Pillow and hashing release Python's lock.
-        given: for "objectness-file": image id to [n, 4] xyxy pixels, best first; images without any get the centred box.
+        given: for "objectness-file": image id to [n, 4] xyxy pixels, best first; images without any get the centred
+            box.
         part_size: images between two saves.
         progress: called with (images done, images in all).
     Raises:
-        DataError: the file exists and is not a file of proposals, it cannot be written, no image can be read, or the edge model
-            cannot be read.
+        DataError: the file exists and is not a file of proposals, it cannot be written, no image can be read, or the
+            edge model cannot be read.
     """
     path, recipe = Path(store_path), recipe or Recipe()
     if recipe.method not in ("random", "objectness-file"):
@@ -149,7 +150,8 @@ def open_proposals(
 
     A warning gives the number of images they lack.
 
-    Images are compared by content, whatever their path; those whose path, size and time are in the store need not be read.
+    Images are compared by content, whatever their path; those whose path, size and time are in the store need not be
+    read.
 
     Args:
         index: the images.

@@ -1,7 +1,7 @@
 """Edge strength and orientation of an image, the input of EdgeBoxes.
 
-They come from a trained model of structured forests (OpenCV's model.yml.gz) or, ours, from a thinned gradient in Lab, cut at a fifth
-of its strong edges, which needs no file.
+They come from a trained model of structured forests (OpenCV's model.yml.gz) or, ours, from a thinned gradient in Lab,
+cut at a fifth of its strong edges, which needs no file.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def gradient_edges(pixels: NDArray[np.uint8]) -> EdgeMap:
     Args:
         pixels: [H, W, 3] uint8 RGB.
     Returns:
-        strength [H, W] float32 in 0..1, and direction of the gradient [H, W] float32 in 0..pi: across the edge, which is what
-        OpenCV's EdgeBoxes expects (a turn by 90° costs recall).
+        strength [H, W] float32 in 0..1, and direction of the gradient [H, W] float32 in 0..pi: across the edge, which
+        is what OpenCV's EdgeBoxes expects (a turn by 90° costs recall).
     """
     lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)
     smooth = cv2.GaussianBlur(lab, (0, 0), BLUR_SIGMA).astype(np.float32)

@@ -28,9 +28,9 @@ EXPECTED = (
 def read_objectness(path: str | Path, index: DetectionIndex) -> dict[int, Boxes]:
     """Scored boxes by image.
 
-    Images are found by the name of their file where an entry gives one, else by the data set's own id. Images of data sets
-    without ids (plain folders, YOLO, PASCAL VOC) are found by name alone: their numbers are ours, and would change with every
-    file that is added.
+    Images are found by the name of their file where an entry gives one, else by the data set's own id. Images of data
+    sets without ids (plain folders, YOLO, PASCAL VOC) are found by name alone: their numbers are ours, and would change
+    with every file that is added.
 
     Args:
         path: a JSON list of entries, see `EXPECTED`; other fields, such as a category, are ignored.

@@ -2,14 +2,17 @@
 
 EdgeBoxes, Selective Search, both merged, or random.
 
-EdgeBoxes (Zitnick and Dollár 2014) and Selective Search (Uijlings et al. 2013, "fast") are OpenCV's. As in the official Siamese DETR,
-an image without boxes is sharpened and enlarged, and as a last resort gets the centred box of half its sides. Ours:
+EdgeBoxes (Zitnick and Dollár 2014) and Selective Search (Uijlings et al. 2013, "fast") are OpenCV's. As in the official
+Siamese DETR, an image without boxes is sharpened and enlarged, and as a last resort gets the centred box of half its
+sides. Ours:
 - without a model of structured forests EdgeBoxes uses a thinned gradient (`edge_map.py`);
-- EdgeBoxes works at 256 pixels with a coarser step and a looser suppression (alpha .55, beta .5) than OpenCV's .65 and .75. On the train part of a small COCO
-  subset this finds more among the first ten and the first hundred boxes, three times as fast; docs/results.md has the figures of the val part;
-- Selective Search's random ranks (position in the hierarchy times a random number) are drawn again from a fixed seed, since OpenCV draws them from a
-  global state: the same image gives the same boxes. Near-duplicates are suppressed;
-- "merged" scores each box by its reciprocal rank in its own list plus that of the best match in the other, so that regions of both methods come first.
+- EdgeBoxes works at 256 pixels with a coarser step and a looser suppression (alpha .55, beta .5) than OpenCV's .65 and
+  .75. On the train part of a small COCO subset this finds more among the first ten and the first hundred boxes, three
+  times as fast; docs/results.md has the figures of the val part;
+- Selective Search's random ranks (position in the hierarchy times a random number) are drawn again from a fixed seed,
+  since OpenCV draws them from a global state: the same image gives the same boxes. Near-duplicates are suppressed;
+- "merged" scores each box by its reciprocal rank in its own list plus that of the best match in the other, so that
+  regions of both methods come first.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def proposal_recall(
 ) -> ProposalRecall:
     """Recall of stored proposals on labelled images.
 
-    An object is covered when one of the first proposals overlaps it enough; a proposal may cover several objects, as in the EdgeBoxes
-    paper. COCO's AR of detections assigns a detection to one object only.
+    An object is covered when one of the first proposals overlaps it enough; a proposal may cover several objects, as in
+    the EdgeBoxes paper. COCO's AR of detections assigns a detection to one object only.
 
     Args:
         index: images and truth; it must have boxes.

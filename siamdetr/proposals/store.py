@@ -1,10 +1,11 @@
 """The proposals file: Arrow IPC, memory-mapped, looked up by the content of the image file.
 
-Nothing in it is executed. One row per image file, sorted by content key: key (16 bytes of SHA-256), stamp (16 bytes that name path, size and time of the file, so that
-an unchanged data set is recognised without reading it), height and width, whether the boxes are a fallback, and the boxes as 16-bit fractions:
-8 bytes per box, 1.1 GB for 1.3 million images with 100 boxes each (`benchmarks/proposal_store.py`). Keys are hashes and so spread evenly: a column of as many
-entries as rows says where each equal share of the key space begins, so that a look-up reads one or two keys, however many there are.
-Several files (the shards of a cluster) open as one store, by listing them. `writing.py` writes them.
+Nothing in it is executed. One row per image file, sorted by content key: key (16 bytes of SHA-256), stamp (16 bytes
+that name path, size and time of the file, so that an unchanged data set is recognised without reading it), height and
+width, whether the boxes are a fallback, and the boxes as 16-bit fractions: 8 bytes per box, 1.1 GB for 1.3 million
+images with 100 boxes each (`benchmarks/proposal_store.py`). Keys are hashes and so spread evenly: a column of as many
+entries as rows says where each equal share of the key space begins, so that a look-up reads one or two keys, however
+many there are. Several files (the shards of a cluster) open as one store, by listing them. `writing.py` writes them.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class StepModule(LightningModule):
 
     `step` is saved and restored, Lightning's own counters start at 0 in every session.
 
-    Randomness inside the step (dropout, region jitter) is seeded from (seed, step, process), so that a resumed run repeats
-    it without any generator's state. Ours.
+    Randomness inside the step (dropout, region jitter) is seeded from (seed, step, process), so that a resumed run
+    repeats it without any generator's state. Ours.
     """
 
     detector: Detector

@@ -2,8 +2,8 @@
 
 It records every operation that would make the host wait.
 
-PyTorch's fake tensors carry a device without having it. Operations that mix tensors of the host and of the device raise there
-already, save for some that a GPU refuses all the same; those are noted too.
+PyTorch's fake tensors carry a device without having it. Operations that mix tensors of the host and of the device raise
+there already, save for some that a GPU refuses all the same; those are noted too.
 """
 
 from __future__ import annotations

@@ -31,8 +31,9 @@ def class_list(
 ) -> ClassList:
     """Classes in the order of their ids.
 
-    Categories of one name are one class: two labels of one name could not be told apart by any score. The id of the class is that
-    with the most boxes (Roboflow exports an empty category 0 that is named like its project); of equal ones the last.
+    Categories of one name are one class: two labels of one name could not be told apart by any score. The id of the
+    class is that with the most boxes (Roboflow exports an empty category 0 that is named like its project); of equal
+    ones the last.
 
     Args:
         names: category id -> name.

@@ -1,8 +1,8 @@
 """COCO detection JSON (https://cocodataset.org/#format-data).
 
 Boxes are x y w h in pixels of the upright file, whose size decides; category ids may have gaps and keep their value in
-`category_ids`, labels are their rank. Outlines are not read where there is a box; a crowd is flagged. One pass over the parsed
-JSON fills arrays, nothing else stays behind.
+`category_ids`, labels are their rank. Outlines are not read where there is a box; a crowd is flagged. One pass over the
+parsed JSON fills arrays, nothing else stays behind.
 """
 
 from __future__ import annotations

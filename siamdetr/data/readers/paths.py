@@ -18,7 +18,8 @@ _SAMPLE = 50  # names that decide where a data set's images lie
 def walk_files(root: Path) -> Iterator[str]:
     """Paths of all files below `root`, relative with forward slashes, sorted folder by folder.
 
-    Hidden files and the companion folders of operating systems are left out. Links to folders are followed, each real folder once.
+    Hidden files and the companion folders of operating systems are left out. Links to folders are followed, each real
+    folder once.
     """
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
@@ -107,8 +108,8 @@ class NamedFiles:
 
     Args:
         folder: that the names start from.
-        kept: last components of each name that count; 0: all. Names from another machine, such as C:\\data\\a.jpg, and addresses
-            begin with components that mean nothing here.
+        kept: last components of each name that count; 0: all. Names from another machine, such as C:\\data\\a.jpg, and
+            addresses begin with components that mean nothing here.
     """
 
     folder: Path

@@ -1,8 +1,8 @@
 """PASCAL VOC XML (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf).
 
-Coordinates count pixels from 1, both ends included: (1, 1, W, H) is the whole image. The left edge of pixel 1 lies at 0,
-so xyxy = (xmin - 1, ymin - 1, xmax, ymax). Ours: xmin = xmax, by the letter one pixel wide, counts as a box without area,
-because in practice it is a slip of the mouse. Boxes are pixels of the upright file, whose size decides.
+Coordinates count pixels from 1, both ends included: (1, 1, W, H) is the whole image. The left edge of pixel 1 lies at
+0, so xyxy = (xmin - 1, ymin - 1, xmax, ymax). Ours: xmin = xmax, by the letter one pixel wide, counts as a box without
+area, because in practice it is a slip of the mouse. Boxes are pixels of the upright file, whose size decides.
 """
 
 from __future__ import annotations

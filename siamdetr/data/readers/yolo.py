@@ -1,8 +1,8 @@
 """YOLO text labels: one .txt per image, beside `images/` in `labels/` or beside the image.
 
-A row is `class cx cy w h`, fractions of the image; or `class x1 y1 x2 y2 x3 y3 ...`, a polygon or a rotated box, whose bounds are
-taken; or, where data.yaml has kpt_shape, box and keypoints, whose box is taken. Pixels need the image's size, so the header of
-every image is read. An image without a .txt is one without objects.
+A row is `class cx cy w h`, fractions of the image; or `class x1 y1 x2 y2 x3 y3 ...`, a polygon or a rotated box, whose
+bounds are taken; or, where data.yaml has kpt_shape, box and keypoints, whose box is taken. Pixels need the image's
+size, so the header of every image is read. An image without a .txt is one without objects.
 """
 
 from __future__ import annotations

@@ -177,8 +177,8 @@ def _image_sources(value: Tree, base: Path, file: Path) -> tuple[Path, ...]:
 def _existing(bases: tuple[Path, ...], item: str) -> Path:
     """`item` from one of the folders.
 
-    Roboflow writes ../train/images for train/images, and other machines' paths begin with folders that are not here: if nothing
-    is there, leading folders are left out until something is.
+    Roboflow writes ../train/images for train/images, and other machines' paths begin with folders that are not here: if
+    nothing is there, leading folders are left out until something is.
     """
     parts = split_name(item)
     tails = ["/".join(parts[i:]) for i in range(len(parts)) if parts[i] != ".."]

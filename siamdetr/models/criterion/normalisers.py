@@ -24,8 +24,8 @@ def mean_over_window(
 
     All boxes together count at least 1.
 
-    The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one batch with all
-    images of the window.
+    The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one
+    batch with all images of the window.
 
     Args:
         targets: of one batch.

@@ -36,7 +36,8 @@ def describe_levels(shapes: Shapes, padding: Tensor | None, *, device: torch.dev
         padding: [B, N] bool, True = padded; None = nothing is.
         device: of the sizes.
 
-    As in the official code the valid part is measured along the first row and column: padding is at the right and bottom.
+    As in the official code the valid part is measured along the first row and column: padding is at the right and
+    bottom.
     """
     # Filled on the device, so that nothing waits for a copy, and traced sizes stay symbolic.
     sides = [
@@ -127,8 +128,8 @@ class DeformableAttention(Observed):
         """
         Args:
             query: [B, Q, D], with its position added.
-            references: [B, Q, L, 2] points or [B, Q, L, 4] boxes (cx, cy, w, h), fractions of each level's whole map. Offsets
-                from a point are in cells; from a box in half boxes, divided by the number of points.
+            references: [B, Q, L, 2] points or [B, Q, L, 4] boxes (cx, cy, w, h), fractions of each level's whole map.
+                Offsets from a point are in cells; from a box in half boxes, divided by the number of points.
             tokens: [B, N, D] to look at.
             padding: [B, N] bool, True = padded, which counts as zero; None = nothing is.
             levels: where the tokens stand.
@@ -149,7 +150,8 @@ class DeformableAttention(Observed):
         """Sampling points and weights of each query; arguments as in `forward`.
 
         Returns:
-            [B, Q, M, L, P, 2] (x, y) fractions of each level's map, and [B, Q, M, L, P] weights, which sum to 1 over levels and points.
+            [B, Q, M, L, P, 2] (x, y) fractions of each level's map, and [B, Q, M, L, P] weights, which sum to 1 over
+            levels and points.
         """
         return self._points(query, references, levels), self._weights(query)
 
@@ -187,11 +189,13 @@ def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
     """Draw the points as a map: the weight of each is distributed over the four cells around it.
 
     Args:
-        points: [B, Q, M, L, P, 2] (x, y) fractions of each level's map; all levels cover one image, so all go on one grid.
+        points: [B, Q, M, L, P, 2] (x, y) fractions of each level's map; all levels cover one image, so all go on one
+            grid.
         weights: [B, Q, M, L, P].
         grid: (H, W) of the picture, in cells.
     Returns:
-        [B, M, Q, H, W]; sums over H and W to the weights' sum, less what lies outside the map or within half a cell of its edge.
+        [B, M, Q, H, W]; sums over H and W to the weights' sum, less what lies outside the map or within half a cell of
+        its edge.
     """
     height, width = grid
     picture = weights.new_zeros((*weights.shape[:3], height * width))

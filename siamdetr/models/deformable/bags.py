@@ -1,15 +1,15 @@
 """Sampling of deformable attention on a CPU: a query's weighted sum is a bag of rows of one table.
 
-A bilinear sample is a weighted sum of four cells, so a query and head sum 4 L P rows of d numbers. PyTorch's `embedding_bag`
-adds such rows as it reads them and writes no sample to memory. The bags are the rows of a sparse matrix S with 4 L P entries
-each: forward is S V, the gradient of the values Sᵀ G, and that of the entries the products of G and V at the places of S.
-Each of the three reads a row once. Queries go in tiles whose indices and shares stay in the cache; they are computed again in
-the backward pass, which is cheaper than keeping them.
+A bilinear sample is a weighted sum of four cells, so a query and head sum 4 L P rows of d numbers. PyTorch's
+`embedding_bag` adds such rows as it reads them and writes no sample to memory. The bags are the rows of a sparse matrix
+S with 4 L P entries each: forward is S V, the gradient of the values Sᵀ G, and that of the entries the products of G
+and V at the places of S. Each of the three reads a row once. Queries go in tiles whose indices and shares stay in the
+cache; they are computed again in the backward pass, which is cheaper than keeping them.
 
 Every level has a border of zero cells in the table, so that a neighbour outside the map needs no test of its own.
 
-Letters in shapes: B images, N cells of all levels, N' with borders, Q queries, T of a tile, M heads, d channels a head, L levels,
-P points, K = L P.
+Letters in shapes: B images, N cells of all levels, N' with borders, Q queries, T of a tile, M heads, d channels a head,
+L levels, P points, K = L P.
 """
 
 from __future__ import annotations

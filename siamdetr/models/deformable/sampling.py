@@ -2,10 +2,10 @@
 
 The inner step of deformable attention (arXiv:2010.04159, eq. 3).
 
-`reference` says in PyTorch what is meant; `kernel` (`triton_kernel`) computes it on CUDA in one pass, `bags` on a processor; `gather`
-needs no GridSample, which TensorRT and opset 20 get wrong, and keeps batch, height and width dynamic when exported.
-Coordinates are (x, y) fractions of a level's whole map, padding included: 0 is the outer edge of the first cell, 1 that of the last.
-Outside the map there are zeros, between cells values are bilinear.
+`reference` says in PyTorch what is meant; `kernel` (`triton_kernel`) computes it on CUDA in one pass, `bags` on a
+processor; `gather` needs no GridSample, which TensorRT and opset 20 get wrong, and keeps batch, height and width
+dynamic when exported. Coordinates are (x, y) fractions of a level's whole map, padding included: 0 is the outer edge of
+the first cell, 1 that of the last. Outside the map there are zeros, between cells values are bilinear.
 
 Letters in shapes: B images, N cells of all levels, Q queries, M heads, d channels a head, L levels, P points.
 """
@@ -39,8 +39,8 @@ def sample_points(
         shapes: (height, width) of the L levels; they sum to N.
         points: [B, Q, M, L, P, 2] (x, y) fractions of each level's map.
         weights: [B, Q, M, L, P].
-        form: `auto` is the kernel on CUDA where Triton is installed, bags on the CPU, the gather form while exporting, else the
-            reference, which then keeps no samples for the backward pass but takes them again.
+        form: `auto` is the kernel on CUDA where Triton is installed, bags on the CPU, the gather form while exporting,
+            else the reference, which then keeps no samples for the backward pass but takes them again.
     Returns:
         [B, Q, M * d] in the type of `values`. Points and weights count in float32 at least, whatever autocast says:
         bfloat16 would move a point by up to half a cell of a large map.
@@ -112,8 +112,9 @@ class _Resampled(torch.autograd.Function):
 def sample_gather(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
     """The same by looking up cells in one table; arguments as in `sample_points`.
 
-    All levels at once: an exported graph is then no larger for having more of them. A row of the table holds a cell and the one
-    before it, so that the four cells around a point are two rows, and a product of matrices weights and sums what was found.
+    All levels at once: an exported graph is then no larger for having more of them. A row of the table holds a cell and
+    the one before it, so that the four cells around a point are two rows, and a product of matrices weights and sums
+    what was found.
     """
     batch, cells, heads, channels = values.shape
     queries, sampled = points.shape[1], points.shape[3] * points.shape[4]

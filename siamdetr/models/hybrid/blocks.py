@@ -2,8 +2,8 @@
 
 RepVGG (Ding et al. 2021, arXiv:2101.03697) in CSPNet (Wang et al. 2020, arXiv:1911.11929).
 
-In training a RepVGG block is a 3x3 and a 1x1 convolution side by side, each with a batch norm; for deployment both become one 3x3
-convolution that computes the same.
+In training a RepVGG block is a 3x3 and a 1x1 convolution side by side, each with a batch norm; for deployment both
+become one 3x3 convolution that computes the same.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 Self-attention within the coarsest level alone ("AIFI"), then convolutions that fuse the levels from coarse to fine
 and back ("CCFF").
 
-Positions are sines and cosines of the cell number itself. The official code lays them out column by column over cells that stand
-row by row: the same for squares, scrambled for other shapes. Ours: row by row, unless `column_positions` asks for theirs.
-Ours: images need not be multiples of 32, since what was doubled is cut to the finer level's size; padded cells are not attended to.
+Positions are sines and cosines of the cell number itself. The official code lays them out column by column over cells
+that stand row by row: the same for squares, scrambled for other shapes. Ours: row by row, unless `column_positions`
+asks for theirs.
+Ours: images need not be multiples of 32, since what was doubled is cut to the finer level's size; padded cells are not
+attended to.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from siamdetr.structures.model import Memory
 class ConvProjections(nn.Module):
     """Maps to `levels` maps of one width, each a convolution and a batch norm.
 
-    Levels beyond the given ones are strided convolutions, the first of them of the last given map, not of a projected one.
+    Levels beyond the given ones are strided convolutions, the first of them of the last given map, not of a projected
+    one.
 
     Args:
         channels: of the given maps, finest first.

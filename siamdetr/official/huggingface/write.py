@@ -34,8 +34,8 @@ _BODY = "backbone.body."
 def export_huggingface(detector: Detector, metadata: ModelMetadata, folder: Path) -> list[Path]:
     """Write config.json, model.safetensors and preprocessor_config.json; returns their paths.
 
-    What transformers has no field for (the data set's ids, lineage, metrics) is kept in config.json under "siamdetr", which
-    transformers does not look at: importing the folder gives the same model back.
+    What transformers has no field for (the data set's ids, lineage, metrics) is kept in config.json under "siamdetr",
+    which transformers does not look at: importing the folder gives the same model back.
 
     Raises:
         HubError: the folder is one of our runs.

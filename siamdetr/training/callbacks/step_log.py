@@ -27,8 +27,8 @@ class StepLog(Callback):
     Losses are checked as soon as they are on the host.
 
     On the CPU a bad loss stops the run at its own step; on a GPU the figures arrive a step or two later, which costs no
-    waiting. `check` waits for all of them, and is called before anything is saved. A monitor that speaks of a collapse is said
-    once a session.
+    waiting. `check` waits for all of them, and is called before anything is saved. A monitor that speaks of a collapse
+    is said once a session.
     """
 
     def __init__(self, log_every: int, progress: ProgressSink) -> None:

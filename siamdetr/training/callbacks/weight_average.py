@@ -22,8 +22,8 @@ class WeightAverage(Callback):
 
     d = min(decay, (1+t)/(10+t)), so that short runs forget their start.
 
-    Only what learns is averaged; the rest is the detector's own. Saved in every checkpoint, for a resumed run must go on
-    with the same average: losing it shows in no loss.
+    Only what learns is averaged; the rest is the detector's own. Saved in every checkpoint, for a resumed run must go
+    on with the same average: losing it shows in no loss.
     """
 
     def __init__(self, decay: float) -> None:

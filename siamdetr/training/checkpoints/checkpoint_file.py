@@ -2,8 +2,9 @@
 
 SHA-256 finds damage.
 
-The file is PyTorch's zip archive. The archive's comment holds the SHA-256 of every byte before it, so that damage anywhere is noticed, also
-where no tensor lies. Files of siamdetr 0.1.0 have no such comment; theirs is checked by the digest of the contents alone.
+The file is PyTorch's zip archive. The archive's comment holds the SHA-256 of every byte before it, so that damage
+anywhere is noticed, also where no tensor lies. Files of siamdetr 0.1.0 have no such comment; theirs is checked by the
+digest of the contents alone.
 """
 
 from __future__ import annotations

@@ -68,7 +68,8 @@ def read_resumable(path: Path) -> dict[str, Any]:
     """A checkpoint that a run can go on from.
 
     Raises:
-        CheckpointError: as of `read_checkpoint`; or a part that training needs is missing, of another type, or not finite.
+        CheckpointError: as of `read_checkpoint`; or a part that training needs is missing, of another type, or not
+            finite.
     """
     content = read_checkpoint(path)
     state = run_state(content, path)
