@@ -28,9 +28,9 @@ EXPECTED = (
 def read_objectness(path: str | Path, index: DetectionIndex) -> dict[int, Boxes]:
     """Scored boxes by image.
 
-    An image is found by its file name where the entry has one, else by the data set's own id. Images of data sets without
-    ids (plain folders, YOLO, PASCAL VOC) are found by name only: we number them, and the numbers change with every new
-    file.
+    An image is found by its file name where the entry has one, else by the data set's own id. Images of data sets
+    without ids (plain folders, YOLO, PASCAL VOC) are found by name only: we number them, and the numbers change with
+    every new file.
 
     Args:
         path: a JSON list of entries, see `EXPECTED`; other fields, such as a category, are ignored.

@@ -31,8 +31,8 @@ def class_list(
 ) -> ClassList:
     """Classes in the order of their ids.
 
-    Categories of the same name are one class, because no score could distinguish them. The class has the id with the most
-    boxes (Roboflow exports an empty category 0 with the name of the project), and of several such ids the last.
+    Categories of the same name are one class, because no score could distinguish them. The class has the id with the
+    most boxes (Roboflow exports an empty category 0 with the name of the project), and of several such ids the last.
 
     Args:
         names: category id -> name.

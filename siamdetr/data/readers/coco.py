@@ -1,8 +1,8 @@
 """COCO detection JSON (https://cocodataset.org/#format-data).
 
-Boxes are x y w h in pixels of the upright file, whose own size is used. Category ids may have gaps: `category_ids` keeps
-their values, and labels are their ranks. Outlines are read only where there is no box; crowds are flagged.
-One pass over the parsed JSON fills arrays, and nothing else is kept.
+Boxes are x y w h in pixels of the upright file, whose own size is used. Category ids may have gaps: `category_ids`
+keeps their values, and labels are their ranks. Outlines are read only where there is no box; crowds are flagged. One
+pass over the parsed JSON fills arrays, and nothing else is kept.
 """
 
 from __future__ import annotations

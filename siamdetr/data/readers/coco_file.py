@@ -52,8 +52,8 @@ def find_coco_files(root: Path) -> dict[str, Path]:
 def load_coco_file(file: Path) -> dict[str, Any]:
     """Parse an annotation file.
 
-    Segmentations are dropped while parsing, which halves the memory. An annotation with a segmentation and no box keeps the
-    bounds of the segmentation under `OUTLINE_KEY`.
+    Segmentations are dropped while parsing, which halves the memory. An annotation with a segmentation and no box keeps
+    the bounds of the segmentation under `OUTLINE_KEY`.
 
     Raises:
         DataError: not readable, not JSON, or without the list "images".

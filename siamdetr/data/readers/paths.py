@@ -108,8 +108,8 @@ class NamedFiles:
 
     Args:
         folder: that the names are relative to.
-        kept: how many last components of a name are used; 0: all. Names from another machine, such as C:\\data\\a.jpg, and
-            addresses begin with components that do not exist here.
+        kept: how many last components of a name are used; 0: all. Names from another machine, such as C:\\data\\a.jpg,
+            and addresses begin with components that do not exist here.
     """
 
     folder: Path
@@ -125,8 +125,8 @@ class NamedFiles:
 def locate(names: Sequence[str], folders: Sequence[Path]) -> NamedFiles | None:
     """The folder that holds most of a sample of `names`.
 
-    The first best folder, with as many components of the names as possible. Names that differ from the files' only in case
-    or Unicode form count if nothing else matches.
+    The first best folder, with as many components of the names as possible. Names that differ from the files' only in
+    case or Unicode form count if nothing else matches.
 
     Args:
         names: as an annotation file writes them.

@@ -123,7 +123,7 @@ def _read_cache(file: Path | None) -> tuple[NDArray[np.uint64], NDArray[np.int32
     Both are empty if there is no file or it is damaged.
     """
     if file is not None:
-        with suppress(Exception):  # a lost cache costs only time; numpy and zipfile raise many kinds of errors on damaged files
+        with suppress(Exception):  # a lost cache costs only time; damaged files raise many errors
             with np.load(file, allow_pickle=False) as content:
                 keys, rows = content["keys"], content["rows"]
             if keys.dtype == np.uint64 and rows.dtype == np.int32 and rows.shape == (len(keys), 3):

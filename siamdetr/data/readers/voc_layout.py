@@ -29,8 +29,8 @@ class VocFolder:
 def find_voc_splits(root: Path, depth: int = 2) -> dict[str, VocFolder]:
     """Split name -> folders.
 
-    Layouts: ImageSets/Main/*.txt beside Annotations and JPEGImages, folders of other names, or XML files beside images; in
-    `root`, or in each of its subfolders (Roboflow's train/ and valid/, VOCdevkit's VOC2007/).
+    Layouts: ImageSets/Main/*.txt beside Annotations and JPEGImages, folders of other names, or XML files beside images;
+    in `root`, or in each of its subfolders (Roboflow's train/ and valid/, VOCdevkit's VOC2007/).
     """
     subfolders = visible_subfolders(root)
     annotations = next(

@@ -25,7 +25,7 @@ from siamdetr.errors import DataError
 from siamdetr.images.header import is_foreign_image, is_image
 from siamdetr.system.progress import Progress
 
-FRACTION_SLACK = 1.5  # a coordinate beyond it is a pixel, not a fraction that was rounded or belongs to a truncated object
+FRACTION_SLACK = 1.5  # a coordinate beyond it is a pixel, not the fraction of a truncated object
 BOX_COLUMNS = 5
 LEAST_POLYGON_COLUMNS = 7
 

@@ -85,6 +85,7 @@ def label_choices(image: str) -> tuple[str, str]:
     """Label files of an image: labels/a/b.txt for images/a/b.jpg, and b.txt beside the image.
 
     The last folder named images is replaced.
+    """
     stem = image.rpartition(".")[0] + ".txt"
     head, found, tail = f"/{stem}".rpartition("/images/")
     return (f"{head}/labels/{tail}"[1:] if found else stem), stem
@@ -163,7 +164,7 @@ def _keypoints(shape: Tree | None, file: Path) -> int:
 def _base_folder(file: Path, path: Tree | None) -> Path:
     """The folder that splits are relative to: `path`, relative to the file's folder.
 
-    The file's folder itself if there is no `path`.
+    The file's folder itself if there is no such folder.
     """
     folder = file.parent / path if isinstance(path, str) else file.parent
     return folder if folder.is_dir() else file.parent
