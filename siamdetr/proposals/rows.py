@@ -82,7 +82,7 @@ class Rows:
         return set(_as_bytes(self.stamps))
 
     def sorted(self) -> Rows:
-        """Sorted by key, then by stamp; of rows equal in both the first remains."""
+        """The rows sorted by key, then by stamp; of rows with equal key and stamp the first is kept."""
         order = np.lexsort((*_words(self.stamps), *_words(self.keys)))
         both = np.concatenate([self.keys, self.stamps], axis=1)[order]
         order = order[np.concatenate([[True], (both[1:] != both[:-1]).any(axis=1)])[: len(order)]]
