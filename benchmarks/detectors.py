@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings, LossSettings
 from siamdetr.settings.registry import DETECTORS

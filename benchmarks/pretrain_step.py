@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siamdetr.models.backbone.pyramid import as_levels
-from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.deformable.attention import DeformableAttention
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.pretext.batches import RegionBatch, ViewBatch

@@ -46,9 +46,9 @@ def label(
     from siamdetr.api import load
     from siamdetr.cli.console import console, progress
     from siamdetr.cli.usage.inputs import image_files
-    from siamdetr.labelling.folder import check_empty, check_format, count_bands, write_prelabels
+    from siamdetr.labelling.folder import check_format, count_bands, write_prelabels
     from siamdetr.labelling.prelabels import Prelabel, classes_of, prelabel
-    from siamdetr.system.outputs import Read, Written, check_outputs
+    from siamdetr.system.outputs import Read, Written, check_empty, check_outputs
 
     check_format(to)
     check_empty(output)

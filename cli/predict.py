@@ -57,6 +57,7 @@ def predict(
     from siamdetr.cli.usage.inputs import image_files, only_videos
     from siamdetr.inference.tiles import Tiling
     from siamdetr.reports.prediction_files import outputs_of
+    from siamdetr.system.unique_names import unique_stems
 
     tiling = None if tile is None else Tiling(tile, overlap)
     if only_videos(images):
@@ -64,7 +65,8 @@ def predict(
         _predict_videos(opened, images, output, threshold, tiling, stride=stride, batch_size=batch_size)
         return
     files = image_files(images)
-    pictures = {file: output / name for file, name in _unique_names(files).items()}
+    stems = unique_stems([file.stem for file in files])
+    pictures = {file: output / f"{stem}.jpg" for file, stem in zip(files, stems, strict=True)}
     target = json_file or output / "predictions.json"
     formats = list(dict.fromkeys(save or ()))
     _check(model, images, output, pictures, [target, *outputs_of(formats, output, [p.stem for p in pictures.values()])])
@@ -195,6 +197,7 @@ def _predict_videos(
     from siamdetr.errors import VideoError
     from siamdetr.inference.tiles import detect
     from siamdetr.inference.video_sources import source_of
+    from siamdetr.system.unique_names import unique_stems
 
     try:
         from siamdetr.inference.video import VideoReader
@@ -202,7 +205,7 @@ def _predict_videos(
     except ModuleNotFoundError as error:
         raise ValueError(f"video: {error.name} is not installed; pip install 'siamdetr[video]'") from None
     failures = []
-    for source, stem in zip(sources, _unique_stems(sources), strict=True):
+    for source, stem in zip(sources, unique_stems([_stem(source) for source in sources]), strict=True):
         try:
             with VideoReader(source_of(source), stride=stride) as reader, progress("predict") as update:
                 done = annotate_video(
@@ -224,17 +227,9 @@ def _predict_videos(
         raise typer.Exit(1)
 
 
-def _unique_stems(sources: list[Path]) -> list[str]:
-    """A name for the output of each video; later ones of the same name are numbered."""
-    stems: list[str] = []
-    for source in sources:
-        stem = f"camera-{source}" if str(source).isdigit() else (source.stem or "stream")
-        number, name = 1, stem
-        while name.lower() in (taken.lower() for taken in stems):
-            number += 1
-            name = f"{stem}-{number}"
-        stems.append(name)
-    return stems
+def _stem(source: Path) -> str:
+    """The name of a video's outputs, without a suffix."""
+    return f"camera-{source}" if str(source).isdigit() else (source.stem or "stream")
 
 
 def _check(model: Path, images: list[Path], output: Path, pictures: dict[Path, Path], made: list[Path]) -> None:
@@ -256,17 +251,3 @@ def _check(model: Path, images: list[Path], output: Path, pictures: dict[Path, P
         ],
         folders=[Written("-o", output)],
     )
-
-
-def _unique_names(files: list[Path]) -> dict[Path, str]:
-    """A .jpg name for each file's picture; files of one name in several folders are numbered."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for file in files:
-        name, number = f"{file.stem}.jpg", 1
-        while name.lower() in taken:  # also where the file system does not tell upper from lower case
-            number += 1
-            name = f"{file.stem}-{number}.jpg"
-        taken.add(name.lower())
-        names[file] = name
-    return names

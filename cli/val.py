@@ -12,8 +12,8 @@ from siamdetr.cli import options
 if TYPE_CHECKING:
     from siamdetr.api import Backend, Model, SiamDETR
     from siamdetr.data.index import DetectionIndex
-    from siamdetr.evaluation.coco import CocoScorer
     from siamdetr.evaluation.coco_figures import DetectionMetrics
+    from siamdetr.evaluation.scorer import CocoScorer
     from siamdetr.evaluation.thresholds import ThresholdRule
     from siamdetr.reports.evaluation_report import Analysis
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from siamdetr.errors import ExportError
 from siamdetr.export.bundle import METADATA_KEY
+from siamdetr.system.installed import installed
 from siamdetr.system.threads import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def check_packages(wanted: list[Any], *, required: bool) -> None:
         ExportError: `required`, CUDA is wanted, and this ONNX Runtime was not built with it; else there is a warning.
     """
     known = onnxruntime.get_available_providers()
-    there = [name for name in _PACKAGES if _is_installed(name)]
+    there = installed(_PACKAGES)
     if all(provider == _CPU for provider in wanted) or _CUDA in known:
         return
     if len(there) > 1:
@@ -182,14 +183,6 @@ def check_packages(wanted: list[Any], *, required: bool) -> None:
     if required:
         raise ExportError(text)
     logger.warning("%s", text)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def cuda_at_hand() -> bool:

@@ -90,7 +90,7 @@ class ServeError(ValueError):
 
 
 class OutputError(ValueError):
-    """An output that would fall on what the command reads.
+    """An output that would fall on what the command reads, or on what is there already.
 
     The text says which option, on what, and what to do.
     """

@@ -9,8 +9,9 @@ import numpy as np
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import NonFiniteOutputError
-from siamdetr.evaluation.coco import CocoScorer, detect
+from siamdetr.evaluation.coco import detect
 from siamdetr.evaluation.results import Results
+from siamdetr.evaluation.scorer import CocoScorer
 from siamdetr.inference.predictor import Predictor
 
 _GROUPS = 20  # of images, each left out once

@@ -113,7 +113,8 @@ class DeformableDecoder(nn.Module):
         """Decode queries with content and position.
 
         Args:
-            queries: of all images; a two-stage decoder adds to them what it reads off the chosen proposals.
+            queries: of all images; a two-stage decoder adds to them what it reads off the chosen proposals. Anchors [B, Q, 2]
+                take the place of the reference points that are read off the position.
             memory: the encoded images.
             heads: the detector's; with `refine` one of each a layer.
         Returns:
@@ -128,8 +129,7 @@ class DeformableDecoder(nn.Module):
             queries = fewer_queries(queries, memory)
             content, position, current, proposals = self.proposer(queries, memory, heads)
         else:
-            assert self.reference_head is not None
-            current = at_least_float32(self.reference_head(position)).sigmoid()  # [B, Q, 2]
+            current = self.start(queries)
         levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
         self_bias = mask_bias(queries.attention_mask, memory.tokens.dtype)
         hidden, boxes, references = [], [], []
@@ -143,6 +143,13 @@ class DeformableDecoder(nn.Module):
         stack, starts = torch.stack(hidden), _stack_references(references)
         placed = torch.stack(boxes) if self.refine else place_boxes(heads.box_head(stack), starts)
         return Decoded(stack, placed, references=starts, proposals=proposals)
+
+    def start(self, queries: Queries) -> Tensor:
+        """[B, Q, 2] reference points of the first layer: the queries' anchors where they have some, else read off their position."""
+        if queries.anchors is not None:
+            return queries.anchors
+        assert self.reference_head is not None
+        return at_least_float32(self.reference_head(queries.position)).sigmoid()
 
 
 def _stack_references(references: list[Tensor]) -> Tensor:

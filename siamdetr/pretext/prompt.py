@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from siamdetr.boxes import cxcywh_to_xyxy, elementwise_iou
+from siamdetr.models.backbone.pyramid import Maps, as_levels
 from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.criterion.matcher import Matches, match
 from siamdetr.models.detector import Detector, Outputs
@@ -28,6 +29,20 @@ from siamdetr.structures.targets import Targets
 
 Told = Literal["own", "other", "none"]  # regions of the query's image, of another image, or none
 _MEMORY = 0.99  # of the mean region, a step
+_TEMPERATURE = 0.03  # of the softmax over cosines
+
+
+def check_start(settings: PromptSettings, detector: Detector, *, where: str) -> None:
+    """Refuse similar starts of a detector that has no reference points to replace.
+
+    Raises:
+        ValueError: with `start="similar"`: attention has none, or the encoder chooses them.
+    """
+    if settings.start == "similar" and not detector.settings.learns_references:
+        raise ValueError(
+            f"{where}: start='similar' replaces learned reference points, which the variant {detector.settings.variant} does not "
+            "have; choose start=learned, or a deformable or DAB variant whose queries the encoder does not choose"
+        )
 
 
 class RegionPrompt(nn.Module):
@@ -64,15 +79,20 @@ class RegionPrompt(nn.Module):
             return torch.zeros(images, num_queries, dtype=torch.bool, device=queries.content.device)
         if not (self.training and self.settings.mask_ratio):
             return None
-        return torch.rand(images, num_queries, device=queries.content.device) > self.settings.mask_ratio
+        drawn = 1 if self.settings.mask_by == "image" else num_queries
+        told = torch.rand(images, drawn, device=queries.content.device) > self.settings.mask_ratio
+        return told.expand(-1, num_queries)
 
-    def forward(self, queries: Queries, regions: Tensor, told: Tensor | None = None) -> Queries:
+    def forward(
+        self, queries: Queries, regions: Tensor, told: Tensor | None = None, references: Tensor | None = None
+    ) -> Queries:
         """The queries with their regions.
 
         Args:
             queries: of B images.
             regions: [B, P, D] projected features; the first Q/P queries are told the first region, and so on.
             told: [B, Q] bool, False = told nothing (the mean region, with `fold_mean`); None: all are told.
+            references: of `references`; None: the learned ones.
         """
         if self.training:
             self._remember(regions)
@@ -80,7 +100,35 @@ class RegionPrompt(nn.Module):
         if told is not None:
             nothing = torch.zeros_like(each) if self.mean is None else self.mean.to(each.dtype).expand_as(each)
             each = torch.where(told[..., None], each, nothing)
+        if references is not None:
+            queries = dataclasses.replace(queries, anchors=references)
         return condition_queries(queries, each, content=self.settings.conditioning == "content")
+
+    def references(
+        self,
+        detector: Detector,
+        queries: Queries,
+        view: tuple[Maps, Tensor],
+        regions: Tensor,
+        told: Tensor | None = None,
+    ) -> Tensor | None:
+        """[B, Q, 2 | 4] where the first layer of each query starts; None: as learned.
+
+        Args:
+            detector: whose queries they are.
+            queries: of B images.
+            view: the frozen features of the B images, and [B, H, W] bool where they are padded.
+            regions: [B, P, F] features that the queries are told, not projected.
+            told: as in `forward`; a query that is told nothing keeps its learned reference.
+        """
+        if self.settings.start == "learned":
+            return None
+        learned = detector.first_references(queries)
+        assert learned is not None  # `check_start`
+        places = similar_places(*view, regions).to(learned.dtype)
+        each = places.repeat_interleave(learned.shape[1] // places.shape[1], dim=1)  # [B, Q, 2]
+        placed = torch.cat([each, learned[..., 2:]], dim=-1)  # sizes stay learned
+        return placed if told is None else torch.where(told[..., None], placed, learned)
 
     def allowed(self, outputs: Outputs, told: Tensor | None = None) -> Tensor | None:
         """[M, Q] bool, True = the query may answer for the region: it was told it, or (`told` False) nothing.
@@ -143,6 +191,51 @@ def condition_queries(queries: Queries, regions: Tensor, *, content: bool = Fals
         reserved = queries.content.shape[-1] - regions.shape[-1]
         return dataclasses.replace(queries, content=queries.content + F.pad(repeated, (0, reserved)))
     return dataclasses.replace(queries, position=queries.position + repeated)
+
+
+@torch.no_grad()
+def similar_places(features: Maps, padding: Tensor, regions: Tensor) -> Tensor:
+    """Where an image is similar to a region: the mean place of its cells, weighted by the softmax of their cosines with it.
+
+    Args:
+        features: [B, F_l, h, w] frozen features of each level, finest first.
+        padding: [B, H, W] bool of the images, True = padded; it is at the right and bottom.
+        regions: [B, P, F] features of regions, those of the levels side by side.
+    Returns:
+        [B, P, 2] (x, y) fractions of the unpadded images, float32.
+    """
+    levels = [level.float() for level in as_levels(features)]
+    parts = regions.float().split_with_sizes([level.shape[1] for level in levels], dim=-1)
+    finest = levels[0].shape[-2:]
+    cosines = torch.stack(
+        [
+            F.interpolate(
+                torch.einsum("bpf,bfhw->bphw", F.normalize(part, dim=-1), F.normalize(level, dim=1)),
+                size=finest,
+                mode="bilinear",
+            )
+            for part, level in zip(parts, levels, strict=True)
+        ]
+    ).mean(0)
+    inside = ~padding
+    extent = torch.stack(
+        [inside[:, 0].sum(1), inside[:, :, 0].sum(1)], dim=-1
+    ).float()  # [B, 2] width and height, pixels
+    places = (
+        _cell_places(finest, (padding.shape[1], padding.shape[2]), padding.device)[None] / extent[:, None]
+    )  # [B, hw, 2]
+    outside = (places >= 1).any(-1)[:, None]  # [B, 1, hw]
+    weights = (cosines.flatten(2) / _TEMPERATURE).masked_fill(outside, -torch.inf).softmax(-1)
+    return weights @ places
+
+
+def _cell_places(cells: tuple[int, ...], pixels: tuple[int, int], device: torch.device) -> Tensor:
+    """[h w, 2] (x, y) centres of cells, pixels of the padded images."""
+    y, x = (
+        (torch.arange(count, device=device) + 0.5) * (length / count)
+        for count, length in zip(cells, pixels, strict=True)
+    )
+    return torch.stack([x.repeat(len(y)), y.repeat_interleave(len(x))], dim=-1)
 
 
 def group_mask(num_queries: int, num_groups: int, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from siamdetr.data.index import DetectionIndex
 from siamdetr.models.detector import Detector
 from siamdetr.pretext.batches import PretextBatch
+from siamdetr.pretext.cached_views import collate_cached
 from siamdetr.pretext.common import Pretext
 from siamdetr.pretext.datasets import (
     RegionDataset,
@@ -25,7 +26,7 @@ from siamdetr.pretext.datasets import (
 from siamdetr.pretext.detreg import DETReg
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.updetr import UPDETR
-from siamdetr.pretext.view_cache import CacheRequest, cached_views, collate_cached
+from siamdetr.pretext.view_cache import CacheRequest, cached_views
 from siamdetr.proposals.store import ProposalStore
 from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
 from siamdetr.system.progress import Progress

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from siamdetr.models.criterion.losses import layer_weights, name_layers
+from siamdetr.models.criterion.layer_losses import layer_weights, name_layers
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.pretext.batches import ViewBatch
+from siamdetr.pretext.cached_views import CachedViewBatch
 from siamdetr.pretext.common import (
     POOLED_LEVELS,
     Pretext,
@@ -29,8 +30,7 @@ from siamdetr.pretext.common import (
     pool_memory,
     region_features,
 )
-from siamdetr.pretext.prompt import RegionPrompt, Told, region_usage
-from siamdetr.pretext.view_cache import CachedViewBatch
+from siamdetr.pretext.prompt import RegionPrompt, Told, check_start, region_usage
 from siamdetr.settings.pretext import SiameseSettings
 
 
@@ -84,6 +84,7 @@ class SiameseDETR(Pretext):
 
     def __init__(self, detector: Detector, settings: SiameseSettings) -> None:
         check_detector(detector.settings, settings.num_regions, where="SiameseDETR")
+        check_start(settings, detector, where="SiameseDETR")
         super().__init__(detector, settings.losses)
         self.settings, self.box_jitter = settings, settings.box_jitter
         dim, channels = detector.settings.dim, sum(detector.backbone.channels)
@@ -166,14 +167,15 @@ class SiameseDETR(Pretext):
         boxes = batch.boxes
         if self.training and self.box_jitter:
             boxes = jitter_boxes(boxes, self.box_jitter, generator)
-        pooled = region_features(features, boxes, batch.sizes, self.detector.backbone.strides)
-        regions = swap_views(self.region_projection(self.prompt.features(pooled)))
+        pooled = swap_views(region_features(features, boxes, batch.sizes, self.detector.backbone.strides))
         if kind == "other":
-            regions = regions.roll(1, 0)
+            pooled = pooled.roll(1, 0)
+        regions = self.region_projection(self.prompt.features(pooled))
         memory = self.detector.encode_features(features, batch.padding)
         queries = self.detector.queries(len(boxes))
         told = self.prompt.draw(queries, kind)
-        outputs = self.detector.decode(self.prompt(queries, regions, told), memory)
+        references = self.prompt.references(self.detector, queries, (features, batch.padding), pooled, told)
+        outputs = self.detector.decode(self.prompt(queries, regions, told, references), memory)
         return outputs, pool_memory(memory), told
 
     def _wanted_features(self, batch: ViewBatch | CachedViewBatch) -> Tensor:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from siamdetr.models.criterion.losses import layer_weights, name_layers
+from siamdetr.models.criterion.layer_losses import layer_weights, name_layers
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.pretext.batches import RegionBatch
@@ -28,7 +28,7 @@ from siamdetr.pretext.common import (
     match_monitors,
     matched_feature_loss,
 )
-from siamdetr.pretext.prompt import RegionPrompt, Told, group_mask, region_usage
+from siamdetr.pretext.prompt import RegionPrompt, Told, check_start, group_mask, region_usage
 from siamdetr.settings.pretext import UPDETRSettings
 
 
@@ -48,6 +48,7 @@ class UPDETR(Pretext):
 
     def __init__(self, detector: Detector, settings: UPDETRSettings) -> None:
         check_detector(detector.settings, settings.num_regions, where="UPDETR")
+        check_start(settings, detector, where="UPDETR")
         super().__init__(detector, settings.losses)
         self.settings = settings
         dim, channels = detector.settings.dim, sum(detector.backbone.channels)
@@ -115,14 +116,17 @@ class UPDETR(Pretext):
         self._check(batch)
         patches = crop_features(self.teacher, batch.crops, crops_at_once(batch.images, batch.crops))
         images, regions = len(batch.images), self.settings.num_regions
-        projected = self.region_projection(self.prompt.features(patches)).view(images, regions, -1)
+        shown = patches.view(images, regions, -1)
         if kind == "other":
-            projected = projected.roll(1, 0)
+            shown = shown.roll(1, 0)
+        projected = self.region_projection(self.prompt.features(shown))
+        features = self.teacher(batch.images)
         queries = self.detector.queries(images)
         told = self.prompt.draw(queries, kind) if keep is None else keep
+        references = self.prompt.references(self.detector, queries, (features, batch.padding), shown, told)
         mask = group_mask(queries.content.shape[1], regions, patches.device)
-        queries = dataclasses.replace(self.prompt(queries, projected, told), attention_mask=mask)
-        memory = self.detector.encode_features(self.teacher(batch.images), batch.padding)
+        queries = dataclasses.replace(self.prompt(queries, projected, told, references), attention_mask=mask)
+        memory = self.detector.encode_features(features, batch.padding)
         return self.detector.decode(queries, memory), patches, told
 
     def _check(self, batch: RegionBatch) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-
 import cv2
 
 from siamdetr.errors import DataError
+from siamdetr.system.installed import installed
 
 PACKAGE = "opencv-contrib-python-headless"
 _WITH_CONTRIB = (PACKAGE, "opencv-contrib-python")
@@ -23,7 +22,7 @@ def require_contrib() -> None:
     """
     if hasattr(cv2, "ximgproc") and hasattr(cv2.ximgproc, "createEdgeBoxes"):
         return
-    there = [name for name in (*_WITH_CONTRIB, *_WITHOUT) if _is_installed(name)]
+    there = installed((*_WITH_CONTRIB, *_WITHOUT))
     hiding = [name for name in there if name in _WITHOUT]
     why = f"{' and '.join(hiding)} hides it" if hiding else "it is not part of what is installed"
     remove = f"pip uninstall -y {' '.join(there)} && " if there else ""
@@ -32,11 +31,3 @@ def require_contrib() -> None:
         f"{', '.join(there) or 'no package of OpenCV'}). {remove}pip install --force-reinstall {PACKAGE}; or take random proposals, "
         "which need no OpenCV"
     )
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -147,6 +147,11 @@ class DetectorSettings(Settings):
         return self.two_stage or self.entry.proposes
 
     @property
+    def learns_references(self) -> bool:
+        """Whether each query has a learned point or box of its own, around which the first layer looks."""
+        return (self.entry.learned_boxes or self.entry.learned_points) and not self.two_stage
+
+    @property
     def own_encoder_dim(self) -> int:
         """`encoder_dim`, or the decoder's width."""
         return self.encoder_dim or self.dim

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from siamdetr.data.index import DetectionIndex, concatenate, require_labels
+from siamdetr.data.concatenate import concatenate
+from siamdetr.data.index import DetectionIndex, require_labels
 from siamdetr.data.readers.recognise import Source, find_source
 from siamdetr.errors import DataError
 from siamdetr.settings.training import DataSettings, FinetuneSettings

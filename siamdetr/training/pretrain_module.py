@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from siamdetr.images.preprocessing import PreprocessingSpec
-from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.pretext.batches import PretextBatch

@@ -11,8 +11,9 @@ import pytest
 from helpers.data_sets import coco_document, voc_object, voc_xml, write_coco, write_image, write_voc, write_yolo
 from PIL import Image
 
+from siamdetr.data.concatenate import concatenate
 from siamdetr.data.doctor import diagnose
-from siamdetr.data.index import DetectionIndex, concatenate
+from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import count_by_kind
 from siamdetr.data.readers.recognise import available_splits, find_source, open_dataset
 from siamdetr.data.readers.yolo_layout import load_yolo

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.errors import DataError
-from siamdetr.evaluation.coco import CocoScorer
 from siamdetr.evaluation.confusion import confusion_of
 from siamdetr.evaluation.matched import FREE, IGNORED, Matched, match_results
 from siamdetr.evaluation.mistakes import KINDS, count_mistakes, find_mistakes, worst_mistakes
 from siamdetr.evaluation.results import Results
+from siamdetr.evaluation.scorer import CocoScorer
 from siamdetr.evaluation.thresholds import best_f1, for_precision, threshold_curves
 
 CAT, DOG = (20.0, 10.0, 35.0, 22.0), (25.0, 10.0, 40.0, 22.0)  # the boxes of `coco_document`, in every image

@@ -18,8 +18,9 @@ from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.drawing.boxes import draw, draw_side_by_side, truth_of
 from siamdetr.errors import DataError
 from siamdetr.evaluation.classes import match_classes
-from siamdetr.evaluation.coco import CocoScorer, evaluate, score_results
+from siamdetr.evaluation.coco import evaluate, score_results
 from siamdetr.evaluation.results import read_results, write_results
+from siamdetr.evaluation.scorer import CocoScorer
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.inference.predictor import ScoredBoxes
 from siamdetr.models.detector import Detector

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
+from helpers.command import run_command
 from helpers.exported import model_of, traced
 
 from siamdetr.api import SiamDETR
-from siamdetr.cli.__main__ import main
 from siamdetr.cli.export import numbers
 from siamdetr.data.synthetic.shapes import write_synthetic
 from siamdetr.export import onnx as exporter
@@ -28,14 +28,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(exporter, "trace", lambda module, folder: traced("vanilla"))
     monkeypatch.setenv("COLUMNS", "300")
 
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["siamdetr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), " ".join((captured.out + captured.err).split())
-
-    return call
+    return functools.partial(run_command, capsys=capsys, monkeypatch=monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.distributed
 
-from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.detector import Outputs
 from siamdetr.settings.detector import LossSettings
 from siamdetr.structures.targets import Targets

@@ -14,11 +14,11 @@ from helpers.paths import GOLDEN
 from torch import Tensor, nn
 
 from siamdetr.models.backbone.body import Backbone
-from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.models.criterion.matcher import Matches
 from siamdetr.models.detector import Outputs
 from siamdetr.official.convert import IMPORTERS, load_official
-from siamdetr.official.keys import translate
+from siamdetr.official.rules import translate
 from siamdetr.pretext.batches import RegionBatch
 from siamdetr.pretext.common import FrozenTeacher, crop_features
 from siamdetr.pretext.detreg import DETReg

@@ -9,7 +9,7 @@ from helpers.anchor_detectors import close, detector
 from helpers.view_batches import chosen
 
 from siamdetr.boxes import xyxy_to_cxcywh
-from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.pretext.batches import ViewBatch
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.settings.pretext import SiameseSettings

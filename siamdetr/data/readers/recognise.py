@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from siamdetr.data.index import DetectionIndex, concatenate
+from siamdetr.data.concatenate import concatenate
+from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import ProblemLog, refuse, summarize
 from siamdetr.data.readers.coco import read_coco
 from siamdetr.data.readers.coco_file import find_coco_files

@@ -11,7 +11,6 @@ Denoising queries (DN-DETR) have the same losses against the boxes they were mad
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from siamdetr.boxes import cxcywh_to_xyxy, elementwise_giou, elementwise_iou
 from siamdetr.models.criterion.focal import sigmoid_focal_loss, varifocal_loss
+from siamdetr.models.criterion.layer_losses import layer_weights, name_layers
 from siamdetr.models.criterion.matcher import Matches, match
 from siamdetr.models.criterion.monitors import match_figures
 from siamdetr.models.criterion.normalisers import mean_over_window
@@ -304,34 +304,6 @@ class DetectionCriterion(nn.Module):
                 f"DetectionCriterion: {self.num_classes} classes and a {self.classifier} classifier make {expected} logits, "
                 f"got {classes}; build the detector and the criterion from the same settings"
             )
-
-
-def layer_weights(weights: Mapping[str, float], num_layers: int) -> dict[str, float]:
-    """The same weights for the last layer (no suffix) and the auxiliary layers (`_0`, `_1`, ...)."""
-    aux = {f"{name}_{layer}": weight for layer in range(num_layers - 1) for name, weight in weights.items()}
-    return dict(weights) | aux
-
-
-def name_layers(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split tensors [L] into scalars: the last layer without suffix, the others `_0`, `_1`, ..."""
-    named = {name: value[-1] for name, value in values.items()}
-    for name, value in values.items():
-        named |= {f"{name}_{layer}": one for layer, one in enumerate(value[:-1].unbind())}
-    return named
-
-
-def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The scalar to differentiate: the losses that have a weight, each times it.
-
-    Raises:
-        ValueError: no loss has a weight.
-    """
-    terms = [value * weights[name] for name, value in losses.items() if name in weights]
-    if not terms:
-        raise ValueError(
-            f"weighted_sum: none of the losses {sorted(losses)} has a weight; weights are for {sorted(weights)}"
-        )
-    return torch.stack(terms).sum()
 
 
 def _positives(targets: Targets, logits: Tensor) -> tuple[Matches, int]:

@@ -21,7 +21,7 @@ from siamdetr.official.huggingface.heads import (
     untie_deformable,
     untie_rtdetr,
 )
-from siamdetr.official.huggingface.names import (
+from siamdetr.official.huggingface.name_tables import (
     CONDITIONAL,
     DAB,
     DEFORMABLE,

@@ -12,7 +12,7 @@ from siamdetr.errors import OfficialCheckpointError
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.models.backbone.resnet_vd import RESNETS_VD, vd_channels
 from siamdetr.official.huggingface.config import HuggingFaceConfig, require
-from siamdetr.official.huggingface.names import DENOISING_LABELS
+from siamdetr.official.huggingface.name_tables import DENOISING_LABELS
 from siamdetr.settings.detector import DetectorSettings
 
 # Of config.json, with the only value there is code for.

@@ -16,13 +16,14 @@ from siamdetr.model_file import ModelMetadata
 from siamdetr.models.detector import Detector
 from siamdetr.official.huggingface.architectures import ARCHITECTURES
 from siamdetr.official.huggingface.config import HuggingFaceConfig
-from siamdetr.official.huggingface.names import Pair, backbone_name, export_rules
+from siamdetr.official.huggingface.name_tables import Pair
+from siamdetr.official.huggingface.names import backbone_name, export_rules
 from siamdetr.official.huggingface.preprocessor import write_preprocessing
 from siamdetr.official.huggingface.read import OURS
 from siamdetr.official.huggingface.repository import CONFIG, PREPROCESSOR, WEIGHTS
 from siamdetr.official.huggingface.rtdetr_config import require_square, rtdetr_forms
 from siamdetr.official.huggingface.write_config import write_config
-from siamdetr.official.keys import translate
+from siamdetr.official.rules import translate
 from siamdetr.settings.base import to_json
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.system.atomic_file import atomic_write
