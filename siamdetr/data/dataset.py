@@ -6,7 +6,6 @@ Collates make the batches of `siamdetr.structures.targets`.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +69,6 @@ class ImageFiles:
         self.failed.share_memory_()  # type: ignore[no-untyped-call]
         self._said_depth = torch.zeros(1, dtype=torch.bool)
         self._said_depth.share_memory_()  # type: ignore[no-untyped-call]
-        if (cv2 := sys.modules.get("cv2")) is not None:  # its thread pool does not survive the fork of workers
-            cv2.setNumThreads(0)
 
     def read(self, i: int, at_least: int | None = None) -> tuple[int, bytes, Image.Image]:
         """The position read (`i`, or the next one that can be read), the file's content, and the upright RGB image.

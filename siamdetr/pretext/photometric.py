@@ -8,10 +8,10 @@ one 128-pixel crop costs about .2 ms instead of 2.5 ms: a pretraining sample has
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from siamdetr.images import opencv as cv2
 from siamdetr.images.randomness import Random
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] RGB

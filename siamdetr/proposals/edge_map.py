@@ -10,11 +10,11 @@ import functools
 import math
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from siamdetr.errors import DataError
+from siamdetr.images import opencv as cv2
 
 EdgeMap = tuple[NDArray[np.float32], NDArray[np.float32]]  # strength, direction
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from siamdetr.images import opencv as cv2
 from siamdetr.images.open import content_key
 from siamdetr.proposals.edge_map import GRADIENT, forest_edges, gradient_edges
 from siamdetr.proposals.opencv_contrib import require_contrib

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from siamdetr.errors import MissingPackageError
 
 _EXTRAS = {  # module: (extra, what it is for)
@@ -22,6 +24,18 @@ _EXTRAS = {  # module: (extra, what it is for)
     "starlette": ("serve", "the server and the demo"),
     "uvicorn": ("serve", "the server"),
 }
+
+
+def require(module: str) -> None:
+    """Make sure, before work begins, that a package of an extra is there.
+
+    Raises:
+        MissingPackageError: it is not.
+    """
+    if importlib.util.find_spec(module) is None:
+        missing = missing_package(ModuleNotFoundError(name=module))
+        assert missing is not None, f"{module} is of no extra"
+        raise missing
 
 
 def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
