@@ -27,7 +27,10 @@ from siamdetr.system.plain_text import visible
 
 
 class SafeConsole(Console):
-    """A console on which names from files are shown and not obeyed: control characters are written as escapes."""
+    """A console that shows names from files and never obeys them.
+
+    Control characters are written as escapes.
+    """
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich's, of the text made visible."""

@@ -1,4 +1,7 @@
-"""`siamdetr doctor DATA`: every problem of a data set, its place, and what training does with it; with a model label errors."""
+"""`siamdetr doctor DATA`: list every problem of a data set, and what training does with it.
+
+With a model it also lists likely label errors.
+"""
 
 from __future__ import annotations
 

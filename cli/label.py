@@ -1,4 +1,7 @@
-"""`siamdetr label MODEL IMAGES -o DIR --to FORMAT`: pre-labels for a label tool, or the images that are worth labelling next."""
+"""`siamdetr label MODEL IMAGES -o DIR --to FORMAT`: write pre-labels for a labelling tool.
+
+With --next, only for the images that are worth labelling next.
+"""
 
 from __future__ import annotations
 

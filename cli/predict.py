@@ -48,7 +48,7 @@ def predict(
     device: options.Device = "auto",
     backend: options.Backend = None,
 ) -> None:
-    """Detect objects in images or videos: write them with their boxes, and all boxes as JSON (xyxy, pixels).
+    """Detect objects in images or videos; write pictures with boxes, and a JSON file (xyxy, pixels).
 
     An image that cannot be used is named and left out; the exit code is 1 then.
     """

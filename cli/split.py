@@ -1,4 +1,7 @@
-"""`siamdetr split DATA -o DIR`: divide labelled images into parts with the same mix of classes, duplicates kept together."""
+"""`siamdetr split DATA -o DIR`: divide labelled images into parts with the same mix of classes.
+
+Near-duplicates stay in one part.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""How a detector in a file of another program is fed and read; `KNOWN` holds the declarations of common exporters."""
+"""Inputs and outputs of a detector in a file of another program.
+
+`KNOWN` holds the declarations of common exporters.
+"""
 
 from __future__ import annotations
 

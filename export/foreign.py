@@ -122,7 +122,7 @@ class ForeignDetector:
         return int(sizes[0]) - (self.declaration.no_object is not None)
 
     def _feed(self, batch: Prepared) -> dict[str, Array]:
-        """The graph's inputs by name; besides the images what is known of them: their sizes, or a mask of ones."""
+        """The graph's inputs by name: the images, and their sizes or a padding mask where it asks for them."""
         pixels = _padded(batch, self.declaration)
         feed: dict[str, Array] = {}
         for name, (kind, shape) in self._session.inputs.items():

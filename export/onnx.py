@@ -87,8 +87,9 @@ def export_onnx(
         gate: False: hand it over unmeasured, which the manifest then says.
         progress: called with (stages done, stages in all).
     Raises:
-        ExportError: no classes, a model over 2 GiB, a folder that cannot be written, a dimension that became constant, int8 without
-            images, or a graph that does not compute what PyTorch does (it is then left as model.onnx.rejected).
+        ExportError: no classes, a model over 2 GiB, a folder that cannot be written, a dimension that became constant,
+            int8 without images, or a graph that does not compute what PyTorch does (it is then left as
+            model.onnx.rejected).
     """
     started = time.perf_counter()
     options = options or ExportOptions()

@@ -1,4 +1,7 @@
-"""Store the threshold that was chosen on labelled images in any file of ours, so that all who use the file obey it."""
+"""Store the threshold that was chosen on labelled images, in any file of ours.
+
+Every program that reads the file then uses it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from siamdetr.system.atomic_file import atomic_bytes, move_into_place
 
 
 def store_threshold(path: str | Path, threshold: float, source: str) -> Path:
-    """Write a model's threshold into its file: a model file, an .onnx file, or graph and manifest of a bundle.
+    """Write a threshold into a model file, an .onnx file, or the graph and manifest of a bundle.
 
     Weights, and what the gate has measured, stay: they do not depend on the threshold.
 

@@ -1,8 +1,8 @@
 """The Open Inference Protocol v2, so that clients of Triton and KServe work unchanged.
 
-`images` and `original_sizes` in (`valid_sizes` too, if the model pads its images), `boxes`, `scores` and `labels` out, as in the
-exported graph: pre- and post-processing are the client's, which finds what it needs in the model's `config` (Triton's model
-configuration extension).
+`images` and `original_sizes` in (`valid_sizes` too, if the model pads its images), `boxes`, `scores` and `labels` out,
+as in the exported graph: pre- and post-processing are the client's, which finds what it needs in the model's `config`
+(Triton's model configuration extension).
 """
 
 from __future__ import annotations

@@ -75,7 +75,10 @@ class NonFiniteLossError(RuntimeError):
 
 
 class LoadingError(RuntimeError):
-    """The processes that load images failed for want of shared memory, open files or time; the text says what helps."""
+    """The data loader's processes failed: no shared memory or open files left, or too slow.
+
+    The text says what helps.
+    """
 
 
 class ExportError(ValueError):

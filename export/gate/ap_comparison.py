@@ -48,8 +48,8 @@ class ApComparison:
 def compare_ap(reference: Predictor, exported: Predictor, truth: DetectionIndex) -> ApComparison:
     """AP of both, and the interval of their difference.
 
-    The difference is paired: both see the same images, so what is hard about an image cancels. Its error comes from the jackknife
-    over groups of images (Efron and Stein 1981, "The jackknife estimate of variance").
+    The difference is paired: both see the same images, so what is hard about an image cancels. Its error comes from the
+    jackknife over groups of images (Efron and Stein 1981, "The jackknife estimate of variance").
 
     Args:
         reference: PyTorch.

@@ -15,7 +15,8 @@ class Difference:
     """The difference between two sets of detections of one image.
 
     Attributes:
-        score: greatest difference of the scores; infinite where a box has no counterpart of its label, or a value is not finite.
+        score: greatest difference of the scores; infinite where a box has no counterpart of its label, or a value is
+            not finite.
         box: greatest difference of the boxes, as a fraction of the image.
         matched: share of the boxes that have a counterpart within the tolerances.
         compared: share of the boxes that could be judged at all, see `difference`.
@@ -53,9 +54,9 @@ def difference(
 ) -> Difference:
     """Compare two sets of detections of one image.
 
-    Every box is compared with the most similar box of the same label on the other side, both ways. A box without a counterpart is
-    not judged if its score is so near the other side's lowest that it may be missing from the best K by chance: `compared` is the
-    share of judged boxes.
+    Every box is compared with the most similar box of the same label on the other side, both ways. A box without a
+    counterpart is not judged if its score is so near the other side's lowest that it may be missing from the best K by
+    chance: `compared` is the share of judged boxes.
 
     Args:
         expected: of a batch.

@@ -1,7 +1,7 @@
-"""The gate between any two files: boxes of the same images, image by image, and AP of both on the same labels.
+"""The gate between any two files: boxes image by image, and the AP of both on the same labels.
 
-Each file prepares the images its own way, so that files of different programs can be compared. Boxes are compared in pixels of the
-original images by the rule of `difference`.
+Each file prepares the images its own way, so that files of different programs can be compared. Boxes are compared in
+pixels of the original images by the rule of `difference`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Detections of every model on a picture, and where a model looked.
 
-Threshold, number of boxes, layer and head are chosen in the browser: nothing here knows of them. Models run once a picture; the last
-few pictures are kept, so that a click is answered from what is there.
+Threshold, number of boxes, layer and head are chosen in the browser: nothing here knows of them. Models run once a
+picture; the last few pictures are kept, so that a click is answered from what is there.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Answers:
         """Run every model on an upright RGB image.
 
         Returns:
-            `picture`: {id, url, name, width, height}; `models`: of each {name, note, classes, colours, threshold, boxes, decoder,
-            encoder}, boxes as [x0, y0, x1, y1, score, label], in pixels cut at the image's edges, best first; threshold is None
-            where nobody chose one.
+            `picture`: {id, url, name, width, height}; `models`: of each {name, note, classes, colours, threshold,
+            boxes, decoder, encoder}, boxes as [x0, y0, x1, y1, score, label], in pixels cut at the image's edges, best
+            first; threshold is None where nobody chose one.
         Raises:
             NonFiniteOutputError: a model's answer is not numbers.
         """
@@ -100,10 +100,11 @@ class Answers:
         """The attention of a model for a box or a point.
 
         Args:
-            question: {picture, model, box}, box in the order of `detect`; or {picture, model, x, y}, fractions of the image.
+            question: {picture, model, box}, box in the order of `detect`; or {picture, model, x, y}, fractions of the
+                image.
         Returns:
-            `shape` [L, M, h, w]; `maps` of it in base64, 255 being the peak of its layer and head in `peaks`; `points` in base64:
-            float32 [L, M, N, 3] (x, y, weight), or None; `references` [L, 2 or 4] or None.
+            `shape` [L, M, h, w]; `maps` of it in base64, 255 being the peak of its layer and head in `peaks`; `points`
+            in base64: float32 [L, M, N, 3] (x, y, weight), or None; `references` [L, 2 or 4] or None.
         Raises:
             ValueError: the question makes no sense, or the picture is no longer kept.
         """

@@ -41,7 +41,10 @@ def imbalance(parts: Mapping[str, DetectionIndex]) -> Iterator[Remark]:
 
 
 def skew(parts: Mapping[str, DetectionIndex]) -> Iterator[Remark]:
-    """Where a split differs from the training split: share of images with a class, sizes of objects and of images."""
+    """Differences between a split and the training split.
+
+    Compared are the share of images with each class, and the sizes of objects and images.
+    """
     training = _training_part(parts)
     if training is None:
         return

@@ -239,7 +239,7 @@ def _note_same_content(digests: NDArray[np.uint64], parts: dict[str, DetectionIn
 
 
 def _without_false_orphans(problems: Iterable[Problem], parts: dict[str, DetectionIndex]) -> list[Problem]:
-    """Splits may share folders: an image or label file that another split uses is neither unlisted nor an orphan."""
+    """Problems without the orphans that another split uses, because splits may share folders."""
     problems = list(dict.fromkeys(problems))  # splits that share an annotation folder report it once
     if not any(problem.kind in ("unlisted-image", "orphan-annotation") for problem in problems):
         return problems

@@ -36,14 +36,17 @@ class DetectionIndex:
         box_offsets: int64 [N + 1], where each image's boxes begin.
         boxes: float32 [M, 4] xyxy in pixels, x1 < x2 and y1 < y2, inside the image.
         labels: int32 [M] in 0..C-1.
-        areas: float32 [M] pixels², as annotated (COCO: of the segmentation, which sorts small/medium/large), else of the box.
+        areas: float32 [M] pixels², as annotated (COCO: of the segmentation, which sorts small/medium/large), else of
+            the box.
         crowd: bool [M], True = COCO iscrowd: a region of many objects; not trained on, ignored in scoring.
         difficult: bool [M], True = VOC difficult.
         class_names: C names.
         category_ids: C ids that the data set itself uses, in label order.
         problems: what was left out or put right at reading.
-        own_ids: N ids of the data set itself, where not all of them are integers of 64 bits (texts, longer integers); else empty.
-        numbered: True: the ids 1..N are ours, because the data set has none (VOC, YOLO, folders) or its parts repeat them.
+        own_ids: N ids of the data set itself, where not all of them are integers of 64 bits (texts, longer integers);
+            else empty.
+        numbered: True: the ids 1..N are ours, because the data set has none (VOC, YOLO, folders) or its parts repeat
+            them.
     """
 
     root: Path
@@ -162,7 +165,8 @@ class DetectionIndex:
         """A part of the images, balanced by class and nested: with one seed, the 10 % are part of the 20 %.
 
         Each image belongs to the rarest of its classes (or to the images without boxes); every such group is shuffled
-        and spread evenly over [0, 1), and the images below `share` come first. So each group gives its share, give or take one image.
+        and spread evenly over [0, 1), and the images below `share` come first. So each group gives its share, give or
+        take one image.
 
         Args:
             share: in (0, 1]; at least one image is kept.

@@ -1,8 +1,8 @@
 """COCO's average precision and recall of detections.
 
-The figures are those of pycocotools, computed by faster-coco-eval (a test holds the two equal).
-As there: crowd regions are neither objects to find nor mistakes to make; only the 100 best detections of an image count.
-Boxes that PASCAL VOC marks "difficult" count like any other, since COCO's protocol has no such thing. Nothing is printed.
+The figures are those of pycocotools, computed by faster-coco-eval (a test holds the two equal). As there: crowd regions
+are neither objects to find nor mistakes to make; only the 100 best detections of an image count. Boxes that PASCAL VOC
+marks "difficult" count like any other, since COCO's protocol has no such thing. Nothing is printed.
 """
 
 from __future__ import annotations

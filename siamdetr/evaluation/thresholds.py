@@ -81,7 +81,7 @@ class ThresholdRule:
 
 
 def parse_threshold(text: str) -> float | ThresholdRule:
-    """`"0.4"` → the score .4; `"best"` → the rule of the best F1; `"precision=0.9"` → that of a wanted precision.
+    """Parse a threshold: `"0.4"` is a score; `"best"` and `"precision=0.9"` are rules.
 
     Raises:
         DataError: anything else, or a number out of range.

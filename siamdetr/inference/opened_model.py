@@ -95,8 +95,8 @@ class OpenedModel:
         See `siamdetr.inference.predictor.predict`.
 
         Args:
-            images: one PIL image, uint8 RGB array [H, W, 3], path, content of a file as bytes, or open binary file; or a
-                sequence of such.
+            images: one PIL image, uint8 RGB array [H, W, 3], path, content of a file as bytes, or open binary file; or
+                a sequence of such.
             threshold: least score; None: the file's own.
             batch_size: images at a time.
             progress: called with (images done, images in all).

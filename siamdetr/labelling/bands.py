@@ -1,4 +1,4 @@
-"""Bands of pre-labels: boxes that are sure, boxes that a person should look at, and boxes that are skipped."""
+"""Bands of pre-labels: boxes that are sure, boxes that a person should check, and boxes left out."""
 
 from __future__ import annotations
 

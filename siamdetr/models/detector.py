@@ -29,8 +29,8 @@ Builder = Callable[[DetectorSettings, tuple[int, ...]], VariantParts]
 class Detector(nn.Module):
     """Images to class logits and boxes.
 
-    Attributes: `backbone`, `input_projection`, `encoder`, `learned_queries`, `decoder`, `class_head`, `box_head`. Heads are shared
-    by the decoder layers, or `LayerHeads`, one a layer.
+    Attributes: `backbone`, `input_projection`, `encoder`, `learned_queries`, `decoder`, `class_head`, `box_head`. Heads
+    are shared by the decoder layers, or `LayerHeads`, one a layer.
 
     Args:
         settings: all that is needed to rebuild the modules; kept as `settings`.

@@ -1,4 +1,6 @@
-"""The report of likely label errors: crops with the labelled box dashed and the model's solid, and where the decoder looked.
+"""The report of likely label errors, as crops with the decoder's attention.
+
+The labelled box is dashed, the model's box is solid.
 
 What it leaves in a folder: report.html, suspects.csv, suspects/*.jpg.
 """

@@ -100,7 +100,7 @@ class DetectorSettings(Settings):
                 f"two_stage is on: the queries of '{self.variant}' start from learned boxes, not from the encoder's; "
                 "leave it out, or take the variant 'deformable'"
             )
-        if self.two_stage and not self.refine:
+        if self.two_stage and "refine" in self.entry.options and not self.refine:
             raise ValueError("two_stage is on and refine is off: the encoder's boxes are refined; set refine as well")
         return self
 

@@ -39,7 +39,7 @@ class PretextSettings(Settings):
 
     @property
     def cached_samples(self) -> int:
-        """How many fixed samples of each image are kept as features of the frozen backbone; 0: samples are always new."""
+        """How many samples of each image are fixed and kept as frozen features; 0: samples are always new."""
         return 0
 
 

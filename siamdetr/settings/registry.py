@@ -1,8 +1,8 @@
 """The detectors there are: one `DetectorEntry` each, which holds all that varies between them.
 
-A new detector is one file of `siamdetr/models/` and one entry here. Settings, presets, training, export, reports, tests and documents
-read the entry; nothing else lists detectors. This file imports no torch: an entry names its builder as an entry point
-does, "module:function", and the module is imported when a detector is built.
+A new detector is one file of `siamdetr/models/` and one entry here. Settings, presets, training, export, reports, tests
+and documents read the entry; nothing else lists detectors. This file imports no torch: an entry names its builder as an
+entry point does, "module:function", and the module is imported when a detector is built.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class DetectorEntry:
         learned_boxes: its queries are learned boxes, so that it has no use for the encoder's proposals.
         learned_points: its queries attend around learned points, and a pretext may give them others.
         padding_invariant: its answers do not depend on the size that an image is padded to.
-        proposes: its queries always start from the encoder's best boxes, which are trained to know classes. Others start from
-            them with `two_stage`, where they only know objects.
+        proposes: its queries always start from the encoder's best boxes, which are trained to know classes. Others
+            start from them with `two_stage`, where they only know objects.
         denoises: in training its decoder also repairs noised copies of the targets (`DenoisingSettings`).
         contrastive: it also learns to reject copies that are noised more.
         iou_aware: the class loss of its recipe is the varifocal one (`LossSettings.iou_aware`).

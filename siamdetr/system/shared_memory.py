@@ -13,7 +13,9 @@ _WAYS_OUT = "start the container with --shm-size=2g (or --ipc=host), take a smal
 
 
 def check_shared_memory(batch_bytes: int, batches: int, place: Path = _SHM) -> None:
-    """Refuse to start loading processes for whose batches there is no room; without it they die or hang in the middle of a run.
+    """Check that the batches of the loading processes fit into shared memory.
+
+    Without room they die or hang in the middle of a run.
 
     Args:
         batch_bytes: of one batch.
@@ -34,7 +36,10 @@ def check_shared_memory(batch_bytes: int, batches: int, place: Path = _SHM) -> N
 
 
 def allow_open_files() -> None:
-    """Raise the limit of open files as far as the system lets a user: each tensor that a loading process hands over takes one."""
+    """Raise the limit of open files as far as the system lets a user.
+
+    Each tensor that a loading process hands over takes one.
+    """
     if resource is None:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""How numbers are computed while training: subnormals on a CPU, float32 on a GPU, and the choice of `precision: auto`.
+"""Numeric precision of training: subnormals on a CPU, float32 on a GPU, and `precision: auto`.
 
 `auto` is fp32 or bf16, whichever trains faster on this device and stays finite; measured once, then part of the run.
 """
@@ -23,9 +23,9 @@ _STEPS = 3  # of which the first warms up
 def prepare_arithmetic(tf32: TF32) -> None:
     """Set the arithmetic of a training process. Call it before anything is computed.
 
-    Subnormal numbers (below 1.2e-38) count as zero. One or two in a hundred factors of the backward pass are subnormal, and some
-    processors multiply them more than ten times slower. OpenMP's threads inherit the setting from the thread that starts them,
-    so it has to be made before the first parallel operation.
+    Subnormal numbers (below 1.2e-38) count as zero. One or two in a hundred factors of the backward pass are subnormal,
+    and some processors multiply them more than ten times slower. OpenMP's threads inherit the setting from the thread
+    that starts them, so it has to be made before the first parallel operation.
 
     Args:
         tf32: which float32 products may round their factors to 10 bits on a GPU that knows TF32 (Ampere and later).

@@ -48,7 +48,8 @@ def pretrain(
         settings: see `resolve`.
         progress: draws the progress; None: silent.
         resume: "auto" (go on if there is a checkpoint, else begin), a checkpoint, a run folder; None: begin.
-        allow_changes: go on although the length, the rates or the data are not those of the checkpoint; the lineage says so.
+        allow_changes: go on although the length, the rates or the data are not those of the checkpoint; the lineage
+            says so.
     Raises:
         Interrupted: SIGINT or SIGTERM, after saving; a SystemExit with code 130 or 143.
         DataError, CheckpointError, SettingsError, NonFiniteLossError, LoadingError: see there.

@@ -1,4 +1,4 @@
-"""An option that a call does not use is refused and the way is named: for every command and every option of it."""
+"""An option that a call does not use is refused with a remedy, for every option of every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`siamdetr benchmark`: times apart, sweeps, and the same figures on the terminal, in the CSV and in the plot."""
+"""`siamdetr benchmark`: times, sweeps, and equal figures on the terminal, in the CSV and in the plot."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""TensorRT: engines of every variant are built by the real parser and builder (TensorRT-RTX, which needs no GPU), and what is wrong
-is said. Nothing here runs an engine: that takes a GPU."""
+"""TensorRT: engines of every variant are built by the real parser and builder, and errors are named.
+
+TensorRT-RTX builds without a GPU. Nothing here runs an engine: that takes a GPU.
+"""
 
 from __future__ import annotations
 
@@ -291,7 +293,7 @@ def test_a_build_that_fails_leaves_the_bundle_as_it_was(
 
 
 def test_an_engine_that_differs_is_rejected(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the ONNX file of another model in the engine's place: no GPU is needed to see what the gate does with it."""
+    """With the ONNX file of another model in place of the engine: the gate needs no GPU to reject it."""
     shutil.copytree(bundle, tmp_path / "copy")
     other = export_variant("vanilla", tmp_path / "other").folder
     monkeypatch.setattr(adding.torch.cuda, "is_available", lambda: True)

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def run_until(work: Callable[[], None], folder: Path, fatal: int | None) -> int:
-    """Do the work in a forked process that kills itself right before its operation number `fatal` on files of a folder.
+    """Run in a forked process that kills itself before file operation number `fatal` on a folder.
 
     Returns:
         With `fatal` None the number of operations; else 0.

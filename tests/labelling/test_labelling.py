@@ -1,4 +1,4 @@
-"""Pre-labels: bands, the files of every label tool read back by other readers, and which images come next."""
+"""Pre-labels: their bands, the files of every labelling tool read back, and the choice of next images."""
 
 from __future__ import annotations
 

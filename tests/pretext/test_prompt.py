@@ -1,4 +1,7 @@
-"""Queries that are told regions: who may answer, who is told nothing, what is left in the detector, and whether regions are used."""
+"""Queries conditioned on regions: who may be matched, who gets no region, and what a detector keeps.
+
+Also whether the detector uses the regions.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGKILL before every operation on files of a run: the resumed run leaves exactly what an uninterrupted one leaves."""
+"""SIGKILL before every file operation of a run: the resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def model(path: Path) -> Any:
 
 
 def plain(tree: Any) -> Any:
-    """A checkpoint whose tensors compare with ==, without the folder's name and Lightning's counter, which begins anew in every session."""
+    """A checkpoint whose tensors compare with ==.
+
+    Left out are the folder's name and Lightning's counter, which starts anew in every session.
+    """
     if isinstance(tree, Tensor):
         return (tree.dtype, tuple(tree.shape), tree.flatten().tolist())
     if isinstance(tree, dict):

@@ -1,4 +1,4 @@
-"""`precision: auto`: the faster precision that stays finite, decided once and without a trace in the model."""
+"""`precision: auto`: the faster precision whose values stay finite, chosen once, not in the model."""
 
 from __future__ import annotations
 

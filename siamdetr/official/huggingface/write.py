@@ -1,4 +1,4 @@
-"""A detector of ours as a folder that transformers' `AutoModelForObjectDetection.from_pretrained` loads."""
+"""Write a detector as a folder for `AutoModelForObjectDetection.from_pretrained` of transformers."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _BODY = "backbone.body."
 def export_huggingface(detector: Detector, metadata: ModelMetadata, folder: Path) -> list[Path]:
     """Write config.json, model.safetensors and preprocessor_config.json; returns their paths.
 
-    What transformers has no field for (the data set's ids, lineage, metrics) is kept in config.json under "siamdetr", which
-    transformers does not look at: importing the folder gives the same model back.
+    What transformers has no field for (the data set's ids, lineage, metrics) is kept in config.json under "siamdetr",
+    which transformers does not look at: importing the folder gives the same model back.
 
     Raises:
         HubError: the folder is one of our runs.
@@ -59,7 +59,7 @@ def export_huggingface(detector: Detector, metadata: ModelMetadata, folder: Path
 
 
 def huggingface_tensors(detector: Detector, config: HuggingFaceConfig) -> dict[str, Tensor]:
-    """The detector's tensors under the names that transformers writes, shared heads under each of their names."""
+    """The detector's tensors under transformers' names; shared heads under each of their names."""
     pairs = ARCHITECTURES[config.model_type].pairs(detector.settings)
     own_names = (config.backbone_config or {}).get("model_type") != "timm_backbone"
     state = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
