@@ -60,7 +60,6 @@ def train(
     from siamdetr.training.pretrain import pretrain
 
     require("cv2")
-
     flags = {
         "data.paths": [str(path) for path in data],
         "data.format": data_format,

@@ -217,7 +217,7 @@ def pairwise_overlap(a: Boxes, b: Boxes) -> NDArray[np.float32]:
 def _suppressed(boxes: Boxes, scores: NDArray[np.float32], most: float) -> Boxes:
     """[k, 4] boxes whose IoU with every better box is at most `most`, best first; scores are above 0."""
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
-    kept = cv2.dnn.NMSBoxes(sides, scores, 0.0, most)  # type: ignore[arg-type]  # takes arrays as they are
+    kept = cv2.dnn.NMSBoxes(sides, scores, 0.0, most)
     return boxes[np.asarray(kept, dtype=np.int64).reshape(-1)]
 
 
