@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ from siamdetr.pretext.updetr import UPDETR
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
 from siamdetr.structures.targets import Targets, region_targets
-from siamdetr.training.precision import prepare_arithmetic
+from siamdetr.training.precision import training_arithmetic
 
 NUM_REGIONS = 10
 CROP_SIZE = 128
@@ -70,7 +71,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["plain", "ours"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        print(json.dumps(measure(options)))
+        with training_arithmetic("convolutions") if options.only == "ours" else nullcontext():
+            print(json.dumps(measure(options)))
         return
     runs: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
     for _ in range(options.rounds):
@@ -108,8 +110,6 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     device = torch.device(options.device)
     torch.manual_seed(0)
     ours = options.only == "ours"
-    if ours:
-        prepare_arithmetic("convolutions")
     settings = DetectorSettings(
         variant=options.variant,
         backbone=options.backbone,
