@@ -208,7 +208,7 @@ def create_timm_body(name: str, strides: tuple[int, ...], *, pretrained: bool) -
 
 def _plain(name: str, strides: tuple[int, ...], *, pretrained: bool) -> PlainViT:
     """A model of one map, for images of any size where it can be asked for that."""
-    options = {"pretrained": pretrained, "features_only": True, "out_indices": (-1,)}
+    options: Any = {"pretrained": pretrained, "features_only": True, "out_indices": (-1,)}
     try:
         return PlainViT(timm.create_model(name, dynamic_img_size=True, **options), strides)
     except TypeError:  # its positions need no size, as those of DINOv3
