@@ -43,7 +43,7 @@ class StoredImage:
     def checksum(self) -> int:
         """CRC-32 of the row, as of `Rows.checksums`."""
         head = self.key + self.stamp + struct.pack("<2iB", *self.size, self.fallback)
-        return zlib.crc32(np.ascontiguousarray(self.boxes, dtype="<u2").view(np.uint8), zlib.crc32(head))
+        return zlib.crc32(self.boxes.astype("<u2").tobytes(), zlib.crc32(head))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +83,10 @@ class Rows:
         """[n] CRC-32 of each row: key, stamp, height and width (4 bytes each), fallback, boxes; all little-endian."""
         sizes = np.ascontiguousarray(self.sizes, dtype="<i4").view(np.uint8).reshape(-1, 8)
         heads = np.concatenate([self.keys, self.stamps, sizes, self.fallbacks[:, None]], axis=1)
-        boxes = np.ascontiguousarray(self.values, dtype="<u2").view(np.uint8).reshape(-1)
+        boxes = memoryview(np.ascontiguousarray(self.values, dtype="<u2").reshape(-1).view(np.uint8).data)
         starts = (self.offsets * 8).tolist()
         rows = zip(heads, itertools.pairwise(starts), strict=True)
-        crcs = (zlib.crc32(boxes[start:stop], zlib.crc32(head)) for head, (start, stop) in rows)
+        crcs = (zlib.crc32(boxes[start:stop], zlib.crc32(head.tobytes())) for head, (start, stop) in rows)
         return np.fromiter(crcs, dtype=np.uint32, count=len(self))
 
     def fanout(self) -> NDArray[np.int32]:
