@@ -1,9 +1,9 @@
-"""Images a second of Siamese pretraining with cached views beside new views at every read, and what the cache takes.
+"""Siamese pretraining with cached views against new views: images per second, and the cache's cost.
 
     python benchmarks/cached_views.py [--data FOLDER] [--images 64] [--size 240] [--pairs 4] [--steps 24] [--batch 8]
 
-The detector is that of the preset `small`. Each way is a process of its own, so that its peak of memory is its own. Without `--data`
-pictures are drawn.
+The detector is that of the preset `small`. Each way is a process of its own, so that its peak of memory is its own.
+Without `--data` pictures are drawn.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def in_process(options: argparse.Namespace, pairs: int, place: str) -> dict[str,
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Median images a second of the steps, without the first quarter; peak memory, and the size of the cache."""
+    """Median images per second without the first quarter, peak memory, and the size of the cache."""
     place = Path(options.place) / f"runs-{options.only}"
     flags: dict[str, Any] = {
         "data.paths": [options.data],

@@ -1,7 +1,8 @@
-"""One training step and one inference of every variant: ours beside Hugging Face `transformers`, where it has the detector.
+"""One training step and one inference of every variant, against Hugging Face `transformers`.
 
-A step is forward, matching, losses of all layers, backward, clipping and AdamW on a batch of images of two sizes, padded; an inference is
-one image without padding. Both have the same backbone, layers, widths, queries, boxes and dropout, random weights, and take turns.
+A step is forward, matching, losses of all layers, backward, clipping and AdamW on a batch of images of two sizes,
+padded; an inference is one image without padding. Both have the same backbone, layers, widths, queries, boxes and
+dropout, random weights, and take turns.
 
     python benchmarks/detectors.py                      # some minutes on two cores
     python benchmarks/detectors.py --size 800 --batch 4 --queries 300 --repeats 20 --device cuda
@@ -21,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings, LossSettings
 from siamdetr.settings.registry import DETECTORS

@@ -1,12 +1,12 @@
-"""What the server costs, and what it does under load: one run, all on the loopback interface, bounded in count and time.
+"""Cost and load of the server, in one run on the loopback interface with bounded count and time.
 
     python benchmarks/serve.py [--model BUNDLE] [--requests 60] [--seconds 10] [--threads 1] [--size 640]
 
-Without --model: a small Conditional DETR (ResNet-18) with random weights, exported for the purpose. Prints
-  1. the median of one request after the other, beside bare decoding + session.run in this process, taking turns of five
-     (a connection that rests between two requests would hide what back-to-back requests wait for);
-  2. requests a second and latencies at 1, 8 and 32 clients, for 1 and 2 workers, micro-batching off and on, and memory;
-  3. answers a second when 4 times as much is asked as the server can answer, beside the best of 2., and how fast rejects are.
+Without --model: a small Conditional DETR (ResNet-18) with random weights, exported for the purpose. Prints 1. the
+  median of one request after the other, beside bare decoding + session.run in this process, taking turns of five (a
+  connection that rests between two requests would hide what back-to-back requests wait for); 2. requests a second and
+  latencies at 1, 8 and 32 clients, for 1 and 2 workers, micro-batching off and on, and memory; 3. answers a second when
+  4 times as much is asked as the server can answer, beside the best of 2., and how fast rejects are.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from siamdetr.export.gate_images import drawn_images
+from siamdetr.export.gate.images import drawn_images
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.images.preprocessing import PreprocessingSpec, preprocess
 
@@ -136,7 +136,10 @@ def load(url: str, body: bytes, *, clients: int, requests: int, seconds: float, 
 
 
 def megabytes(process: int) -> list[int]:
-    """Resident memory of a process and its children, supervisors and trackers left out where there are workers."""
+    """Resident memory of a process and its children.
+
+    Supervisors and trackers are left out where there are workers.
+    """
     children = [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     sizes = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) * 4096 // 10**6 for one in children]
     workers = [size for size in sizes if size > 50]

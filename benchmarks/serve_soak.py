@@ -2,9 +2,10 @@
 
     python benchmarks/serve_soak.py [--model BUNDLE] [--seconds 60] [--clients 8]
 
-Clients send good pictures of many sizes and kinds, damaged ones, rubbish, forms that break off, and connections that they
-drop half-way. Prints memory and file descriptors every tenth of the time, then what was answered; exits with 1 if anything got
-a 500 or no answer where one was due, or if memory or descriptors of the second half lie above those of the first.
+Clients send good pictures of many sizes and kinds, damaged ones, rubbish, forms that break off, and connections that
+they drop half-way. Prints memory and file descriptors every tenth of the time, then what was answered; exits with 1 if
+anything got a 500 or no answer where one was due, or if memory or descriptors of the second half lie above those of the
+first.
 """
 
 from __future__ import annotations

@@ -14,12 +14,13 @@ from siamdetr.cli.demo import demo
 from siamdetr.cli.doctor import doctor
 from siamdetr.cli.export import export
 from siamdetr.cli.finetune import finetune
+from siamdetr.cli.gate import gate
 from siamdetr.cli.info import info
 from siamdetr.cli.label import label
 from siamdetr.cli.predict import predict
 from siamdetr.cli.presets import presets
 from siamdetr.cli.proposals import proposals
-from siamdetr.cli.quickstart import quickstart
+from siamdetr.cli.quickstart.command import quickstart
 from siamdetr.cli.serve import serve
 from siamdetr.cli.split import split
 from siamdetr.cli.study import study
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "attention": attention,
     "export": export,
+    "gate": gate,
     "serve": serve,
     "benchmark": benchmark,
     "convert": convert,

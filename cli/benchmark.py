@@ -96,7 +96,7 @@ def _one(
     from siamdetr.api import Backend, load
     from siamdetr.cli.console import progress
     from siamdetr.evaluation.coco import evaluate
-    from siamdetr.export.gate_images import drawn_samples, samples_of
+    from siamdetr.export.gate.images import drawn_samples, samples_of
     from siamdetr.export.timing.benchmark import measure, process_memory, with_ap
 
     path, backend = split_backend(text)

@@ -27,7 +27,10 @@ from siamdetr.system.plain_text import visible
 
 
 class SafeConsole(Console):
-    """A console on which names from files are shown and not obeyed: control characters are written as escapes."""
+    """A console that shows names from files and never obeys them.
+
+    Control characters are written as escapes.
+    """
 
     def render_str(self, text: str, **options: Any) -> Text:
         """As rich's, of the text made visible."""
@@ -85,8 +88,13 @@ def bars() -> Progress:
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar as the `progress(done, total)` callback that the core's long functions take."""
     with bars() as display:
-        task = display.add_task(what, total=None, note="")
-        yield lambda done, total: display.update(task, completed=done, total=total)
+        yield bar(display, what)
+
+
+def bar(display: Progress, what: str) -> Callable[[int, int], None]:
+    """One more bar of a display, as a `progress(done, total)` callback."""
+    task = display.add_task(what, total=None, note="")
+    return lambda done, total: display.update(task, completed=done, total=total)
 
 
 class RunProgress:

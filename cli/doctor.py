@@ -1,17 +1,22 @@
-"""`siamdetr doctor DATA`: every problem of a data set, its place, and what training does with it."""
+"""`siamdetr doctor DATA`: list every problem of a data set, and what training does with it.
+
+With a model it also lists likely label errors.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from siamdetr.cli import options
 
 if TYPE_CHECKING:
+    from siamdetr.api import Backend, Model, SiamDETR
     from siamdetr.data.doctor import Diagnosis
+    from siamdetr.data.index import DetectionIndex
     from siamdetr.data.problems import Severity
 
 _CLASSES = 12  # listed in the statistics
@@ -25,29 +30,49 @@ def doctor(
     workers: options.Workers = None,
     show: Annotated[int, typer.Option("--show", min=0, help="Lines shown of each kind of problem.")] = 10,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all of it to this file.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="A model that was trained on other images: also look for errors in the labels."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where --model writes its report of each split.")
+    ] = Path("label-errors"),
+    device: options.Device = "auto",
+    backend: options.Backend = None,
 ) -> None:
     """Read every annotation and every image; list the problems and what training does with each.
 
-    Exits with 1 if something will be left out.
+    With --model also the boxes that are likely missing, wrong or loose. Exits with 1 if something will be left out.
     """
-    from siamdetr.cli.console import progress
+    from siamdetr.api import load
+    from siamdetr.cli.console import bar, bars
     from siamdetr.data.doctor import diagnose
+    from siamdetr.data.readers.recognise import find_source
     from siamdetr.system.atomic_file import atomic_write
-    from siamdetr.system.outputs import Read, Written, check_outputs
+    from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
     if json_file is not None and not _is_report(json_file):
         # A new file in the data's own folder is no annotation file for any reader, unless it is named like one.
         beside = json_file.parent.resolve() == data.resolve() and not json_file.exists()
         named = json_file.suffix != ".json" or json_file.name.startswith(("instances_", "_annotations"))
         check_outputs([] if beside and not named else [Read("DATA", data)], files=[Written("--json", json_file)])
-    with progress("read images") as update:
-        found = diagnose(data, format=data_format, splits=split, progress=update, workers=workers)
+    if model is not None:
+        check_outputs([*model_reads("--model", model), Read("DATA", data)], folders=[Written("-o", output)])
+    with bars() as display:
+        read, compare = (bar(display, what) for what in ("read images", "compare images"))
+        found = diagnose(data, format=data_format, splits=split, progress=read, comparing=compare, workers=workers)
     _show_statistics(found)
     for severity in ("error", "warning", "info"):
         _show_problems(found, severity, show)
+    _show_remarks(found, show)
     _show_verdict(found)
     if json_file is not None:
         atomic_write(json_file, lambda file: file.write(found.to_json().encode()))
+    if model is not None:
+        opened = load(model, device=device, backend=cast("Backend | None", backend))
+        source = find_source(data, data_format)
+        for name in [one.name for one in found.splits if one.boxes]:
+            _find_label_errors(opened, source.open(name), name, output / name)
     raise typer.Exit(1 if found.count("error") else 0)
 
 
@@ -100,6 +125,47 @@ def _show_problems(found: Diagnosis, severity: Severity, show: int) -> None:
             console.print(line, markup=False, soft_wrap=True)
         if len(cases) > show:
             console.print(f"  … and {len(cases) - show} more (--show, --json)", style="dim")
+
+
+def _show_remarks(found: Diagnosis, show: int) -> None:
+    from siamdetr.cli.console import console
+    from siamdetr.data.remarks import REMARKS
+
+    for kind, (title, advice) in REMARKS.items():
+        cases = [remark for remark in found.remarks if remark.kind == kind]
+        if cases:
+            console.print(f"\n[bold cyan]remark[/] {len(cases)} × {title}: {advice}", soft_wrap=True)
+        for case in cases[:show]:
+            console.print(f"  '{case.split}', {case.where}: {case.what}", markup=False, soft_wrap=True)
+        if len(cases) > show:
+            console.print(f"  … and {len(cases) - show} more (--show, --json)", style="dim")
+
+
+def _find_label_errors(model: Model | SiamDETR, index: DetectionIndex, split: str, folder: Path) -> None:
+    """Compare the labels of a split with a model's detections; write the report and name it."""
+    from siamdetr.cli.console import console, progress
+    from siamdetr.evaluation.coco import detect
+    from siamdetr.evaluation.matched import match_results
+    from siamdetr.evaluation.suspects import SUSPECT_KINDS, believed_from, find_suspects
+    from siamdetr.export.inspection import inspect_image
+    from siamdetr.reports.label_errors import write_label_errors
+
+    with progress(f"detect in {split}") as update:
+        scorer = detect(model, index, progress=update)
+    matched = match_results(scorer.results(), scorer.index)
+    threshold = model.threshold if model.threshold_from else believed_from(matched)
+    suspects = find_suspects(matched, threshold)
+    counts = ", ".join(f"{sum(one.kind == kind for one in suspects)} × {kind}" for kind in SUSPECT_KINDS)
+    lead = f"{counts} in {len(index)} images: what the model is sure of (scores from {threshold:.3f}) and the labels contradict."
+    report = write_label_errors(
+        folder,
+        suspects,
+        scorer.index,
+        lambda image: inspect_image(model, image),
+        title=f"siamdetr doctor · {split}",
+        lead=lead,
+    )
+    console.print(f"\nlikely label errors in '{split}': {counts}. Look at {report}", markup=False, soft_wrap=True)
 
 
 def _show_verdict(found: Diagnosis) -> None:

@@ -2,114 +2,84 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, cast
 
 import typer
 
-from siamdetr.cli import options as common
+from siamdetr.cli import options
+from siamdetr.cli.usage import export_options as flags
 from siamdetr.cli.usage.rules import is_exported
 from siamdetr.cli.usage.unused_options import refuse_given
 
 if TYPE_CHECKING:
+    from siamdetr.api import SiamDETR
     from siamdetr.data.index import DetectionIndex
-    from siamdetr.export.gate import GateReport
-    from siamdetr.export.gate_images import Samples
-    from siamdetr.export.options import Precision, Resize, Sampling
+    from siamdetr.export.gate.checks import GateReport
+    from siamdetr.export.gate.images import Samples
+    from siamdetr.export.options import ExportOptions, Precision, Resize, Sampling
     from siamdetr.export.tensorrt import EngineOptions, TrtModule
     from siamdetr.inference.predictor import Predictor
 
 _SAMPLES = 4
 
 
+@dataclass(frozen=True)
+class _Evidence:
+    """The images on which an export is compared with PyTorch."""
+
+    samples: Samples | None  # for scores, boxes and int8's scales; None: drawn patterns
+    labelled: DetectionIndex | None  # for AP
+    gate: bool  # whether anything is compared
+
+
+@dataclass(frozen=True)
+class _EngineRequest:
+    """The TensorRT engine to build, with its ranges as they were typed."""
+
+    options: EngineOptions
+    batch: tuple[int, int, int]
+    heights: str | None
+    widths: str | None
+
+
 def export(
     context: typer.Context,
-    model: Annotated[Path, typer.Argument(help="A run folder or a .safetensors file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write the bundle to.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", help="Images to compare on, with labels also by AP; default: the run's validation part."
-        ),
-    ] = None,
-    split: common.Split = None,
-    data_format: common.Format = "auto",
-    images: Annotated[
-        int, typer.Option("--images", min=1, help="How many images of the data AP and int8's scales are taken from.")
-    ] = 100,
-    precision: Annotated[
-        str, typer.Option("--precision", help="Of the graph's arithmetic: fp32, fp16 or bf16.")
-    ] = "fp32",
-    int8: Annotated[bool, typer.Option("--int8", help="Eight-bit integers, their scales measured on --data.")] = False,
-    resize: Annotated[
-        str | None, typer.Option("--resize", help="fixed, or letterbox with padding; default: the model's own.")
-    ] = None,
-    imgsz: Annotated[str | None, typer.Option("--imgsz", metavar="N|H,W", help="The size of --resize.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Also give logits and boxes of all queries.")] = False,
-    attention: Annotated[bool, typer.Option("--attention", help="Also give where the queries look.")] = False,
-    sampling: Annotated[
-        str, typer.Option("--sampling", help="Deformable attention: gather, or grid (GridSample).")
-    ] = "gather",
-    batch: Annotated[
-        str, typer.Option("--batch", metavar="MIN,OPT,MAX", help="Batches to compare at, and to build an engine for.")
-    ] = "1,2,5",
-    threshold: Annotated[
-        float | None,
-        typer.Option("--threshold", min=0.0, max=1.0, help="From which a box counts; default: the model's."),
-    ] = None,
-    gate: Annotated[
-        bool, typer.Option("--gate/--no-gate", help="Compare with PyTorch; on unless switched off.")
-    ] = True,
-    trt: Annotated[
-        bool, typer.Option("--trt", help="Also build a TensorRT engine; MODEL may then be a bundle.")
-    ] = False,
-    trt_module: Annotated[
-        str | None, typer.Option("--trt-module", help="tensorrt, or tensorrt_rtx; default: what is installed.")
-    ] = None,
-    heights: Annotated[
-        str | None,
-        typer.Option("--heights", metavar="MIN,OPT,MAX", help="That an engine takes; default: the preprocessing's."),
-    ] = None,
-    widths: Annotated[str | None, typer.Option("--widths", metavar="MIN,OPT,MAX", help="The same of widths.")] = None,
-    workspace: Annotated[
-        float, typer.Option("--workspace", help="GiB that the engine's layers may use as scratch.")
-    ] = 4.0,
-    timing_cache: Annotated[
-        Path | None, typer.Option("--timing-cache", help="A file that makes the next build of an engine faster.")
-    ] = None,
-    tf32: Annotated[
-        bool, typer.Option("--tf32", help="Let the engine's float32 multiplications round to 10 bits.")
-    ] = False,
-    version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="The engine also runs with later TensorRTs; slower.")
-    ] = False,
-    hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="The engine also runs on other GPUs from Ampere on; slower.")
-    ] = False,
-    triton: Annotated[
-        Path | None, typer.Option("--triton", help="Write a model repository for NVIDIA Triton there, too.")
-    ] = None,
+    model: flags.ModelPath,
+    output: flags.Output,
+    data: flags.Data = None,
+    split: options.Split = None,
+    data_format: options.Format = "auto",
+    images: flags.Images = 100,
+    precision: flags.Precision = "fp32",
+    int8: flags.Int8 = False,
+    resize: flags.Resize = None,
+    imgsz: flags.ImageSize = None,
+    raw: flags.Raw = False,
+    attention: flags.Attention = False,
+    sampling: flags.Sampling = "gather",
+    batch: flags.Batch = "1,2,5",
+    threshold: flags.Threshold = None,
+    gate: flags.Gate = True,
+    trt: flags.Trt = False,
+    trt_module: flags.TrtModule = None,
+    heights: flags.Heights = None,
+    widths: flags.Widths = None,
+    workspace: flags.Workspace = 4.0,
+    timing_cache: flags.TimingCache = None,
+    tf32: flags.Tf32 = False,
+    version_compatible: flags.VersionCompatible = False,
+    hardware_compatible: flags.HardwareCompatible = False,
+    triton: flags.Triton = None,
 ) -> None:
     """Export to ONNX (any batch and image size); a file that disagrees with PyTorch is rejected."""
-    from siamdetr.api import SiamDETR, kind_of
-    from siamdetr.cli.console import console, progress
-    from siamdetr.errors import ExportError
-    from siamdetr.export.gate import pytorch_reference
-    from siamdetr.export.gate_images import samples_of
-    from siamdetr.export.onnx import export_onnx
-    from siamdetr.export.options import ExportOptions, exported_preprocessing
-    from siamdetr.export.tensorrt import EngineOptions, find_module
-    from siamdetr.models.deformable.attention import has_deformable_attention
+    from siamdetr.api import kind_of
+    from siamdetr.export.options import ExportOptions
+    from siamdetr.export.tensorrt import EngineOptions
 
     _check(model, output, data, timing_cache, triton)
-    truth = _data(model, data, split, data_format)
-    if truth is None:
-        refuse_given(
-            context, "images", "there are none: --data is not given, and MODEL is no run with a validation part"
-        )
-    samples = None if truth is None else samples_of(truth, images if int8 else _SAMPLES)
-    labelled = None if truth is None or truth.num_boxes == 0 else truth.subset(range(min(images, len(truth))))
-    shapes = (numbers(batch, "--batch"), heights, widths)
+    evidence = _evidence(context, _data(model, data, split, data_format), images, int8=int8, gate=gate)
     engine = EngineOptions(
         module=cast("TrtModule | None", trt_module),
         workspace=workspace,
@@ -118,50 +88,108 @@ def export(
         version_compatible=version_compatible,
         hardware_compatible=hardware_compatible,
     )
+    request = _EngineRequest(engine, numbers(batch, "--batch"), heights, widths)
     if trt and kind_of(model) == "bundle":
-        _add_engine(model, output, shapes, engine, samples=samples, truth=labelled, gate=gate)
+        _add_engine(model, output, request, evidence)
+    else:
+        wanted = ExportOptions(
+            precision=cast("Precision", "int8" if int8 else precision),
+            resize=cast("Resize | None", resize),
+            size=_size(imgsz),
+            raw=raw,
+            attention=attention,
+            sampling=cast("Sampling", sampling),
+            batch=request.batch,
+            threshold=threshold,
+        )
+        _export_anew(context, model, output, wanted, request if trt else None, evidence)
+    if triton is not None:
         _write_triton(output, triton)
-        return
+
+
+def _size(imgsz: str | None) -> tuple[int, int] | None:
+    size = options.image_size(imgsz)
+    return (size, size) if isinstance(size, int) else size
+
+
+def _evidence(
+    context: typer.Context, truth: DetectionIndex | None, images: int, *, int8: bool, gate: bool
+) -> _Evidence:
+    from siamdetr.export.gate.images import samples_of
+
+    if truth is None:
+        refuse_given(
+            context, "images", "there are none: --data is not given, and MODEL is no run with a validation part"
+        )
+        return _Evidence(None, None, gate)
+    labelled = None if truth.num_boxes == 0 else truth.subset(range(min(images, len(truth))))
+    return _Evidence(samples_of(truth, images if int8 else _SAMPLES), labelled, gate)
+
+
+def _export_anew(
+    context: typer.Context,
+    model: Path,
+    output: Path,
+    wanted: ExportOptions,
+    request: _EngineRequest | None,
+    evidence: _Evidence,
+) -> None:
+    """Trace a model that can still be exported, and build the engine that was asked for from its graph."""
+    from siamdetr.api import SiamDETR
+    from siamdetr.cli.console import console, progress
+    from siamdetr.errors import ExportError
+    from siamdetr.export.gate.checks import pytorch_reference
+    from siamdetr.export.onnx import export_onnx
+    from siamdetr.export.options import exported_preprocessing
+    from siamdetr.export.tensorrt import find_module
+
     if is_exported(model):
         raise ExportError(
             f"{model}: exported already; a bundle folder takes an engine with --trt, anything else is exported anew from the "
             "run folder or .safetensors file"
         )
-    if trt:
-        find_module(engine.module)  # before the graph, which takes minutes
+    if request is not None:
+        find_module(request.options.module)  # before the graph, which takes minutes
     opened = SiamDETR.load(model)
-    deformable = has_deformable_attention(opened.detector)
-    if trt and attention and deformable:
-        raise ExportError(
-            "--attention: TensorRT cannot read the attention of deformable models; leave it out, or make two exports"
-        )
-    if not deformable:
-        refuse_given(context, "sampling", f"{opened.detector.settings.variant} has no deformable attention")
-    size = common.image_size(imgsz)
-    chosen = ExportOptions(
-        precision=cast("Precision", "int8" if int8 else precision),
-        resize=cast("Resize | None", resize),
-        size=(size, size) if isinstance(size, int) else size,
-        raw=raw,
-        attention=attention,
-        sampling=cast("Sampling", sampling),
-        batch=shapes[0],
-        threshold=threshold,
-    )
+    _check_variant(context, opened, attention_in_engine=wanted.attention and request is not None)
     with progress("export") as update:
         result = export_onnx(
-            opened, output, options=chosen, samples=samples, truth=labelled, gate=gate, progress=update
+            opened,
+            output,
+            options=wanted,
+            samples=evidence.samples,
+            truth=evidence.labelled,
+            gate=evidence.gate,
+            progress=update,
         )
     console.print(
         f"{result.onnx_file}: {result.num_bytes / 2**20:.1f} MiB, {result.num_nodes} nodes, {result.seconds:.0f} s. "
         + ("Not compared with PyTorch (--no-gate)." if result.gate is None else verdict(result.gate)),
         markup=False,
     )
-    if trt:
-        reference = pytorch_reference(opened, exported_preprocessing(opened.preprocessing, chosen))
-        _add_engine(output, output, shapes, engine, samples=samples, truth=labelled, gate=gate, reference=reference)
+    if request is not None:
+        reference = pytorch_reference(opened, exported_preprocessing(opened.preprocessing, wanted))
+        _add_engine(output, output, request, evidence, reference)
     console.print(f"Without siamdetr and PyTorch: python {result.folder / 'infer.py'} IMAGE…", markup=False)
-    _write_triton(result.folder, triton)
+
+
+def _check_variant(context: typer.Context, model: SiamDETR, *, attention_in_engine: bool) -> None:
+    """Refuse what this variant cannot export, or does not use.
+
+    Raises:
+        ExportError: the attention of a deformable model in an engine.
+        typer.BadParameter: --sampling of a model without deformable attention.
+    """
+    from siamdetr.errors import ExportError
+    from siamdetr.models.deformable.attention import has_deformable_attention
+
+    deformable = has_deformable_attention(model.detector)
+    if deformable and attention_in_engine:
+        raise ExportError(
+            "--attention: TensorRT cannot read the attention of deformable models; leave it out, or make two exports"
+        )
+    if not deformable:
+        refuse_given(context, "sampling", f"{model.detector.settings.variant} has no deformable attention")
 
 
 def _check(model: Path, output: Path, data: Path | None, timing_cache: Path | None, triton: Path | None) -> None:
@@ -194,9 +222,7 @@ def _check(model: Path, output: Path, data: Path | None, timing_cache: Path | No
     )
 
 
-def _write_triton(bundle: Path, folder: Path | None) -> None:
-    if folder is None:
-        return
+def _write_triton(bundle: Path, folder: Path) -> None:
     from siamdetr.cli.console import console
     from siamdetr.export.triton import write_model_repository
 
@@ -205,15 +231,7 @@ def _write_triton(bundle: Path, folder: Path | None) -> None:
 
 
 def _add_engine(
-    bundle: Path,
-    output: Path,
-    shapes: tuple[tuple[int, int, int], str | None, str | None],
-    options: EngineOptions,
-    *,
-    samples: Samples | None,
-    truth: DetectionIndex | None,
-    gate: bool,
-    reference: Predictor | None = None,
+    bundle: Path, output: Path, request: _EngineRequest, evidence: _Evidence, reference: Predictor | None = None
 ) -> None:
     """Build the engine of a bundle, or of a copy of it if `output` is another folder."""
     import dataclasses
@@ -224,17 +242,22 @@ def _add_engine(
     from siamdetr.export.runtime import OnnxDetector
     from siamdetr.export.tensorrt import default_profile
 
-    batch, heights, widths = shapes
-    profile = default_profile(OnnxDetector(bundle).preprocessing, batch)
-    if heights is not None:
-        profile = dataclasses.replace(profile, height=numbers(heights, "--heights"))
-    if widths is not None:
-        profile = dataclasses.replace(profile, width=numbers(widths, "--widths"))
+    profile = default_profile(OnnxDetector(bundle).preprocessing, request.batch)
+    if request.heights is not None:
+        profile = dataclasses.replace(profile, height=numbers(request.heights, "--heights"))
+    if request.widths is not None:
+        profile = dataclasses.replace(profile, width=numbers(request.widths, "--widths"))
     if bundle.resolve() != output.resolve():
         shutil.copytree(bundle, output, dirs_exist_ok=True)
     with console.status("build the engine"):
         built = add_engine(
-            output, profiles=[profile], options=options, reference=reference, samples=samples, truth=truth, gate=gate
+            output,
+            profiles=[profile],
+            options=request.options,
+            reference=reference,
+            samples=evidence.samples,
+            truth=evidence.labelled,
+            gate=evidence.gate,
         )
     counts = ", ".join(f"{count} {name}" for name, count in sorted(built.realised.multiplying.items()))
     console.print(

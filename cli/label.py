@@ -1,4 +1,7 @@
-"""`siamdetr label MODEL IMAGES -o DIR --to FORMAT`: pre-labels for a label tool, or the images that are worth labelling next."""
+"""`siamdetr label MODEL IMAGES -o DIR --to FORMAT`: write pre-labels for a labelling tool.
+
+With --next, only for the images that are worth labelling next.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +49,9 @@ def label(
     from siamdetr.api import load
     from siamdetr.cli.console import console, progress
     from siamdetr.cli.usage.inputs import image_files
-    from siamdetr.labelling.folder import check_empty, check_format, count_bands, write_prelabels
+    from siamdetr.labelling.folder import check_format, count_bands, write_prelabels
     from siamdetr.labelling.prelabels import Prelabel, classes_of, prelabel
-    from siamdetr.system.outputs import Read, Written, check_outputs
+    from siamdetr.system.outputs import Read, Written, check_empty, check_outputs
 
     check_format(to)
     check_empty(output)
@@ -81,7 +84,10 @@ def _bands(
     sure: float | None,
     look: float | None,
 ) -> Bands:
-    """The thresholds given, the others from labelled images, else the defaults."""
+    """The thresholds given, the others from labelled images, else the model's own or the defaults.
+
+    A threshold that `val --threshold` has stored is where the sure boxes begin, unless --data asks for another choice.
+    """
     from siamdetr.cli.console import console, progress
     from siamdetr.data.readers.recognise import open_dataset
     from siamdetr.evaluation.coco import detect
@@ -99,6 +105,9 @@ def _bands(
             chosen = choose_bands(threshold_curves(match_results(scorer.results(), scorer.index))[0])
         else:
             console.print("No labelled images to choose thresholds on: give --data, or --sure and --look", markup=False)
+    if data is None and sure is None and opened.threshold_from:
+        console.print(f"Sure from the model's own threshold: {opened.threshold_from}", markup=False, soft_wrap=True)
+        chosen = chosen.with_sure(opened.threshold)
     upper = chosen.sure if sure is None else sure
     return Bands(sure=upper, look=min(chosen.look, upper) if look is None else look)
 

@@ -35,6 +35,10 @@ def predict(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Where to write the boxes; default: OUTPUT/predictions.json.")
     ] = None,
+    save: Annotated[
+        list[str] | None,
+        typer.Option("--save", help="Also write the boxes as txt (YOLO), csv or coco; may be given again."),
+    ] = None,
     tile: Annotated[
         int | None, typer.Option("--tile", min=32, help="Also look at tiles of this side, pixels: for large images.")
     ] = None,
@@ -44,7 +48,7 @@ def predict(
     device: options.Device = "auto",
     backend: options.Backend = None,
 ) -> None:
-    """Detect objects in images or videos: write them with their boxes, and all boxes as JSON (xyxy, pixels).
+    """Detect objects in images or videos; write pictures with boxes, and a JSON file (xyxy, pixels).
 
     An image that cannot be used is named and left out; the exit code is 1 then.
     """
@@ -52,6 +56,8 @@ def predict(
     from siamdetr.cli.console import console, progress
     from siamdetr.cli.usage.inputs import image_files, only_videos
     from siamdetr.inference.tiles import Tiling
+    from siamdetr.reports.prediction_files import outputs_of
+    from siamdetr.system.unique_names import unique_stems
 
     tiling = None if tile is None else Tiling(tile, overlap)
     if only_videos(images):
@@ -59,9 +65,11 @@ def predict(
         _predict_videos(opened, images, output, threshold, tiling, stride=stride, batch_size=batch_size)
         return
     files = image_files(images)
-    pictures = {file: output / name for file, name in _unique_names(files).items()}
+    stems = unique_stems([file.stem for file in files])
+    pictures = {file: output / f"{stem}.jpg" for file, stem in zip(files, stems, strict=True)}
     target = json_file or output / "predictions.json"
-    _check(model, images, output, pictures, target)
+    formats = list(dict.fromkeys(save or ()))
+    _check(model, images, output, pictures, [target, *outputs_of(formats, output, [p.stem for p in pictures.values()])])
     opened = load(model, device=device, backend=cast("Backend | None", backend))
     run = _Prediction(opened, threshold, pictures, tiling)
     output.mkdir(parents=True, exist_ok=True)
@@ -75,9 +83,10 @@ def predict(
             run.write(target)
         raise
     run.write(target)
+    saved = [target, *(run.write_as(name, output) for name in formats)]
     total = sum(len(row["detections"]) for row in run.rows)
     console.print(
-        f"{total} boxes in {len(run.rows)} images: pictures in {output}, boxes in {target}",
+        f"{total} boxes in {len(run.rows)} images: pictures in {output}, boxes in {', '.join(map(str, saved))}",
         markup=False,
         soft_wrap=True,
     )
@@ -98,6 +107,7 @@ class _Prediction:
     tiling: Tiling | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (H, W) of each image of the rows
 
     def add(self, files: Sequence[Path]) -> None:
         """Read, predict and draw some files; what fails is noted, and does not end the rest."""
@@ -113,6 +123,7 @@ class _Prediction:
                 self.failures.append(str(error))
         for file, detections in self._detect(images).items():
             self.rows.append({"image": str(file), "detections": detection_rows(detections)})
+            self.sizes[str(file)] = images[file].height, images[file].width
             self._draw(file, images[file], detections)
 
     def write(self, target: Path) -> None:
@@ -120,6 +131,19 @@ class _Prediction:
         from siamdetr.system.atomic_file import atomic_text
 
         atomic_text(target, json.dumps(self.rows, indent=1))
+
+    def write_as(self, name: str, folder: Path) -> Path:
+        """All rows in another format."""
+        from siamdetr.labelling.prelabels import classes_of
+        from siamdetr.reports.prediction_files import FORMATS, PredictedImage
+
+        stems = {str(file): picture.stem for file, picture in self.pictures.items()}
+        found = [
+            PredictedImage(Path(row["image"]), stems[row["image"]], self.sizes[row["image"]], row["detections"])
+            for row in self.rows
+        ]
+        classes = classes_of(self.model)
+        return FORMATS[name](folder, found, dict(zip(classes.ids, classes.names, strict=True)))
 
     def _detect(self, images: dict[Path, Image.Image]) -> dict[Path, sv.Detections]:
         """The detections of each image that the model answers.
@@ -173,6 +197,7 @@ def _predict_videos(
     from siamdetr.errors import VideoError
     from siamdetr.inference.tiles import detect
     from siamdetr.inference.video_sources import source_of
+    from siamdetr.system.unique_names import unique_stems
 
     try:
         from siamdetr.inference.video import VideoReader
@@ -180,7 +205,7 @@ def _predict_videos(
     except ModuleNotFoundError as error:
         raise ValueError(f"video: {error.name} is not installed; pip install 'siamdetr[video]'") from None
     failures = []
-    for source, stem in zip(sources, _unique_stems(sources), strict=True):
+    for source, stem in zip(sources, unique_stems([_stem(source) for source in sources]), strict=True):
         try:
             with VideoReader(source_of(source), stride=stride) as reader, progress("predict") as update:
                 done = annotate_video(
@@ -202,20 +227,12 @@ def _predict_videos(
         raise typer.Exit(1)
 
 
-def _unique_stems(sources: list[Path]) -> list[str]:
-    """A name for the output of each video; later ones of the same name are numbered."""
-    stems: list[str] = []
-    for source in sources:
-        stem = f"camera-{source}" if str(source).isdigit() else (source.stem or "stream")
-        number, name = 1, stem
-        while name.lower() in (taken.lower() for taken in stems):
-            number += 1
-            name = f"{stem}-{number}"
-        stems.append(name)
-    return stems
+def _stem(source: Path) -> str:
+    """The name of a video's outputs, without a suffix."""
+    return f"camera-{source}" if str(source).isdigit() else (source.stem or "stream")
 
 
-def _check(model: Path, images: list[Path], output: Path, pictures: dict[Path, Path], target: Path) -> None:
+def _check(model: Path, images: list[Path], output: Path, pictures: dict[Path, Path], made: list[Path]) -> None:
     from siamdetr.errors import OutputError
     from siamdetr.images.header import IMAGE_SUFFIXES
     from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
@@ -227,20 +244,10 @@ def _check(model: Path, images: list[Path], output: Path, pictures: dict[Path, P
         )
     check_outputs(
         [*model_reads("MODEL", model), *(Read("IMAGES", path, IMAGE_SUFFIXES) for path in images)],
-        files=[Written("--json", target), *(Written("-o", path) for path in pictures.values())],
+        files=[
+            Written("--json", made[0]),
+            *(Written("--save", path) for path in made[1:]),
+            *(Written("-o", path) for path in pictures.values()),
+        ],
         folders=[Written("-o", output)],
     )
-
-
-def _unique_names(files: list[Path]) -> dict[Path, str]:
-    """A .jpg name for each file's picture; files of one name in several folders are numbered."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for file in files:
-        name, number = f"{file.stem}.jpg", 1
-        while name.lower() in taken:  # also where the file system does not tell upper from lower case
-            number += 1
-            name = f"{file.stem}-{number}.jpg"
-        taken.add(name.lower())
-        names[file] = name
-    return names

@@ -1,4 +1,7 @@
-"""`siamdetr split DATA -o DIR`: divide labelled images into parts with the same mix of classes, duplicates kept together."""
+"""`siamdetr split DATA -o DIR`: divide labelled images into parts with the same mix of classes.
+
+Near-duplicates stay in one part.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,8 @@ def split(
     from siamdetr.data.index import require_labels
     from siamdetr.data.readers.recognise import open_dataset
     from siamdetr.data.split_plan import plan_split
-    from siamdetr.labelling.folder import check_empty
     from siamdetr.system.atomic_file import atomic_bytes
+    from siamdetr.system.outputs import check_empty
 
     check_empty(output)
     shares = _shares(parts or list(_DEFAULT))

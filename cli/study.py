@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from siamdetr.cli import options
+from siamdetr.cli.usage import study_options as flags
 
 if TYPE_CHECKING:
     from siamdetr.study.run_cell import CellOutcome
@@ -34,62 +35,34 @@ _FAST: dict[str, Any] = {
 
 
 def study(
-    name: Annotated[
-        str,
-        typer.Argument(
-            help="data-efficiency, initialization, sensitivity, ablation, cost, convergence or qualitative."
-        ),
-    ],
+    name: flags.Name,
     data: options.DataList,
     output: options.Output = None,
-    unlabelled: Annotated[
-        list[Path], typer.Option("--unlabelled", help="Images to pretrain on; without: the data's train part.")
-    ] = [],  # noqa: B006 - typer copies it
-    allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Pretrain also on --unlabelled images of the val or test part.")
-    ] = False,
+    unlabelled: flags.Unlabelled = [],  # noqa: B006 - typer copies it
+    allow_overlap: flags.AllowOverlap = False,
     preset: options.Preset = None,
-    methods: Annotated[
-        str | None, typer.Option("--methods", help="Compared with scratch, such as siamese,updetr,detreg.")
-    ] = None,
-    fractions: Annotated[str | None, typer.Option("--fractions", help="Of the labels, such as 0.1,0.3,1.")] = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", help="Such as 0,1,2.")] = None,
-    pretrain_steps: Annotated[int | None, typer.Option("--pretrain-steps", min=1, help="Of each method.")] = None,
-    finetune_steps: Annotated[
-        int | None, typer.Option("--finetune-steps", min=1, help="For every fraction; without: the preset's epochs.")
-    ] = None,
-    evaluations: Annotated[
-        int | None, typer.Option("--evaluations", min=1, help="Of each finetuning on the val part.")
-    ] = None,
+    methods: flags.Methods = None,
+    fractions: flags.Fractions = None,
+    seeds: flags.Seeds = None,
+    pretrain_steps: flags.PretrainSteps = None,
+    finetune_steps: flags.FinetuneSteps = None,
+    evaluations: flags.Evaluations = None,
     imgsz: options.ImageSize = None,
     batch_size: options.BatchSize = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Cells at the same time, each in its own process.")] = 1,
-    ray: Annotated[
-        str | None,
-        typer.Option("--ray", metavar="ADDRESS", help="Run cells on a Ray cluster: auto, ray://…, or local."),
-    ] = None,
-    cpus: Annotated[float, typer.Option("--cpus", min=0.1, help="--ray: cores that a cell occupies.")] = 2,
-    gpus: Annotated[float, typer.Option("--gpus", min=0.0, help="--ray: GPUs that a cell occupies, such as 0.5.")] = 0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the grid and an estimate of the time; run nothing but a few steps.")
-    ] = False,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="The whole path with a tiny detector in minutes, without a claim.")
-    ] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    jobs: flags.Jobs = 1,
+    ray: flags.Ray = None,
+    cpus: flags.Cpus = 2,
+    gpus: flags.Gpus = 0,
+    dry_run: flags.DryRun = False,
+    fast: flags.Fast = False,
+    device: options.Device = "auto",
     data_format: options.Format = "auto",
     split: options.Split = None,
-    val_split: Annotated[
-        str | None, typer.Option("--val-split", help="The part that chooses the best weights.")
-    ] = None,
-    test_split: Annotated[str | None, typer.Option("--test-split", help="The part that is scored.")] = None,
+    val_split: flags.ValSplit = None,
+    test_split: flags.TestSplit = None,
     both: options.Set = [],  # noqa: B006 - typer copies it
-    pretrain: Annotated[
-        list[str], typer.Option("--pretrain-set", metavar="KEY=VALUE", help="A setting of pretraining only.")
-    ] = [],  # noqa: B006 - typer copies it
-    finetune: Annotated[
-        list[str], typer.Option("--finetune-set", metavar="KEY=VALUE", help="A setting of finetuning only.")
-    ] = [],  # noqa: B006 - typer copies it
+    pretrain: flags.PretrainSet = [],  # noqa: B006 - typer copies it
+    finetune: flags.FinetuneSet = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Measure whether pretraining helps on your data.
 

@@ -10,8 +10,11 @@ import typer
 from siamdetr.cli import options
 
 if TYPE_CHECKING:
-    from siamdetr.api import Backend
+    from siamdetr.api import Backend, Model, SiamDETR
+    from siamdetr.data.index import DetectionIndex
     from siamdetr.evaluation.coco_figures import DetectionMetrics
+    from siamdetr.evaluation.scorer import CocoScorer
+    from siamdetr.evaluation.thresholds import ThresholdRule
     from siamdetr.reports.evaluation_report import Analysis
 
 
@@ -33,9 +36,12 @@ def val(
         ),
     ] = None,
     threshold: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            "--threshold", min=0.0, max=1.0, help="Score at which the report counts mistakes; default: the best F1's."
+            "--threshold",
+            metavar="SCORE|best|precision=P",
+            help="Score at which mistakes are counted. best (of F1) and precision=0.9 choose one and store it in MODEL, where "
+            "predict, label, serve, demo and infer.py find it.",
         ),
     ] = None,
     json_file: Annotated[
@@ -50,14 +56,16 @@ def val(
     Exits with 1 if images had to be skipped.
     """
     from siamdetr.api import load
-    from siamdetr.cli.console import console, progress
+    from siamdetr.cli.console import console
     from siamdetr.data.readers.recognise import find_source
-    from siamdetr.evaluation.coco import detect, read_scorer, warn_of_crowded_images
-    from siamdetr.evaluation.matched import match_results
+    from siamdetr.evaluation.coco import read_scorer, warn_of_crowded_images
     from siamdetr.evaluation.results import write_results
-    from siamdetr.reports.evaluation_report import analyse, write_evaluation
+    from siamdetr.evaluation.thresholds import ThresholdRule, parse_threshold
     from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 
+    wanted = None if threshold is None else parse_threshold(threshold)
+    if isinstance(wanted, ThresholdRule) and model.suffix == ".json":
+        raise ValueError(f"--threshold {threshold}: MODEL is a file of results, which holds no threshold; give a model")
     reads = [*model_reads("MODEL", model), Read("--data", data)]
     check_outputs(
         reads,
@@ -72,25 +80,12 @@ def val(
         scorer = read_scorer(model, index, max_detections=max_detections)
     else:
         opened = load(model, device=device, backend=cast("Backend | None", backend))
-        with progress("evaluate") as update:
-            scorer = detect(
-                opened,
-                index,
-                batch_size=batch_size,
-                workers=2 if workers is None else workers,
-                progress=update,
-                max_detections=max_detections,
-            )
+        scorer = _detect(opened, index, batch_size, workers, max_detections)
     if json_file is not None:
         write_results(json_file, scorer.results(), index)
-    metrics, where = scorer.summarize(), f"{data} ({split or 'all'}, {len(index)} images)"
-    show_metrics(metrics, where)
-    analysis = analyse(match_results(scorer.results(), scorer.index), threshold)
-    show_analysis(analysis)
-    if output is not None:
-        lead = f"AP {metrics.ap:.3f}, AP50 {metrics.ap50:.3f} on {where}. Mistakes are counted at the score {analysis.threshold:.3f}."
-        report = write_evaluation(output, metrics, analysis, title=f"siamdetr val · {model}", lead=lead)
-        console.print(f"\nReport: {report}", markup=False)
+    where = f"{data} ({split or 'all'}, {len(index)} images)"
+    score = _store_threshold(model, wanted, scorer, where) if isinstance(wanted, ThresholdRule) else wanted
+    _report(scorer, where, score, output, title=f"siamdetr val · {model}")
     if scorer.skipped:
         console.print(
             f"\n{len(scorer.skipped)} of {len(index)} images were skipped (named above) and count as images without detections.",
@@ -98,6 +93,56 @@ def val(
             soft_wrap=True,
         )
         raise typer.Exit(1)
+
+
+def _detect(
+    model: Model | SiamDETR, index: DetectionIndex, batch_size: int, workers: int | None, max_detections: int
+) -> CocoScorer:
+    from siamdetr.cli.console import progress
+    from siamdetr.evaluation.coco import detect
+
+    with progress("evaluate") as update:
+        return detect(
+            model,
+            index,
+            batch_size=batch_size,
+            workers=2 if workers is None else workers,
+            progress=update,
+            max_detections=max_detections,
+        )
+
+
+def _store_threshold(model: Path, rule: ThresholdRule, scorer: CocoScorer, where: str) -> float:
+    """Choose a threshold and write it into the model's file."""
+    from siamdetr.cli.console import console
+    from siamdetr.evaluation.matched import match_results
+    from siamdetr.evaluation.thresholds import threshold_curves
+    from siamdetr.export.threshold import store_threshold
+
+    point = rule.choose(threshold_curves(match_results(scorer.results(), scorer.index))[0])
+    changed = store_threshold(model, point.threshold, f"{rule} on {where}")
+    console.print(
+        f"\nThreshold {point.threshold:.3f} ({rule}: precision {point.precision:.3f}, recall {point.recall:.3f}) is stored in {changed}",
+        markup=False,
+        soft_wrap=True,
+    )
+    return point.threshold
+
+
+def _report(scorer: CocoScorer, where: str, threshold: float | None, output: Path | None, *, title: str) -> None:
+    """Print the figures, and write the report if a folder for it was named."""
+    from siamdetr.cli.console import console
+    from siamdetr.evaluation.matched import match_results
+    from siamdetr.reports.evaluation_report import analyse, write_evaluation
+
+    metrics = scorer.summarize()
+    show_metrics(metrics, where)
+    analysis = analyse(match_results(scorer.results(), scorer.index), threshold)
+    show_analysis(analysis)
+    if output is not None:
+        lead = f"AP {metrics.ap:.3f}, AP50 {metrics.ap50:.3f} on {where}. Mistakes are counted at the score {analysis.threshold:.3f}."
+        report = write_evaluation(output, metrics, analysis, title=title, lead=lead)
+        console.print(f"\nReport: {report}", markup=False)
 
 
 def show_metrics(metrics: DetectionMetrics, where: str) -> None:

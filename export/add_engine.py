@@ -5,7 +5,6 @@ Build it from model.onnx, measure it if there is a GPU, record it in the manifes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,17 +14,17 @@ import torch
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import ExportError
-from siamdetr.export.bundle import ModelCard, digest_file, read_card, workplace
+from siamdetr.export.bundle import ModelCard, digest_file, read_manifest, workplace, write_manifest
 from siamdetr.export.engine import EngineDetector
-from siamdetr.export.gate import GateReport, run_gate
-from siamdetr.export.gate_images import Samples
+from siamdetr.export.gate.checks import GateReport, run_gate
+from siamdetr.export.gate.images import Samples
 from siamdetr.export.options import Precision
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.export.tensorrt import BuiltEngine, EngineOptions, Profile, build_engine
 from siamdetr.files import ENGINE_FILE, MANIFEST_FILE, ONNX_FILE
 from siamdetr.images.preprocessing import Size
 from siamdetr.inference.predictor import Predictor
-from siamdetr.system.atomic_file import atomic_text, atomic_write, move_into_place
+from siamdetr.system.atomic_file import atomic_write, move_into_place
 
 _NO_GPU = (
     "there is no GPU here to run an engine on; build it on the target with `siamdetr export BUNDLE --trt -o BUNDLE`"
@@ -48,23 +47,24 @@ def add_engine(
         folder: the bundle; its ONNX file must have the digest of the manifest.
         profiles: shapes to build for.
         options: see `EngineOptions`.
-        reference: what the engine is measured against; None: the bundle's ONNX file on the CPU, which was measured before.
+        reference: what the engine is measured against; None: the bundle's ONNX file on the CPU, which was measured
+            before.
         samples: images to compare on; None: drawn patterns.
         truth: labelled images whose AP is compared as well.
         gate: False: do not measure it.
     Raises:
-        ExportError: no bundle, another ONNX file than the manifest's, no TensorRT, a build that failed, or an engine that does not
-            compute what the reference does (it is then left as model.engine.rejected).
+        ExportError: no bundle, another ONNX file than the manifest's, no TensorRT, a build that failed, or an engine
+            that does not compute what the reference does (it is then left as model.engine.rejected).
     """
     options = options or EngineOptions()
-    card, manifest = _read_bundle(folder)
+    card, manifest = read_manifest(folder)
     built = build_engine(
         folder / ONNX_FILE, precision=cast("Precision", card.precision), profiles=profiles, options=options
     )
     with workplace(folder) as work:
         atomic_write(work / ENGINE_FILE, lambda file: file.write(built.plan))
         manifest["engine"] = _entry(built, work / ENGINE_FILE, profiles, options)
-        _write(work / MANIFEST_FILE, manifest)
+        write_manifest(work / MANIFEST_FILE, manifest)
         verdict: dict[str, Any] = {"verdict": "SKIPPED"}
         if gate and not torch.cuda.is_available():
             verdict["why"] = _NO_GPU
@@ -81,25 +81,9 @@ def add_engine(
                 )
         manifest["engine"]["gate"] = verdict
         move_into_place(work / ENGINE_FILE, folder / ENGINE_FILE)
-        _write(folder / MANIFEST_FILE, manifest)
+        write_manifest(folder / MANIFEST_FILE, manifest)
     (folder / f"{ENGINE_FILE}.rejected").unlink(missing_ok=True)
     return built
-
-
-def _read_bundle(folder: Path) -> tuple[ModelCard, dict[str, Any]]:
-    file = folder / MANIFEST_FILE
-    if not file.is_file():
-        raise ExportError(
-            f"{file}: no such file; an engine goes into a bundle, which `siamdetr export MODEL -o {folder}` makes"
-        )
-    text = file.read_text(encoding="utf-8")
-    card = read_card(text, file)
-    manifest: dict[str, Any] = json.loads(text)
-    if manifest.get("sha256", {}).get(ONNX_FILE) != digest_file(folder / ONNX_FILE):
-        raise ExportError(
-            f"{folder / ONNX_FILE}: not the file that manifest.json vouches for (its SHA-256 differs); export it again"
-        )
-    return card, manifest
 
 
 def _entry(built: BuiltEngine, file: Path, profiles: Sequence[Profile], options: EngineOptions) -> dict[str, Any]:
@@ -143,7 +127,3 @@ def _measure(
         samples=samples,
         truth=truth,
     )
-
-
-def _write(path: Path, manifest: dict[str, Any]) -> None:
-    atomic_text(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from siamdetr.errors import ExportError
-from siamdetr.files import ONNX_FILE
+from siamdetr.files import MANIFEST_FILE, ONNX_FILE
 from siamdetr.images.preprocessing import PreprocessingSpec
+from siamdetr.system.atomic_file import atomic_text
 
 METADATA_KEY = "siamdetr"  # the graph's metadata entry; a JSON object
 FORMAT_VERSION = 1
@@ -40,6 +41,7 @@ class ModelCard:
     versions: dict[str, str]
     precision: str = "fp32"  # of the arithmetic
     threshold: float = 0.5  # the score from which a box counts
+    threshold_from: str = ""  # how it was chosen; empty: nobody chose it
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
     options: dict[str, Any] = field(default_factory=dict)  # the options of the export
 
@@ -62,6 +64,7 @@ class ModelCard:
             "versions": self.versions,
             "precision": self.precision,
             "threshold": self.threshold,
+            "threshold_from": self.threshold_from,
             "outputs": list(self.outputs),
             "options": self.options,
         }
@@ -95,8 +98,9 @@ def read_card(text: str | None, path: Path) -> ModelCard:
             lineage=tuple(values["lineage"]),
             metrics=values["metrics"],
             versions=values["versions"],
-            precision=values.get("precision", "fp32"),  # files of siamdetr 0.1.0 lack these four
+            precision=values.get("precision", "fp32"),  # files of siamdetr 0.1.0 lack these five
             threshold=_score(values.get("threshold", 0.5)),
+            threshold_from=str(values.get("threshold_from", "")),
             outputs=tuple(values.get("outputs", ("boxes", "scores", "labels"))),
             options=values.get("options", {}),
         )
@@ -165,6 +169,30 @@ def digest_file(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> tuple[ModelCard, dict[str, Any]]:
+    """The card and the whole manifest of a bundle, after checking the digest of its graph.
+
+    Raises:
+        ExportError: no manifest, a damaged one, or a graph that it does not vouch for.
+    """
+    file = folder / MANIFEST_FILE
+    if not file.is_file():
+        raise ExportError(f"{file}: no such file; `siamdetr export MODEL -o {folder}` makes a bundle")
+    text = file.read_text(encoding="utf-8")
+    card = read_card(text, file)
+    manifest: dict[str, Any] = json.loads(text)
+    if manifest.get("sha256", {}).get(ONNX_FILE) != digest_file(folder / ONNX_FILE):
+        raise ExportError(
+            f"{folder / ONNX_FILE}: not the file that manifest.json vouches for (its SHA-256 differs); export it again"
+        )
+    return card, manifest
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest, atomically."""
+    atomic_text(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager

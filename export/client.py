@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Detect objects in pictures with a server of the Open Inference Protocol v2: `siamdetr serve`, NVIDIA Triton, KServe.
+"""Detect objects with a server of the Open Inference Protocol v2.
+
+Such servers are `siamdetr serve`, NVIDIA Triton and KServe.
 
     python client.py picture.jpg [more.jpg ...] [--url http://127.0.0.1:8000] [--model siamdetr] [--threshold 0.5]
 
-Needs numpy and Pillow. Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1
-in pixels), or what is wrong with it; then the exit code is 1. From Python: `Client("http://127.0.0.1:8000").predict("picture.jpg")`.
-Classes, preprocessing and threshold come from the server; a token from the environment variable SIAMDETR_SERVE_TOKEN. A proxy of
-the environment is not asked for this machine's own addresses.
+Needs numpy and Pillow. Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0
+x1 y1 in pixels), or what is wrong with it; then the exit code is 1. From Python:
+`Client("http://127.0.0.1:8000").predict("picture.jpg")`. Classes, preprocessing and threshold come from the server; a
+token from the environment variable SIAMDETR_SERVE_TOKEN. A proxy of the environment is not asked for this machine's own
+addresses.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ class Client:
         self.threshold: float = card.get("threshold", 0.5)  # servers of siamdetr 0.1.0 name none
 
     def predict(self, picture: Any, threshold: float | None = None) -> list[dict[str, Any]]:
-        """Detections of one picture (path, bytes, PIL image or uint8 RGB array), best first, cut at the picture's edges.
+        """Detections of one picture, best first, clipped to the picture.
+
+        The picture is a path, bytes, a PIL image or a uint8 RGB array.
 
         `threshold`: least score; None: the one that the server names.
         """
@@ -136,7 +141,7 @@ def is_loopback(url: str) -> bool:
 
 # The functions below are those of `infer.py` in every bundle, here once more so that this file stands alone.
 def load_image(picture: Any) -> Image.Image:
-    """An upright 8-bit RGB image of a path, a file's bytes, a file object, a PIL image or a uint8 RGB array."""
+    """An upright 8-bit RGB image from a path, bytes, a file object, a PIL image or a uint8 RGB array."""
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(np.ascontiguousarray(picture))
     if isinstance(picture, bytes | bytearray | memoryview):
@@ -177,7 +182,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def declared_bits(image: Image.Image) -> int:
-    """Bits a channel that a TIFF declares (BitsPerSample below 16, else MaxSampleValue); 0: it says nothing."""
+    """Bits per channel that a TIFF declares; 0: it declares none.
+
+    BitsPerSample below 16, else MaxSampleValue.
+    """
     tags = getattr(image, "tag_v2", {})
     bits, largest = (np.atleast_1d(tags.get(tag, 0)).max() for tag in (258, 281))
     return int(bits) if 8 < bits < 16 else int(largest).bit_length()

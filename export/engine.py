@@ -3,8 +3,8 @@
 Memory and stream are PyTorch's; only pixels and boxes are copied. Threads take turns: an execution context holds the addresses of one
 batch, and must not be used by two threads at a time.
 
-An engine is executable code: before it is opened, its digest must match the manifest. It fits one version of TensorRT and one kind
-of GPU. This file has not run on a GPU yet: docs/export.md says what has been tried.
+An engine is executable code: before it is opened, its digest must match the manifest. It fits one version of TensorRT
+and one kind of GPU. This file has not run on a GPU yet: docs/export.md says what has been tried.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class EngineDetector(OpenedModel):
         path: a bundle folder, or the model.engine in it; its manifest.json must lie beside it.
         device: "cuda", "cuda:N" or "auto".
     Raises:
-        ExportError: no engine or manifest, an engine that is not the manifest's, of another GPU or TensorRT version, no TensorRT, no
-            GPU, or an engine that TensorRT refuses.
+        ExportError: no engine or manifest, an engine that is not the manifest's, of another GPU or TensorRT version, no
+            TensorRT, no GPU, or an engine that TensorRT refuses.
     """
 
     def __init__(self, path: str | Path, *, device: str = "cuda") -> None:

@@ -5,9 +5,9 @@ Needs numpy, Pillow and onnxruntime; neither PyTorch nor siamdetr.
 
     python infer.py picture.jpg [more.jpg ...] [--model model.onnx] [--threshold 0.5]
 
-Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1 in pixels), or what is
-wrong with it; then the exit code is 1. To use it from Python: `Detector("model.onnx").predict("picture.jpg")`. It reads
-classes, preprocessing and threshold from the model file.
+Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1 in pixels), or
+what is wrong with it; then the exit code is 1. To use it from Python: `Detector("model.onnx").predict("picture.jpg")`.
+It reads classes, preprocessing and threshold from the model file.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Detector:
         self.preprocessing: dict[str, Any] = card["preprocessing"]
 
     def predict(self, picture: Any, threshold: float | None = None) -> list[dict[str, Any]]:
-        """Detections of one picture (path, bytes, PIL image or uint8 RGB array), best first, cut at the picture's edges.
+        """Detections of one picture, best first, clipped to the picture.
+
+        The picture is a path, bytes, a PIL image or a uint8 RGB array.
 
         `threshold`: least score; None: the one in the model file.
         """
@@ -84,7 +86,7 @@ def check_finite(*outputs: np.ndarray) -> None:
 
 
 def load_image(picture: Any) -> Image.Image:
-    """An upright 8-bit RGB image of a path, a file's bytes, a file object, a PIL image or a uint8 RGB array."""
+    """An upright 8-bit RGB image from a path, bytes, a file object, a PIL image or a uint8 RGB array."""
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(np.ascontiguousarray(picture))
     if isinstance(picture, bytes | bytearray | memoryview):
@@ -125,7 +127,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def declared_bits(image: Image.Image) -> int:
-    """Bits a channel that a TIFF declares (BitsPerSample below 16, else MaxSampleValue); 0: it says nothing."""
+    """Bits per channel that a TIFF declares; 0: it declares none.
+
+    BitsPerSample below 16, else MaxSampleValue.
+    """
     tags = getattr(image, "tag_v2", {})
     bits, largest = (np.atleast_1d(tags.get(tag, 0)).max() for tag in (258, 281))
     return int(bits) if 8 < bits < 16 else int(largest).bit_length()

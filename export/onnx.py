@@ -28,10 +28,11 @@ from siamdetr.export.bundle import (
     digest_file,
     labels_text,
     workplace,
+    write_manifest,
 )
 from siamdetr.export.end_to_end import ATTENTION, DETECTIONS, RAW, end_to_end
-from siamdetr.export.gate import GateReport, Raw, pytorch_raw, pytorch_reference, run_gate
-from siamdetr.export.gate_images import Samples
+from siamdetr.export.gate.checks import GateReport, Raw, pytorch_raw, pytorch_reference, run_gate
+from siamdetr.export.gate.images import Samples
 from siamdetr.export.int8.quantize import check_calibration, to_int8
 from siamdetr.export.manifest_text import describe_detections, describe_preparation
 from siamdetr.export.onnx_graph import readable_by_older, trace, with_outputs
@@ -86,8 +87,9 @@ def export_onnx(
         gate: False: hand it over unmeasured, which the manifest then says.
         progress: called with (stages done, stages in all).
     Raises:
-        ExportError: no classes, a model over 2 GiB, a folder that cannot be written, a dimension that became constant, int8 without
-            images, or a graph that does not compute what PyTorch does (it is then left as model.onnx.rejected).
+        ExportError: no classes, a model over 2 GiB, a folder that cannot be written, a dimension that became constant,
+            int8 without images, or a graph that does not compute what PyTorch does (it is then left as
+            model.onnx.rejected).
     """
     started = time.perf_counter()
     options = options or ExportOptions()
@@ -264,6 +266,7 @@ def _card(model: SiamDETR, options: ExportOptions) -> ModelCard:
         versions={name: version for name in packages if (version := _version(name)) is not None},
         precision=options.precision,
         threshold=model.threshold if options.threshold is None else options.threshold,
+        threshold_from=model.threshold_from if options.threshold is None else "given to the export",
         outputs=(*DETECTIONS, *(RAW if options.raw else ()), *(ATTENTION if options.attention else ())),
         options={"sampling": options.sampling, "batch": list(options.batch)},
     )
@@ -299,6 +302,6 @@ def _write_companions(
         "reading_detections": describe_detections(_num_boxes(graph), card.threshold),
         "gate": {"verdict": "SKIPPED"} if report is None else report.to_json(),
     }
-    atomic_text(work / MANIFEST_FILE, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    write_manifest(work / MANIFEST_FILE, manifest)
     atomic_text(work / LABELS_FILE, labels_text(card.class_names))
     shutil.copyfile(infer.__file__, work / INFER_FILE)

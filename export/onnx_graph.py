@@ -1,7 +1,7 @@
 """Export a module as an ONNX graph with free batch, height and width.
 
-The exporter may silently make a dimension constant that was asked to be free, so the graph is read back. Opset 18: 17 brought
-LayerNormalization; from 20 on, TensorRT has misread operators.
+The exporter may silently make a dimension constant that was asked to be free, so the graph is read back. Opset 18: 17
+brought LayerNormalization; from 20 on, TensorRT has misread operators.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from siamdetr.errors import ExportError
 from siamdetr.export.end_to_end import EndToEnd
-from siamdetr.export.gate_images import drawn_images
+from siamdetr.export.gate.images import drawn_images
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,10 @@ def with_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def readable_by_older(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with the oldest format (IR version) that its operators need: a runtime refuses newer ones than it knows."""
+    """The graph in the oldest format (IR version) that its operators allow.
+
+    A runtime refuses a format that is newer than itself.
+    """
     needed = onnx.helper.find_min_ir_version_for(graph.opset_import, ignore_unknown=True)
     graph.ir_version = min(graph.ir_version, needed)
     for node in graph.graph.node:

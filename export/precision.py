@@ -1,12 +1,12 @@
 """Half precision as casts in the graph, so that every runtime computes the same.
 
-Multiplications (convolutions, projections, the weighted sum of attention) run in half precision, as do operations that only move or
-add half-precision numbers. All others are islands of float32: norms, softmax and the scores that go into it, sine
-positions, inverse sigmoid, references, the last projection to coordinates, sums of a layer and its shortcut. An island needs no
-name: it begins where an operation needs float32 and ends where the next one multiplies.
+Multiplications (convolutions, projections, the weighted sum of attention) run in half precision, as do operations that
+only move or add half-precision numbers. All others are islands of float32: norms, softmax and the scores that go into
+it, sine positions, inverse sigmoid, references, the last projection to coordinates, sums of a layer and its shortcut.
+An island needs no name: it begins where an operation needs float32 and ends where the next one multiplies.
 
-`emulate` gives the float32 graph whose numbers are rounded where the half one's are: ONNX Runtime has no bfloat16 on the CPU, so
-this is how such a file is compared there.
+`emulate` gives the float32 graph whose numbers are rounded where the half one's are: ONNX Runtime has no bfloat16 on
+the CPU, so this is how such a file is compared there.
 """
 
 from __future__ import annotations

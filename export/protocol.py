@@ -29,8 +29,8 @@ OUTPUTS = (Tensor("boxes", "FP32", (-1, 4)), Tensor("scores", "FP32", (-1,)), Te
 def input_tensors(preprocessing: PreprocessingSpec) -> tuple[Tensor, ...]:
     """The inputs of a model with this preprocessing.
 
-    `images` as preprocessed and `original_sizes` (height, width) before that. A letterbox has one size; there `valid_sizes` says
-    (height, width) of each image without its padding, which is right and below.
+    `images` as preprocessed and `original_sizes` (height, width) before that. A letterbox has one size; there
+    `valid_sizes` says (height, width) of each image without its padding, which is right and below.
     """
     original_sizes = Tensor("original_sizes", "INT64", (2,))
     if preprocessing.mode == "letterbox" and isinstance(preprocessing.size, tuple):

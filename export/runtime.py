@@ -32,8 +32,8 @@ class OnnxDetector(OpenedModel):
         threads: of one operator on the CPU; None: one a core.
         backend: what computes it: "onnxruntime" or "openvino".
     Raises:
-        ExportError: no such file, damaged, not ours; or CUDA was asked for and ONNX Runtime fell back to the CPU, which it
-            does without raising.
+        ExportError: no such file, damaged, not ours; or CUDA was asked for and ONNX Runtime fell back to the CPU, which
+            it does without raising.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from siamdetr.errors import ExportError
 from siamdetr.export.bundle import METADATA_KEY
+from siamdetr.system.installed import installed
 from siamdetr.system.threads import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ class OnnxRuntimeSession:
         device: "cpu", "cuda", "cuda:N", or "auto": CUDA where it is at hand, else the CPU.
         threads: of one operator on the CPU; None: one a core.
     Raises:
-        ExportError: it cannot be opened; or CUDA was asked for and ONNX Runtime fell back to the CPU, which it does silently.
+        ExportError: it cannot be opened; or CUDA was asked for and ONNX Runtime fell back to the CPU, which it does
+            silently.
     """
 
     def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
@@ -67,7 +69,9 @@ class OnnxRuntimeSession:
         self.providers: tuple[str, ...] = tuple(self._session.get_providers())
         check_providers(wanted, self.providers, required=device != "auto")
         self.runtime = f"ONNX Runtime {onnxruntime.__version__}, {self.providers[0]}"
-        self.input_names = tuple(value.name for value in self._session.get_inputs())
+        self.inputs = {value.name: (str(value.type), tuple(value.shape)) for value in self._session.get_inputs()}
+        self.outputs = {value.name: tuple(value.shape) for value in self._session.get_outputs()}
+        self.input_names = tuple(self.inputs)
         self.metadata: str | None = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
@@ -79,8 +83,8 @@ class OnnxRuntimeSession:
 class OpenVinoSession:
     """OpenVINO on the CPU.
 
-    It computes in float32, unless the graph is in bfloat16 and the processor supports that. By default OpenVINO would compute in
-    bfloat16 wherever the processor supports it, whatever the graph says.
+    It computes in float32, unless the graph is in bfloat16 and the processor supports that. By default OpenVINO would
+    compute in bfloat16 wherever the processor supports it, whatever the graph says.
 
     Raises:
         ExportError: OpenVINO is not installed, the device is not the CPU, or the file cannot be opened.
@@ -161,13 +165,15 @@ def check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool)
 
 
 def check_packages(wanted: list[Any], *, required: bool) -> None:
-    """Look, before a graph is opened, for two packages of ONNX Runtime in one folder: the later hides the other's providers.
+    """Check that two packages of ONNX Runtime do not share a folder, before a graph is opened.
+
+    The package that was installed later hides the providers of the other.
 
     Raises:
         ExportError: `required`, CUDA is wanted, and this ONNX Runtime was not built with it; else there is a warning.
     """
     known = onnxruntime.get_available_providers()
-    there = [name for name in _PACKAGES if _is_installed(name)]
+    there = installed(_PACKAGES)
     if all(provider == _CPU for provider in wanted) or _CUDA in known:
         return
     if len(there) > 1:
@@ -180,14 +186,6 @@ def check_packages(wanted: list[Any], *, required: bool) -> None:
     if required:
         raise ExportError(text)
     logger.warning("%s", text)
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def cuda_at_hand() -> bool:

@@ -1,8 +1,8 @@
 """Build a TensorRT engine from an exported graph, with TensorRT from 10.12 on or TensorRT-RTX.
 
-The network is strongly typed: its precision comes from the casts in the graph (`export/precision.py`) and from no builder flag.
-TensorRT 11 removed those flags; code that sets them only where they exist silently builds float32 engines there. Therefore the
-precision of the layers is read back, and another precision than requested is an error.
+The network is strongly typed: its precision comes from the casts in the graph (`export/precision.py`) and from no
+builder flag. TensorRT 11 removed those flags; code that sets them only where they exist silently builds float32 engines
+there. Therefore the precision of the layers is read back, and another precision than requested is an error.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def build_engine(
         profiles: shapes to build for; at run time the first that fits is taken.
         options: see `EngineOptions`.
     Raises:
-        ExportError: TensorRT is not installed or finds no GPU, cannot read the graph, runs out of memory, or makes less than 80 % of
-            the multiplications of a half-precision graph in half precision.
+        ExportError: TensorRT is not installed or finds no GPU, cannot read the graph, runs out of memory, or makes less
+            than 80 % of the multiplications of a half-precision graph in half precision.
     """
     options = options or EngineOptions()
     module = find_module(options.module)

@@ -68,7 +68,8 @@ def write_model_repository(
     Returns:
         The names of the models: `settings.name` and, with an engine, that name with `_tensorrt`.
     Raises:
-        ExportError: no bundle, one that the server cannot open, a name that is no folder's, or a folder that cannot be written.
+        ExportError: no bundle, one that the server cannot open, a name that is no folder's, or a folder that cannot be
+            written.
     """
     if (
         not settings.name

@@ -99,8 +99,8 @@ class Engine:
         Returns:
             For each: width, height and detections (box x0 y0 x1 y1 in pixels of the upright image, score, label, name).
         Raises:
-            Refused: an image is not taken (413, 415, 422), the queue is full (429), no answer before the deadline (504), or one that
-                is not numbers (500).
+            Refused: an image is not taken (413, 415, 422), the queue is full (429), no answer before the deadline
+                (504), or one that is not numbers (500).
         """
         several = len(files) > 1
         with self._admitted(len(files)):

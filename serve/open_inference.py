@@ -1,8 +1,8 @@
 """The Open Inference Protocol v2, so that clients of Triton and KServe work unchanged.
 
-`images` and `original_sizes` in (`valid_sizes` too, if the model pads its images), `boxes`, `scores` and `labels` out, as in the
-exported graph: pre- and post-processing are the client's, which finds what it needs in the model's `config` (Triton's model
-configuration extension).
+`images` and `original_sizes` in (`valid_sizes` too, if the model pads its images), `boxes`, `scores` and `labels` out,
+as in the exported graph: pre- and post-processing are the client's, which finds what it needs in the model's `config`
+(Triton's model configuration extension).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request, Response, params
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
@@ -80,86 +80,107 @@ class InferAnswer(BaseModel):
 def open_inference_router(engine: Engine) -> APIRouter:
     """The routes, over an engine; those of the model also under its version."""
     router = APIRouter(prefix="/v2")
-    served = engine.settings.model_name
-    spec = engine.model.preprocessing
-    inputs, outputs = input_tensors(spec), tuple(one.name for one in OUTPUTS)
-    types = {one.name: one.datatype for one in inputs}
-
-    @router.get("", summary="What the server is", response_model=ServerDescription, responses=documented(401))
-    async def server() -> ServerDescription:
-        return ServerDescription(name="siamdetr", version=siamdetr.__version__, extensions=EXTENSIONS)
-
-    async def model() -> ModelDescription:
-        takes, gives = _descriptions(inputs), _descriptions(OUTPUTS)
-        return ModelDescription(name=served, versions=[VERSION], platform="siamdetr", inputs=takes, outputs=gives)
-
-    async def config() -> dict[str, Any]:
-        card = client_card(engine.model.class_names, spec, engine.model.threshold)
-        return {
-            "name": served,
-            "max_batch_size": engine.settings.limits.max_images,
-            "parameters": {PARAMETER: {"string_value": card}},
-        }
-
-    async def ready() -> ModelReady:
-        if not engine.ready:
-            raise not_ready("the model", RETRY_AFTER)
-        return ModelReady(name=served, ready=True)
-
-    async def infer(request: Request) -> Response:
-        if request.query_params:
-            raise Refused(400, f"query: got {sorted(request.query_params)}, expected none; all goes into the body")
-        _check_media_type(request.headers.get("content-type", _MEDIA_TYPES[0]))
-        body, header_length = await request.body(), request.headers.get(HEADER_LENGTH)
-
-        def read() -> tuple[InferRequest, Prepared]:
-            asked = read_request(body, header_length, inputs=types, outputs=outputs)
-            return asked, _batch(asked.inputs, inputs, spec, engine.settings.limits.max_images)
-
-        asked, batch = await engine.in_thread(read)
-        scored = await engine.infer(batch)
-        tensors: dict[str, NDArray[Any]] = {
-            "boxes": scored.boxes,
-            "scores": scored.scores,
-            "labels": scored.labels.astype(np.int64),
-        }
-        answer, head = write_answer(asked, served, tensors)
-        if head is None:
-            return Response(answer, media_type=_MEDIA_TYPES[0])
-        return Response(answer, media_type=_MEDIA_TYPES[1], headers={HEADER_LENGTH: str(head)})
-
-    def of_model(name: str) -> None:
-        _check_name(name, served)
-
-    def of_version(name: str, version: str) -> None:
-        _check_name(name, served)
-        if version != VERSION:
-            raise Refused(404, f"version: got '{version[:80]}', this server has '{VERSION}' of '{served}'")
-
-    for place, known in (("/models/{name}", of_model), ("/models/{name}/versions/{version}", of_version)):
+    router.add_api_route(
+        "",
+        _server,
+        name="server",
+        summary="What the server is",
+        response_model=ServerDescription,
+        responses=documented(401),
+    )
+    routes = _ModelRoutes(engine)
+    for place, known in (("/models/{name}", routes.of_model), ("/models/{name}/versions/{version}", routes.of_version)):
         # The description lists every address once: under a version they are the same.
-        add = functools.partial(
-            router.add_api_route, dependencies=[Depends(known)], include_in_schema=known is of_model
-        )
+        routes.add_to(router, place, [Depends(known)], in_schema=known == routes.of_model)
+    return router
+
+
+async def _server() -> ServerDescription:
+    return ServerDescription(name="siamdetr", version=siamdetr.__version__, extensions=EXTENSIONS)
+
+
+class _ModelRoutes:
+    """The addresses of the one model that an engine serves."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._served = engine.settings.model_name
+        self._spec = engine.model.preprocessing
+        self._inputs = input_tensors(self._spec)
+
+    def add_to(self, router: APIRouter, place: str, dependencies: list[params.Depends], *, in_schema: bool) -> None:
+        add = functools.partial(router.add_api_route, dependencies=dependencies, include_in_schema=in_schema)
         refusals = documented(401, 404, 422)
-        add(place, model, summary="What the model takes and gives", responses=refusals)
-        add(f"{place}/config", config, summary="Classes, preprocessing and threshold, for clients", responses=refusals)
+        add(place, self.model, summary="What the model takes and gives", responses=refusals)
+        add(
+            f"{place}/config",
+            self.config,
+            summary="Classes, preprocessing and threshold, for clients",
+            responses=refusals,
+        )
         add(
             f"{place}/ready",
-            ready,
+            self.ready,
             summary="Whether the model takes requests",
             responses=documented(401, 404, 422, 503),
         )
         add(
             f"{place}/infer",
-            infer,
+            self.infer,
             methods=["POST"],
             summary="Boxes of prepared images",
             response_class=Response,
             responses={200: {"model": InferAnswer}, **documented(*_REFUSALS, 422)},
-            openapi_extra=_infer_body(inputs, spec),
+            openapi_extra=_infer_body(self._inputs, self._spec),
         )
-    return router
+
+    def of_model(self, name: str) -> None:
+        if name != self._served:
+            raise Refused(404, f"model: got '{name[:80]}', this server has '{self._served}'")
+
+    def of_version(self, name: str, version: str) -> None:
+        self.of_model(name)
+        if version != VERSION:
+            raise Refused(404, f"version: got '{version[:80]}', this server has '{VERSION}' of '{self._served}'")
+
+    async def model(self) -> ModelDescription:
+        takes, gives = _descriptions(self._inputs), _descriptions(OUTPUTS)
+        return ModelDescription(name=self._served, versions=[VERSION], platform="siamdetr", inputs=takes, outputs=gives)
+
+    async def config(self) -> dict[str, Any]:
+        model = self._engine.model
+        return {
+            "name": self._served,
+            "max_batch_size": self._engine.settings.limits.max_images,
+            "parameters": {PARAMETER: {"string_value": client_card(model.class_names, self._spec, model.threshold)}},
+        }
+
+    async def ready(self) -> ModelReady:
+        if not self._engine.ready:
+            raise not_ready("the model", RETRY_AFTER)
+        return ModelReady(name=self._served, ready=True)
+
+    async def infer(self, request: Request) -> Response:
+        if request.query_params:
+            raise Refused(400, f"query: got {sorted(request.query_params)}, expected none; all goes into the body")
+        _check_media_type(request.headers.get("content-type", _MEDIA_TYPES[0]))
+        body, header_length = await request.body(), request.headers.get(HEADER_LENGTH)
+        asked, batch = await self._engine.in_thread(functools.partial(self._read, body, header_length))
+        scored = await self._engine.infer(batch)
+        tensors: dict[str, NDArray[Any]] = {
+            "boxes": scored.boxes,
+            "scores": scored.scores,
+            "labels": scored.labels.astype(np.int64),
+        }
+        answer, head = write_answer(asked, self._served, tensors)
+        if head is None:
+            return Response(answer, media_type=_MEDIA_TYPES[0])
+        return Response(answer, media_type=_MEDIA_TYPES[1], headers={HEADER_LENGTH: str(head)})
+
+    def _read(self, body: bytes, header_length: str | None) -> tuple[InferRequest, Prepared]:
+        types = {one.name: one.datatype for one in self._inputs}
+        asked = read_request(body, header_length, inputs=types, outputs=tuple(one.name for one in OUTPUTS))
+        return asked, _batch(asked.inputs, self._inputs, self._spec, self._engine.settings.limits.max_images)
 
 
 def _infer_body(inputs: tuple[Tensor, ...], spec: PreprocessingSpec) -> dict[str, Any]:
@@ -219,11 +240,6 @@ def _example(tensor: Tensor, spec: PreprocessingSpec) -> dict[str, Any]:
 
 def _descriptions(tensors: tuple[Tensor, ...]) -> list[TensorDescription]:
     return [TensorDescription(name=one.name, datatype=one.datatype, shape=[-1, *one.dims]) for one in tensors]
-
-
-def _check_name(name: str, served: str) -> None:
-    if name != served:
-        raise Refused(404, f"model: got '{name[:80]}', this server has '{served}'")
 
 
 def _check_media_type(text: str) -> None:

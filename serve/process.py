@@ -50,7 +50,8 @@ def serve(
         path: whatever `siamdetr.load` opens.
         settings: address, processes, queue, limits.
         device: "cpu", "cuda", "cuda:N" or "auto".
-        threads: of one model call on the CPU; None: the cores that this process may use, divided by the model calls at the same time.
+        threads: of one model call on the CPU; None: the cores that this process may use, divided by the model calls at
+            the same time.
         listening: called with the address once it is bound.
     Raises:
         ServeError: the address is taken or not ours; of several processes one could not start.
@@ -97,8 +98,8 @@ def open_model(path: str | Path, device: str, threads: int) -> Predictor:
 def _settle_memory() -> None:
     """Tell glibc which freed memory to keep; otherwise it adapts to the requests.
 
-    It would learn to keep the blocks of the largest images, in every thread: hundreds of megabytes after a few pictures of
-    40 megapixels. And it returns small blocks too soon: requesting that memory again takes a third of the time of
+    It would learn to keep the blocks of the largest images, in every thread: hundreds of megabytes after a few pictures
+    of 40 megapixels. And it returns small blocks too soon: requesting that memory again takes a third of the time of
     decoding a picture.
     """
     option = _glibc("mallopt")

@@ -104,7 +104,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def plain_json(value: Any) -> bytes:
     """Compact JSON; NaN and infinity, which JSON does not know, are an error here.
 
-    A client's text may hold half a surrogate pair, which UTF-8 cannot say; it goes back as it came, as an escape such as \\ud800.
+    A client's text may hold half a surrogate pair, which UTF-8 cannot say; it goes back as it came, as an escape such
+    as \\ud800.
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     return text.encode(errors="backslashreplace")

@@ -128,7 +128,10 @@ class Guard:
 
 
 def _behind_prefix(scope: Scope, prefix: str) -> Scope:
-    """The request as the application knows it, whether the proxy that shows it under a prefix takes that off or not."""
+    """The request with the path that the application knows.
+
+    A proxy that serves it under a prefix may or may not remove the prefix.
+    """
     path = str(scope["path"])
     whole = {"path": path.removeprefix(prefix)} if path.startswith(f"{prefix}/") else {}
     return {**scope, **whole, "root_path": prefix}

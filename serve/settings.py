@@ -63,7 +63,8 @@ class ServeSettings:
         max_delay: seconds that an image waits at most for others of its size, while a runner is free.
         model_name: under /v2/models.
         token: what `Authorization: Bearer` must say; None: nothing.
-        cors_origins: pages of these origins (scheme://host[:port], or "*") may ask from a browser; none: no other page may.
+        cors_origins: pages of these origins (scheme://host[:port], or "*") may ask from a browser; none: no other page
+            may.
         root_path: the path that a proxy shows the server under, such as "/detector"; "": its own.
     """
 
@@ -81,7 +82,12 @@ class ServeSettings:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        """Raises ServeError: an address that others reach without a token, a token that is easily guessed, or no origin or path."""
+        """Check the settings.
+
+        Raises:
+            ServeError: others reach the address and there is no token; the token is easily guessed; an origin or path
+                is malformed; or the queue is shorter than one request.
+        """
         if self.token is not None and (len(self.token) < _SHORTEST_TOKEN or not self.token.isascii()):
             raise ServeError(
                 f"{TOKEN_VARIABLE}: got {len(self.token)} characters, expected at least {_SHORTEST_TOKEN}, all ASCII; make one "

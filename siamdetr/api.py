@@ -1,4 +1,4 @@
-"""The public API: `SiamDETR`, a detector with classes and preprocessing, and `load`, which opens any file of ours.
+"""The public API: `SiamDETR`, a detector with classes and preprocessing, and `load` for any file.
 
 This module imports no PyTorch, so that exported files open in a fraction of a second.
 """
@@ -40,6 +40,10 @@ class Model(Predictor, Protocol):
         """Whether the one class is any object: the model was pretrained and not finetuned."""
 
     @property
+    def threshold_from(self) -> str:
+        """How the threshold was chosen, for people; empty: nobody chose it."""
+
+    @property
     def info(self) -> dict[str, Any]:
         """The facts of the model, in plain values."""
 
@@ -67,9 +71,9 @@ def load(
         path: a run folder (its best weights, else its last), a .safetensors file, an .onnx file, a bundle folder or its
             model.engine.
         device: where it runs: "cpu", "cuda", "cuda:N", or "auto": the GPU where there is one.
-        backend: what runs it; None: PyTorch for our model files, ONNX Runtime for .onnx files and bundles, TensorRT for engines.
-            "auto": as None, but .onnx files and bundles on the CPU take the fastest of the installed runtimes, which is timed
-            once for about two seconds and kept beside the user's settings.
+        backend: what runs it; None: PyTorch for our model files, ONNX Runtime for .onnx files and bundles, TensorRT for
+            engines. "auto": as None, but .onnx files and bundles on the CPU take the fastest of the installed runtimes,
+            which is timed once for about two seconds and kept beside the user's settings.
         threads: of exported files on the CPU; None: one for each core that this process may use.
     Raises:
         CheckpointError: not there, not ours, or damaged.

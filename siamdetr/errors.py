@@ -71,7 +71,10 @@ class NonFiniteLossError(RuntimeError):
 
 
 class LoadingError(RuntimeError):
-    """The processes that load images failed for want of shared memory, open files or time; the text says what helps."""
+    """The data loader's processes failed: no shared memory or open files left, or too slow.
+
+    The text says what helps.
+    """
 
 
 class ExportError(ValueError):
@@ -86,7 +89,7 @@ class ServeError(ValueError):
 
 
 class OutputError(ValueError):
-    """An output that would fall on what the command reads.
+    """An output that would fall on what the command reads, or on what is there already.
 
     The text says which option, on what, and what to do.
     """

@@ -1,8 +1,8 @@
 """Model files: safetensors with JSON metadata, atomic, checked by SHA-256, never unpickled.
 
 A model file holds the detector's tensors and, in its metadata, all that is needed to use them: format version, detector
-settings, class names, preprocessing, lineage and metrics. A digest over tensors and metadata is verified on loading, because
-safetensors has no checksum of its own: a flipped byte would otherwise give silently wrong boxes.
+settings, class names, preprocessing, lineage and metrics. A digest over tensors and metadata is verified on loading,
+because safetensors has no checksum of its own: a flipped byte would otherwise give silently wrong boxes.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class ModelMetadata(Settings):
     lineage: tuple[str, ...] = ()  # oldest first: "pretext: siamese on DATA, 300 steps"
     metrics: dict[str, float] = Field(default_factory=dict)
     threshold: float = Field(0.5, ge=0, le=1, allow_inf_nan=False, description="from which a box counts")
+    threshold_from: str = ""  # "best F1 on DATA (val, 100 images)"; empty: nobody chose the threshold
     class_agnostic: bool = False  # it was pretrained and not finetuned: its one class is any object
 
     @model_validator(mode="before")
@@ -111,8 +112,28 @@ def load_model(path: str | Path) -> tuple[Detector, ModelMetadata]:
     return detector.eval(), metadata
 
 
+def store_threshold(path: str | Path, threshold: float, source: str) -> Path:
+    """Write a model file again with another threshold; weights and all else stay.
+
+    Args:
+        path: a model file or a run folder.
+        threshold: the score from which a box counts, in [0, 1].
+        source: how it was chosen, for people.
+    Returns:
+        The file that was written.
+    Raises:
+        CheckpointError: as of `load_model` and `save_model`.
+    """
+    file = find_model_file(path)
+    detector, metadata = load_model(file)
+    save_model(file, detector, metadata.model_copy(update={"threshold": threshold, "threshold_from": source}))
+    return file
+
+
 def _check_claims(settings: DetectorSettings, tensors: Mapping[str, Tensor]) -> None:
-    """Settings that no detector of these tensors has: it would be built, in gigabytes or for hours, only to be refused.
+    """Check that the settings fit the tensors, before a detector of them is built.
+
+    Building one that is refused afterwards would take gigabytes or hours.
 
     Raises:
         ValueError: a size or a number of layers is larger than the tensors allow.
@@ -130,7 +151,7 @@ def _say_once(text: str) -> None:
 
 
 def _say_of_normalization(path: Path, settings: DetectorSettings, metadata: ModelMetadata) -> None:
-    """Say, once a process, that a file's images are normalised otherwise than its backbone's weights expect."""
+    """Warn, once per process, of images that are normalised otherwise than the backbone's weights expect."""
     own, expected = metadata.preprocessing.normalization, backbone_normalization(settings.backbone)
     if own != expected:
         _say_once(

@@ -55,9 +55,17 @@ _OF_RUNS = (
 )
 
 RULES: dict[str, tuple[Rule, ...]] = {
+    "doctor": (
+        Rule(
+            ("output", "device", "backend"),
+            lambda v: v["model"] is not None,
+            "it is about a model that looks for label errors; give --model",
+        ),
+    ),
     "predict": (
         Rule(("overlap",), lambda v: v["tile"] is not None, "it is of tiles; give --tile SIDE"),
         Rule(("stride",), lambda v: only_videos(v["images"]), "it leaves out frames of a video; these are images"),
+        Rule(("save",), lambda v: not only_videos(v["images"]), "each video has its lines in OUTPUT/NAME.jsonl"),
         Rule(("json_file",), lambda v: not only_videos(v["images"]), "each video has its lines in OUTPUT/NAME.jsonl"),
     ),
     "train": _OF_RUNS,

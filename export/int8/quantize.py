@@ -1,8 +1,8 @@
-"""Eight-bit integers: scales measured on images, written into the graph as QuantizeLinear and DequantizeLinear.
+"""Eight-bit integers: measured scales, written as QuantizeLinear and DequantizeLinear.
 
-Symmetric, with one scale per channel for weights and one per tensor for activations, as TensorRT and OpenVINO need. Convolutions and
-projections become int8; attention's own products, projections to coordinates and the class head stay float32. Dynamic
-quantisation is not offered: TensorRT reads none of its operators.
+Symmetric, with one scale per channel for weights and one per tensor for activations, as TensorRT and OpenVINO need.
+Convolutions and projections become int8; attention's own products, projections to coordinates and the class head stay
+float32. Dynamic quantisation is not offered: TensorRT reads none of its operators.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from siamdetr.errors import ExportError
-from siamdetr.export.gate_images import Samples
+from siamdetr.export.gate.images import Samples
 from siamdetr.export.int8.calibrate import activation_names, measure_ranges
 from siamdetr.export.precision import MULTIPLIERS, islands, scores_of
 from siamdetr.export.runtime import feed_of
@@ -105,8 +105,8 @@ def check_calibration(samples: Samples | None) -> Samples:
 def quantizable(graph: onnx.ModelProto) -> list[str]:
     """Names of the convolutions and projections whose rounding does not show at once.
 
-    Class scores and all that says where something is stay float32: every layer of the heads that end in coordinates, and the
-    sampling offsets of deformable attention, whose error moves a point by whole cells of a fine map.
+    Class scores and all that says where something is stay float32: every layer of the heads that end in coordinates,
+    and the sampling offsets of deformable attention, whose error moves a point by whole cells of a fine map.
     """
     makers = {name: node for node in graph.graph.node for name in node.output}
     weights = {weight.name for weight in graph.graph.initializer}
@@ -125,7 +125,7 @@ def quantizable(graph: onnx.ModelProto) -> list[str]:
 
 
 def _layers_before(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], weights: set[str]) -> Iterator[str]:
-    """Names of the projections of the same head, before its last one: nothing but biases and ReLU between them."""
+    """Names of the projections of a head before its last one; between them are only biases and ReLU."""
     before = makers.get(node.input[0])
     while before is not None and (before.op_type == "Relu" or any(name in weights for name in before.input)):
         if before.op_type in MULTIPLIERS:

@@ -1,4 +1,7 @@
-"""The fastest runtime for an exported model on this machine: measured once, then read from the user's cache. No torch here."""
+"""The fastest runtime for an exported model on this machine. Imports no torch.
+
+It is measured once, and then read from the user's cache.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ import numpy as np
 
 from siamdetr.errors import ExportError
 from siamdetr.export.bundle import digest_file, find_onnx
-from siamdetr.export.gate_images import drawn_images
+from siamdetr.export.gate.images import drawn_images
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.export.sessions import OnnxBackend, cuda_at_hand
 from siamdetr.images.preprocessing import Prepared, preprocess
@@ -42,7 +45,7 @@ class Choice:
 
 
 def cache_file() -> Path:
-    """Where choices are kept: in the user's cache folder, never in a bundle, which may go to another machine."""
+    """The file of choices: in the user's cache folder, because a bundle may go to another machine."""
     root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     return Path(root) / "siamdetr" / "backends.json"
 
@@ -68,8 +71,8 @@ def choose_backend(
 def fastest(path: str | Path, *, threads: int | None = None) -> Choice:
     """The fastest of the installed runtimes for a model on the CPU.
 
-    The first time the candidates take turns for about two seconds; later the answer comes from `cache_file()`. It is measured
-    again when the model, the number of cores, the processor or a runtime's version changes.
+    The first time the candidates take turns for about two seconds; later the answer comes from `cache_file()`. It is
+    measured again when the model, the number of cores, the processor or a runtime's version changes.
 
     Args:
         path: a bundle or .onnx file.

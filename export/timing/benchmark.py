@@ -1,7 +1,7 @@
 """Time and memory of a model in any runtime, separately before, in and after the network.
 
-The host's clock times calls that return arrays in the host's memory. On a GPU that includes the copies and leaves nothing pending,
-so no events are needed.
+The host's clock times calls that return arrays in the host's memory. On a GPU that includes the copies and leaves
+nothing pending, so no events are needed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def measure(
         name: of the model, for the record.
         runtime: what runs it, for the record.
         batch: images a call.
-        size: what the images are resized to, as `PreprocessingSpec.from_size` (letterbox: that square); None: the model's own.
+        size: what the images are resized to, as `PreprocessingSpec.from_size` (letterbox: that square); None: the
+            model's own.
         threads: that it was opened with, for the record.
         rounds: timed rounds.
         warmup: untimed rounds before them.

@@ -2,8 +2,8 @@
 
 Detections of every model on a picture, and where a model looked.
 
-Threshold, number of boxes, layer and head are chosen in the browser: nothing here knows of them. Models run once a picture; the last
-few pictures are kept, so that a click is answered from what is there.
+Threshold, number of boxes, layer and head are chosen in the browser: nothing here knows of them. Models run once a
+picture; the last few pictures are kept, so that a click is answered from what is there.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from PIL import Image
 
 from siamdetr.api import Model, SiamDETR
 from siamdetr.drawing.boxes import PALETTE
+from siamdetr.export.inspection import inspect_image
 from siamdetr.inference.attention_maps import AttentionMaps, Inspection
 from siamdetr.inference.predictor import check_finite
-from siamdetr.serve.demo.inspection import inspect_image
 
 MOST_BOXES = 100
 _KEPT_PICTURES = 4
@@ -67,8 +67,9 @@ class Answers:
         """Run every model on an upright RGB image.
 
         Returns:
-            `picture`: {id, url, name, width, height}; `models`: of each {name, note, classes, colours, boxes, decoder, encoder},
-            boxes as [x0, y0, x1, y1, score, label], in pixels cut at the image's edges, best first.
+            `picture`: {id, url, name, width, height}; `models`: of each {name, note, classes, colours, threshold,
+            boxes, decoder, encoder}, boxes as [x0, y0, x1, y1, score, label], in pixels cut at the image's edges, best
+            first; threshold is None where nobody chose one.
         Raises:
             NonFiniteOutputError: a model's answer is not numbers.
         """
@@ -99,10 +100,11 @@ class Answers:
         """The attention of a model for a box or a point.
 
         Args:
-            question: {picture, model, box}, box in the order of `detect`; or {picture, model, x, y}, fractions of the image.
+            question: {picture, model, box}, box in the order of `detect`; or {picture, model, x, y}, fractions of the
+                image.
         Returns:
-            `shape` [L, M, h, w]; `maps` of it in base64, 255 being the peak of its layer and head in `peaks`; `points` in base64:
-            float32 [L, M, N, 3] (x, y, weight), or None; `references` [L, 2 or 4] or None.
+            `shape` [L, M, h, w]; `maps` of it in base64, 255 being the peak of its layer and head in `peaks`; `points`
+            in base64: float32 [L, M, N, 3] (x, y, weight), or None; `references` [L, 2 or 4] or None.
         Raises:
             ValueError: the question makes no sense, or the picture is no longer kept.
         """
@@ -176,6 +178,7 @@ def _describe(named: NamedModel, seen: Inspection, order: NDArray[np.int64], sec
         "note": f"{what} · {seconds * 1000:.0f} ms",
         "classes": list(names),
         "colours": [PALETTE.by_idx(label).as_hex() for label in range(len(names))],
+        "threshold": named.model.threshold if named.model.threshold_from else None,
         "boxes": [
             [*(round(float(value), 1) for value in box), round(float(score), 4), int(label)]
             for box, score, label in zip(corners, scored.scores[0][order], scored.labels[0][order], strict=True)

@@ -1,8 +1,8 @@
 """The demo: a page on this machine where a click on a box shows where the decoder looked.
 
-Gradio carries uploads, the queue and the page; the picture itself, its boxes and its attention are one component of ours (`page/`),
-so that moving a threshold needs no server. It listens on the loopback address alone, opens no address and no path that a client
-names, and keeps uploads for an hour at most.
+Gradio carries uploads, the queue and the page; the picture itself, its boxes and its attention are one component of
+ours (`page/`), so that moving a threshold needs no server. It listens on the loopback address alone, opens no address
+and no path that a client names, and keeps uploads for an hour at most.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def find_examples(folder: Path | None, model: Path) -> list[Example]:
     """Pictures to begin with.
 
     Args:
-        folder: of images, or None: those the model was validated on, if it lies in a run whose data is still there; else drawn ones.
+        folder: of images, or None: those the model was validated on, if it lies in a run whose data is still there;
+            else drawn ones.
         model: a run folder or model file.
     Raises:
         FileNotFoundError: `folder` is given and holds no image.

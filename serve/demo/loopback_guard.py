@@ -1,7 +1,7 @@
 """Who may ask the demo: pages of this machine alone, and of the proxy that was named.
 
-A page elsewhere can give its own name the address 127.0.0.1 (DNS rebinding) and would then read the person's pictures. It cannot
-change the Host and Origin headers that the browser sends.
+A page elsewhere can give its own name the address 127.0.0.1 (DNS rebinding) and would then read the person's pictures.
+It cannot change the Host and Origin headers that the browser sends.
 """
 
 from __future__ import annotations

@@ -73,7 +73,9 @@ class ImageFiles:
         cv2.setNumThreads(0)  # its thread pool does not survive the fork of workers, which are the parallelism
 
     def read(self, i: int, at_least: int | None = None) -> tuple[int, bytes, Image.Image]:
-        """The position read (`i`, or the next one that can be read), the file's content, and the upright RGB image.
+        """The position read, the file's content, and the upright RGB image.
+
+        The position is `i`, or the next one whose image can be read.
 
         Raises:
             DataError: more than 1 % of the images could not be read.

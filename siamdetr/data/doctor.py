@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from siamdetr.data.balance import imbalance, skew
 from siamdetr.data.index import DetectionIndex, object_counts
+from siamdetr.data.near_duplicates import near_duplicates
 from siamdetr.data.problems import SEVERITIES, Problem, ProblemLog, Severity, count_by_kind
 from siamdetr.data.readers.recognise import Source, find_source
 from siamdetr.data.readers.unread import unread_labels
+from siamdetr.data.remarks import Remark
 from siamdetr.data.splits import common_name, find_split, in_split_order
 from siamdetr.errors import DataError
 from siamdetr.images.check import DIGEST_BYTES, ImageFacts, check_images
@@ -55,12 +58,16 @@ class SplitStatistics:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings of the doctor; `problems` come worst first, then by kind and file."""
+    """The findings of the doctor; `problems` come worst first, then by kind and file.
+
+    `remarks` are on data that is whole: near-duplicates, rare classes, uneven splits.
+    """
 
     root: str
     format: str
     splits: tuple[SplitStatistics, ...]
     problems: tuple[Problem, ...]
+    remarks: tuple[Remark, ...] = ()
 
     def count(self, severity: Severity) -> int:
         """Number of problems of a severity."""
@@ -82,6 +89,7 @@ class Diagnosis:
             "problems": [
                 {**asdict(problem), "severity": problem.severity, "action": problem.action} for problem in self.problems
             ],
+            "remarks": [asdict(remark) for remark in self.remarks],
         }
         return json.dumps(document, indent=2)
 
@@ -92,6 +100,7 @@ def diagnose(
     format: str = "auto",
     splits: Sequence[str] | None = None,
     progress: Progress | None = None,
+    comparing: Progress | None = None,
     workers: int | None = None,
 ) -> Diagnosis:
     """Reads all annotations and every byte of every image.
@@ -101,6 +110,7 @@ def diagnose(
         format: as for `open_dataset`.
         splits: names of the splits to look at; None = all (without a union such as VOC's trainval).
         progress: called with (images checked, all images).
+        comparing: called with (images compared with the others, all images).
         workers: threads that read images; None = one per processor core.
     Raises:
         DataError: `path` does not exist, `format` is unknown, or a split that was asked for does not exist.
@@ -123,12 +133,16 @@ def diagnose(
     _note_many_objects(parts, log)
     if source.format != "folder":
         _note_unread(source.root, parts, log)
-    sides = _check_files(parts, log, progress, workers or usable_cores())
+    threads = workers or usable_cores()
+    sides, digests = _check_files(parts, log, progress, threads)
+    remarks = [*imbalance(parts), *skew(parts)]
+    remarks += near_duplicates(digests, parts, threads=threads, progress=comparing)
     return Diagnosis(
         root=str(path),
         format=source.format,
         splits=tuple(_statistics(name, part, sides[name]) for name, part in parts.items()),
         problems=_in_order(_without_false_orphans(log.problems(), parts)),
+        remarks=tuple(remarks),
     )
 
 
@@ -172,10 +186,10 @@ def _note_unread(root: Path, parts: dict[str, DetectionIndex], log: ProblemLog) 
 
 def _check_files(
     parts: dict[str, DetectionIndex], log: ProblemLog, progress: Progress | None, workers: int
-) -> dict[str, list[int]]:
+) -> tuple[dict[str, list[int]], NDArray[np.uint64]]:
     """Opens every image once per split.
 
-    Returns the longer side in pixels of each readable image, by split.
+    Returns the longer side in pixels of each readable image, by split, and uint64 [N, 2] digests of all files.
     """
     total, done = sum(len(part) for part in parts.values()), 0
     digests = bytearray()
@@ -190,8 +204,9 @@ def _check_files(
             done += 1
             if progress is not None:
                 progress(done, total)
-    _note_same_content(np.frombuffer(bytes(digests), dtype="<u8").reshape(-1, 2), parts, log)
-    return sides
+    contents = np.frombuffer(bytes(digests), dtype="<u8").reshape(-1, 2)
+    _note_same_content(contents, parts, log)
+    return sides, contents
 
 
 def _note_findings(facts: ImageFacts, part: DetectionIndex, i: int, log: ProblemLog) -> None:
@@ -224,7 +239,7 @@ def _note_same_content(digests: NDArray[np.uint64], parts: dict[str, DetectionIn
 
 
 def _without_false_orphans(problems: Iterable[Problem], parts: dict[str, DetectionIndex]) -> list[Problem]:
-    """Splits may share folders: an image or label file that another split uses is neither unlisted nor an orphan."""
+    """Problems without the orphans that another split uses, because splits may share folders."""
     problems = list(dict.fromkeys(problems))  # splits that share an annotation folder report it once
     if not any(problem.kind in ("unlisted-image", "orphan-annotation") for problem in problems):
         return problems

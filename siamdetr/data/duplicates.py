@@ -1,8 +1,8 @@
 """Near-duplicate images: the same picture in another size, compression or slightly other exposure.
 
-An image is a difference hash of 64 bits (is a cell of a 9 x 8 grey picture brighter than the next?) and a grey thumbnail. Two
-images are duplicates where few bits differ and the thumbnails agree. Candidates are found by parts of the hash that are
-equal, so that no pair of strangers is ever compared.
+An image is a difference hash of 64 bits (is a cell of a 9 x 8 grey picture brighter than the next?) and a grey
+thumbnail. Two images are duplicates where few bits differ and the thumbnails agree. Candidates are found by parts of
+the hash that are equal, so that no pair of strangers is ever compared.
 """
 
 from __future__ import annotations

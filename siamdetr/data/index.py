@@ -6,7 +6,6 @@ those pages for good, because no reference count is ever written into them (`ben
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -37,14 +36,17 @@ class DetectionIndex:
         box_offsets: int64 [N + 1], where each image's boxes begin.
         boxes: float32 [M, 4] xyxy in pixels, x1 < x2 and y1 < y2, inside the image.
         labels: int32 [M] in 0..C-1.
-        areas: float32 [M] pixels², as annotated (COCO: of the segmentation, which sorts small/medium/large), else of the box.
+        areas: float32 [M] pixels², as annotated (COCO: of the segmentation, which sorts small/medium/large), else of
+            the box.
         crowd: bool [M], True = COCO iscrowd: a region of many objects; not trained on, ignored in scoring.
         difficult: bool [M], True = VOC difficult.
         class_names: C names.
         category_ids: C ids that the data set itself uses, in label order.
         problems: what was left out or put right at reading.
-        own_ids: N ids of the data set itself, where not all of them are integers of 64 bits (texts, longer integers); else empty.
-        numbered: True: the ids 1..N are ours, because the data set has none (VOC, YOLO, folders) or its parts repeat them.
+        own_ids: N ids of the data set itself, where not all of them are integers of 64 bits (texts, longer integers);
+            else empty.
+        numbered: True: the ids 1..N are ours, because the data set has none (VOC, YOLO, folders) or its parts repeat
+            them.
     """
 
     root: Path
@@ -163,7 +165,8 @@ class DetectionIndex:
         """A part of the images, balanced by class and nested: with one seed, the 10 % are part of the 20 %.
 
         Each image belongs to the rarest of its classes (or to the images without boxes); every such group is shuffled
-        and spread evenly over [0, 1), and the images below `share` come first. So each group gives its share, give or take one image.
+        and spread evenly over [0, 1), and the images below `share` come first. So each group gives its share, give or
+        take one image.
 
         Args:
             share: in (0, 1]; at least one image is kept.
@@ -208,69 +211,6 @@ class DetectionIndex:
         )
 
 
-def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
-    """One index of several, e.g. all splits of a data set.
-
-    Ids are kept, unless two parts share one: then all are 1..N.
-
-    Raises:
-        DataError: the parts do not have the same classes in the same order.
-    """
-    if not parts:
-        raise DataError("concatenate: got no index at all, expected at least one")
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-    for part in parts[1:]:
-        if part.class_names == first.class_names and part.category_ids != first.category_ids:
-            raise DataError(
-                f"{part.root}: its classes have the ids {_few(part.category_ids)}, in {first.root} the same classes have "
-                f"{_few(first.category_ids)}; give both the same ids, since detections bear the data set's own"
-            )
-        if part.class_names != first.class_names:
-            raise DataError(
-                f"{part.root}: classes {_few(part.class_names)} differ from {_few(first.class_names)} of {first.root}; "
-                "data can be joined only with the same classes in the same order (or without labels)"
-            )
-    root = Path(os.path.commonpath([os.path.abspath(part.root) for part in parts]))
-    blobs, offsets = zip(*(_rebased_paths(part, root) for part in parts), strict=True)
-    image_ids, own_ids, numbered = _joined_ids(parts)
-    return DetectionIndex(
-        root=root,
-        path_blob=np.concatenate(blobs),
-        path_offsets=_joined_offsets(offsets),
-        image_ids=image_ids,
-        sizes=np.concatenate([part.sizes for part in parts]),
-        box_offsets=_joined_offsets([part.box_offsets for part in parts]),
-        boxes=np.concatenate([part.boxes for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        areas=np.concatenate([part.areas for part in parts]),
-        crowd=np.concatenate([part.crowd for part in parts]),
-        difficult=np.concatenate([part.difficult for part in parts]),
-        class_names=first.class_names,
-        category_ids=first.category_ids,
-        problems=tuple(problem for part in parts for problem in part.problems),
-        own_ids=own_ids,
-        numbered=numbered,
-    )
-
-
-def _joined_ids(parts: Sequence[DetectionIndex]) -> tuple[Indices, tuple[int | str, ...], bool]:
-    """`image_ids`, `own_ids` and `numbered` of several parts.
-
-    The data set's own ids, unless two parts share one.
-    """
-    total = sum(map(len, parts))
-    fresh = np.arange(1, total + 1, dtype=np.int64)
-    if any(part.numbered for part in parts):
-        return fresh, (), True
-    if any(part.own_ids for part in parts):
-        own = tuple(part.own_id(i) for part in parts for i in range(len(part)))
-        return (fresh, own, False) if len(set(own)) == total else (fresh, (), True)
-    joined = np.concatenate([part.image_ids for part in parts])
-    return (joined, (), False) if len(np.unique(joined)) == total else (fresh, (), True)
-
-
 def object_counts(index: DetectionIndex) -> Indices:
     """[N] number of objects of each image: its boxes without the crowds."""
     image_of_box = np.repeat(np.arange(len(index)), index.box_counts())
@@ -303,29 +243,3 @@ def _gather(offsets: Indices, chosen: Indices) -> tuple[Indices, Indices]:
     np.cumsum(counts, out=new_offsets[1:])
     rows = np.arange(new_offsets[-1]) + np.repeat(offsets[chosen] - new_offsets[:-1], counts)
     return rows, new_offsets
-
-
-def _joined_offsets(parts: Sequence[Indices]) -> Indices:
-    """Offsets of ragged arrays laid one after the other."""
-    counts = [np.diff(part) for part in parts]
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(counts), dtype=np.int64)])
-
-
-def _rebased_paths(part: DetectionIndex, root: Path) -> tuple[NDArray[np.uint8], Indices]:
-    """The paths of `part`, now relative to `root` above it."""
-    prefix = os.path.relpath(os.path.abspath(part.root), root).replace(os.sep, "/")
-    if prefix == ".":
-        return part.path_blob, part.path_offsets
-    head = np.frombuffer(f"{prefix}/".encode("utf-8", "surrogateescape"), dtype=np.uint8)
-    offsets = part.path_offsets + np.arange(len(part) + 1) * len(head)
-    blob = np.empty(int(offsets[-1]), dtype=np.uint8)
-    is_head = np.zeros(len(blob), dtype=np.bool_)
-    is_head[(offsets[:-1, None] + np.arange(len(head))).reshape(-1)] = True
-    blob[is_head] = np.tile(head, len(part))
-    blob[~is_head] = part.path_blob
-    return blob, offsets
-
-
-def _few(names: Sequence[object], shown: int = 5) -> str:
-    more = f", ... ({len(names)})" if len(names) > shown else ""
-    return "[" + ", ".join(map(str, names[:shown])) + more + "]"

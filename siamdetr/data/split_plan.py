@@ -1,4 +1,6 @@
-"""Dividing images into parts with the same mix of classes (iterative stratification, Sechidis et al. 2011, Alg. 1).
+"""Divide images into parts with the same mix of classes.
+
+Iterative stratification (Sechidis et al. 2011, Alg. 1).
 
 Images of one group (duplicates, or frames of one film) always go to the same part.
 """
@@ -110,7 +112,10 @@ def _counts(index: DetectionIndex, group_of: NDArray[np.int64], count: int) -> N
 
 
 def _deal(counts: NDArray[np.float64], shares: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int64]:
-    """[G] part of each group: the rarest class that is left first, each group to the part that lacks most of that class."""
+    """[G] the part of each group.
+
+    The rarest class comes first; each of its groups goes to the part that lacks most of that class.
+    """
     wanted = shares[:, None] * counts.sum(0)  # [P, C + 1]
     part_of = np.full(len(counts), -1, dtype=np.int64)
     tie = random.permutation(len(counts))

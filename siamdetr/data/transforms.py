@@ -1,8 +1,8 @@
 """Augmentation of labelled images as in DETR (arXiv:2005.12872, §A.4): flip, scales, crops.
 
-Figures are DETR's, in proportion to the size asked for: at 800 pixels, shortest sides 480..800, crops of 384..600 pixels out of an image
-of shortest side 400, 500 or 600. Ours: crop and resize are one resampling of the original (Pillow's bilinear, as in preprocessing),
-not two or three, which is sharper and faster.
+Figures are DETR's, in proportion to the size asked for: at 800 pixels, shortest sides 480..800, crops of 384..600
+pixels out of an image of shortest side 400, 500 or 600. Ours: crop and resize are one resampling of the original
+(Pillow's bilinear, as in preprocessing), not two or three, which is sharper and faster.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class FinetuneTransform:
 
     Attributes:
         spec: the size, as in evaluation: a shortest side with a longest one, or a fixed (height, width).
-        augment: "detr", "scale" (many scales only), "flip" (flip only) or "none", which equals `siamdetr.images.preprocessing.resize`.
+        augment: "detr", "scale" (many scales only), "flip" (flip only) or "none", which equals
+            `siamdetr.images.preprocessing.resize`.
         scales: the shortest sides of "detr" and "scale", as shares of the size.
     Raises:
         ValueError: letterboxing, which no training uses.

@@ -26,8 +26,9 @@ def draw(image: ImageLike, detections: sv.Detections, *, least_side: int = _LEAS
     Args:
         image: PIL image, uint8 RGB array or path; not changed.
         detections: in pixels of `image`; `class_id` chooses the colour, `data["class_name"]` and `confidence` the text.
-        least_side: pictures whose shorter side is about half of it or less are enlarged by a whole factor, so that lines and
-            letters are crisp, as far as the longer side stays within 4096 pixels. Pictures are drawn at most 16,384 pixels a side.
+        least_side: pictures whose shorter side is about half of it or less are enlarged by a whole factor, so that
+            lines and letters are crisp, as far as the longer side stays within 4096 pixels. Pictures are drawn at most
+            16,384 pixels a side.
     """
     picture, factor = _canvas(load_image(image), least_side)
     if len(detections) == 0:

@@ -15,7 +15,10 @@ OBJECT = "object"  # the one class of a model that was pretrained and not yet fi
 
 
 def is_class_agnostic(model: object) -> bool:
-    """Whether a model finds objects of no class, as after pretraining. A flag in its metadata says so, not a name."""
+    """Whether a model detects objects without classes, as after pretraining.
+
+    A flag in its metadata says so, not the name of its class.
+    """
     return bool(getattr(model, "class_agnostic", False))
 
 

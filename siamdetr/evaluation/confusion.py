@@ -22,8 +22,8 @@ class Confusion:
 
     Attributes:
         class_names: C names.
-        counts: [C + 1, C + 1] rows true, columns predicted; the last row is background that was taken for an object, the last
-            column objects that nothing found.
+        counts: [C + 1, C + 1] rows true, columns predicted; the last row is background that was taken for an object,
+            the last column objects that nothing found.
     """
 
     class_names: tuple[str, ...]

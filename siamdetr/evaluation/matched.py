@@ -2,8 +2,8 @@
 
 What precision, recall, thresholds and errors are counted from.
 
-The rule is COCO's: class by class, best score first, each detection takes the free true box that it overlaps most, if by at
-least the IoU asked for. A detection that only overlaps a crowd region is neither right nor wrong.
+The rule is COCO's: class by class, best score first, each detection takes the free true box that it overlaps most, if
+by at least the IoU asked for. A detection that only overlaps a crowd region is neither right nor wrong.
 """
 
 from __future__ import annotations

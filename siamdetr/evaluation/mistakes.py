@@ -1,4 +1,6 @@
-"""Kinds of mistakes at one threshold, and the worst of each (TIDE, Bolya et al. 2020, arXiv:2008.08115, §2).
+"""Kinds of mistakes at one threshold, and the worst of each kind.
+
+Source: TIDE (Bolya et al. 2020, arXiv:2008.08115, §2).
 
 Ours: TIDE's "both" (wrong class and poor box) counts as a poor box, so that five kinds remain.
 """
@@ -25,8 +27,9 @@ class Mistake:
     """One mistake.
 
     Attributes:
-        kind: missed: a true box that nothing found; wrong class: a good box with another class's name; poor box: it overlaps an
-            object by less than the IoU of a match; duplicate: of an object that a better score has found; background: of nothing.
+        kind: missed: a true box that nothing found; wrong class: a good box with another class's name; poor box: it
+            overlaps an object by less than the IoU of a match; duplicate: of an object that a better score has found;
+            background: of nothing.
         image: position in the index.
         score: of the detection; of a missed object its share of the image's area.
         box: [4] (x0, y0, x1, y1) pixels of the detection; of a missed object the true box.

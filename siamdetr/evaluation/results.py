@@ -48,7 +48,10 @@ class Results:
         return Results(self.image_ids[kept], self.category_ids[kept], self.boxes[kept], self.scores[kept])
 
     def as_dicts(self, own_ids: Mapping[int, int | str] | None = None) -> list[dict[str, Any]]:
-        """The list that the JSON file holds; `own_ids`: the data set's own id of each `image_ids`, where they differ."""
+        """The list that the JSON file holds.
+
+        `own_ids`: the data set's own id for each of `image_ids`, where the two differ.
+        """
         sides = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
         rows = zip(
             self.image_ids.tolist(), self.category_ids.tolist(), sides.tolist(), self.scores.tolist(), strict=True

@@ -1,4 +1,4 @@
-"""Predicts batch by batch; an image on which the model fails is named and skipped, so that it does not end hours of work."""
+"""Predict batch by batch; an image on which the model fails is named and skipped."""
 
 from __future__ import annotations
 

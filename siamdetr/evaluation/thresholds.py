@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,61 @@ class OperatingPoint:
     f1: float
 
 
+@dataclass(frozen=True)
+class ThresholdRule:
+    """How a threshold is chosen on labelled images.
+
+    Attributes:
+        precision: the lowest threshold that reaches this precision; None: the threshold of the best F1.
+    Raises:
+        DataError: a precision outside (0, 1].
+    """
+
+    precision: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision is not None:
+            _check_precision(self.precision)
+
+    def __str__(self) -> str:
+        return "best F1" if self.precision is None else f"precision {self.precision:g}"
+
+    def choose(self, curve: ThresholdCurve) -> OperatingPoint:
+        """The operating point of a curve.
+
+        Raises:
+            DataError: nothing was found, or no threshold reaches the precision.
+        """
+        if self.precision is not None:
+            return for_precision(curve, self.precision)
+        best = best_f1(curve)
+        if best is None:
+            raise DataError(f"{curve.name}: no detection is right at any threshold, so none is best; train longer")
+        return best
+
+
+def parse_threshold(text: str) -> float | ThresholdRule:
+    """Parse a threshold: `"0.4"` is a score; `"best"` and `"precision=0.9"` are rules.
+
+    Raises:
+        DataError: anything else, or a number out of range.
+    """
+    if text == "best":
+        return ThresholdRule()
+    name, equals, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if equals and name == "precision" and not math.isnan(value):
+        return ThresholdRule(value)
+    if not equals and 0 <= value <= 1:
+        return value
+    raise DataError(
+        f"threshold: got '{text}', expected a score from 0 to 1, best, or precision=P such as precision=0.9"
+    )
+
+
 ALL_CLASSES = "all classes"
 
 
@@ -69,8 +125,7 @@ def for_precision(curve: ThresholdCurve, wanted: float) -> OperatingPoint:
     Raises:
         DataError: no threshold reaches it.
     """
-    if not 0 < wanted <= 1:
-        raise DataError(f"precision: got {wanted}, expected a share above 0 and at most 1")
+    _check_precision(wanted)
     reached = np.flatnonzero(curve.precision >= wanted)
     if not len(reached):
         best = f"{curve.precision.max():.3f}" if len(curve.precision) else "none: nothing was found"
@@ -78,6 +133,11 @@ def for_precision(curve: ThresholdCurve, wanted: float) -> OperatingPoint:
             f"{curve.name}: no threshold reaches a precision of {wanted:g} (best: {best}); ask for less, or train longer"
         )
     return _point(curve, int(reached[-1]))
+
+
+def _check_precision(wanted: float) -> None:
+    if not 0 < wanted <= 1:
+        raise DataError(f"precision: got {wanted:g}, expected a share above 0 and at most 1")
 
 
 def _curve(matched: Matched, label: int | None, name: str) -> ThresholdCurve:

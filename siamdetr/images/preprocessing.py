@@ -1,9 +1,9 @@
 """From an image to the model's input: one recipe, stored in every model file and exported file.
 
-Training's evaluation, `predict`, the ONNX runtime and the bundle's `infer.py` follow it bit for bit. Resizing is Pillow's
-bilinear filter on 8-bit RGB (it averages when it shrinks), after the EXIF rotation. The result is uint8: normalisation
-belongs to the model's side (`siamdetr.images.normalize.normalize_images`) and is part of exported graphs. No torch here, so
-that a runtime without PyTorch can import this file.
+Training's evaluation, `predict`, the ONNX runtime and the bundle's `infer.py` follow it bit for bit. Resizing is
+Pillow's bilinear filter on 8-bit RGB (it averages when it shrinks), after the EXIF rotation. The result is uint8:
+normalisation belongs to the model's side (`siamdetr.images.normalize.normalize_images`) and is part of exported graphs.
+No torch here, so that a runtime without PyTorch can import this file.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class Prepared:
     Attributes:
         images: [B, 3, H, W] uint8 RGB, zero where padded.
         padding: [B, H, W] bool, True = padded, not image; None = nothing is padded.
-        original_sizes: [B, 2] int64 (H, W) of the images as they came, after EXIF rotation: predictions are in these pixels.
+        original_sizes: [B, 2] int64 (H, W) of the images as they came, after EXIF rotation: predictions are in these
+            pixels.
         sizes: [B, 2] int64 (H, W) of the resized images without padding.
     """
 
@@ -234,11 +235,12 @@ def is_one_image(images: ImageLike | Sequence[ImageLike]) -> TypeGuard[ImageLike
 def load_image(image: ImageLike) -> Image.Image:
     """An 8-bit RGB image, upright.
 
-    EXIF orientation is applied to PIL images and files. Transparency is dropped; deeper pixels are scaled to 8 bits, see
-    `siamdetr.images.depth`.
+    EXIF orientation is applied to PIL images and files. Transparency is dropped; deeper pixels are scaled to 8 bits,
+    see `siamdetr.images.depth`.
 
     Args:
-        image: a PIL image, a uint8 RGB array [H, W, 3] (or grey [H, W]), a path, the content of a file, or a file object.
+        image: a PIL image, a uint8 RGB array [H, W, 3] (or grey [H, W]), a path, the content of a file, or a file
+            object.
     Raises:
         ImageError: no such file, not an image, truncated, too large, or an array that is not uint8 [H, W, 3] or [H, W].
     """

@@ -25,11 +25,13 @@ class AttentionMaps:
     """The attention of one query, in every layer and head.
 
     Attributes:
-        maps: [L, M, h, w] over the image without its padding; each sums to 1, less the share of sampling points outside the image.
-        points: [L, M, N, 2] (x, y) fractions of the image, sampling points of deformable attention on all feature levels, some
-            perhaps outside; None for dense attention.
+        maps: [L, M, h, w] over the image without its padding; each sums to 1, less the share of sampling points outside
+            the image.
+        points: [L, M, N, 2] (x, y) fractions of the image, sampling points of deformable attention on all feature
+            levels, some perhaps outside; None for dense attention.
         weights: [L, M, N] of the points, which sum to 1 over N; None for dense attention.
-        references: [L, 2 or 4] (cx, cy[, w, h]) fractions of the image, the reference of each layer; None without references.
+        references: [L, 2 or 4] (cx, cy[, w, h]) fractions of the image, the reference of each layer; None without
+            references.
     """
 
     maps: Floats
@@ -114,8 +116,8 @@ def inspection_of_outputs(outputs: Mapping[str, NDArray[Any]], batch: Prepared) 
     """The inspection of one image from a graph's outputs.
 
     Args:
-        outputs: by name. `boxes`, `scores`, `labels` [1, K, ...]; if it has it, `attention`: [1, L, M, K, h, w] of the boxes, or
-            [1, M, Q, h, w] of the last layer's queries, with `queries` [1, K], the query of each box.
+        outputs: by name. `boxes`, `scores`, `labels` [1, K, ...]; if it has it, `attention`: [1, L, M, K, h, w] of the
+            boxes, or [1, M, Q, h, w] of the last layer's queries, with `queries` [1, K], the query of each box.
         batch: that one image, prepared.
     """
     attention = outputs.get("attention")

@@ -35,6 +35,10 @@ class Facts(Protocol):
     def threshold(self) -> float:
         """The score from which a box counts where nobody names one."""
 
+    @property
+    def threshold_from(self) -> str:
+        """How the threshold was chosen; empty: nobody chose it."""
+
 
 class OpenedModel:
     """A model with the facts of its file, which predicts.
@@ -69,6 +73,11 @@ class OpenedModel:
         """The score from which a box counts where nobody names one, as the file says."""
         return self._facts.threshold
 
+    @property
+    def threshold_from(self) -> str:
+        """How the threshold was chosen, for people; empty: nobody chose it."""
+        return self._facts.threshold_from
+
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
         """All scored boxes of a batch of prepared images, before any threshold."""
         raise NotImplementedError
@@ -86,8 +95,8 @@ class OpenedModel:
         See `siamdetr.inference.predictor.predict`.
 
         Args:
-            images: one PIL image, uint8 RGB array [H, W, 3], path, content of a file as bytes, or open binary file; or a
-                sequence of such.
+            images: one PIL image, uint8 RGB array [H, W, 3], path, content of a file as bytes, or open binary file; or
+                a sequence of such.
             threshold: least score; None: the file's own.
             batch_size: images at a time.
             progress: called with (images done, images in all).

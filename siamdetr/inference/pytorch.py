@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class PyTorchPredictor:
     """Predicts with a detector in evaluation mode, on the device that it is on.
 
-    The backbone runs as a copy with folded batch norms, which takes a third less time on a CPU. The copy is made again when
-    the detector's weights have changed.
+    The backbone runs as a copy with folded batch norms, which takes a third less time on a CPU. The copy is made again
+    when the detector's weights have changed.
 
     Args:
         detector: its mode is restored after every call.

@@ -1,4 +1,6 @@
-"""Prediction on large images in overlapping tiles, merged by non-maximum suppression (slicing as in SAHI, arXiv:2202.06934).
+"""Prediction on large images in overlapping tiles, merged by non-maximum suppression.
+
+Slicing as in SAHI (arXiv:2202.06934).
 
 The whole image is one more tile, so that objects larger than a tile are found as well.
 """

@@ -1,4 +1,4 @@
-"""What a video source is: a file, the address of a stream, or the number of a camera. PyAV is not imported here."""
+"""Sources of video: a file, the address of a stream, or the number of a camera. Imports no PyAV."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def source_of(argument: str | Path) -> str:
 
 
 def is_video(source: str) -> bool:
-    """Whether `source` is a file that ends like a video, the address of a stream, or the number of a camera."""
+    """Whether `source` is a video file by its suffix, the address of a stream, or a camera's number."""
     return source.isdigit() or bool(_ADDRESS.match(source)) or Path(source).suffix.lower() in VIDEO_SUFFIXES

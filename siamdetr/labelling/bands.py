@@ -1,4 +1,4 @@
-"""Bands of pre-labels: boxes that are sure, boxes that a person should look at, and boxes that are skipped."""
+"""Bands of pre-labels: boxes that are sure, boxes that a person should check, and boxes left out."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ class Bands:
                 f"bands: got sure {self.sure:g} and look {self.look:g}, expected 0 <= look <= sure <= 1; "
                 "give --sure a higher threshold than --look"
             )
+
+    def with_sure(self, sure: float) -> Bands:
+        """The same with another start of the sure boxes; `look` begins no later."""
+        return Bands(sure=sure, look=min(self.look, sure))
 
     def of(self, scores: NDArray[np.float32]) -> list[Band]:
         """The band of each score that reaches `look`."""

@@ -13,6 +13,7 @@ from siamdetr.errors import DataError
 from siamdetr.labelling.formats import IMAGES, WRITERS
 from siamdetr.labelling.prelabels import Classes, Prelabel
 from siamdetr.system.atomic_file import atomic_bytes
+from siamdetr.system.outputs import check_empty
 from siamdetr.system.plain_text import csv_cell
 
 TABLE = "prelabels.csv"
@@ -29,19 +30,6 @@ def check_format(name: str) -> str:
     if name not in WRITERS:
         raise DataError(f"--to: got '{name}', expected one of {', '.join(WRITERS)}")
     return name
-
-
-def check_empty(folder: Path) -> Path:
-    """The folder, which must be new or empty, so that no label of a person is overwritten.
-
-    Raises:
-        DataError: something is in it.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(
-            f"{folder}: there is something here already; name a new folder, so that no label is overwritten"
-        )
-    return folder
 
 
 def write_prelabels(folder: Path, prelabels: Sequence[Prelabel], classes: Classes, *, to: str) -> Path:

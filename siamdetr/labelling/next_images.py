@@ -2,9 +2,10 @@
 
 Those the model is unsure of and that resemble nothing chosen so far.
 
-The score of an image is uncertainty x novelty. Uncertainty is that of its most doubtful box, 1 - |2 score - 1|; novelty is the
-distance to the nearest image that is labelled or chosen already, in features of the pretrained encoder. Images are chosen one
-by one, each time the best (the greedy core-set of Sener & Savarese 2018, arXiv:1708.00489, §4.1, weighted by uncertainty).
+The score of an image is uncertainty x novelty. Uncertainty is that of its most doubtful box, 1 - |2 score - 1|; novelty
+is the distance to the nearest image that is labelled or chosen already, in features of the pretrained encoder. Images
+are chosen one by one, each time the best (the greedy core-set of Sener & Savarese 2018, arXiv:1708.00489, §4.1,
+weighted by uncertainty).
 """
 
 from __future__ import annotations

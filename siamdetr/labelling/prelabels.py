@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import supervision as sv
@@ -18,6 +18,7 @@ from siamdetr.inference.opened_model import Facts
 from siamdetr.inference.predictor import Predictor, predict
 from siamdetr.labelling.bands import Band, Bands
 from siamdetr.system.progress import Progress
+from siamdetr.system.unique_names import unique_stems
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def prelabel(
         objects: give all boxes the one class of `classes_of(model, objects=True)`.
         progress: called with (images done, images in all).
     """
-    names = unique_names(files)
+    names = _unique_names(files)
     for start in range(0, len(files), batch_size):
         batch = files[start : start + batch_size]
         opened = [_open(file) for file in batch]
@@ -130,16 +131,7 @@ def _labelled(
     )
 
 
-def unique_names(files: Sequence[Path]) -> dict[Path, str]:
-    """A file name for each file whose stem is unique, since label files bear the stem: later ones get a number."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for file in files:
-        name = PurePosixPath(file.name)
-        stem, number = name.stem, 1
-        while stem.lower() in taken:  # some file systems do not tell A from a
-            number += 1
-            stem = f"{name.stem}-{number}"
-        taken.add(stem.lower())
-        names[file] = f"{stem}{name.suffix}"
-    return names
+def _unique_names(files: Sequence[Path]) -> dict[Path, str]:
+    """A file name for each image whose stem is unique, because a label file has the stem of its image."""
+    stems = unique_stems([file.stem for file in files])
+    return {file: f"{stem}{file.suffix}" for file, stem in zip(files, stems, strict=True)}

@@ -1,7 +1,7 @@
 """Multi-head attention, and a way to record the attention maps of a decoder.
 
-Attention runs through PyTorch's fused kernel. Only while `record_attention` is open is the softmax written out, and its weights
-kept, in the cross-attention of the decoder layers.
+Attention runs through PyTorch's fused kernel. Only while `record_attention` is open is the softmax written out, and its
+weights kept, in the cross-attention of the decoder layers.
 """
 
 from __future__ import annotations
@@ -130,11 +130,10 @@ def padding_bias(padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def record_attention(detector: nn.Module) -> Iterator[list[Tensor]]:
     """Record the cross-attention maps of a detector's decoder.
 
-    Yields:
-        A list which each pass through the detector fills anew: per decoder layer a detached [B, heads, Q, H, W], H and W in
-        cells of the feature map; with several levels, of the finest. Over H and W the values of a query and head sum to 1.
-        Of deformable attention the sampling points of all levels are drawn with their weights, each on the four cells
-        around it; points outside the map are missing from the sum.
+    Yields: A list which each pass through the detector fills anew: per decoder layer a detached [B, heads, Q, H, W], H
+        and W in cells of the feature map; with several levels, of the finest. Over H and W the values of a query and
+        head sum to 1. Of deformable attention the sampling points of all levels are drawn with their weights, each on
+        the four cells around it; points outside the map are missing from the sum.
 
     Example:
         with record_attention(detector) as maps:

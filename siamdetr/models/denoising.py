@@ -1,12 +1,13 @@
 """Denoising queries (DN-DETR, Li et al. 2022, arXiv:2203.01305): in training the decoder also
 reconstructs noised copies of the targets.
 
-Every target box appears once in each of several groups, with a noised label as content and a noised box as anchor. These queries
-stand before the learned ones, are not matched but answer for the box they were made from, and exist in training only. The
-last channel of the content says what a query is: 1 denoising, 0 matching.
+Every target box appears once in each of several groups, with a noised label as content and a noised box as anchor.
+These queries stand before the learned ones, are not matched but answer for the box they were made from, and exist in
+training only. The last channel of the content says what a query is: 1 denoising, 0 matching.
 
-As the official code: a new label may be the right one; boxes are noised and clamped as (cx, cy, w, h), so that they may leave the image
-and lose their size; slots that an image with fewer boxes leaves empty take part, with content zero and the box (.5, .5, .5, .5).
+As the official code: a new label may be the right one; boxes are noised and clamped as (cx, cy, w, h), so that they may
+leave the image and lose their size; slots that an image with fewer boxes leaves empty take part, with content zero and
+the box (.5, .5, .5, .5).
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class Draws:
 
 @dataclass(frozen=True)
 class EmptySlots:
-    """Anchors of denoising queries: noised boxes keep `eps` from 0 and 1, slots without a box have `value` in all four places."""
+    """Anchors of denoising queries: noised boxes keep `eps` from 0 and 1, empty slots are `value`.
+
+    An empty slot has `value` in all four coordinates.
+    """
 
     value: float = 0.5
     eps: float = ANCHOR_EPS
@@ -79,8 +83,8 @@ def add_noise(targets: Targets, settings: DenoisingSettings, draws: Draws) -> tu
         settings: how many groups, how much noise.
         draws: for groups x M boxes.
     Returns:
-        Labels [groups M] and boxes [groups M, 4] (cx, cy, w, h) fractions: the centre moved by at most `box_noise` half widths
-        and half heights, the size by that share of itself, then each clamped to [0, 1].
+        Labels [groups M] and boxes [groups M, 4] (cx, cy, w, h) fractions: the centre moved by at most `box_noise` half
+        widths and half heights, the size by that share of itself, then each clamped to [0, 1].
     Raises:
         ValueError: the draws are for another number of boxes.
     """
@@ -104,7 +108,8 @@ def denoising_slots(
         counts: boxes of each image.
         groups: of denoising queries.
         device: of the result; it is made there from counts known to the host: no transfer.
-        group_size: queries of a group, of which the boxes take the first ones; None: as many as the fullest image has boxes.
+        group_size: queries of a group, of which the boxes take the first ones; None: as many as the fullest image has
+            boxes.
     """
     image = torch.cat([torch.full((count,), i, device=device) for i, count in enumerate(counts)])
     place = torch.cat([torch.arange(count, device=device) for count in counts])

@@ -16,7 +16,7 @@ from siamdetr.models.backbone.body import Backbone
 from siamdetr.models.backbone.pyramid import Maps
 from siamdetr.models.denoising import Draws
 from siamdetr.models.heads import Heads
-from siamdetr.models.parts import VariantParts
+from siamdetr.models.parts import LearnedPoints, VariantParts
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings
 from siamdetr.structures.model import Decoded, Memory, Outputs, Queries
 from siamdetr.structures.targets import Targets
@@ -29,8 +29,8 @@ Builder = Callable[[DetectorSettings, tuple[int, ...]], VariantParts]
 class Detector(nn.Module):
     """Images to class logits and boxes.
 
-    Attributes: `backbone`, `input_projection`, `encoder`, `learned_queries`, `decoder`, `class_head`, `box_head`. Heads are shared
-    by the decoder layers, or `LayerHeads`, one a layer.
+    Attributes: `backbone`, `input_projection`, `encoder`, `learned_queries`, `decoder`, `class_head`, `box_head`. Heads
+    are shared by the decoder layers, or `LayerHeads`, one a layer.
 
     Args:
         settings: all that is needed to rebuild the modules; kept as `settings`.
@@ -107,6 +107,17 @@ class Detector(nn.Module):
     def heads(self) -> Heads:
         """The prediction heads, as the decoder needs them."""
         return Heads(self.class_head, self.box_head)
+
+    def first_references(self, queries: Queries) -> Tensor | None:
+        """[B, Q, 2 | 4] where the first layer starts from, which `Queries.anchors` may replace.
+
+        None: the decoder has no such references, or chooses them itself.
+        """
+        if queries.anchors is not None:
+            return queries.anchors
+        if self.settings.learns_references and isinstance(self.decoder, LearnedPoints):
+            return self.decoder.start(queries)
+        return None
 
     def decode(self, queries: Queries, memory: Memory) -> Outputs:
         """Decoder and heads: predictions of every decoder layer, with those of denoising queries separate."""

@@ -112,7 +112,9 @@ def build_box_head(settings: DetectorSettings, *, first_size: float = 0.0, start
 def shared_heads(
     settings: DetectorSettings, *, first_size: float = 0.0, starts_at_reference: bool = True, proposals: bool = False
 ) -> Heads:
-    """One class head and one box head for all decoder layers; with `proposals` others for the encoder's proposals.
+    """One class head and one box head for all decoder layers.
+
+    With `proposals` there is another pair for the encoder's proposals.
 
     The other arguments are those of `build_box_head`.
     """
@@ -143,7 +145,8 @@ def layer_heads(settings: DetectorSettings, *, first_size: float = 0.0, proposal
 class FeedForward(nn.Module):
     """The position-wise part of a transformer layer: norm(x + W2 f(W1 x)), [B, T, D] -> [B, T, D].
 
-    With `pre_norm` it is x + W2 f(W1 norm(x)). f is ReLU, PReLU with one learned slope (DAB-DETR), or GELU (RT-DETR's encoder).
+    With `pre_norm` it is x + W2 f(W1 norm(x)). f is ReLU, PReLU with one learned slope (DAB-DETR), or GELU (RT-DETR's
+    encoder).
     """
 
     def __init__(
@@ -176,7 +179,8 @@ def place_boxes(offsets: Tensor, references: Tensor | None, *, eps: float = 1e-5
 
     Args:
         offsets: [..., 4] from a box head.
-        references: [..., 2 | 4] (cx, cy[, w, h]) fractions that the offsets start from; None: from nothing (vanilla DETR).
+        references: [..., 2 | 4] (cx, cy[, w, h]) fractions that the offsets start from; None: from nothing (vanilla
+            DETR).
         eps: distance that references are kept from 0 and 1; DAB-DETR and its successors have 1e-3.
     Returns:
         [..., 4] (cx, cy, w, h) fractions.

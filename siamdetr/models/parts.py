@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from siamdetr.models.heads import Heads
 from siamdetr.models.queries import QuerySource
+from siamdetr.structures.model import Queries
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class VariantParts:
     queries: QuerySource
     decoder: nn.Module
     heads: Heads
+
+
+@runtime_checkable
+class LearnedPoints(Protocol):
+    """A decoder that reads the points it starts from off its queries, unless they bring anchors."""
+
+    def start(self, queries: Queries) -> Tensor:
+        """[B, Q, 2] reference points of the first layer, fractions of the unpadded image."""
 
 
 @runtime_checkable

@@ -37,9 +37,9 @@ def postprocess(
         logits: [B, Q, C] of the last decoder layer.
         boxes: [B, Q, 4] (cx, cy, w, h) fractions of the unpadded image.
         sizes: [B, 2] (H, W) of the images that the pixels shall refer to.
-        classifier: `softmax`: the best class but the last ("no object") of every query, in query order, K = Q; if Q is above
-            `top_k`, the best `top_k` of them, best first.
-            `focal`: the best pairs of query and class, best first, K = min(top_k, Q * C).
+        classifier: `softmax`: the best class but the last ("no object") of every query, in query order, K = Q; if Q is
+            above `top_k`, the best `top_k` of them, best first. `focal`: the best pairs of query and class, best first,
+            K = min(top_k, Q * C).
         top_k: boxes at most; official: 100.
     Returns:
         Predictions on the device of `logits`.

@@ -1,4 +1,4 @@
-"""Queries that the encoder chooses: it proposes a box at each cell, and the best of them are where the decoder starts.
+"""Query selection: the encoder proposes a box at each cell, and the decoder starts from the best.
 
 Deformable DETR calls this "two-stage" (Zhu et al. 2020, arXiv:2010.04159, §4.2); DINO and RT-DETR build on it.
 
@@ -75,7 +75,7 @@ def best_cells(scores: Tensor, count: int) -> Tensor:
 
 
 def fewer_queries(queries: Queries, memory: Memory) -> Queries:
-    """The queries, at most as many as there are cells to choose from: of a thin or small image every cell becomes one.
+    """The queries, at most as many as there are cells; in a small image every cell becomes a query.
 
     Denoising queries stay. Ours: the official code ends with an error there.
 
@@ -100,7 +100,7 @@ def fewer_queries(queries: Queries, memory: Memory) -> Queries:
 
 
 def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
-    """A box around each cell, [B, N, 4] fractions of the unpadded image, and whether it counts, [B, N, 1] bool."""
+    """A box around each cell [B, N, 4], fractions of the unpadded image, and its validity [B, N, 1] bool."""
     levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
     centres = cell_centres(levels, memory.tokens.shape[0])
     sizes = [

@@ -41,14 +41,11 @@ from siamdetr.official.keys import (
     SIAMESE_OWN,
     UPDETR_OWN,
     VANILLA,
-    Aside,
-    Rule,
-    inside_pretext,
     rtdetr_rules,
-    without_prefix,
 )
 from siamdetr.official.losses import detreg_settings, siamese_settings, updetr_settings
 from siamdetr.official.rtdetr import RTDETR_OPTIONS, rtdetr_settings
+from siamdetr.official.rules import Aside, Rule, inside_pretext, without_prefix
 from siamdetr.pretext.detreg import PROJECTED, DETReg
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.updetr import UPDETR

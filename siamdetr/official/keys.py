@@ -1,43 +1,12 @@
-"""Names of tensors in the official checkpoints and in ours, one table per part.
+"""Names of tensors in the official checkpoints and in ours, one table a part of a detector.
 
-A rule is a pattern of official names and the corresponding name, or names, here. PyTorch packs the projections of query, key and value
-into one tensor (`in_proj_*`): three names share such a tensor, each the rows it needs, one after the other.
+PyTorch packs the projections of query, key and value into one tensor (`in_proj_*`):
+three of our names share such a tensor, and take its rows one after the other.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-# The last of a rule's targets, where the tensor ends with a row, or with any number of them, that the official code never reads.
-UNUSED_ROW = "(unused row)"
-UNUSED_ROWS = "(unused rows)"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Official names that match `pattern` become `targets` (templates of the pattern's groups)."""
-
-    pattern: str
-    targets: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Aside:
-    """Official names that match `pattern` have no counterpart here, for `reason`."""
-
-    pattern: str
-    reason: str
-
-
-def translate(key: str, rules: Sequence[Rule | Aside]) -> tuple[str, ...] | Aside | None:
-    """Our names of an official tensor, or why it has none; None when no rule knows it."""
-    for rule in rules:
-        match = re.fullmatch(rule.pattern, key)
-        if match:
-            return rule if isinstance(rule, Aside) else tuple(match.expand(target) for target in rule.targets)
-    return None
+from siamdetr.official.rules import UNUSED_ROW, UNUSED_ROWS, Aside, Rule
 
 
 def _packed(official: str, ours: str) -> tuple[Rule, Rule]:
@@ -49,7 +18,7 @@ def _packed(official: str, ours: str) -> tuple[Rule, Rule]:
 
 
 def _renamed(official: str, ours: str, names: dict[str, str]) -> tuple[Rule, ...]:
-    """A rule for weight and bias of each part of a layer."""
+    """One rule per part of a layer, for its weight and its bias."""
     return tuple(Rule(rf"{official}\.{a}\.(weight|bias)", (rf"{ours}.{b}.\2",)) for a, b in names.items())
 
 
@@ -301,21 +270,3 @@ UPDETR_OWN: tuple[Rule | Aside, ...] = (
 )
 
 DETREG_OWN: tuple[Rule | Aside, ...] = (Rule(r"feature_embed\.(.+)", (r"embedding_head.\1",)),)
-
-
-def inside_pretext(rules: Sequence[Rule | Aside]) -> tuple[Rule | Aside, ...]:
-    """The rules of a detector for a pretext that holds it as `detector`."""
-    return tuple(
-        Rule(rule.pattern, tuple(f"detector.{target}" for target in rule.targets)) if isinstance(rule, Rule) else rule
-        for rule in rules
-    )
-
-
-def without_prefix(prefix: str, rules: Sequence[Rule | Aside]) -> tuple[Rule | Aside, ...]:
-    """The rules for names that stand below `prefix` (a pattern) in the checkpoint."""
-    return tuple(
-        Rule(prefix + rule.pattern, rule.targets)
-        if isinstance(rule, Rule)
-        else Aside(prefix + rule.pattern, rule.reason)
-        for rule in rules
-    )

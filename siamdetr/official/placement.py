@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from siamdetr.errors import OfficialCheckpointError
-from siamdetr.official.keys import UNUSED_ROW, UNUSED_ROWS, Aside, Rule, translate
+from siamdetr.official.rules import UNUSED_ROW, UNUSED_ROWS, Aside, Rule, translate
 
 _UNUSED = (UNUSED_ROW, UNUSED_ROWS)
 

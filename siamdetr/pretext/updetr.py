@@ -1,11 +1,12 @@
-"""UP-DETR (Dai et al. 2021, arXiv:2011.09094): localise in an image the patches cut from it.
+"""UP-DETR (Dai et al. 2021, arXiv:2011.09094): detect in an image the patches cut from it.
 
-Every query is given the frozen backbone's feature of one patch (§3.1); queries of one patch attend to each other and not to those of
-another (§3.2, eq. 4). A share of them is not conditioned, so that boxes are also predicted without a patch. A matched query predicts
-its box, the class "object" and the patch's feature (eq. 3).
+Every query is conditioned on the frozen backbone's feature of one patch (§3.1).
+Queries of one patch attend to each other only (§3.2, eq. 4).
+A share of the queries has no patch, so that the detector also learns to detect without one.
+A matched query predicts its box, the class "object" and the patch's feature (eq. 3).
 
-Ours: the groups of queries are right for any number of patches (the official mask leaves rows empty where there are more patches
-than queries per patch); with several feature levels the patch's features of all levels stand side by side, as in Siamese DETR.
+Ours: the groups are right for any number of patches (the official mask has empty rows where there are more patches than
+queries per patch); with several feature levels a patch's features of all levels are concatenated, as in Siamese DETR.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from siamdetr.models.criterion.losses import layer_weights, name_layers
+from siamdetr.models.criterion.layer_losses import layer_weights, name_layers
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.models.heads import MLP
 from siamdetr.pretext.batches import RegionBatch
@@ -28,16 +29,17 @@ from siamdetr.pretext.common import (
     match_monitors,
     matched_feature_loss,
 )
-from siamdetr.pretext.prompt import RegionPrompt, Told, group_mask, region_usage
+from siamdetr.pretext.prompt import RegionPrompt, Told, check_start, group_mask, region_usage
 from siamdetr.settings.pretext import UPDETRSettings
 
 
 class UPDETR(Pretext):
-    """The pretext; the backbone gives the features of the patches and stays as it is.
+    """The pretext; the frozen backbone computes the features of the patches.
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
-        settings: patches, mask ratio, loss weights. A `weight_feature` of 0 leaves the reconstruction and its head out.
+        settings: patches, mask ratio, loss weights. With `weight_feature` 0 there is neither the reconstruction nor its
+            head.
     Raises:
         ValueError: another class head, or queries that do not divide among the patches.
 
@@ -48,6 +50,7 @@ class UPDETR(Pretext):
 
     def __init__(self, detector: Detector, settings: UPDETRSettings) -> None:
         check_detector(detector.settings, settings.num_regions, where="UPDETR")
+        check_start(settings, detector, where="UPDETR")
         super().__init__(detector, settings.losses)
         self.settings = settings
         dim, channels = detector.settings.dim, sum(detector.backbone.channels)
@@ -68,7 +71,8 @@ class UPDETR(Pretext):
 
         Args:
             batch: normalised float images, `num_regions` patches each.
-            keep: [B, Q] bool, True = the query is told its patch; None: in training drawn with probability 1 - `mask_ratio`, else all.
+            keep: [B, Q] bool, True = the query gets its patch; None: in training drawn with probability 1 -
+                `mask_ratio`, else all.
         Returns:
             Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`,
             `loss_feature`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
@@ -87,7 +91,7 @@ class UPDETR(Pretext):
         return losses | match_monitors(outputs, batch.targets, matches)
 
     def predict(self, batch: RegionBatch, keep: Tensor | None = None) -> tuple[Outputs, Tensor]:
-        """Decode the images with queries that know their patches.
+        """Decode the images with queries conditioned on their patches.
 
         Args:
             batch: as in `forward`.
@@ -111,18 +115,21 @@ class UPDETR(Pretext):
     def _decode(
         self, batch: RegionBatch, keep: Tensor | None = None, kind: Told = "own"
     ) -> tuple[Outputs, Tensor, Tensor | None]:
-        """As `predict`, and [B, Q] bool which queries were told their patch (None: all)."""
+        """As `predict`, and [B, Q] bool, True = the query has its patch (None: all have)."""
         self._check(batch)
         patches = crop_features(self.teacher, batch.crops, crops_at_once(batch.images, batch.crops))
         images, regions = len(batch.images), self.settings.num_regions
-        projected = self.region_projection(self.prompt.features(patches)).view(images, regions, -1)
+        shown = patches.view(images, regions, -1)
         if kind == "other":
-            projected = projected.roll(1, 0)
+            shown = shown.roll(1, 0)
+        projected = self.region_projection(self.prompt.features(shown))
+        features = self.teacher(batch.images)
         queries = self.detector.queries(images)
         told = self.prompt.draw(queries, kind) if keep is None else keep
+        references = self.prompt.references(self.detector, queries, (features, batch.padding), shown, told)
         mask = group_mask(queries.content.shape[1], regions, patches.device)
-        queries = dataclasses.replace(self.prompt(queries, projected, told), attention_mask=mask)
-        memory = self.detector.encode_features(self.teacher(batch.images), batch.padding)
+        queries = dataclasses.replace(self.prompt(queries, projected, told, references), attention_mask=mask)
+        memory = self.detector.encode_features(features, batch.padding)
         return self.detector.decode(queries, memory), patches, told
 
     def _check(self, batch: RegionBatch) -> None:

@@ -1,12 +1,11 @@
-"""OpenCV's extra modules, which EdgeBoxes and Selective Search are part of: there, or missed by name before work begins."""
+"""Check that OpenCV has its extra modules, which EdgeBoxes and Selective Search need."""
 
 from __future__ import annotations
-
-import importlib.metadata
 
 import cv2
 
 from siamdetr.errors import DataError
+from siamdetr.system.installed import installed
 
 PACKAGE = "opencv-contrib-python-headless"
 _WITH_CONTRIB = (PACKAGE, "opencv-contrib-python")
@@ -14,16 +13,16 @@ _WITHOUT = ("opencv-python", "opencv-python-headless")
 
 
 def require_contrib() -> None:
-    """Make sure that OpenCV has its module `ximgproc`.
+    """Check that OpenCV has its module `ximgproc`.
 
-    All packages of OpenCV install into one folder. One without the extra modules that is installed later hides them.
+    All packages of OpenCV install into one folder: a later one without the extra modules hides them.
 
     Raises:
-        DataError: it has not; the text names the packages that are installed, and the way out.
+        DataError: it has not; the text names the installed packages and the remedy.
     """
     if hasattr(cv2, "ximgproc") and hasattr(cv2.ximgproc, "createEdgeBoxes"):
         return
-    there = [name for name in (*_WITH_CONTRIB, *_WITHOUT) if _is_installed(name)]
+    there = installed((*_WITH_CONTRIB, *_WITHOUT))
     hiding = [name for name in there if name in _WITHOUT]
     why = f"{' and '.join(hiding)} hides it" if hiding else "it is not part of what is installed"
     remove = f"pip uninstall -y {' '.join(there)} && " if there else ""
@@ -32,11 +31,3 @@ def require_contrib() -> None:
         f"{', '.join(there) or 'no package of OpenCV'}). {remove}pip install --force-reinstall {PACKAGE}; or take random proposals, "
         "which need no OpenCV"
     )
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

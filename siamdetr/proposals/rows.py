@@ -20,7 +20,15 @@ Fractions = NDArray[np.uint16]  # [n, 4] (x0, y0, x1, y1) in units of 1/65535 of
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One row: stamp, key, (height, width) in pixels, boxes [n, 4] uint16 (x0, y0, x1, y1) in units of 1/65535, fallback 0..2."""
+    """One row: the proposals of one image.
+
+    Attributes:
+        stamp: hash of path, size and time of the file, 16 bytes.
+        key: hash of the file's content, 16 bytes.
+        size: (height, width) in pixels.
+        boxes: [n, 4] uint16 (x0, y0, x1, y1) in units of 1/65535.
+        fallback: 0..2, how far the method fell back.
+    """
 
     stamp: bytes
     key: bytes
@@ -48,7 +56,10 @@ class StoredImage:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Many rows as arrays: keys and stamps [n, 16] uint8, sizes [n, 2], fallbacks [n], values [m, 4] with offsets [n + 1] into them."""
+    """Many rows as arrays.
+
+    Keys and stamps [n, 16] uint8, sizes [n, 2], fallbacks [n], values [m, 4], and offsets [n + 1] into the values.
+    """
 
     keys: NDArray[np.uint8]
     stamps: NDArray[np.uint8]
@@ -102,7 +113,7 @@ class Rows:
         return np.searchsorted(share, np.arange(count, dtype=np.uint64)).astype(np.int32)
 
     def sorted(self) -> Rows:
-        """Sorted by key, then by stamp; of rows equal in both the first remains."""
+        """The rows sorted by key, then by stamp; of rows with equal key and stamp the first is kept."""
         order = np.lexsort((*_words(self.stamps), *_words(self.keys)))
         both = np.concatenate([self.keys, self.stamps], axis=1)[order]
         order = order[np.concatenate([[True], (both[1:] != both[:-1]).any(axis=1)])[: len(order)]]

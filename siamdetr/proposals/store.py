@@ -1,10 +1,16 @@
 """The proposals file: Arrow IPC, memory-mapped, looked up by the content of the image file.
 
-Nothing in it is executed. Each row has a checksum, which is verified when the row is read. One row per image file, sorted by content key: key (16 bytes of SHA-256), stamp (16 bytes that name path, size and time of the file, so that
-an unchanged data set is recognised without reading it), height and width, whether the boxes are a fallback, and the boxes as 16-bit fractions:
-8 bytes per box, 1.1 GB for 1.3 million images with 100 boxes each (`benchmarks/proposal_store.py`). Keys are hashes and so spread evenly: a column of as many
-entries as rows says where each equal share of the key space begins, so that a look-up reads one or two keys, however many there are.
-Several files (the shards of a cluster) open as one store, by listing them. `writing.py` writes them.
+Nothing in it is executed. It has one row per image file, sorted by key:
+- key: 16 bytes of the content's SHA-256;
+- stamp: 16 bytes that name path, size and time of the file, so that an unchanged data set is not read again;
+- height and width, and whether the boxes are a fallback;
+- boxes as 16-bit fractions, 8 bytes per box: 1.1 GB for 1.3 million images with 100 boxes each
+  (`benchmarks/proposal_store.py`);
+- checksum: CRC-32 of the row, verified when the row is read.
+
+Keys are hashes, and so evenly distributed. A column with one entry per row says where each equal share of the key space
+begins, so that a look-up reads one or two keys, whatever their number.
+Several files (the shards of a cluster) open as one store. `writing.py` writes them.
 """
 
 from __future__ import annotations
@@ -68,7 +74,7 @@ class ProposalStore:
 
     @property
     def num_boxes(self) -> int:
-        """Number of boxes of all images."""
+        """The number of boxes of all images."""
         return sum(len(file.values) for file in self._files)
 
     @property
@@ -101,11 +107,11 @@ class ProposalStore:
         return next((found for file in self._files if (found := file.find(key)) is not None), None)
 
     def rows(self) -> Rows:
-        """Every row, the files one after the other. They are not verified."""
+        """All rows, file after file, not verified."""
         return concatenate_rows([file.rows() for file in self._files])
 
     def stamps(self) -> frozenset[bytes]:
-        """Stamps of all image files in it."""
+        """The stamps of all image files in the store."""
         return frozenset().union(*(file.rows().stamp_set() for file in self._files))
 
     def verify(self) -> ProposalStore:
@@ -119,7 +125,7 @@ class ProposalStore:
         return self
 
     def fallback_counts(self) -> tuple[int, int]:
-        """Images whose boxes were found only after sharpening, and images that have the centred box."""
+        """The number of images with boxes only after sharpening, and of those with the centred box."""
         counts = sum((np.bincount(file.fallbacks, minlength=3) for file in self._files), np.zeros(3, int))
         return int(counts[1]), int(counts[2])
 
@@ -145,7 +151,7 @@ class _StoreFile:
         return len(self._keys)
 
     def rows(self) -> Rows:
-        """All rows, over the file's memory where that is possible."""
+        """All rows, in the file's memory where that is possible."""
         offsets = self._offsets // 4 if len(self) else np.zeros(1, dtype=np.int64)
         sizes = np.stack(self._sides, axis=1)
         return Rows(self._keys, self._stamps, sizes, self.fallbacks, offsets, self.values)
@@ -207,7 +213,7 @@ def _read(path: Path) -> pa.RecordBatch:
 
 
 def _fixed(column: pa.Array) -> NDArray[np.uint8]:
-    """[n, 16] bytes over the column's own memory."""
+    """[n, 16] bytes in the column's own memory."""
     size = len(column) * KEY_BYTES
     flat = np.frombuffer(column.buffers()[1], dtype=np.uint8, count=size) if size else np.zeros(0, dtype=np.uint8)
     return flat.reshape(-1, KEY_BYTES)

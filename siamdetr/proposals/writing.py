@@ -1,7 +1,7 @@
-"""Write the proposals file that `store.py` reads: parts while a computation runs, then the whole.
+"""Write the proposals file that `store.py` reads: parts during the computation, then the whole.
 
-Everything is put in place at once: a temporary file in the same folder, flushed to disk, renamed. A finished part
-is named `NAME.part-*` and lies beside the file, so that an interrupted run continues from it.
+Every file is written atomically: a temporary file in the same folder is flushed to disk and renamed. A finished part is
+`NAME.part-*` beside the file, so that an interrupted run continues from it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from siamdetr.system.atomic_file import atomic_write
 
 
 def file_stamp(path: Path) -> bytes:
-    """16 bytes that name a file's path, size and time of change; zeros when there is no such file."""
+    """16 bytes that name a file's path, size and time of change; zeros if there is no such file."""
     try:
         status = path.stat()
     except OSError:
@@ -67,7 +67,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _write(path: Path, recipe: str, rows: Rows) -> None:
-    """Raises DataError where the disk is full, or nothing may be written."""
+    """Write a file; raises DataError if the disk is full or writing is not allowed."""
     rows = rows.sorted()
     columns = [
         _fixed_column(rows.keys),

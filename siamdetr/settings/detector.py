@@ -100,7 +100,7 @@ class DetectorSettings(Settings):
                 f"two_stage is on: the queries of '{self.variant}' start from learned boxes, not from the encoder's; "
                 "leave it out, or take the variant 'deformable'"
             )
-        if self.two_stage and not self.refine:
+        if self.two_stage and "refine" in self.entry.options and not self.refine:
             raise ValueError("two_stage is on and refine is off: the encoder's boxes are refined; set refine as well")
         return self
 
@@ -145,6 +145,11 @@ class DetectorSettings(Settings):
     def proposes(self) -> bool:
         """Whether the queries start from the encoder's best boxes, which then have losses of their own."""
         return self.two_stage or self.entry.proposes
+
+    @property
+    def learns_references(self) -> bool:
+        """Whether each query has a learned point or box of its own, around which the first layer looks."""
+        return (self.entry.learned_boxes or self.entry.learned_points) and not self.two_stage
 
     @property
     def own_encoder_dim(self) -> int:

@@ -39,7 +39,7 @@ class PretextSettings(Settings):
 
     @property
     def cached_samples(self) -> int:
-        """How many fixed samples of each image are kept as features of the frozen backbone; 0: samples are always new."""
+        """How many samples of each image are fixed and kept as frozen features; 0: samples are always new."""
         return 0
 
 
@@ -59,6 +59,15 @@ class PromptSettings(PretextSettings):
         description="image: any query of the image may answer for a region (official); group: only one that was told it, or nothing",
     )
     mask_ratio: float = Field(0.0, ge=0, lt=1, description="share of the queries that are not told their region")
+    mask_by: Literal["query", "image"] = Field(
+        "query",
+        description="query: the share is drawn for each query (official UP-DETR); image: all queries of an image are told, or none",
+    )
+    start: Literal["learned", "similar"] = Field(
+        "learned",
+        description="where the first layer of a told query looks: at learned points (official), or where the frozen features of the "
+        "image are similar to its region; variants with reference points that are not chosen by the encoder",
+    )
     fold_mean: bool = Field(
         False,
         description="queries without a region are told the mean one, and model files have it in their learned content (where there is one)",

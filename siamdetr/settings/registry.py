@@ -1,8 +1,8 @@
 """The detectors there are: one `DetectorEntry` each, which holds all that varies between them.
 
-A new detector is one file of `siamdetr/models/` and one entry here. Settings, presets, training, export, reports, tests and documents
-read the entry; nothing else lists detectors. This file imports no torch: an entry names its builder as an entry point
-does, "module:function", and the module is imported when a detector is built.
+A new detector is one file of `siamdetr/models/` and one entry here. Settings, presets, training, export, reports, tests
+and documents read the entry; nothing else lists detectors. This file imports no torch: an entry names its builder as an
+entry point does, "module:function", and the module is imported when a detector is built.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ class DetectorEntry:
         position_temperature: of the cells' sine positions, unless the setting of that name says otherwise.
         options: settings that it takes beyond those common to all detectors.
         learned_boxes: its queries are learned boxes, so that it has no use for the encoder's proposals.
+        learned_points: its queries attend around learned points, and a pretext may give them others.
         padding_invariant: its answers do not depend on the size that an image is padded to.
-        proposes: its queries always start from the encoder's best boxes, which are trained to know classes. Others start from
-            them with `two_stage`, where they only know objects.
+        proposes: its queries always start from the encoder's best boxes, which are trained to know classes. Others
+            start from them with `two_stage`, where they only know objects.
         denoises: in training its decoder also repairs noised copies of the targets (`DenoisingSettings`).
         contrastive: it also learns to reject copies that are noised more.
         iou_aware: the class loss of its recipe is the varifocal one (`LossSettings.iou_aware`).
@@ -59,6 +60,7 @@ class DetectorEntry:
     position_temperature: float = 10000.0
     options: frozenset[str] = frozenset()
     learned_boxes: bool = False
+    learned_points: bool = False
     padding_invariant: bool = True
     proposes: bool = False
     denoises: bool = False
@@ -97,6 +99,7 @@ DETECTORS: dict[str, DetectorEntry] = {
         "queries and cells attend to a few points of each feature level",
         paper="2010.04159",
         options=_LEVELS | {"refine", "two_stage"},
+        learned_points=True,
         small_preset="small",
         family="deformable-detr",
     ),

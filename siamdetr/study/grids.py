@@ -11,20 +11,28 @@ from siamdetr.study.settings import StudyName, StudySettings, pretrain_settings
 
 Variation = tuple[tuple[str, str], ...]
 
-_OFFICIAL = {"conditioning": "position", "matching": "image", "mask_ratio": "0", "fold_mean": "false"}
-_OFFICIAL |= {"normalize_features": "false", "inside": "0", "distinct": "1"}
+_OFFICIAL = {
+    "conditioning": "position", "matching": "image", "mask_ratio": "0", "mask_by": "query", "start": "learned", "fold_mean": "false",
+    "normalize_features": "false", "inside": "0", "distinct": "1", "least_area": "0.05",
+}  # fmt: skip
+_OURS = _OFFICIAL | {
+    "conditioning": "content", "matching": "group", "mask_ratio": "0.5", "mask_by": "image", "start": "similar", "fold_mean": "true",
+    "inside": "0.8", "distinct": "0.7", "least_area": "0.02",
+}  # fmt: skip
 # How queries are told regions, and which regions: the official way beside ours, one at a time and all together.
 _PROMPTS: dict[str, dict[str, dict[str, str]]] = {
     "told in": {name: {"conditioning": name} for name in ("position", "content")},
     "matched within": {name: {"matching": name} for name in ("image", "group")},
-    "told nothing": {"none": {"mask_ratio": "0"}, "a quarter": {"mask_ratio": "0.25"}},
+    "told nothing": {
+        "none": {"mask_ratio": "0"},
+        "a quarter": {"mask_ratio": "0.25", "mask_by": "query"},
+        "half of the images": {"mask_ratio": "0.5", "mask_by": "image"},
+    },
+    "starts": {name: {"start": name} for name in ("learned", "similar")},
     "mean region": {"dropped": {"fold_mean": "false"}, "folded in": {"fold_mean": "true"}},
     "features": {"raw": {"normalize_features": "false"}, "normalised": {"normalize_features": "true"}},
     "regions": {"clipped": {"inside": "0", "distinct": "1"}, "distinct": {"inside": "0.8", "distinct": "0.7"}},
-    "recipe": {
-        "official": _OFFICIAL,
-        "ours": _OFFICIAL | {"conditioning": "content", "matching": "group", "mask_ratio": "0.25", "fold_mean": "true"},
-    },
+    "recipe": {"official": _OFFICIAL, "ours": _OURS},
 }
 
 
@@ -52,8 +60,9 @@ def ablation_variations(study: StudySettings) -> dict[str, dict[str, Variation]]
             for label, on in switches.items()
         },
         **{
-            group: {label: _vary(study, **values) for label, values in labelled.items()}
+            group: {label: _vary(study, **_possible(study, values)) for label, values in labelled.items()}
             for group, labelled in _PROMPTS.items()
+            if group != "starts" or _learns_references(study)
         },
     }
 
@@ -109,6 +118,15 @@ def _scratch_and(study: StudySettings, variations: Iterable[Variation]) -> Itera
     yield from (Cell("finetune", SCRATCH, seed, fraction) for seed in study.seeds)
     for variation in variations:
         yield from (Cell("finetune", "siamese", seed, fraction, variation=variation) for seed in study.seeds)
+
+
+def _learns_references(study: StudySettings) -> bool:
+    return pretrain_settings(study, Cell("pretrain", "siamese"), Path("unused")).detector.learns_references
+
+
+def _possible(study: StudySettings, values: dict[str, str]) -> dict[str, str]:
+    """The values that the preset's detector can take."""
+    return values if _learns_references(study) else {key: value for key, value in values.items() if key != "start"}
 
 
 def _vary(study: StudySettings, **values: str) -> Variation:

@@ -49,9 +49,9 @@ def largest(value: int, device: torch.device) -> int:
 class PatientGroup:
     """All processes of a run, waiting for the first as long as it works.
 
-    PyTorch gives up on a process after 10 or 30 minutes, and computing proposals or an evaluation may take longer. Here there is no limit;
-    a process that dies is noticed at once, since its connections close. All processes must make the group together, before one of
-    them begins to work alone.
+    PyTorch gives up on a process after 10 or 30 minutes, and computing proposals or an evaluation may take longer. Here
+    there is no limit; a process that dies is noticed at once, since its connections close. All processes must make the
+    group together, before one of them begins to work alone.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,8 @@ class PatientGroup:
 def first_process_first(poll: Callable[[], object] = lambda: None) -> Iterator[None]:
     """The first process goes in alone; the others go in when it has left, and find its work done.
 
-    Processes of torchrun meet here for it. Others (SLURM's, Lightning's) go in together: what they do there must be safe for that.
+    Processes of torchrun meet here for it. Others (SLURM's, Lightning's) go in together: what they do there must be
+    safe for that.
     """
     this = launch()
     together = this.by == "torchrun" and (this.world_size or 1) > 1

@@ -46,8 +46,8 @@ class Launch:
 def launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Read from the environment how this process was started.
 
-    SLURM announces tasks in every shell of a job (`salloc`, a script of `sbatch`); only srun starts them. So its variables count in a
-    step of srun, and there those of the step.
+    SLURM announces tasks in every shell of a job (`salloc`, a script of `sbatch`); only srun starts them. So its
+    variables count in a step of srun, and there those of the step.
     """
 
     def number(*names: str, default: int = 0) -> int:

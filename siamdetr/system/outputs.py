@@ -77,6 +77,18 @@ def check_outputs(
                 )
 
 
+def check_empty(folder: Path) -> None:
+    """Check that a folder is new or empty, so that no label of a person is overwritten.
+
+    Raises:
+        OutputError: something is in it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(
+            f"{folder}: there is something here already; name a new folder, so that no label is overwritten"
+        )
+
+
 def model_reads(name: str, path: Path) -> list[Read]:
     """What opening a model reads.
 

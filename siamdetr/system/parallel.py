@@ -34,8 +34,8 @@ class TaskRunner:
     """The place where tasks run.
 
     Attributes:
-        kind: "here", one after the other; "threads" of this process (for functions that release Python's lock); "processes",
-            spawned, which end with this one however it ends; or "ray".
+        kind: "here", one after the other; "threads" of this process (for functions that release Python's lock);
+            "processes", spawned, which end with this one however it ends; or "ray".
         workers: threads or processes; None: one for each core that this process may use. Ray counts for itself.
         address: of the Ray cluster: "auto", "ray://host:port", or "local" to start one on this machine.
         cpus, gpus: resources of a task on the Ray cluster.
@@ -61,8 +61,9 @@ class TaskRunner:
         Args:
             function: of a module's top level; with "processes" and "ray" it and the tasks are sent to other processes.
             tasks: taken from the iterable only as workers become free.
-            stopped: asked again and again; once it says True no task begins any more. Those that run go on to their end and give their
-                results; in processes, where a `SignalWatch` in them finds SIGTERM received. Ray's are given up.
+            stopped: asked again and again; once it says True no task begins any more. Those that run go on to their end
+                and give their results; in processes, where a `SignalWatch` in them finds SIGTERM received. Ray's are
+                given up.
         Raises:
             EngineError: Ray is not installed, or cannot be reached; a process was killed.
         """

@@ -9,7 +9,10 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def visible(text: str) -> str:
-    """Text in which control characters, and those that turn the direction of writing, are written as escapes such as \\x1b."""
+    """The text with control characters, and those that change the writing direction, as escapes.
+
+    An escape looks like \\x1b.
+    """
     if text.isprintable():
         return text
     return "".join(

@@ -13,7 +13,9 @@ _WAYS_OUT = "start the container with --shm-size=2g (or --ipc=host), take a smal
 
 
 def check_shared_memory(batch_bytes: int, batches: int, place: Path = _SHM) -> None:
-    """Refuse to start loading processes for whose batches there is no room; without it they die or hang in the middle of a run.
+    """Check that the batches of the loading processes fit into shared memory.
+
+    Without room they die or hang in the middle of a run.
 
     Args:
         batch_bytes: of one batch.
@@ -35,7 +37,10 @@ def check_shared_memory(batch_bytes: int, batches: int, place: Path = _SHM) -> N
 
 
 def allow_open_files() -> None:
-    """Raise the limit of open files as far as the system lets a user: each tensor that a loading process hands over takes one."""
+    """Raise the limit of open files as far as the system lets a user.
+
+    Each tensor that a loading process hands over takes one.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard and hard != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

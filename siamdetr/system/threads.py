@@ -15,8 +15,8 @@ _ROOT = Path("/")
 def usable_cores(root: Path = _ROOT) -> int:
     """Cores that this process may use, at least 1.
 
-    `os.cpu_count` counts the host's. A container with a limit of one core would start a thread for each of them, and all of these would
-    share the one.
+    `os.cpu_count` counts the host's. A container with a limit of one core would start a thread for each of them, and
+    all of these would share the one.
 
     Args:
         root: of the file system in which Linux describes the limits.
@@ -31,7 +31,8 @@ def cgroup_quota(root: Path = _ROOT) -> float | None:
 
     None: no limit, or no control groups.
 
-    Every group above limits as well, so the least limit counts (Linux, Documentation/admin-guide/cgroup-v2.rst, "CPU interface files").
+    Every group above limits as well, so the least limit counts (Linux, Documentation/admin-guide/cgroup-v2.rst, "CPU
+    interface files").
     """
     quotas = [quota for folder in _groups(root) if (quota := _quota(folder)) is not None]
     return min(quotas, default=None)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from siamdetr.images.normalize import normalize
 from siamdetr.images.preprocessing import PreprocessingSpec
-from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.detector import Detector
 from siamdetr.settings.training import FinetuneSettings
 from siamdetr.structures.targets import DetectionBatch

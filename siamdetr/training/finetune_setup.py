@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 def resolved(settings: FinetuneSettings, index: DetectionIndex) -> FinetuneSettings:
     """Complete the settings from the data and the starting model.
 
-    The number of classes is that of the data. With `init`, settings of the detector that were not given are those of that
-    model; of a Hugging Face checkpoint also the size of the images.
+    The number of classes is that of the data. With `init`, settings of the detector that were not given are those of
+    that model; of a Hugging Face checkpoint also the size of the images.
 
     Raises:
         SettingsError: another number of classes was asked for.
@@ -68,7 +68,7 @@ def first_batch(index: DetectionIndex, settings: FinetuneSettings) -> DetectionI
 
 
 def warn_of_many_objects(data: FinetuneData, settings: FinetuneSettings) -> None:
-    """A word in the log where images have more objects than the detector has queries, or than AP counts detections."""
+    """Warn of images with more objects than the detector has queries, or than AP counts detections."""
     queries = settings.detector.num_queries
     objects = object_counts(data.train)
     crowded = int((objects > queries).sum())

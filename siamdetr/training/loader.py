@@ -1,7 +1,7 @@
 """The data loader, which can begin at any position of the sample order.
 
-Training is one endless stream of batches: batch b of process r is a function of (seed, b, r), so that a resumed run, another
-number of workers or another number of processes (with the same total batch) sees the same samples.
+Training is one endless stream of batches: batch b of process r is a function of (seed, b, r), so that a resumed run,
+another number of workers or another number of processes (with the same total batch) sees the same samples.
 """
 
 from __future__ import annotations

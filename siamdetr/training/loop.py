@@ -157,7 +157,9 @@ def _with_precision(job: TrainingJob, settings: RunSettings, run: RunFolder) -> 
 
 
 def _restore(job: TrainingJob, run: RunFolder) -> None:
-    """The weights of the checkpoint, and the model file that belongs to them: a kill between the two may have left an older one.
+    """The weights of the checkpoint, and the model file that belongs to them.
+
+    A kill between the two may have left an older model file.
 
     Raises:
         CheckpointError: the checkpoint does not fit the run.

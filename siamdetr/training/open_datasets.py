@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from siamdetr.data.index import DetectionIndex, concatenate, require_labels
+from siamdetr.data.concatenate import concatenate
+from siamdetr.data.index import DetectionIndex, require_labels
 from siamdetr.data.readers.recognise import Source, find_source
 from siamdetr.errors import DataError
 from siamdetr.settings.training import DataSettings, FinetuneSettings
@@ -118,7 +119,8 @@ def open_validation(settings: FinetuneSettings, progress: Progress | None = None
 def _validation(data: DataSettings, find: Callable[[str], Source]) -> tuple[Source, str | None] | None:
     """Data set and split of the images that a finetuning run is validated on; None: there are none.
 
-    Without `val_paths` and `val_split` that is the val part, else the test part, of a data set that has a train part as well.
+    Without `val_paths` and `val_split` that is the val part, else the test part, of a data set that has a train part as
+    well.
     """
     source = find((data.val_paths or data.paths)[0])
     divided = data.split is not None or find(data.paths[0]).first_split(_TRAIN_PARTS) is not None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from siamdetr.images.preprocessing import PreprocessingSpec
-from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.pretext.batches import PretextBatch
@@ -52,10 +52,10 @@ class PretrainModule(StepModule):
 def class_agnostic(detector: Detector) -> Detector:
     """A copy of a pretrained detector as a detector of one class, "object".
 
-    The pretext's class head has three logits (nothing, object, no object), of which the first never is the answer; the copy
-    keeps the other two, or with focal loss, where "no object" has none, the one of "object", so that a pretrained model
-    predicts, is scored and exported like any other.
-    Of the proposals of a two-stage Deformable DETR all objects are class 0: there the last of the three takes the second place.
+    The pretext's class head has three logits (nothing, object, no object), of which the first never is the answer; the
+    copy keeps the other two, or with focal loss, where "no object" has none, the one of "object", so that a pretrained
+    model predicts, is scored and exported like any other. Of the proposals of a two-stage Deformable DETR all objects
+    are class 0: there the last of the three takes the second place.
     """
     copied = copy.deepcopy(detector)
     no_object = (detector.settings.num_classes,) if detector.settings.classifier == "softmax" else ()

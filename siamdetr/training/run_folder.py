@@ -211,7 +211,10 @@ def _place(settings: RunSettings, resume: str | None) -> tuple[Path, Path | None
 
 
 def _numbered(stage: str, *, newest: bool) -> Path:
-    """runs/<stage>-<n>: the newest with a checkpoint, or the next that is free, made here, so that two runs never choose the same."""
+    """runs/<stage>-<n>: the newest with a checkpoint, or the next free one.
+
+    It is made here, so that two runs never choose the same.
+    """
     number = 1
     while (RUNS / f"{stage}-{number}").exists():
         number += 1

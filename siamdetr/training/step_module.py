@@ -56,8 +56,8 @@ class StepModule(LightningModule):
 
     `step` is saved and restored, Lightning's own counters start at 0 in every session.
 
-    Randomness inside the step (dropout, region jitter) is seeded from (seed, step, process), so that a resumed run repeats
-    it without any generator's state. Ours.
+    Randomness inside the step (dropout, region jitter) is seeded from (seed, step, process), so that a resumed run
+    repeats it without any generator's state. Ours.
     """
 
     detector: Detector
@@ -77,7 +77,7 @@ class StepModule(LightningModule):
         self.underway = False  # restored, and every callback has begun
 
     def on_train_start(self) -> None:
-        """After a resumed run's state is there: what of it cannot be used is an error now; rates are those of the settings.
+        """Check the restored state of a resumed run, and take the rates from the settings.
 
         Raises:
             ValueError: the optimiser's state has other shapes than the weights.
@@ -134,10 +134,17 @@ class StepModule(LightningModule):
         super().optimizer_step(*args, **keywords)
         self.step += 1
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm of all gradients. Lightning refuses this for a fused optimiser under bf16, where nothing is scaled."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """AdamW and its schedule."""
         settings = self.run_settings
-        # Lightning clips no gradients that a fused optimiser would still have to unscale.
+        # A fused optimiser unscales float16's gradients itself, after they should have been clipped.
         optimizer = build_optimizer(self, settings.optimizer, fused=settings.precision != "fp16")
         schedule = build_schedule(optimizer, settings.schedule, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,4 +1,4 @@
-"""The command line as a person types it: help, mistakes and their answers, and the verbs on a tiny model."""
+"""The command line: help, messages for mistakes, and every verb on a tiny model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.command import run_command
 from PIL import Image
 from typer.testing import CliRunner
 
 from siamdetr.api import SiamDETR
-from siamdetr.cli.__main__ import COMMANDS, app, main
+from siamdetr.cli.__main__ import COMMANDS, app
 from siamdetr.data.synthetic.shapes import write_synthetic
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.models.detector import Detector
@@ -39,18 +40,6 @@ def model(data: Path) -> Path:
     spec = PreprocessingSpec.from_size(64)
     SiamDETR.from_parts(Detector(settings).eval(), class_names=names, preprocessing=spec).save(path)
     return path
-
-
-def run(*arguments: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """Exit code and output of `siamdetr ARGUMENTS`."""
-    monkeypatch.setattr(sys, "argv", ["siamdetr", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, " ".join((captured.out + captured.err).split())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -80,7 +69,7 @@ def test_help_does_not_load_torch() -> None:
 def test_a_mistyped_setting_is_answered_with_the_nearest(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, text = run(
+    code, text = run_command(
         "finetune", "--data", data, "--steps", 1, "--set", "optimizer.lrr=1", capsys=capsys, monkeypatch=monkeypatch
     )
     assert code == 1
@@ -96,7 +85,7 @@ def test_a_wrong_image_size_says_what_is_expected() -> None:
 def test_a_model_that_is_not_there_is_one_line(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, text = run("val", "nowhere", "--data", data, capsys=capsys, monkeypatch=monkeypatch)
+    code, text = run_command("val", "nowhere", "--data", data, capsys=capsys, monkeypatch=monkeypatch)
     assert code == 1
     assert text == "error nowhere: no such file or folder"
 
@@ -107,7 +96,7 @@ def test_doctor_finds_a_broken_image_and_exits_with_1(
     Image.new("RGB", (32, 32)).save(tmp_path / "good.jpg")
     (tmp_path / "bad.jpg").write_bytes(b"")
     report = tmp_path / "report.json"
-    code, text = run("doctor", tmp_path, "--json", report, capsys=capsys, monkeypatch=monkeypatch)
+    code, text = run_command("doctor", tmp_path, "--json", report, capsys=capsys, monkeypatch=monkeypatch)
     assert code == 1
     assert "bad.jpg" in text
     assert json.loads(report.read_text())["counts"]["error"] == 1
@@ -117,12 +106,12 @@ def test_val_scores_a_model_and_its_results_file_alike(
     data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = tmp_path / "results.json"
-    code, first = run(
+    code, first = run_command(
         "val", model, "--data", data, "--split", "val", "--json", results, "--workers", 0,
         capsys=capsys, monkeypatch=monkeypatch,
     )  # fmt: skip
     assert code == 0, first
-    code, second = run("val", results, "--data", data, "--split", "val", capsys=capsys, monkeypatch=monkeypatch)
+    code, second = run_command("val", results, "--data", data, "--split", "val", capsys=capsys, monkeypatch=monkeypatch)
     assert code == 0, second
     assert first[first.index("AP50") :] == second[second.index("AP50") :]
 
@@ -130,7 +119,7 @@ def test_val_scores_a_model_and_its_results_file_alike(
 def test_predict_writes_pictures_and_boxes(
     data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, text = run(
+    code, text = run_command(
         "predict", model, data / "val", "--threshold", 0, "-o", tmp_path / "out", capsys=capsys, monkeypatch=monkeypatch
     )
     assert code == 0, text
@@ -143,14 +132,14 @@ def test_predict_writes_pictures_and_boxes(
 def test_info_explains_a_model(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, text = run("info", model, capsys=capsys, monkeypatch=monkeypatch)
+    code, text = run_command("info", model, capsys=capsys, monkeypatch=monkeypatch)
     assert code == 0, text
     assert "conditional" in text
     assert "resnet18" in text
 
 
 def test_the_quickstart_writes_over_nothing(tmp_path: Path) -> None:
-    from siamdetr.cli.quickstart import free_folder
+    from siamdetr.cli.quickstart.command import free_folder
 
     assert free_folder(tmp_path / "quickstart") == tmp_path / "quickstart"
     (tmp_path / "quickstart").mkdir()
@@ -161,7 +150,7 @@ def test_proposals_are_computed_scored_and_trained_on(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "proposals.arrow"
-    code, text = run(
+    code, text = run_command(
         "proposals", data, "--split", "val", "-o", file, "--score", "--method", "random", "--workers", 1,
         capsys=capsys, monkeypatch=monkeypatch,
     )  # fmt: skip
@@ -169,15 +158,15 @@ def test_proposals_are_computed_scored_and_trained_on(
     assert "3 images" in text
     assert "0 images found boxes only after sharpening, 0 have the centred box" in text
     assert "average recall, IoU .5:.95" in text
-    code, text = run("info", file, capsys=capsys, monkeypatch=monkeypatch)
+    code, text = run_command("info", file, capsys=capsys, monkeypatch=monkeypatch)
     assert "random draws=100 kept=100" in text
     before = file.read_bytes()
-    code, text = run("proposals", data, "--split", "val", "-o", file, capsys=capsys, monkeypatch=monkeypatch)
+    code, text = run_command("proposals", data, "--split", "val", "-o", file, capsys=capsys, monkeypatch=monkeypatch)
     assert code == 1
     assert "has proposals of 3 images, made otherwise (random draws=100 kept=100; asked for: edgeboxes" in text
     assert "give another file with -o, or delete it" in text
     assert file.read_bytes() == before
-    code, text = run(
+    code, text = run_command(
         "train", "--data", data / "unlabelled", "--proposals", file, "--steps", 1, "-o", tmp_path / "run",
         capsys=capsys, monkeypatch=monkeypatch,
     )  # fmt: skip

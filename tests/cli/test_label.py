@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.command import run_command
 from helpers.data_sets import write_image
 from helpers.tiny_models import tiny_model
-
-from siamdetr.cli.__main__ import main
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def label(*arguments: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["siamdetr", "label", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, " ".join((captured.out + captured.err).split())
+    return run_command("label", *arguments, capsys=capsys, monkeypatch=monkeypatch)
 
 
 def test_labels_are_written_and_a_bad_image_is_named(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from helpers.command import run_command
 from helpers.data_sets import write_image
 from helpers.tiny_models import tiny_model
 
-from siamdetr.cli.__main__ import main
 from siamdetr.inference.video import VideoWriter
 
 
@@ -24,14 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predict(*arguments: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["siamdetr", "predict", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, " ".join((captured.out + captured.err).split())
+    return run_command("predict", *arguments, capsys=capsys, monkeypatch=monkeypatch)
 
 
 def video(path: Path, frames: int = 5) -> Path:

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.command import run_command
 from helpers.data_sets import coco_document, write_coco, write_voc
 
-from siamdetr.cli.__main__ import main
 from siamdetr.data.readers.recognise import open_dataset
 
 
 def split(*arguments: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["siamdetr", "split", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, " ".join((captured.out + captured.err).split())
+    return run_command("split", *arguments, capsys=capsys, monkeypatch=monkeypatch)
 
 
 def test_the_parts_are_a_data_set_whose_images_stay_where_they_are(

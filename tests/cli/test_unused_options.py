@@ -1,4 +1,4 @@
-"""An option that a call does not use is refused and the way is named: for every command and every option of it."""
+"""An option that a call does not use is refused with a remedy, for every option of every command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RUN = {
 }  # fmt: skip
 ALWAYS: dict[str, set[str]] = {
     "quickstart": {"fast", "output", "seed"},
-    "doctor": {"data", "data_format", "split", "workers", "show", "json_file"},
+    "doctor": {"data", "data_format", "split", "workers", "show", "json_file", "model"},
     "proposals": {
         "data", "output", "method", "keep", "score", "boxes", "shard", "ray", "workers", "split", "data_format",
     },
@@ -41,6 +41,7 @@ ALWAYS: dict[str, set[str]] = {
     "serve": {"model", "host", "port", "workers", "threads", "queue", "max_batch", "name", "device", "cors_origins", "root_path"},
     "benchmark": {"models", "data", "batches", "sizes", "rounds", "warmup", "threads", "device", "output"},
     "convert": {"source", "family", "output", "arguments", "classes", "to", "push"},
+    "gate": {"a", "b", "data", "split", "data_format", "images", "precision", "spec_a", "spec_b", "output", "device"},
     "info": {"file"},
     "presets": set(),
 }  # fmt: skip

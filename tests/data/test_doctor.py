@@ -1,4 +1,4 @@
-"""The doctor names every kind of defect with its file and place, raises nothing, and is silent on healthy data."""
+"""The doctor names every kind of defect with its file and place, and is silent on healthy data."""
 
 from __future__ import annotations
 

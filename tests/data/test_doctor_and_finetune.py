@@ -1,4 +1,4 @@
-"""What the doctor says of a data set is what finetuning then does with it: images, boxes, classes, and what is left out."""
+"""What the doctor says of a data set is what finetuning then does with it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ import pytest
 from helpers.data_sets import coco_document, voc_object, voc_xml, write_coco, write_image, write_voc, write_yolo
 from PIL import Image
 
-from siamdetr.data.index import DetectionIndex, concatenate, require_labels
+from siamdetr.data.concatenate import concatenate
+from siamdetr.data.index import DetectionIndex, require_labels
 from siamdetr.data.problems import count_by_kind
 from siamdetr.data.readers.recognise import available_splits, detect_format, open_dataset
 from siamdetr.errors import DataError

@@ -1,4 +1,4 @@
-"""Matching, thresholds, confusion and mistakes: counts that can be checked by hand, and equality with COCO's AP50."""
+"""Matching, thresholds, confusion and mistakes, counted by hand; AP50 equals COCO's."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.errors import DataError
-from siamdetr.evaluation.coco import CocoScorer
 from siamdetr.evaluation.confusion import confusion_of
 from siamdetr.evaluation.matched import FREE, IGNORED, Matched, match_results
 from siamdetr.evaluation.mistakes import KINDS, count_mistakes, find_mistakes, worst_mistakes
 from siamdetr.evaluation.results import Results
+from siamdetr.evaluation.scorer import CocoScorer
 from siamdetr.evaluation.thresholds import best_f1, for_precision, threshold_curves
 
 CAT, DOG = (20.0, 10.0, 35.0, 22.0), (25.0, 10.0, 40.0, 22.0)  # the boxes of `coco_document`, in every image
@@ -39,7 +39,11 @@ def results(*rows: tuple[int, int, tuple[float, float, float, float], float]) ->
 
 
 def every_kind(index: DetectionIndex) -> Matched:
-    """Image 1: cat found, found again, a dog called cat nearby is the dog's box; image 2: poor and empty; image 3: nothing."""
+    """Three images with one mistake of every kind.
+
+    Image 1: a cat detected twice, and a dog next to a detection called cat, which takes the dog's box.
+    Image 2: a loose box, and a detection of nothing. Image 3: no detection.
+    """
     return match_results(
         results(
             (1, 1, CAT, 0.9),  # right

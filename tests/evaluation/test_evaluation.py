@@ -18,8 +18,9 @@ from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.drawing.boxes import draw, draw_side_by_side, truth_of
 from siamdetr.errors import DataError
 from siamdetr.evaluation.classes import match_classes
-from siamdetr.evaluation.coco import CocoScorer, evaluate, score_results
+from siamdetr.evaluation.coco import evaluate, score_results
 from siamdetr.evaluation.results import read_results, write_results
+from siamdetr.evaluation.scorer import CocoScorer
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.inference.predictor import ScoredBoxes
 from siamdetr.models.detector import Detector
@@ -30,7 +31,7 @@ TINY = {"backbone": "resnet18", "dim": 32, "heads": 2, "encoder_layers": 1, "dec
 
 
 def data_set(root: Path, *, seed: int = 0, images: int = 6) -> Path:
-    """A COCO data set of three classes with gaps in its category ids, crowds, and an image without objects."""
+    """A COCO data set of three classes: gaps in its category ids, crowds, an image without objects."""
     generator = np.random.default_rng(seed)
     (root / "val").mkdir(parents=True)
     (root / "annotations").mkdir()

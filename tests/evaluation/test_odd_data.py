@@ -1,4 +1,4 @@
-"""Evaluation of odd data: ids of every kind, more objects than COCO counts, images that a model fails on, a class called object."""
+"""Evaluation of odd data: ids of every kind, crowded images, failing images, a class named object."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.errors import DataError
-from siamdetr.evaluation.coco import CocoScorer, detect, evaluate, score_results
+from siamdetr.evaluation.coco import detect, evaluate, score_results
 from siamdetr.evaluation.results import write_results
+from siamdetr.evaluation.scorer import CocoScorer
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
 from siamdetr.inference.predictor import ScoredBoxes
 from siamdetr.inference.pytorch import PyTorchPredictor

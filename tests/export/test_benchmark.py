@@ -1,4 +1,4 @@
-"""`siamdetr benchmark`: times apart, sweeps, and the same figures on the terminal, in the CSV and in the plot."""
+"""`siamdetr benchmark`: times, sweeps, and equal figures on the terminal, in the CSV and in the plot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from siamdetr.api import SiamDETR
 from siamdetr.cli.__main__ import main
 from siamdetr.cli.benchmark import split_backend
 from siamdetr.data.synthetic.shapes import write_synthetic
-from siamdetr.export.gate_images import drawn_images
+from siamdetr.export.gate.images import drawn_images
 from siamdetr.export.timing.benchmark import measure, process_memory, with_ap, write_csv, write_plot
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
 from siamdetr.inference.predictor import ScoredBoxes

@@ -1,18 +1,21 @@
-"""`siamdetr export` and what is done with its bundle, as a person types it. The trace is taken from the other tests."""
+"""`siamdetr export` and the use of its bundle on the command line.
+
+The trace is taken from the other tests.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
+from helpers.command import run_command
 from helpers.exported import model_of, traced
 
 from siamdetr.api import SiamDETR
-from siamdetr.cli.__main__ import main
 from siamdetr.cli.export import numbers
 from siamdetr.data.synthetic.shapes import write_synthetic
 from siamdetr.export import onnx as exporter
@@ -28,14 +31,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(exporter, "trace", lambda module, folder: traced("vanilla"))
     monkeypatch.setenv("COLUMNS", "300")
 
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["siamdetr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), " ".join((captured.out + captured.err).split())
-
-    return call
+    return functools.partial(run_command, capsys=capsys, monkeypatch=monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +58,7 @@ def test_a_bundle_is_made_predicts_and_is_scored(run: Run, model: Path, data: Pa
     assert code == 0, text
     assert "PASS: scores and boxes equal PyTorch's to" in text
     assert f"on 3 images of {data}" in text  # the run's validation part, without --data
-    assert "on 3 images." in text  # AP of both
+    assert "on 3 images (95 % interval of the loss" in text  # AP of both
     assert json.loads((bundle / "manifest.json").read_text())["gate"]["ap"]["images"] == 3
     picture = next((data / "val").glob("*.*"))
     code, text = run("predict", bundle, picture, "-o", tmp_path / "out", "--threshold", 0.2)

@@ -16,9 +16,8 @@ from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.errors import ExportError
-from siamdetr.export.ap_comparison import ApComparison
-from siamdetr.export.compare import difference
-from siamdetr.export.gate import (
+from siamdetr.export.gate.ap_comparison import ApComparison
+from siamdetr.export.gate.checks import (
     TOLERANCES,
     GateCheck,
     GateReport,
@@ -26,7 +25,8 @@ from siamdetr.export.gate import (
     pytorch_reference,
     run_gate,
 )
-from siamdetr.export.gate_images import Samples, drawn_images, drawn_samples, samples_of
+from siamdetr.export.gate.difference import difference
+from siamdetr.export.gate.images import Samples, drawn_images, drawn_samples, samples_of
 from siamdetr.export.onnx import export_onnx, write_bundle
 from siamdetr.export.options import ExportOptions
 from siamdetr.export.runtime import OnnxDetector

@@ -1,4 +1,4 @@
-"""Half precision lives in the graph: what multiplies is half, the islands are not, and nothing leaves its range."""
+"""Half precision in the graph: multiplications are half, the islands are not, no value overflows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.exported import VARIANTS, traced
 from onnx import TensorProto, helper, numpy_helper
 
 from siamdetr.errors import ExportError
-from siamdetr.export.gate_images import drawn_images
+from siamdetr.export.gate.images import drawn_images
 from siamdetr.export.int8.quantize import quantizable
 from siamdetr.export.precision import MULTIPLIERS, HalfPrecision, islands, to_half
 

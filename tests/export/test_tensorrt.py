@@ -1,5 +1,7 @@
-"""TensorRT: engines of every variant are built by the real parser and builder (TensorRT-RTX, which needs no GPU), and what is wrong
-is said. Nothing here runs an engine: that takes a GPU."""
+"""TensorRT: engines of every variant are built by the real parser and builder, and errors are named.
+
+TensorRT-RTX builds without a GPU. Nothing here runs an engine: that takes a GPU.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from siamdetr.export.bundle import digest_file
 from siamdetr.export.end_to_end import DETECTIONS
 from siamdetr.export.engine import EngineDetector, EngineFacts, check_module, choose_gpu, choose_profile, spans
 from siamdetr.export.engine_precision import LayerPrecision, check_realised, read_inspector
-from siamdetr.export.gate_images import drawn_samples
+from siamdetr.export.gate.images import drawn_samples
 from siamdetr.export.int8.quantize import to_int8
 from siamdetr.export.onnx import write_bundle
 from siamdetr.export.onnx_graph import with_outputs
@@ -295,7 +297,7 @@ def test_a_build_that_fails_leaves_the_bundle_as_it_was(
 
 
 def test_an_engine_that_differs_is_rejected(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the ONNX file of another model in the engine's place: no GPU is needed to see what the gate does with it."""
+    """With the ONNX file of another model in place of the engine: the gate needs no GPU to reject it."""
     shutil.copytree(bundle, tmp_path / "copy")
     other = export_variant("vanilla", tmp_path / "other").folder
     monkeypatch.setattr(adding.torch.cuda, "is_available", lambda: True)

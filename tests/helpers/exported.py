@@ -14,7 +14,7 @@ import torch
 from helpers.detectors import own_settings
 from siamdetr.api import SiamDETR
 from siamdetr.export.end_to_end import end_to_end
-from siamdetr.export.gate_images import drawn_samples
+from siamdetr.export.gate.images import drawn_samples
 from siamdetr.export.onnx import ExportResult, write_bundle
 from siamdetr.export.onnx_graph import trace
 from siamdetr.export.options import ExportOptions

@@ -1,7 +1,9 @@
-"""A CUDA device that computes nothing: shapes, types and devices are as on a GPU, and whatever would make the host wait is noted.
+"""A CUDA device that computes nothing, but has the shapes, types and devices of a GPU.
 
-PyTorch's fake tensors carry a device without having it. Operations that mix tensors of the host and of the device raise there
-already, save for some that a GPU refuses all the same; those are noted too.
+It records every operation that would make the host wait.
+
+PyTorch's fake tensors carry a device without having it. Operations that mix tensors of the host and of the device raise
+there already, save for some that a GPU refuses all the same; those are noted too.
 """
 
 from __future__ import annotations
@@ -97,7 +99,10 @@ class Event:
 
 
 def in_a_child(work: Callable[[], None]) -> None:
-    """Run in a forked process that leaves without tidying up: collecting fakes of a device that is not there crashes Python."""
+    """Run in a forked process that exits without cleaning up.
+
+    Freeing tensors of a device that is not there crashes Python.
+    """
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:

@@ -14,13 +14,14 @@ from golden.golden_io import load
 from torch import Tensor
 
 from helpers.paths import GOLDEN
-from siamdetr.models.criterion.losses import weighted_sum
-from siamdetr.models.denoising import Draws
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.denoising import Draws, group_count
 from siamdetr.models.detector import Detector
+from siamdetr.models.query_selection import best_cells, propose
 from siamdetr.official.convert import IMPORTERS, load_criterion, load_official
-from siamdetr.official.keys import UNUSED_ROW, UNUSED_ROWS, translate
+from siamdetr.official.rules import UNUSED_ROW, UNUSED_ROWS, translate
 from siamdetr.settings.detector import DenoisingSettings
-from siamdetr.structures.model import Outputs
+from siamdetr.structures.model import Memory, Outputs
 from siamdetr.structures.targets import Targets
 
 Case = tuple[dict[str, Any], dict[str, Tensor]]
@@ -109,6 +110,44 @@ def step_like_the_official_one(
     torch.testing.assert_close(total.detach(), stored["total"], rtol=1e-4, atol=0)
     total.backward()
     gradients_equal_the_official_ones(case, family, detector)
+
+
+@torch.no_grad()
+def two_stage_forward_like_the_official_one(case: Case, family: str, *, padded: bool) -> Memory:
+    """Memory, predictions, proposals and the chosen cells equal the official ones; returns the memory."""
+    meta, stored = case
+    detector, (images, padding) = detector_of(meta, family).eval(), batch_of(meta)
+    memory = detector.encode(images, padding if padded else None)
+    outputs = detector.decode(detector.queries(len(images)), memory)
+    near(memory.tokens[..., :: meta["channel_step"]["encoder_memory"]], stored["encoder_memory"], 5e-4)
+    near(outputs.logits, torch.cat([stored["aux_logits"], stored["pred_logits"][None]]), 1e-3)
+    near(outputs.boxes, torch.cat([stored["aux_boxes"], stored["pred_boxes"][None]]), 2e-4)
+    assert outputs.proposals is not None
+    near(outputs.proposals.logits[0], stored["enc_logits"], 1e-3)
+    near(outputs.proposals.boxes[0], stored["enc_boxes"], 2e-4)
+
+    proposer = detector.decoder.proposer
+    proposed = propose(memory, detector.heads, lambda tokens: proposer.norm(proposer.project(tokens)))
+    cells = best_cells(proposed.logits.amax(-1), stored["enc_index"].shape[1])
+    assert cells.tolist() == stored["enc_index"].tolist()
+    return memory
+
+
+def contrastive_queries_like_the_official_ones(
+    case: Case, family: str, denoising: tuple[Targets, DenoisingSettings, Draws]
+) -> Tensor:
+    """Number, contents and mask of the denoising queries equal the official ones; returns their anchors."""
+    meta, stored = case
+    targets, settings, draws = denoising
+    queries = detector_of(meta, family).train().training_queries(targets, settings, draws)
+    pad = int(stored["dn/pad_size"])
+    assert group_count(settings, targets) == stored["dn/groups"]
+    assert queries.num_denoising == pad
+    assert queries.anchors is not None
+    assert queries.attention_mask is not None
+    near(queries.content[:, :pad, :: meta["channel_step"]["dn/label_query"]], stored["dn/label_query"], 1e-6)
+    assert queries.attention_mask.tolist() == stored["dn/attn_mask"].tolist()
+    return queries.anchors
 
 
 def gradients_equal_the_official_ones(case: Case, family: str, detector: Detector) -> None:

@@ -1,4 +1,4 @@
-"""What a kill at any moment leaves behind: copies of a folder, taken before every operation on its files."""
+"""What a kill leaves behind: copies of a folder from before every operation on its files."""
 
 from __future__ import annotations
 
@@ -13,32 +13,37 @@ from typing import Any
 
 def in_own_processes(tasks: Sequence[Callable[[], object]], *, at_once: int = 1) -> None:
     """Do each task in a fork of this process, which has everything imported."""
-    waiting, running = list(reversed(tasks)), 0
-    while waiting or running:
-        if waiting and running < at_once:
-            _start(waiting.pop())
-            running += 1
-            continue
-        _, status = os.wait()
-        running -= 1
-        assert os.waitstatus_to_exitcode(status) == 0
+    running: list[int] = []
+    for task in tasks:
+        if len(running) == at_once:
+            _finish(running.pop(0))
+        running.append(_start(task))
+    for process in running:
+        _finish(process)
 
 
-def _start(task: Callable[[], object]) -> None:
-    if os.fork() == 0:
+def _start(task: Callable[[], object]) -> int:
+    process = os.fork()
+    if process == 0:
         try:
             task()
             os._exit(0)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
+    return process
+
+
+def _finish(process: int) -> None:
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def remains(work: Callable[[], None], folder: Path, into: Path) -> list[Path]:
-    """Do the work in its own process, and copy the folder before every operation on files in it.
+    """Do the work in its own process, and copy the folder before every operation on its files.
 
-    SIGKILL leaves what the operating system has been given: the files as they are, and no lock. So does a copy, in which names of one file
-    stay names of one file. What the process still holds in its own memory is in neither.
+    SIGKILL leaves what the operating system has been given: the files as they are, and no lock. So does a copy in which hard links stay
+    hard links. What the process still holds in its own memory is in neither.
 
     Args:
         folder: that the work writes into; tensorboard's events do not count.

@@ -1,4 +1,7 @@
-"""Made-up predictions and targets, and the worker of the two-process test (spawned processes import it from here)."""
+"""Invented predictions and targets, and the worker of the two-process test.
+
+Spawned processes import it from here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Any
 import torch
 import torch.distributed
 
-from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.detector import Outputs
 from siamdetr.settings.detector import LossSettings
 from siamdetr.structures.targets import Targets

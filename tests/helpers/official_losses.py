@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion
+from siamdetr.structures.model import Outputs
 from siamdetr.structures.targets import Targets
 
 FAMILIES = {
@@ -17,8 +19,6 @@ FAMILIES = {
     "deformable": "deformable-detr",
     "dab_deformable": "dab-deformable-detr",
 }
-
-
 OFFICIAL_NAMES = {"loss_class": "loss_ce"}
 
 
@@ -36,6 +36,34 @@ def scenario(arrays: dict[str, Any], name: str) -> tuple[torch.Tensor, torch.Ten
     return logits.requires_grad_(), boxes.requires_grad_(), targets
 
 
+def proposals_of(arrays: dict[str, Any], name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [1, B, Q, C] and boxes [1, B, Q, 4] of the proposals that the encoder chose."""
+    logits, boxes = (
+        torch.from_numpy(arrays[f"{name}/enc_{kind}"])[None].requires_grad_() for kind in ("logits", "boxes")
+    )
+    return logits, boxes
+
+
+def two_stage_outputs(
+    logits: torch.Tensor, boxes: torch.Tensor, proposed: tuple[torch.Tensor, torch.Tensor]
+) -> Outputs:
+    """Predictions of all layers and of the encoder; losses do not read the hidden states."""
+    hidden = torch.zeros(*logits.shape[:3], 1)
+    return Outputs(logits, boxes, hidden, proposals=Outputs(*proposed, hidden[:1]))
+
+
+def two_stage_gradients_like_the_official_ones(outputs: Outputs, arrays: dict[str, Any], name: str) -> None:
+    """The gradients of each layer's predictions, and of the proposals, equal those of the scenario."""
+    assert outputs.proposals is not None
+    layers = [*(f"aux{i}" for i in range(len(outputs.logits) - 1)), "last"]
+    for stage, rows in ((outputs, layers), (outputs.proposals, ["enc"])):
+        for tensor, key in ((stage.logits, "pred_logits"), (stage.boxes, "pred_boxes")):
+            assert tensor.grad is not None
+            for index, layer in enumerate(rows):
+                stored = torch.from_numpy(arrays[f"{name}/grad/{layer}/{key}"])
+                torch.testing.assert_close(tensor.grad[index], stored, rtol=0, atol=1e-6)
+
+
 def official_name(name: str) -> str:
     for ours, theirs in OFFICIAL_NAMES.items():
         name = name.replace(ours, theirs)
@@ -50,7 +78,10 @@ def total_like_the_official_one(
     name: str,
     weights: dict[str, float] | None = None,
 ) -> torch.Tensor:
-    """Each loss and their weighted sum are those of the scenario; returns the sum. `weights`: of losses named otherwise."""
+    """Compare each loss and their weighted sum with the scenario; returns the sum.
+
+    `weights`: for losses with other names than the criterion's.
+    """
     stored = {
         key.removeprefix(f"{name}/loss/"): value for key, value in arrays.items() if key.startswith(f"{name}/loss/")
     }

@@ -1,4 +1,7 @@
-"""Tasks for other processes, which import this file and no PyTorch; run as a program, an engine with two of them."""
+"""Tasks for other processes, which import this file and no PyTorch.
+
+Run as a program, it is a task runner with two of them.
+"""
 
 from __future__ import annotations
 

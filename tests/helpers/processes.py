@@ -1,4 +1,4 @@
-"""Programs in a process group of their own, waiting for what they do, and looking at what they leave behind."""
+"""Programs in a process group of their own: start, wait, and see what they leave behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the server share: pictures as files, requests, a model of no weight, and a server in a process."""
+"""Helpers for tests of the server: picture files, requests, a model without weights, and servers."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class StubModel:
     def __init__(self, spec: PreprocessingSpec | None = None) -> None:
         self.class_names = ("cat", "dog")
         self.threshold = 0.5
+        self.threshold_from = ""
         self.preprocessing = spec or PreprocessingSpec.from_size(32)
         self.gate = threading.Event()
         self.gate.set()
@@ -76,7 +77,10 @@ class StubModel:
 
 @contextmanager
 def client(model: Predictor, settings: ServeSettings = SETTINGS) -> Iterator[TestClient]:
-    """A client of a server in this process, once that is ready. Exceptions of the server are its own affair, as on the wire."""
+    """A client of a server in this process, once the server is ready.
+
+    Exceptions of the server do not reach the client, as over a network.
+    """
     with TestClient(create_app(model, settings), raise_server_exceptions=False) as opened:
         while opened.get("/v2/health/ready").status_code != 200:
             pass

@@ -1,4 +1,4 @@
-"""The commands in README.md and docs/ are commands that there are: verbs, options and values are parsed, nothing is run."""
+"""The commands in README.md and docs/ exist: verbs, options and values are parsed, none is run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ASSIGNMENT = re.compile(r'([A-Z]+)="([^"]*)"')
 
 
 def commands() -> list[tuple[str, str]]:
-    """(file, command) of every line of a block of code that starts with `siamdetr`; line ends with a backslash are joined."""
+    """(file, command) of every code line that starts with `siamdetr`; continued lines are joined."""
     found = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for language, block in BLOCK.findall(path.read_text(encoding="utf-8")):

@@ -1,4 +1,7 @@
-"""The arrows of docs/architecture.md, read off the syntax trees: who may import whom, and which library lives where."""
+"""The arrows of docs/architecture.md, read from the syntax trees.
+
+Who may import whom, where each library lives, and how large rooms and functions may be.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ CORE_LAYERS = [
 LAZY_EXPORT = {"siamdetr.api"}
 
 MOST_FILES = 22  # in a room
+MOST_LINES = 80  # of a function, with its signature and docstring
 
 LIBRARIES = {
     "gradio": "siamdetr.serve",
@@ -77,7 +81,7 @@ def _is_deferred(node: ast.AST) -> bool:
 
 @cache
 def imports(path: Path) -> tuple[tuple[str, bool], ...]:
-    """Every imported module of a file, and whether the import stands at the top level (else inside a function)."""
+    """Every imported module of a file, and whether the import is at the top level or in a function."""
     return tuple(_imports(ast.parse(path.read_text(encoding="utf-8"))))
 
 
@@ -162,6 +166,14 @@ def test_no_room_is_crowded() -> None:
         for room in {path.parent for path in folder.rglob("*.py")}:
             files = [path for path in room.glob("*.py") if path.name != "__init__.py"]
             assert len(files) <= MOST_FILES, f"{room.relative_to(ROOT)} holds {len(files)} files: it is two rooms"
+
+
+def test_no_function_is_long() -> None:
+    for path in sorted(path for folder in (*SOURCE_FOLDERS.values(), ROOT / "tests") for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                assert lines <= MOST_LINES, f"{path.relative_to(ROOT)}: {node.name} has {lines} lines: split it by idea"
 
 
 def test_no_pickle_and_no_unsafe_load() -> None:

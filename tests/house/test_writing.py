@@ -25,7 +25,7 @@ EXCEPTIONS = {
     ("siamdetr.drawing.plot", "figure.savefig"): "into memory",
     ("siamdetr.training.pictures", "figure.savefig"): "into memory",
     ("siamdetr.training.pictures", "pair.convert('RGB').save"): "into memory",
-    ("siamdetr.reports.mistake_pictures", "part.save"): "into memory",
+    ("siamdetr.drawing.crops", "picture.save"): "into memory",
     ("siamdetr.serve.demo.answers", "shown.save"): "into memory, for the answer",
     ("siamdetr.export.client", "json.dump"): "to the terminal; the file stands alone",
     ("siamdetr.export.infer", "json.dump"): "to the terminal; the file stands alone",

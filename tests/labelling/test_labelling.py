@@ -1,4 +1,4 @@
-"""Pre-labels: bands, the files of every label tool read back by other readers, and which images come next."""
+"""Pre-labels: their bands, the files of every labelling tool read back, and the choice of next images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from siamdetr.data.readers.recognise import open_dataset
-from siamdetr.errors import DataError
+from siamdetr.errors import DataError, OutputError
 from siamdetr.evaluation.thresholds import ThresholdCurve
 from siamdetr.inference.features import features_of_files
 from siamdetr.labelling.bands import Bands, choose_bands
@@ -131,7 +131,7 @@ def test_class_names_of_every_kind_survive(tmp_path: Path, to: str) -> None:
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path, prelabels: list[Prelabel]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "labels.txt").write_text("mine")
-    with pytest.raises(DataError, match="there is something here already; name a new folder"):
+    with pytest.raises(OutputError, match="there is something here already; name a new folder"):
         write_prelabels(tmp_path / "out", prelabels, CLASSES, to="coco")
     assert (tmp_path / "out" / "labels.txt").read_text() == "mine"
 

@@ -1,4 +1,7 @@
-"""Matcher, criterion and post-processing beyond the golden cases: empty targets, bad values, several processes, one transfer."""
+"""Matcher, criterion and post-processing beyond the golden cases.
+
+Empty targets, bad values, several processes, one transfer.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from siamdetr.models.criterion.focal import sigmoid_focal_loss
-from siamdetr.models.criterion.losses import layer_weights, weighted_sum
+from siamdetr.models.criterion.layer_losses import layer_weights, weighted_sum
 from siamdetr.models.criterion.matcher import match
 from siamdetr.models.detector import Outputs
 from siamdetr.models.postprocess import postprocess

@@ -1,4 +1,7 @@
-"""What every form of Deformable DETR promises, DAB- and DN-DAB-Deformable-DETR included, alone and in pretraining."""
+"""Properties of every form of Deformable DETR, alone and in pretraining.
+
+DAB- and DN-DAB-Deformable-DETR included.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.detectors import LastLayer, padded_batch
 from helpers.view_batches import chosen
 from torch import Tensor, nn
 
 from siamdetr.boxes import xyxy_to_cxcywh
 from siamdetr.models.attention import record_attention
 from siamdetr.models.backbone.body import Backbone, fold_batchnorm
-from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.deformable.attention import DeformableAttention
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
@@ -57,16 +62,6 @@ def detector(form: str, **changes: object) -> Detector:
     return made
 
 
-def example() -> tuple[Tensor, Tensor]:
-    """Three images of different sizes, zero-padded."""
-    images, padding = torch.zeros(3, 3, 128, 96), torch.ones(3, 128, 96).bool()
-    generator = torch.Generator().manual_seed(1)
-    for index, (height, width) in enumerate([(128, 64), (70, 96), (96, 96)]):
-        images[index, :, :height, :width] = torch.randn(3, height, width, generator=generator)
-        padding[index, :height, :width] = False
-    return images, padding
-
-
 def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
 
@@ -74,8 +69,11 @@ def close(a: Tensor, b: Tensor) -> None:
 @pytest.mark.parametrize("form", BOXES)
 @torch.no_grad()
 def test_more_padding_changes_the_query_position_of_boxes_alone(form: str) -> None:
-    """As in the official code: the position is that of the box in the padded level, all else is in the unpadded image."""
-    model, (images, padding) = detector(form), example()
+    """As in the official code, the position is that of the box in the padded level.
+
+    All else refers to the unpadded image.
+    """
+    model, (images, padding) = detector(form), padded_batch()
     memory, queries = model.encode(images[:1], padding[:1]), model.queries(1)
     width = 64 / 96  # of the padded width
     positions: list[Tensor] = []
@@ -96,7 +94,7 @@ def test_queries_that_are_no_boxes_are_refused() -> None:
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_attention_is_drawn_on_the_finest_level_and_changes_nothing(form: str) -> None:
-    model, (images, padding) = detector(form), example()
+    model, (images, padding) = detector(form), padded_batch()
     plain = model(images, padding)
     with record_attention(model) as maps:
         watched = model(images, padding)
@@ -111,7 +109,7 @@ def test_attention_is_drawn_on_the_finest_level_and_changes_nothing(form: str) -
 
 @pytest.mark.parametrize("form", FORMS)
 def test_training_reaches_every_parameter_also_without_objects(form: str) -> None:
-    model, (images, padding) = detector(form).train(), example()
+    model, (images, padding) = detector(form).train(), padded_batch()
     criterion = DetectionCriterion(
         LossSettings(), "focal", 3, num_layers=2, proposals=bool(FORMS[form].get("two_stage", False))
     )
@@ -190,16 +188,6 @@ def test_a_pyramid_has_three_maps_and_folds(name: str) -> None:
         Backbone("tf_efficientnet_lite0", stride=16, pyramid=True)
 
 
-class LastLayer(nn.Module):
-    def __init__(self, model: Detector) -> None:
-        super().__init__()
-        self.detector = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.detector(images)
-        return outputs.logits[-1], outputs.boxes[-1]
-
-
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @torch.no_grad()
@@ -208,7 +196,7 @@ def test_exports_without_grid_sample_and_with_free_sizes(form: str) -> None:
     batch, height, width = (
         torch.export.Dim(n, min=a, max=b) for n, a, b in [("b", 1, 9), ("h", 65, 999), ("w", 65, 999)]
     )
-    images, _ = example()
+    images, _ = padded_batch()
     program = torch.export.export(model, (images,), dynamic_shapes=({0: batch, 2: height, 3: width},))
     assert not any("grid_sampl" in str(node.target) for node in program.graph.nodes)
     other = torch.randn(1, 3, 75, 130)

@@ -1,4 +1,4 @@
-"""Denoising queries: made from the targets, seen by nobody else, with losses of their own, and gone outside training."""
+"""Denoising queries: made from targets, hidden from all others, with own losses, only in training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from helpers.anchor_detectors import close, detector, images
 from helpers.loss_cases import targets as random_targets
 
-from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.denoising import Draws, add_noise, denoising_slots, group_mask, prepend_denoising
 from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import DenoisingSettings, LossSettings

@@ -12,7 +12,8 @@ from torch.nn import Parameter
 
 from siamdetr.boxes import cxcywh_to_xyxy
 from siamdetr.models.contrastive_denoising import add_contrastive_noise
-from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.denoising import Draws, denoising_slots, group_count
 from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import DenoisingSettings, LossSettings

@@ -1,4 +1,4 @@
-"""What every detector of the registry promises about images of a batch: they do not see each other, nor their padding."""
+"""Properties of every detector in the registry: an image is independent of others and of its padding."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.detectors import padded_batch
 from torch import Tensor, nn
 
 from siamdetr.models.deformable.attention import DeformableAttention
@@ -31,7 +32,6 @@ PADDING_INVARIANT = [
     for form, values in FORMS.items()
     if DETECTORS[values["variant"]].padding_invariant and not values.get("two_stage")
 ]
-SIZES = [(128, 64), (70, 96), (96, 96)]  # height and width of the images of the batch
 
 
 def build(form: str) -> Detector:
@@ -50,16 +50,6 @@ def build(form: str) -> Detector:
             nn.init.normal_(module.offsets.weight, std=0.1)
             nn.init.normal_(module.weights.weight, std=0.3)
     return detector
-
-
-def example() -> tuple[Tensor, Tensor]:
-    """Three images of different sizes, zero-padded; True in the mask is padding."""
-    images, padding = torch.zeros(3, 3, 128, 96), torch.ones(3, 128, 96).bool()
-    generator = torch.Generator().manual_seed(1)
-    for index, (height, width) in enumerate(SIZES):
-        images[index, :, :height, :width] = torch.randn(3, height, width, generator=generator)
-        padding[index, :height, :width] = False
-    return images, padding
 
 
 def own_queries(detector: Detector) -> Queries:
@@ -96,7 +86,7 @@ def same(found: Outputs, expected: Outputs, images: list[int] | None = None) -> 
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_permuting_the_batch_permutes_the_outputs(form: str) -> None:
-    detector, (images, padding), order = build(form), example(), [2, 0, 1]
+    detector, (images, padding), order = build(form), padded_batch(), [2, 0, 1]
     queries = own_queries(detector)
     plain = detector(images, padding, queries)
     same(detector(images[order], padding[order], of_images(queries, order)), plain, order)
@@ -107,7 +97,7 @@ def test_permuting_the_batch_permutes_the_outputs(form: str) -> None:
 @torch.no_grad()
 def test_batched_equals_single(form: str) -> None:
     """Of the same padded size: a convolution sees the zeros beyond the image in either case."""
-    detector, (images, padding) = build(form), example()
+    detector, (images, padding) = build(form), padded_batch()
     queries = own_queries(detector)
     together = detector(images, padding, queries)
     for index in range(3):
@@ -118,14 +108,17 @@ def test_batched_equals_single(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_no_mask_equals_a_mask_without_padding(form: str) -> None:
-    detector, (images, padding) = build(form), example()
+    detector, (images, padding) = build(form), padded_batch()
     same(detector(images), detector(images, torch.zeros_like(padding)))
 
 
 @pytest.mark.parametrize("form", PADDING_INVARIANT)
 @torch.no_grad()
 def test_more_padding_changes_nothing(form: str) -> None:
-    """Of the projected maps; what convolutions see beyond the image, zeros or features of zeros, is another matter."""
+    """Of the projected maps.
+
+    What convolutions see beyond the image (zeros, or features of zeros) does change.
+    """
     detector = build(form)
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(3))
     projected = detector.input_projection(detector.backbone(image))

@@ -7,7 +7,8 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from helpers.detectors import LastLayer, padded_batch
+from torch import nn
 
 from siamdetr.models.attention import record_attention
 from siamdetr.models.detector import Detector, Outputs
@@ -34,16 +35,6 @@ def build(variant: str, **changes: object) -> Detector:
     return detector
 
 
-def example() -> tuple[Tensor, Tensor]:
-    """Three images of different sizes, zero-padded; True in the mask is padding."""
-    images, padding = torch.zeros(3, 3, 128, 96), torch.ones(3, 128, 96).bool()
-    generator = torch.Generator().manual_seed(1)
-    for index, (height, width) in enumerate([(128, 64), (70, 96), (96, 96)]):
-        images[index, :, :height, :width] = torch.randn(3, height, width, generator=generator)
-        padding[index, :height, :width] = False
-    return images, padding
-
-
 def assert_same(a: Outputs, b: Outputs, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(a.logits, b.logits, rtol=0, atol=tolerance)
     torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=tolerance)
@@ -53,7 +44,7 @@ def assert_same(a: Outputs, b: Outputs, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_recorded_attention_sums_to_one_and_changes_nothing(variant: str) -> None:
-    detector, (images, padding) = build(variant), example()
+    detector, (images, padding) = build(variant), padded_batch()
     plain = detector(images, padding)
     with record_attention(detector) as maps:
         detector(images[:1], padding[:1])
@@ -189,16 +180,6 @@ def test_queries_without_position_are_refused(variant: str) -> None:
         detector.decode(queries, detector.encode(torch.randn(1, 3, 64, 64)))
 
 
-class LastLayer(nn.Module):
-    def __init__(self, detector: Detector) -> None:
-        super().__init__()
-        self.detector = detector
-
-    def forward(self, images: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.detector(images, padding)
-        return outputs.logits[-1], outputs.boxes[-1]
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @torch.no_grad()
@@ -207,7 +188,7 @@ def test_exports_with_dynamic_batch_height_and_width(variant: str) -> None:
     batch, height, width = (
         torch.export.Dim(n, min=a, max=b) for n, a, b in [("b", 1, 9), ("h", 64, 999), ("w", 64, 999)]
     )
-    images, padding = example()
+    images, padding = padded_batch()
     program = torch.export.export(
         model, (images, padding), dynamic_shapes=({0: batch, 2: height, 3: width}, {0: batch, 1: height, 2: width})
     )

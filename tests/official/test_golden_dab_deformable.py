@@ -1,4 +1,7 @@
-"""DAB- and DN-DAB-Deformable-DETR equal the official implementations through the importer, which also reads other sizes."""
+"""DAB- and DN-DAB-Deformable-DETR equal the official code, read through the importer.
+
+The importer also reads other sizes.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from helpers.deformable_checkpoints import other_checkpoint
 from helpers.golden import batch_of, denoising_of, detector_of, near, read, train_like_the_official_one
 from torch import Tensor
 
-from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.official.convert import OfficialCheckpointError, import_official, load_criterion

@@ -1,4 +1,7 @@
-"""DINO equals the official implementation through the importer, which also reads other sizes and refuses other forms."""
+"""DINO equals the official code, read through the importer.
+
+The importer also reads other sizes, and refuses other forms.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,33 @@ import pytest
 import torch
 from golden.golden_fill import fill
 from golden.golden_io import load
-from helpers.golden import Case, batch_of, detector_of, near, read, step_like_the_official_one
-from helpers.official_losses import scenario, total_like_the_official_one
+from helpers.golden import (
+    Case,
+    batch_of,
+    contrastive_queries_like_the_official_ones,
+    detector_of,
+    near,
+    read,
+    step_like_the_official_one,
+    two_stage_forward_like_the_official_one,
+)
+from helpers.official_losses import (
+    proposals_of,
+    scenario,
+    total_like_the_official_one,
+    two_stage_gradients_like_the_official_ones,
+    two_stage_outputs,
+)
 from helpers.paths import GOLDEN
 from torch import Tensor
 
 from siamdetr.models.criterion.matcher import match
-from siamdetr.models.denoising import Draws, group_count
+from siamdetr.models.denoising import Draws
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
-from siamdetr.models.query_selection import best_cells, cell_anchors, propose
+from siamdetr.models.query_selection import cell_anchors
 from siamdetr.official.convert import OfficialCheckpointError, import_official, load_criterion, looks_like
 from siamdetr.settings.detector import DenoisingSettings
-from siamdetr.structures.model import Outputs
 from siamdetr.structures.targets import Targets
 
 TRAINING = ["C_dino", "C_dino_emptyimage"]
@@ -32,7 +49,10 @@ def official_name(name: str) -> str:
 
 
 def denoising_of(case: Case) -> tuple[Targets, DenoisingSettings, Draws]:
-    """The official options: from 50 on `dn_number` counts queries, below it half the groups; half of a label noise is used."""
+    """The official options: from 50 on `dn_number` counts queries, below 50 half the groups.
+
+    Half of a label noise is used.
+    """
     meta, stored = case
     noise, images = meta["spec"]["dn"], range(len(meta["spec"]["sizes"]))
     number = noise["dn_number"]
@@ -50,41 +70,18 @@ def denoising_of(case: Case) -> tuple[Targets, DenoisingSettings, Draws]:
     return targets, settings, Draws(chance, new, (moves + 1) / 2)
 
 
-@torch.no_grad()
 def test_forward_equals_the_official_one() -> None:
-    meta, stored = read("A_dino")
-    detector, (images, padding) = detector_of(meta, "dino").eval(), batch_of(meta)
-    memory = detector.encode(images, padding)
-    outputs = detector.decode(detector.queries(len(images)), memory)
-    near(memory.tokens[..., :: meta["channel_step"]["encoder_memory"]], stored["encoder_memory"], 5e-4)
-    near(outputs.logits, torch.cat([stored["aux_logits"], stored["pred_logits"][None]]), 1e-3)
-    near(outputs.boxes, torch.cat([stored["aux_boxes"], stored["pred_boxes"][None]]), 2e-4)
-    assert outputs.proposals is not None
-    near(outputs.proposals.logits[0], stored["enc_logits"], 1e-3)
-    near(outputs.proposals.boxes[0], stored["enc_boxes"], 2e-4)
-
-    proposer = detector.decoder.proposer
-    proposed = propose(memory, detector.heads, lambda tokens: proposer.norm(proposer.project(tokens)))
-    cells = best_cells(proposed.logits.amax(-1), stored["enc_index"].shape[1])
-    assert cells.tolist() == stored["enc_index"].tolist()
+    _, stored = case = read("A_dino")
+    memory = two_stage_forward_like_the_official_one(case, "dino", padded=True)
     anchors, _ = cell_anchors(memory)
-    near(anchors.gather(1, cells[..., None].expand(-1, -1, 4)), stored["enc_proposals"], 1e-5)
+    near(anchors.gather(1, stored["enc_index"][..., None].expand(-1, -1, 4)), stored["enc_proposals"], 1e-5)
 
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_denoising_queries_equal_the_official_ones(name: str) -> None:
-    meta, stored = case = read(name)
-    detector = detector_of(meta, "dino").train()
-    targets, settings, draws = denoising_of(case)
-    queries = detector.training_queries(targets, settings, draws)
-    pad = int(stored["dn/pad_size"])
-    assert group_count(settings, targets) == stored["dn/groups"]
-    assert queries.num_denoising == pad
-    assert queries.anchors is not None
-    assert queries.attention_mask is not None
-    near(queries.anchors.logit(), stored["dn/box_query"], 1e-4)
-    near(queries.content[:, :pad, :: meta["channel_step"]["dn/label_query"]], stored["dn/label_query"], 1e-6)
-    assert queries.attention_mask.tolist() == stored["dn/attn_mask"].tolist()
+    case = read(name)
+    anchors = contrastive_queries_like_the_official_ones(case, "dino", denoising_of(case))
+    near(anchors.logit(), case[1]["dn/box_query"], 1e-4)
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -98,19 +95,13 @@ def test_a_training_step_equals_the_official_one(name: str) -> None:
     step_like_the_official_one(case, "dino", detector, outputs, targets, official_name)
 
 
-def of_encoder(arrays: dict[str, Any], name: str) -> tuple[Tensor, Tensor]:
-    """Logits [1, B, Q, C] and boxes [1, B, Q, 4] of the chosen proposals."""
-    return tuple(torch.from_numpy(arrays[f"{name}/enc_{kind}"])[None].requires_grad_() for kind in ("logits", "boxes"))  # type: ignore[return-value]
-
-
 @pytest.mark.parametrize("name", ["s0", "s1", "s2"])
 def test_losses_total_and_gradients_equal_the_official_ones(name: str) -> None:
     meta, arrays = load(GOLDEN / "B_dino.npz")
     criterion = load_criterion("dino", meta["spec"]["criterion"])
     logits, boxes, targets = scenario(arrays, name)
-    proposed = of_encoder(arrays, name)
-    hidden = torch.zeros(*logits.shape[:3], 1)
-    losses = criterion(Outputs(logits, boxes, hidden, proposals=Outputs(*proposed, hidden[:1])), targets)
+    outputs = two_stage_outputs(logits, boxes, proposals_of(arrays, name))
+    losses = criterion(outputs, targets)
     weights = {official_name(key): weight for key, weight in criterion.weights.items()}
     assert {key: weight for key, weight in weights.items() if "_dn" not in key} == meta["weight_dict"]
     of_copies = {key: losses.pop(key) for key in list(losses) if "_dn" in key}
@@ -118,14 +109,7 @@ def test_losses_total_and_gradients_equal_the_official_ones(name: str) -> None:
     assert all(value == 0 for value in of_copies.values())  # nothing was noised
     named = {official_name(key): value for key, value in losses.items()}
     total_like_the_official_one(named, criterion, arrays, name=name, weights=weights).backward()
-    stacks = [*((f"aux{i}", i) for i in range(len(logits) - 1)), ("last", -1)]
-    for layer, index in stacks:
-        for tensor, key in ((logits, "pred_logits"), (boxes, "pred_boxes")):
-            assert tensor.grad is not None
-            near(tensor.grad[index], torch.from_numpy(arrays[f"{name}/grad/{layer}/{key}"]), 1e-6)
-    for tensor, key in zip(proposed, ("pred_logits", "pred_boxes"), strict=True):
-        assert tensor.grad is not None
-        near(tensor.grad[0], torch.from_numpy(arrays[f"{name}/grad/enc/{key}"]), 1e-6)
+    two_stage_gradients_like_the_official_ones(outputs, arrays, name)
 
 
 @pytest.mark.parametrize("name", ["s0", "s1", "s2"])
@@ -133,7 +117,7 @@ def test_proposals_are_matched_as_by_the_official_code(name: str) -> None:
     meta, arrays = load(GOLDEN / "B_dino.npz")
     criterion = load_criterion("dino", meta["spec"]["criterion"])
     _, _, targets = scenario(arrays, name)
-    matches = match(*of_encoder(arrays, name), targets, criterion.settings, "focal")
+    matches = match(*proposals_of(arrays, name), targets, criterion.settings, "focal")
     starts = [sum(targets.counts[:image]) for image in range(len(targets.counts))]
     for image, start in enumerate(starts):
         here = matches.image == image
@@ -142,7 +126,10 @@ def test_proposals_are_matched_as_by_the_official_code(name: str) -> None:
 
 
 def other_checkpoint() -> dict[str, Tensor]:
-    """As data-parallel training saves it: five levels, one decoder layer, 9 queries, 4 classes of a label book of 91."""
+    """A checkpoint of other sizes, as data-parallel training saves it.
+
+    Five levels, one decoder layer, 9 queries, 4 classes, and a label embedding of 91 classes.
+    """
     meta, _ = read("A_dino")
     state = fill(dict(meta["state_dict"]), meta["aliases"])
     dropped = (

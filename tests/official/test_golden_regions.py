@@ -1,4 +1,7 @@
-"""UP-DETR and DETReg equal their official code: masks, predictions, features, matches, losses and gradients."""
+"""UP-DETR and DETReg equal their official code.
+
+Masks, predictions, features, matches, losses and gradients.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from helpers.paths import GOLDEN
 from torch import Tensor, nn
 
 from siamdetr.models.backbone.body import Backbone
-from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.models.criterion.matcher import Matches
 from siamdetr.models.detector import Outputs
 from siamdetr.official.convert import IMPORTERS, load_official
-from siamdetr.official.keys import translate
+from siamdetr.official.rules import translate
 from siamdetr.pretext.batches import RegionBatch
 from siamdetr.pretext.common import FrozenTeacher, crop_features
 from siamdetr.pretext.detreg import DETReg
@@ -75,7 +78,7 @@ def assert_predictions_and_matches(outputs: Outputs, matches: Matches, targets: 
 def assert_losses_and_gradients(
     model: nn.Module, losses: dict[str, Tensor], meta: dict[str, Any], arrays: Arrays, *, family: str, feature: str
 ) -> None:
-    """Every entry of the official loss dict, the weights, the total, and the norm of every parameter's gradient."""
+    """Compare every official loss, the weights, the total, and the norm of every parameter's gradient."""
     names = {"loss_class": "loss_ce", feature.split("/")[0]: feature.split("/")[1]}
 
     def official(name: str) -> str:

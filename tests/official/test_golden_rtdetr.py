@@ -1,4 +1,7 @@
-"""RT-DETR and RT-DETRv2 equal the official implementation through the importer, which also reads files without options."""
+"""RT-DETR and RT-DETRv2 equal the official code, read through the importer.
+
+The importer also reads files without options.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,31 @@ import pytest
 import torch
 from golden.golden_fill import fill
 from golden.golden_io import load
-from helpers.golden import Case, batch_of, detector_of, gradients_equal_the_official_ones, near, read
-from helpers.official_losses import scenario
+from helpers.golden import (
+    Case,
+    batch_of,
+    contrastive_queries_like_the_official_ones,
+    detector_of,
+    gradients_equal_the_official_ones,
+    near,
+    read,
+    two_stage_forward_like_the_official_one,
+)
+from helpers.official_losses import (
+    proposals_of,
+    scenario,
+    two_stage_gradients_like_the_official_ones,
+    two_stage_outputs,
+)
 from helpers.paths import GOLDEN
 from torch import Tensor
 
-from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.models.criterion.matcher import match
 from siamdetr.models.denoising import Draws, denoising_slots, group_count
 from siamdetr.models.detector import Detector
 from siamdetr.models.heads import each_head
 from siamdetr.models.postprocess import postprocess
-from siamdetr.models.query_selection import best_cells, propose
 from siamdetr.official.convert import (
     OfficialCheckpointError,
     import_official,
@@ -29,7 +45,6 @@ from siamdetr.official.convert import (
     read_official_file,
 )
 from siamdetr.settings.detector import DenoisingSettings
-from siamdetr.structures.model import Outputs
 from siamdetr.structures.targets import Targets
 
 FORWARD = ["A_rtdetr", "A_rtdetrv2", "A_rtdetrv2_r50"]
@@ -55,23 +70,8 @@ def weights_of(meta: dict[str, Any]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", FORWARD)
-@torch.no_grad()
 def test_forward_equals_the_official_one(name: str) -> None:
-    meta, stored = read(name)
-    detector, (images, _) = detector_of(meta, "rtdetr").eval(), batch_of(meta)
-    memory = detector.encode(images)
-    outputs = detector.decode(detector.queries(len(images)), memory)
-    near(memory.tokens[..., :: meta["channel_step"]["encoder_memory"]], stored["encoder_memory"], 5e-4)
-    near(outputs.logits, torch.cat([stored["aux_logits"], stored["pred_logits"][None]]), 1e-3)
-    near(outputs.boxes, torch.cat([stored["aux_boxes"], stored["pred_boxes"][None]]), 2e-4)
-    assert outputs.proposals is not None
-    near(outputs.proposals.logits[0], stored["enc_logits"], 1e-3)
-    near(outputs.proposals.boxes[0], stored["enc_boxes"], 2e-4)
-
-    proposer = detector.decoder.proposer
-    proposed = propose(memory, detector.heads, lambda tokens: proposer.norm(proposer.project(tokens)))
-    cells = best_cells(proposed.logits.amax(-1), stored["enc_index"].shape[1])
-    assert cells.tolist() == stored["enc_index"].tolist()
+    two_stage_forward_like_the_official_one(read(name), "rtdetr", padded=False)
 
 
 @pytest.mark.parametrize("name", FORWARD)
@@ -108,18 +108,9 @@ def denoising_of(case: Case) -> tuple[Targets, DenoisingSettings, Draws]:
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_denoising_queries_equal_the_official_ones(name: str) -> None:
-    meta, stored = case = read(name)
-    detector = detector_of(meta, "rtdetr").train()
-    targets, settings, draws = denoising_of(case)
-    queries = detector.training_queries(targets, settings, draws)
-    pad = int(stored["dn/pad_size"])
-    assert group_count(settings, targets) == stored["dn/groups"]
-    assert queries.num_denoising == pad
-    assert queries.anchors is not None
-    assert queries.attention_mask is not None
-    near(queries.anchors, stored["dn/box_query"].sigmoid(), 1e-6)
-    near(queries.content[:, :pad, :: meta["channel_step"]["dn/label_query"]], stored["dn/label_query"], 1e-6)
-    assert queries.attention_mask.tolist() == stored["dn/attn_mask"].tolist()
+    case = read(name)
+    anchors = contrastive_queries_like_the_official_ones(case, "rtdetr", denoising_of(case))
+    near(anchors, case[1]["dn/box_query"].sigmoid(), 1e-6)
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -163,9 +154,8 @@ def test_losses_matches_and_gradients_equal_the_official_ones(name: str) -> None
     meta, arrays = load(GOLDEN / "B_rtdetrv2.npz")
     criterion = load_criterion("rtdetr", meta["spec"]["criterion"])
     logits, boxes, targets = scenario(arrays, name)
-    proposed = [torch.from_numpy(arrays[f"{name}/enc_{kind}"])[None].requires_grad_() for kind in ("logits", "boxes")]
-    hidden = torch.zeros(*logits.shape[:3], 1)
-    losses = criterion(Outputs(logits, boxes, hidden, proposals=Outputs(proposed[0], proposed[1], hidden[:1])), targets)
+    outputs = two_stage_outputs(logits, boxes, proposals_of(arrays, name))
+    losses = criterion(outputs, targets)
     own = {key: value for key, value in losses.items() if key in criterion.weights and "_dn" not in key}
     assert {official_name(key) for key in own} == {
         key.removeprefix(f"{name}/loss/") for key in arrays if key.startswith(f"{name}/loss/")
@@ -176,14 +166,7 @@ def test_losses_matches_and_gradients_equal_the_official_ones(name: str) -> None
     total = weighted_sum(own, criterion.weights)
     torch.testing.assert_close(total.detach(), torch.tensor(arrays[f"{name}/total"]), rtol=1e-6, atol=1e-6)
     total.backward()
-    layers = [*(f"aux{i}" for i in range(len(logits) - 1)), "last"]
-    for index, layer in enumerate(layers):
-        for tensor, key in ((logits, "pred_logits"), (boxes, "pred_boxes")):
-            assert tensor.grad is not None
-            near(tensor.grad[index], torch.from_numpy(arrays[f"{name}/grad/{layer}/{key}"]), 1e-6)
-    for tensor, key in zip(proposed, ("pred_logits", "pred_boxes"), strict=True):
-        assert tensor.grad is not None
-        near(tensor.grad[0], torch.from_numpy(arrays[f"{name}/grad/enc/{key}"]), 1e-6)
+    two_stage_gradients_like_the_official_ones(outputs, arrays, name)
     matches = match(logits, boxes, targets, criterion.settings, criterion.classifier)
     for image, count in enumerate(targets.counts):
         here = (matches.layer == len(logits) - 1) & (matches.image == image)

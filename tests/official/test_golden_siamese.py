@@ -1,4 +1,7 @@
-"""Pretraining equals the official Siamese DETR: queries, hidden states, predictions, targets, matches, losses and gradients."""
+"""Pretraining equals the official Siamese DETR.
+
+Queries, hidden states, predictions, targets, matches, losses and gradients.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from helpers.paths import GOLDEN
 from torch import Tensor
 
 from siamdetr.boxes import xyxy_to_cxcywh
-from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.official.convert import IMPORTERS, load_official
-from siamdetr.official.keys import translate
+from siamdetr.official.rules import translate
 from siamdetr.pretext.batches import ViewBatch
 from siamdetr.pretext.common import crop_features, region_features
 from siamdetr.pretext.prompt import condition_queries

@@ -1,4 +1,7 @@
-"""Queries that are told regions: who may answer, who is told nothing, what is left in the detector, and whether regions are used."""
+"""Queries conditioned on regions: who may be matched, who gets no region, and what a detector keeps.
+
+Also whether the detector uses the regions.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from siamdetr.models.criterion.matcher import match
 from siamdetr.models.detector import Detector, Outputs
 from siamdetr.pretext.batches import ViewBatch
 from siamdetr.pretext.common import pretext_settings
-from siamdetr.pretext.prompt import RegionPrompt, condition_queries
+from siamdetr.pretext.prompt import RegionPrompt, condition_queries, similar_places
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.views import choose_regions
 from siamdetr.settings.detector import DetectorSettings, LossSettings
@@ -105,6 +108,58 @@ def test_a_share_of_the_queries_is_told_nothing_or_the_mean_region() -> None:
         expected = regions.mean((0, 1)) if fold else torch.zeros(8)
         torch.testing.assert_close(content[~told], expected.expand(int((~told).sum()), -1))
     assert prompt.eval().draw(queries) is None
+
+
+def test_masked_by_image_all_queries_of_an_image_are_told_or_none() -> None:
+    prompt = RegionPrompt(PromptSettings(num_regions=REGIONS, mask_ratio=0.5, mask_by="image"), 8).train()
+    torch.manual_seed(0)
+    told = prompt.draw(Queries(content=torch.zeros(40, 6, 8), position=None))
+    assert told is not None
+    assert (told.all(1) | ~told.any(1)).all()
+    assert 0 < int(told.all(1).sum()) < 40
+
+
+def test_a_region_that_is_pasted_into_an_image_is_found_where_it_was_pasted() -> None:
+    make = torch.Generator().manual_seed(0)
+    features, region = torch.randn(2, 16, 12, 12, generator=make), torch.randn(2, 1, 16, generator=make)
+    features[0, :, 2:5, 6:9] = region[0, 0, :, None, None]
+    features[1, :, 9:12, 0:3] = region[1, 0, :, None, None]
+    padding = torch.zeros(2, 96, 96, dtype=torch.bool)
+    expected = torch.tensor([[7.5 / 12, 3.5 / 12], [1.5 / 12, 10.5 / 12]])
+    torch.testing.assert_close(similar_places(features, padding, region)[:, 0], expected, atol=0.01, rtol=0)
+
+
+def test_what_is_similar_in_the_padding_is_not_looked_at_and_places_are_fractions_of_the_image() -> None:
+    make = torch.Generator().manual_seed(0)
+    features, region = torch.randn(1, 16, 8, 8, generator=make), torch.randn(1, 1, 16, generator=make)
+    features[0, :, 1:3, 1:3] = features[0, :, 6:8, 6:8] = region[0, 0, :, None, None]
+    padding = torch.zeros(1, 64, 64, dtype=torch.bool)
+    padding[:, 32:], padding[:, :, 32:] = True, True
+    places = similar_places(features, padding, region)
+    torch.testing.assert_close(places, torch.tensor([[[0.5, 0.5]]]), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["deformable", "dn_deformable", "dab_deformable", "dab"])
+def test_a_told_query_starts_where_its_region_is_and_one_that_is_told_nothing_where_it_has_learned_to(
+    variant: str,
+) -> None:
+    model, batch = siamese(variant, start="similar", conditioning="content"), views()
+    features, queries = model.teacher(batch.images), model.detector.queries(4)
+    regions = torch.randn(4, REGIONS, sum(model.detector.backbone.channels))
+    told = torch.tensor([True, False]).repeat(4, REGIONS)
+    learned = model.detector.first_references(queries)
+    found = model.prompt.references(model.detector, queries, (features, batch.padding), regions, told)
+    assert learned is not None
+    assert found is not None
+    torch.testing.assert_close(found[:, 1::2], learned[:, 1::2])
+    torch.testing.assert_close(found[:, ::2, :2], similar_places(features, batch.padding, regions))
+    torch.testing.assert_close(found[..., 2:], learned[..., 2:])
+
+
+@pytest.mark.parametrize("variant", ["conditional", "vanilla", "dino"])
+def test_a_variant_without_references_of_its_own_is_refused_similar_starts(variant: str) -> None:
+    with pytest.raises(ValueError, match=f"start='similar'.*{variant}"):
+        siamese(variant, start="similar")
 
 
 @pytest.mark.parametrize("variant", ["deformable", "dn", "dn_deformable", "dab_deformable"])

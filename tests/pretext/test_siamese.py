@@ -1,4 +1,7 @@
-"""Siamese pretraining beyond the golden cases: symmetries, what trains and what does not, odd sizes, and the error texts."""
+"""Siamese pretraining beyond the golden cases.
+
+Symmetries, which parameters train, odd sizes, and error messages.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from siamdetr.models.backbone.body import Backbone, takes_blocked_layout
-from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.models.detector import Detector, Queries
 from siamdetr.pretext.batches import ViewBatch
 from siamdetr.pretext.common import FrozenTeacher, cosine_distance, jitter_boxes, pretext_settings, region_features

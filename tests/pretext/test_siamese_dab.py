@@ -1,4 +1,7 @@
-"""Siamese pretraining over variants whose queries are boxes: regions in the content, no denoising; and what finetuning takes over."""
+"""Siamese pretraining of detectors whose queries are boxes.
+
+Regions are in the content, there is no denoising, and finetuning takes the weights over.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from helpers.anchor_detectors import close, detector
 from helpers.view_batches import chosen
 
 from siamdetr.boxes import xyxy_to_cxcywh
-from siamdetr.models.criterion.losses import weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.pretext.batches import ViewBatch
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.settings.pretext import SiameseSettings

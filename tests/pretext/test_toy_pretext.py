@@ -1,4 +1,4 @@
-"""A new pretext is one class and one entry of `PRETEXTS`: a toy, added from this file alone, goes all the way."""
+"""A new pretext is one class and one entry of `PRETEXTS`: a toy of this file goes all the way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from siamdetr.api import SiamDETR
 from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.errors import SettingsError
-from siamdetr.export.gate_images import samples_of
+from siamdetr.export.gate.images import samples_of
 from siamdetr.export.onnx import export_onnx
 from siamdetr.model_file import read_metadata
 from siamdetr.models.detector import Detector, Outputs

@@ -1,4 +1,4 @@
-"""Cached views: the features that a step would compute, wrong caches refused, and a full disk survived."""
+"""Cached views: equal to the features that a step computes, refused if wrong, and a full disk."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from siamdetr.model_file import load_model
 from siamdetr.models.backbone.pyramid import as_levels
 from siamdetr.models.detector import Detector
 from siamdetr.pretext import view_cache
+from siamdetr.pretext.cached_views import CachedPair, CachedViews, collate_cached
 from siamdetr.pretext.common import pretext_settings
 from siamdetr.pretext.datasets import SiameseDataset, collate_views
 from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.pretext.siamese import SiameseDETR
-from siamdetr.pretext.view_cache import CachedViews, CacheRequest, cached_views, collate_cached
+from siamdetr.pretext.view_cache import CacheRequest, cached_views
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.pretext import SiameseSettings
 from siamdetr.system.signals import Interrupted
@@ -89,7 +90,7 @@ def test_cached_losses_are_those_of_computed_views(data: Path, tmp_path: Path) -
 def test_smaller_views_are_padded_with_zeros_as_their_padding_says(data: Path, tmp_path: Path) -> None:
     shapes = ((40, 48), (64, 32))
     items = [
-        view_cache.CachedPair(
+        CachedPair(
             levels=(np.ones((2, 4, h // 8, w // 8), np.float16), np.ones((2, 6, h // 16, w // 16), np.float16)),
             boxes=np.zeros((2, 3, 4), np.float32), crops=np.full((2, 3, 10), i, np.float16), size=(h, w),
         )

@@ -1,4 +1,4 @@
-"""The report of an evaluation: what it shows, what it leaves in the folder, and that it survives what is missing."""
+"""The report of an evaluation: its content, its files, and that missing pictures do not stop it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.readers.recognise import open_dataset
-from siamdetr.evaluation.coco import CocoScorer
 from siamdetr.evaluation.matched import match_results
 from siamdetr.evaluation.results import Results
+from siamdetr.evaluation.scorer import CocoScorer
 from siamdetr.reports.evaluation_report import Analysis, analyse, write_evaluation
 from siamdetr.reports.mistake_pictures import picture_of
 

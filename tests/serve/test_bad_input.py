@@ -1,4 +1,4 @@
-"""What the world sends to a server: each gets the right word, none gets a 500, and the next request works."""
+"""Bad requests: each gets the right status, none gets a 500, and the next request works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What clients of the Open Inference Protocol and browsers ask: versions, health, HEAD, CORS, a proxy's prefix, odd bodies."""
+"""Requests of Open Inference clients and of browsers.
+
+Versions, health, HEAD, CORS, a proxy's prefix, odd bodies.
+"""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_models_stand_side_by_side_and_old_pictures_are_let_go(picture: Image.Im
 
 
 def test_pictures_of_several_people_at_once_are_not_mixed_up(picture: Image.Image) -> None:
-    """What attentions are asked is kept through hooks in the one model: two passes at a time would keep each other's."""
+    """Attention is recorded by hooks in the one model: two passes at once would record each other's."""
     model = tiny_model("deformable")
     model.detector.eval()
     turned = picture.transpose(Image.Transpose.ROTATE_180)

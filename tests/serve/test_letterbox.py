@@ -1,4 +1,4 @@
-"""Models that pad their images, over the Open Inference Protocol: `valid_sizes` says which part of an image is picture."""
+"""Models that pad their images, over the Open Inference Protocol with `valid_sizes`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "pytorch"])
 def test_the_client_finds_what_detect_finds_bit_for_bit(runtime: str, letterbox_bundle: Path, tmp_path: Path) -> None:
-    """With the exported model also what `infer.py` finds. No training letterboxes, but a model in memory may."""
+    """The exported model also equals `infer.py`.
+
+    No training letterboxes, but a model in memory may.
+    """
     bundle = runtime == "onnxruntime"
     model: Predictor = OnnxDetector(letterbox_bundle, threads=1) if bundle else tiny_model(spec=SPEC)
     exif = Image.Exif()

@@ -1,4 +1,4 @@
-"""More requests than a server can answer: what waits, what is refused, what is joined, and that nothing is left over."""
+"""More requests than a server can answer: some wait, some are refused, some are joined, none is left."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_server_is_live_before_it_is_ready() -> None:
         body, headers = form(GOOD)
         answer = server.post("/v1/detect", content=body, headers=headers)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        assert answer.json() == {"error": "the server is warming up or about to stop"}
+        assert answer.json() == {"error": "the server is warming up or about to stop", "ready": False}
         model.gate.set()
         eventually(lambda: server.get("/v2/health/ready").status_code == 200)
         assert server.post("/v1/detect", content=body, headers=headers).status_code == 200

@@ -1,4 +1,4 @@
-"""Studies: grids that are kept and gone on with, fair comparisons, figures with intervals, and a report that answers."""
+"""Studies: grids that are kept and continued, fair comparisons, intervals, and a report that answers."""
 
 from __future__ import annotations
 
@@ -322,7 +322,7 @@ def test_cells_run_in_processes(data: Path, tmp_path: Path) -> None:
         (["data-efficiency", "--fractions", "0.1,2"], "fractions: got 2.0, expected shares above 0 and at most 1"),
         (
             ["ablation", "--methods", "detreg"],
-            "ablation varies settings of Siamese DETR; put siamese among the methods",
+            "--methods: has no effect here: this study varies settings of Siamese DETR alone",
         ),
         (["data-efficiency", "--seeds", "a"], "--seeds got 'a', expected numbers with commas between them"),
     ],

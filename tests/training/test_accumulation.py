@@ -9,7 +9,8 @@ import torch
 from helpers.training_data import DETECTOR
 from torch import Tensor
 
-from siamdetr.models.criterion.losses import DetectionCriterion, weighted_sum
+from siamdetr.models.criterion.layer_losses import weighted_sum
+from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.criterion.normalisers import boxes_per_process
 from siamdetr.models.detector import Detector
 from siamdetr.pretext.batches import RegionBatch, ViewBatch

@@ -1,4 +1,4 @@
-"""A kill before every operation on files of a run: the resumed run leaves exactly what an uninterrupted one leaves."""
+"""A kill before every file operation of a run: the resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,10 @@ def model(path: Path) -> Any:
 
 
 def plain(tree: Any) -> Any:
-    """A checkpoint whose tensors compare with ==, without the folder's name and Lightning's counter, which begins anew in every session."""
+    """A checkpoint whose tensors compare with ==.
+
+    Left out are the folder's name and Lightning's counter, which starts anew in every session.
+    """
     if isinstance(tree, Tensor):
         return (tree.dtype, tuple(tree.shape), hashlib.sha256(tree.numpy().tobytes()).digest())
     if isinstance(tree, dict):

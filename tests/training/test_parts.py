@@ -35,7 +35,10 @@ CONTENT: dict[str, Any] = {"siamdetr": {"format_version": 1}, "weights": {"a": t
 
 
 def forked(work: Callable[[], None]) -> int:
-    """Run `work` in a child process and leave; returns its id. Forking saves the seconds of importing torch again."""
+    """Start `work` in a child process; returns its id.
+
+    Forking saves the seconds of importing torch again.
+    """
     process = os.fork()
     if process == 0:
         work()
@@ -191,7 +194,7 @@ def test_a_foreign_or_damaged_checkpoint_is_refused_and_nothing_runs(tmp_path: P
 
 
 def test_kill_during_a_save_leaves_a_whole_file(tmp_path: Path) -> None:
-    """SIGKILL at random moments of a tight loop of saves: the file always loads, and stale temporaries are swept."""
+    """SIGKILL at random moments of a loop of saves: the file always loads; old temporary files go."""
     path = tmp_path / "last.ckpt"
 
     def save_for_ever() -> None:

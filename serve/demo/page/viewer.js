@@ -169,10 +169,13 @@ function busy(yes) {
   if (yes) patience = setTimeout(() => { busy(false); notice("The server does not answer; is it still running?"); }, 120000);
 }
 
-// Where every model shows something: half, or what the third best box of the shyest model has.
+// The lowest of the models' own. Where nobody chose one: half, or the score of the third best box where none reaches half.
 function firstThreshold(models) {
-  const shy = models.map((model) => model.boxes.slice(0, 3)).filter((best) => best.length && best[0][4] < 0.5);
-  return Math.min(0.5, ...shy.map((best) => Math.floor(best[best.length - 1][4] * 100) / 100));
+  return Math.min(...models.map((model) => {
+    const best = model.boxes.slice(0, 3);
+    if (model.threshold !== null) return Math.floor(model.threshold * 100) / 100;
+    return best.length && best[0][4] < 0.5 ? Math.floor(best[best.length - 1][4] * 100) / 100 : 0.5;
+  }));
 }
 
 function received() {

@@ -25,8 +25,8 @@ class FrozenBatchNorm2d(nn.Module):
 
     A scale and a shift per channel, then an optional activation.
 
-    Detectors train on batches too small for statistics of their own (DETR §A.4). Weight, bias, mean and variance are buffers
-    under the names of `nn.BatchNorm2d`, so that its state dicts load; `num_batches_tracked` in them is ignored.
+    Detectors train on batches too small for statistics of their own (DETR §A.4). Weight, bias, mean and variance are
+    buffers under the names of `nn.BatchNorm2d`, so that its state dicts load; `num_batches_tracked` in them is ignored.
     """
 
     weight: Tensor
@@ -76,11 +76,12 @@ def freeze_batchnorm(module: nn.Module) -> nn.Module:
 
 
 def fold_batchnorm(network: Network) -> Network:
-    """A frozen copy of a network with every frozen batch norm folded into the convolution before it, channels last.
+    """A frozen copy of a network, its batch norms folded into the convolutions, channels last.
 
-    Faster where nothing trains, since a layer passes over its output once less. Folding is exact algebra as long as nothing
-    but the norm reads the convolution's output. That is checked on the graph of operations, not on numbers, because a GPU
-    rounds the factors of a convolution to 10 bits (TF32) and would differ by more than any useful tolerance.
+    Faster where nothing trains, since a layer passes over its output once less. Folding is exact algebra as long as
+    nothing but the norm reads the convolution's output. That is checked on the graph of operations, not on numbers,
+    because a GPU rounds the factors of a convolution to 10 bits (TF32) and would differ by more than any useful
+    tolerance.
 
     Args:
         network: maps [B, 3, H, W] to a tensor, or to a tuple of them. Unchanged.

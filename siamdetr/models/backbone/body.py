@@ -2,8 +2,8 @@
 
 The last feature map or three, batch norms frozen.
 
-Stride 16 is DETR's DC5 for ResNets (the last stage keeps its resolution and is dilated). For timm models it is the model's own
-`output_stride=16` or, where there is none, its last feature map at a sixteenth of the image.
+Stride 16 is DETR's DC5 for ResNets (the last stage keeps its resolution and is dilated). For timm models it is the
+model's own `output_stride=16` or, where there is none, its last feature map at a sixteenth of the image.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _RESNET_STAGES = ("layer2", "layer3", "layer4")
 class Backbone(nn.Module):
     """Images [B, 3, H, W] to their last feature map [B, C, h, w], or to a pyramid of three.
 
-    Random weights; `siamdetr.models.backbone.weights.load_backbone_weights` fills them. Stem and first stage of a ResNet never
-    train, as in DETR; of a timm model only the batch norms are frozen.
+    Random weights; `siamdetr.models.backbone.weights.load_backbone_weights` fills them. Stem and first stage of a
+    ResNet never train, as in DETR; of a timm model only the batch norms are frozen.
 
     Args:
         name: resnet18/34/50/101, the same with "vd" at the end (RT-DETR's), or a timm model.
@@ -118,10 +118,10 @@ class Backbone(nn.Module):
 
 
 def takes_blocked_layout(backbone: Backbone, images: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a backbone without gradient had better be given images in oneDNN's own layout (`Tensor.to_mkldnn`).
+    """Whether a frozen backbone is faster with images in oneDNN's own layout (`Tensor.to_mkldnn`).
 
-    On processors ResNet-50 and -101 are a quarter faster in it than channels last, in float32; the smaller ones and bfloat16 gain
-    nothing, and timm models pad by hand, which that layout does not know.
+    On processors ResNet-50 and -101 are a quarter faster in it than channels last, in float32; the smaller ones and
+    bfloat16 gain nothing, and timm models pad by hand, which that layout does not know.
     """
     wanted = backbone.name in ("resnet50", "resnet101") and dtype == torch.float32
     has_onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
@@ -146,7 +146,8 @@ def _dilate(stage: nn.Module) -> None:
 
     Each 3x3 convolution after the one that lost its stride is dilated by 2.
 
-    Ours: also for the basic blocks of ResNet-18 and -34, where torchvision offers none. In bottlenecks it is torchvision's.
+    Ours: also for the basic blocks of ResNet-18 and -34, where torchvision offers none. In bottlenecks it is
+    torchvision's.
     """
     lost_stride = False
     for convolution in stage.modules():

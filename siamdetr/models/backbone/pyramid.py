@@ -32,7 +32,8 @@ class LastMapProjection(nn.Conv2d):
 class LevelProjections(nn.Module):
     """Backbone maps to `levels` maps of one width, each normalised in groups.
 
-    Levels beyond the backbone's are strided convolutions, the first of them of the last *backbone* map, not of a projected one.
+    Levels beyond the backbone's are strided convolutions, the first of them of the last *backbone* map, not of a
+    projected one.
 
     Args:
         channels: of the backbone's maps, finest first; at most `levels`.

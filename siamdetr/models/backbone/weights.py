@@ -48,8 +48,8 @@ def load_backbone_weights(backbone: Backbone, source: str | Path) -> None:
     Args:
         backbone: any.
         source: "imagenet", or a file with a state dict under torchvision's (timm's) names; whatever stands before them
-            (`module.`, `backbone.`, `encoder_q.`, `body.`, ...) and other tensors (classifiers, projectors) are passed over.
-            "imagenet" needs no network for `tf_efficientnet_lite0`, whose weights are an installed package.
+            (`module.`, `backbone.`, `encoder_q.`, `body.`, ...) and other tensors (classifiers, projectors) are passed
+            over. "imagenet" needs no network for `tf_efficientnet_lite0`, whose weights are an installed package.
     Raises:
         ConnectionError: "imagenet" has to be downloaded and cannot be.
         WeightFileError: the file is missing, damaged or refused.

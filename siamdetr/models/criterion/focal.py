@@ -1,4 +1,7 @@
-"""The focal loss of independent classes (Lin et al. 2017, arXiv:1708.02002), and the varifocal one (arXiv:2008.13367)."""
+"""Focal loss (Lin et al. 2017, arXiv:1708.02002) and varifocal loss (arXiv:2008.13367).
+
+Classes are independent: one sigmoid each.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What losses are divided by: the same figure in all processes, known on the host without asking the device."""
+"""Normalisers of the losses: equal in all processes, and known without synchronising the device."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def mean_over_window(
 
     All boxes together count at least 1.
 
-    The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one batch with all
-    images of the window.
+    The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one
+    batch with all images of the window.
 
     Args:
         targets: of one batch.

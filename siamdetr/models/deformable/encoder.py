@@ -1,4 +1,6 @@
-"""The encoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159, §4.2): each cell attends to points near itself in all levels.
+"""The encoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159, §4.2).
+
+Each cell attends to points near itself in all levels.
 
 The position of a cell is the sine position of its centre plus a learned embedding of its level.
 """
@@ -82,7 +84,7 @@ class DeformableEncoder(nn.Module):
 
 
 def cell_centres(levels: Levels, batch_size: int) -> Tensor:
-    """Centres of all cells as fractions of the unpadded image (above 1 in the padding): [B, N, 2] (x, y) float32."""
+    """Centres of all cells: [B, N, 2] (x, y) float32, fractions of the unpadded image, above 1 in padding."""
     parts = []
     for index, (height, width) in enumerate(levels.shapes):
         device = levels.sizes.device

@@ -1,4 +1,4 @@
-"""The detectors of Hugging Face's transformers that there are here too, one entry of `ARCHITECTURES` each."""
+"""The detectors that transformers and siamdetr share, one entry of `ARCHITECTURES` each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from siamdetr.official.huggingface.heads import (
     untie_deformable,
     untie_rtdetr,
 )
-from siamdetr.official.huggingface.names import (
+from siamdetr.official.huggingface.name_tables import (
     CONDITIONAL,
     DAB,
     DEFORMABLE,

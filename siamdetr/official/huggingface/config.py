@@ -1,7 +1,7 @@
 """config.json of Hugging Face's detectors, and the `DetectorSettings` that it means.
 
-Each class has the fields of transformers' configuration that say something about the modules, with its defaults: what a file
-leaves out has them. Whatever else a file says, about losses or training there, is not read.
+Each class has the fields of transformers' configuration that say something about the modules, with its defaults: what a
+file leaves out has them. Whatever else a file says, about losses or training there, is not read.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def untie_dab(tensors: Mapping[str, Tensor], config: HuggingFaceConfig) -> dict[
 def untie_deformable(tensors: Mapping[str, Tensor], config: HuggingFaceConfig) -> dict[str, Tensor]:
     """Deformable DETR: the decoder's heads are the detector's; one class head may stand for all layers.
 
-    transformers ties the class heads of all layers also where refinement gives each layer its own: such a file has the first alone.
+    transformers ties the class heads of all layers also where refinement gives each layer its own: such a file has the
+    first alone.
 
     Raises:
         OfficialCheckpointError: a shared tensor differs where it is named twice, or is missing where nothing is shared.

@@ -40,7 +40,7 @@ OURS = "siamdetr"  # the key of config.json under which our export keeps what tr
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A detector, on the CPU and in evaluation mode, with what a model file says of it, and the account of the tensors."""
+    """A detector in evaluation mode on the CPU, with its metadata and the account of its tensors."""
 
     detector: Detector
     metadata: ModelMetadata

@@ -2,7 +2,8 @@
 
 A folder of `save_pretrained`, or a repository of the hub, fetched into its cache.
 
-Only JSON and safetensors are fetched and read. `HF_HUB_OFFLINE=1`, `HF_HOME`, `HF_TOKEN` and the like mean what they mean to huggingface_hub.
+Only JSON and safetensors are fetched and read. `HF_HUB_OFFLINE=1`, `HF_HOME`, `HF_TOKEN` and the like mean what they
+mean to huggingface_hub.
 """
 
 from __future__ import annotations

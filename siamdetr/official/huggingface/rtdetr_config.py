@@ -12,7 +12,7 @@ from siamdetr.errors import OfficialCheckpointError
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.models.backbone.resnet_vd import RESNETS_VD, vd_channels
 from siamdetr.official.huggingface.config import HuggingFaceConfig, require
-from siamdetr.official.huggingface.names import DENOISING_LABELS
+from siamdetr.official.huggingface.name_tables import DENOISING_LABELS
 from siamdetr.settings.detector import DetectorSettings
 
 # Of config.json, with the only value there is code for.
@@ -110,7 +110,9 @@ class RTDetrV2Config(RTDetrConfig):
 
 
 def write_rtdetr(settings: DetectorSettings) -> RTDetrConfig:
-    """The configuration of transformers for an RT-DETR of ours: version 2, which needs two decoder layers, else version 1.
+    """The transformers configuration of an RT-DETR of ours.
+
+    Version 2, which needs two decoder layers; version 1 for fewer.
 
     Raises:
         OfficialCheckpointError: transformers has no such detector; the text says which part of it.
@@ -157,7 +159,7 @@ def write_rtdetr(settings: DetectorSettings) -> RTDetrConfig:
 
 
 def rtdetr_forms(tensors: dict[str, Tensor], model_type: str, settings: DetectorSettings) -> dict[str, Tensor]:
-    """What transformers has beside the renamed tensors: heads below the decoder, the padding row, the scales of the points."""
+    """The tensors in transformers' forms: heads also under the decoder, a padding row, and point scales."""
     forms = dict(tensors)
     for name, tensor in tensors.items():
         if name.startswith(("class_embed.", "bbox_embed.")):

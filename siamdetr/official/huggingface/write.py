@@ -1,4 +1,4 @@
-"""A detector of ours as a folder that transformers' `AutoModelForObjectDetection.from_pretrained` loads."""
+"""Write a detector as a folder for `AutoModelForObjectDetection.from_pretrained` of transformers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from siamdetr.model_file import ModelMetadata
 from siamdetr.models.detector import Detector
 from siamdetr.official.huggingface.architectures import ARCHITECTURES
 from siamdetr.official.huggingface.config import HuggingFaceConfig
-from siamdetr.official.huggingface.names import Pair, backbone_name, export_rules
+from siamdetr.official.huggingface.name_tables import Pair
+from siamdetr.official.huggingface.names import backbone_name, export_rules
 from siamdetr.official.huggingface.preprocessor import write_preprocessing
 from siamdetr.official.huggingface.read import OURS
 from siamdetr.official.huggingface.repository import CONFIG, PREPROCESSOR, WEIGHTS
 from siamdetr.official.huggingface.rtdetr_config import require_square, rtdetr_forms
 from siamdetr.official.huggingface.write_config import write_config
-from siamdetr.official.keys import translate
+from siamdetr.official.rules import translate
 from siamdetr.settings.base import to_json
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.system.atomic_file import atomic_write
@@ -33,8 +34,8 @@ _BODY = "backbone.body."
 def export_huggingface(detector: Detector, metadata: ModelMetadata, folder: Path) -> list[Path]:
     """Write config.json, model.safetensors and preprocessor_config.json; returns their paths.
 
-    What transformers has no field for (the data set's ids, lineage, metrics) is kept in config.json under "siamdetr", which
-    transformers does not look at: importing the folder gives the same model back.
+    What transformers has no field for (the data set's ids, lineage, metrics) is kept in config.json under "siamdetr",
+    which transformers does not look at: importing the folder gives the same model back.
 
     Raises:
         HubError: the folder is one of our runs.
@@ -58,7 +59,7 @@ def export_huggingface(detector: Detector, metadata: ModelMetadata, folder: Path
 
 
 def huggingface_tensors(detector: Detector, config: HuggingFaceConfig) -> dict[str, Tensor]:
-    """The detector's tensors under the names that transformers writes, shared heads under each of their names."""
+    """The detector's tensors under transformers' names; shared heads under each of their names."""
     pairs = ARCHITECTURES[config.model_type].pairs(detector.settings)
     own_names = (config.backbone_config or {}).get("model_type") != "timm_backbone"
     state = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}

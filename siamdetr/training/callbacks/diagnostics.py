@@ -38,8 +38,8 @@ class Diagnostics(Callback):
 
     Draws nothing at random, so that training is not changed.
 
-    The samples are those of epoch 0 of a few images spread over the data; the detector is in eval mode meanwhile. With several
-    processes the first one draws.
+    The samples are those of epoch 0 of a few images spread over the data; the detector is in eval mode meanwhile. With
+    several processes the first one draws.
 
     Args:
         folder: of the run.

@@ -1,4 +1,4 @@
-"""When a run is written: every N steps, after an evaluation, at the end, and when a signal asks it to stop."""
+"""When a run is saved: every N steps, after an evaluation, at the end, and on a signal."""
 
 from __future__ import annotations
 

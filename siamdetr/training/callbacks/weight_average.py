@@ -18,10 +18,12 @@ from siamdetr.training.step_module import completed_step
 
 
 class WeightAverage(Callback):
-    """Keeps `shadow ← d·shadow + (1-d)·weights` after each step, d = min(decay, (1+t)/(10+t)): short runs forget their start.
+    """Exponential moving average of the weights: `shadow ← d·shadow + (1-d)·weights` after each step.
 
-    Only what learns is averaged; the rest is the detector's own. Saved in every checkpoint, for a resumed run must go on
-    with the same average: losing it shows in no loss.
+    d = min(decay, (1+t)/(10+t)), so that short runs forget their start.
+
+    Only what learns is averaged; the rest is the detector's own. Saved in every checkpoint, for a resumed run must go
+    on with the same average: losing it shows in no loss.
     """
 
     def __init__(self, decay: float) -> None:

@@ -1,7 +1,10 @@
-"""Training checkpoints: one file with tensors, numbers and texts only, written atomically, checked by SHA-256, never unpickled.
+"""Training checkpoints: one file of tensors, numbers and texts, written atomically, never unpickled.
 
-The file is PyTorch's zip archive. The archive's comment holds the SHA-256 of every byte before it, so that damage anywhere is noticed, also
-where no tensor lies. Files of siamdetr 0.1.0 have no such comment; theirs is checked by the digest of the contents alone.
+SHA-256 finds damage.
+
+The file is PyTorch's zip archive. The archive's comment holds the SHA-256 of every byte before it, so that damage
+anywhere is noticed, also where no tensor lies. Files of siamdetr 0.1.0 have no such comment; theirs is checked by the
+digest of the contents alone.
 """
 
 from __future__ import annotations
@@ -85,7 +88,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def newest_valid(
     folder: str | Path, read: Callable[[Path], dict[str, Any]] = read_checkpoint
 ) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The newest readable checkpoint of a run folder, its content, and what was wrong with those passed over.
+    """The newest readable checkpoint of a run folder, its content, and what was wrong with newer ones.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read.

@@ -15,7 +15,8 @@ class Difference:
     """The difference between two sets of detections of one image.
 
     Attributes:
-        score: greatest difference of the scores; infinite where a box has no counterpart of its label, or a value is not finite.
+        score: greatest difference of the scores; infinite where a box has no counterpart of its label, or a value is
+            not finite.
         box: greatest difference of the boxes, as a fraction of the image.
         matched: share of the boxes that have a counterpart within the tolerances.
         compared: share of the boxes that could be judged at all, see `difference`.
@@ -49,12 +50,13 @@ def difference(
     scores: float,
     boxes: float,
     other_row: int | None = None,
+    least: float = 0.0,
 ) -> Difference:
     """Compare two sets of detections of one image.
 
-    Every box is compared with the most similar box of the same label on the other side, both ways. A box without a counterpart is
-    not judged if its score is so near the other side's lowest that it may be missing from the best K by chance: `compared` is the
-    share of judged boxes.
+    Every box is compared with the most similar box of the same label on the other side, both ways. A box without a
+    counterpart is not judged if its score is so near the other side's lowest that it may be missing from the best K by
+    chance: `compared` is the share of judged boxes.
 
     Args:
         expected: of a batch.
@@ -64,12 +66,13 @@ def difference(
         scores: tolerance of a score.
         boxes: tolerance of a box, as a fraction of the image.
         other_row: the image in `found`; None: `row`.
+        least: boxes of lower scores are not judged; they may still be the counterparts of others.
     """
     other_row = row if other_row is None else other_row
     scale = np.array([size[1], size[0], size[1], size[0]], dtype=np.float64)
     a = _Answer(expected.scores[row], expected.labels[row], expected.boxes[row] / scale)
     b = _Answer(found.scores[other_row], found.labels[other_row], found.boxes[other_row] / scale)
-    return worst([_one_way(a, b, scores, boxes), _one_way(b, a, scores, boxes)])
+    return worst([_one_way(a, b, scores, boxes, least), _one_way(b, a, scores, boxes, least)])
 
 
 @dataclass(frozen=True)
@@ -79,23 +82,28 @@ class _Answer:
     boxes: NDArray[np.float64]  # [K, 4] fractions
 
 
-def _one_way(a: _Answer, b: _Answer, scores: float, boxes: float) -> Difference:
+def _one_way(a: _Answer, b: _Answer, scores: float, boxes: float, least: float) -> Difference:
+    kept = a.scores >= least
+    if least and not kept.any():
+        return NO_DIFFERENCE
+    a = _Answer(a.scores[kept], a.labels[kept], a.boxes[kept]) if least else a
     if len(a.scores) == 0 or len(b.scores) == 0:
         return NO_DIFFERENCE if len(a.scores) == len(b.scores) else Difference(np.inf, np.inf, 0.0, 0.0)
     score = np.abs(a.scores[:, None].astype(np.float64) - b.scores[None])  # [K, K]
     box = np.abs(a.boxes[:, None] - b.boxes[None]).max(-1)
     distance = np.maximum(score / scores, box / boxes)
     distance = np.where(a.labels[:, None] == b.labels[None], np.nan_to_num(distance, nan=np.inf), np.inf)
-    nearest, least = distance.argmin(1), distance.min(1)
-    lonely = least > 1
-    judged = ~(lonely & (a.scores <= b.scores.min() + 2 * scores))
+    nearest, apart = distance.argmin(1), distance.min(1)
+    lonely = apart > 1
+    lowest = least or float(b.scores.min())
+    judged = ~(lonely & (a.scores <= lowest + 2 * scores))
     if not judged.any():
         return Difference(np.inf, np.inf, 0.0, 0.0)
     rows = np.flatnonzero(judged)
-    apart = ~np.isfinite(least[rows])
+    alone = ~np.isfinite(apart[rows])
     return Difference(
-        score=float(np.where(apart, np.inf, score[rows, nearest[rows]]).max()),
-        box=float(np.where(apart, np.inf, box[rows, nearest[rows]]).max()),
+        score=float(np.where(alone, np.inf, score[rows, nearest[rows]]).max()),
+        box=float(np.where(alone, np.inf, box[rows, nearest[rows]]).max()),
         matched=float(1 - lonely[rows].mean()),
         compared=float(judged.mean()),
     )

@@ -9,8 +9,9 @@ import numpy as np
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import NonFiniteOutputError
-from siamdetr.evaluation.coco import CocoScorer, detect
+from siamdetr.evaluation.coco import detect
 from siamdetr.evaluation.results import Results
+from siamdetr.evaluation.scorer import CocoScorer
 from siamdetr.inference.predictor import Predictor
 
 _GROUPS = 20  # of images, each left out once
@@ -47,8 +48,8 @@ class ApComparison:
 def compare_ap(reference: Predictor, exported: Predictor, truth: DetectionIndex) -> ApComparison:
     """AP of both, and the interval of their difference.
 
-    The difference is paired: both see the same images, so what is hard about an image cancels. Its error comes from the jackknife
-    over groups of images (Efron and Stein 1981, "The jackknife estimate of variance").
+    The difference is paired: both see the same images, so what is hard about an image cancels. Its error comes from the
+    jackknife over groups of images (Efron and Stein 1981, "The jackknife estimate of variance").
 
     Args:
         reference: PyTorch.

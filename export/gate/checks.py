@@ -1,8 +1,9 @@
 """The gate: compare an exported file with PyTorch; the verdict is written into the bundle.
 
-Several batches and sizes; the same image twice in a batch; the batch reversed; and, where the images have labels, COCO's AP
-of both, with the interval of their difference: a loss counts when it is more than chance. Boxes are compared without regard
-to their order: a two-stage detector's queries change places when two proposals' scores are equal but for rounding.
+Several batches and sizes; the same image twice in a batch; the batch reversed; and, where the images have labels,
+COCO's AP of both, with the interval of their difference: a loss counts when it is more than chance. Boxes are compared
+without regard to their order: a two-stage detector's queries change places when two proposals' scores are equal but for
+rounding.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 
 from siamdetr.api import SiamDETR
 from siamdetr.data.index import DetectionIndex
-from siamdetr.export.ap_comparison import ApComparison, compare_ap
-from siamdetr.export.compare import NO_DIFFERENCE, Difference, difference, worst
-from siamdetr.export.gate_images import Samples, drawn_samples
+from siamdetr.export.gate.ap_comparison import ApComparison, compare_ap
+from siamdetr.export.gate.difference import NO_DIFFERENCE, Difference, difference, worst
+from siamdetr.export.gate.images import Samples, drawn_samples
 from siamdetr.export.options import Precision, Triple
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec, Size, preprocess, resized_size
 from siamdetr.inference.predictor import Predictor, ScoredBoxes
@@ -203,7 +204,8 @@ def run_gate(
 def pytorch_reference(model: SiamDETR, spec: PreprocessingSpec) -> PyTorchPredictor:
     """The model with an exported file's preprocessing, which may be another than its own.
 
-    On the CPU, wherever the model is: a GPU may round the factors of its products to 10 bits (TF32), which is no reference.
+    On the CPU, wherever the model is: a GPU may round the factors of its products to 10 bits (TF32), which is no
+    reference.
     """
     detector = model.detector if model.device.type == "cpu" else copy.deepcopy(model.detector).cpu()
     return PyTorchPredictor(detector, model.class_names, spec)

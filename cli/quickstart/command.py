@@ -67,7 +67,7 @@ def quickstart(
     """Draw a data set, pretrain, finetune twice, evaluate, export and report."""
     from siamdetr.api import SiamDETR
     from siamdetr.cli.console import bold, console
-    from siamdetr.cli.quickstart_report import write_quickstart_report
+    from siamdetr.cli.quickstart.report import write_quickstart_report
     from siamdetr.data.readers.recognise import open_dataset
     from siamdetr.evaluation.coco import evaluate
 
@@ -193,7 +193,7 @@ def _finetune(data: Path, init: Path | None, folder: Path, budget: Budget, seed:
 def _export(run: Path, folder: Path, truth: DetectionIndex) -> ExportResult:
     from siamdetr.api import SiamDETR
     from siamdetr.cli.console import progress
-    from siamdetr.export.gate_images import samples_of
+    from siamdetr.export.gate.images import samples_of
     from siamdetr.export.onnx import export_onnx
 
     with progress("export") as update:

@@ -1,0 +1,160 @@
+"""Read the stored features of fixed pairs of views (`view_cache` makes them), and batch them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from siamdetr.images.preprocessing import Normalization
+from siamdetr.models.backbone.pyramid import Maps
+from siamdetr.pretext.common import FrozenTeacher
+from siamdetr.structures.targets import Targets, region_targets
+
+FEATURES, TABLES = "features.f16", "tables.npz"
+
+
+@dataclass(frozen=True)
+class CachedViewBatch:
+    """Frozen features of two views of each of B images: view 1 of all, then view 2 of all.
+
+    Otherwise as `ViewBatch`.
+
+    Attributes:
+        levels: [2B, F, h, w] float16 of each level, zero where padded.
+        padding: [2B, H, W] bool, True = padded, not image.
+        boxes: [2B, P, 4] (cx, cy, w, h) fractions of the unpadded view.
+        sizes: [2B, 2] int64 (H, W) of the unpadded views, pixels.
+        crops: [2B, P, F] float16, features of the crops.
+    """
+
+    levels: tuple[Tensor, ...]
+    padding: Tensor
+    boxes: Tensor
+    sizes: Tensor
+    crops: Tensor
+
+    @property
+    def targets(self) -> Targets:
+        """See `ViewBatch`."""
+        return region_targets(self.boxes.flatten(0, 1), [self.boxes.shape[1]] * len(self.boxes))
+
+    def features(self, teacher: FrozenTeacher) -> Maps:
+        """See `ViewBatch`; float32."""
+        maps = tuple(level.float() for level in self.levels)
+        return maps[0] if len(maps) == 1 else maps
+
+    def crop_features(self, teacher: FrozenTeacher) -> Tensor:
+        """See `ViewBatch`; float32."""
+        return self.crops.float()
+
+    def normalized(self, normalization: Normalization) -> CachedViewBatch:
+        """The same batch: its images were normalised before their features were computed."""
+        return self
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> CachedViewBatch:
+        """The same batch on another device."""
+        return CachedViewBatch(
+            tuple(level.to(device, non_blocking=non_blocking) for level in self.levels),
+            *(
+                part.to(device, non_blocking=non_blocking)
+                for part in (self.padding, self.boxes, self.sizes, self.crops)
+            ),
+        )
+
+    def pin_memory(self) -> CachedViewBatch:
+        """The same batch in page-locked memory (the data loader calls this)."""
+        return CachedViewBatch(
+            tuple(level.pin_memory() for level in self.levels),
+            *(part.pin_memory() for part in (self.padding, self.boxes, self.sizes, self.crops)),
+        )
+
+
+@dataclass(frozen=True)
+class CachedPair:
+    """One stored pair of views.
+
+    Attributes:
+        levels: [2, F, h, w] float16 of each level.
+        boxes: [2, P, 4] float32.
+        crops: [2, P, F] float16.
+        size: (H, W) of both views, pixels.
+    """
+
+    levels: tuple[NDArray[np.float16], ...]
+    boxes: NDArray[np.float32]
+    crops: NDArray[np.float16]
+    size: tuple[int, int]
+
+
+class CachedViews(Dataset[CachedPair]):
+    """Pairs by (epoch, i): pair `epoch % K` of image i. The file is mapped anew in every worker process."""
+
+    def __init__(self, folder: Path, pairs: int) -> None:
+        self.folder, self.pairs = folder, pairs
+        with np.load(folder / TABLES) as tables:
+            self._shapes = tables["shapes"]  # [N, L, 3] channels, height and width of a level
+            self._boxes, self._sizes = tables["boxes"], tables["sizes"]  # [N, 2, P, 4], [N, 2]
+        lengths = 2 * self._shapes.astype(np.int64).prod(-1)  # [N, L]
+        self._crop_length = 2 * self._boxes.shape[2] * int(self._shapes[0, :, 0].sum())
+        self._ends = np.concatenate([[0], (lengths.sum(-1) + self._crop_length).cumsum()])
+        self._map: NDArray[np.float16] | None = None
+
+    def __len__(self) -> int:
+        return len(self._sizes) // self.pairs
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the features."""
+        return 2 * int(self._ends[-1])
+
+    def __getitem__(self, key: tuple[int, int]) -> CachedPair:
+        epoch, i = key
+        record = i * self.pairs + epoch % self.pairs
+        if self._map is None:
+            self._map = np.memmap(self.folder / FEATURES, dtype=np.float16, mode="r")
+        flat = np.array(self._map[self._ends[record] : self._ends[record + 1]])
+        levels, start = [], 0
+        for channels, height, width in self._shapes[record].tolist():
+            stop = start + 2 * channels * height * width
+            levels.append(flat[start:stop].reshape(2, channels, height, width))
+            start = stop
+        height, width = self._sizes[record].tolist()
+        boxes = self._boxes[record]
+        return CachedPair(tuple(levels), boxes, flat[start:].reshape(2, boxes.shape[1], -1), (height, width))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+
+def collate_cached(items: Sequence[CachedPair]) -> CachedViewBatch:
+    """One batch: view 1 of all pairs, then view 2 of all, zero-padded at the right and bottom."""
+    count = len(items)
+    sizes = torch.tensor([item.size for item in items] * 2, dtype=torch.int64)
+    height, width = sizes.amax(0).tolist()
+    rows, columns = (
+        torch.arange(height)[:, None] >= sizes[:, 0, None, None],
+        torch.arange(width) >= sizes[:, 1, None, None],
+    )
+    levels = []
+    for level in range(len(items[0].levels)):
+        maps = [item.levels[level] for item in items]
+        shape = (2 * count, maps[0].shape[1], max(one.shape[2] for one in maps), max(one.shape[3] for one in maps))
+        canvas = np.zeros(shape, dtype=np.float16)
+        for i, one in enumerate(maps):
+            canvas[i::count, :, : one.shape[2], : one.shape[3]] = one
+        levels.append(torch.from_numpy(canvas))
+    return CachedViewBatch(
+        levels=tuple(levels),
+        padding=rows | columns,
+        boxes=torch.from_numpy(np.concatenate([[item.boxes[view] for item in items] for view in (0, 1)])),
+        sizes=sizes,
+        crops=torch.from_numpy(np.concatenate([[item.crops[view] for item in items] for view in (0, 1)])),
+    )
