@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import DataError, UnreadableImageError
+from siamdetr.images import opencv as cv2
 from siamdetr.images.open import content_key, open_untrusted, read_bytes
 from siamdetr.proposals.methods import CENTRED, Boxes, Recipe, propose
 from siamdetr.proposals.opencv_contrib import require_contrib
