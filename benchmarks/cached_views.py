@@ -21,7 +21,7 @@ from siamdetr.data.synthetic.shapes import write_synthetic
 from siamdetr.drawing.html_page import read_metrics
 from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.settings.resolve import resolve
-from siamdetr.study.run_cell import peak_mib
+from siamdetr.system.processes import peak_mib
 from siamdetr.training.pretrain import pretrain
 
 

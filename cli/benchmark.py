@@ -97,12 +97,13 @@ def _one(
     from siamdetr.cli.console import progress
     from siamdetr.evaluation.coco import evaluate
     from siamdetr.export.gate.images import drawn_samples, samples_of
-    from siamdetr.export.timing.benchmark import measure, process_memory, with_ap
+    from siamdetr.export.timing.benchmark import measure, with_ap
+    from siamdetr.system.processes import memory_mib
 
     path, backend = split_backend(text)
     if threads is not None:
         torch.set_num_threads(threads)
-    before = process_memory()
+    before = memory_mib()
     model = load(path, device=device, backend=cast("Backend | None", backend), threads=threads)
     samples = drawn_samples() if index is None else samples_of(index, 50)
     found = []

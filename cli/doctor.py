@@ -147,7 +147,7 @@ def _find_label_errors(model: Model | SiamDETR, index: DetectionIndex, split: st
     from siamdetr.evaluation.coco import detect
     from siamdetr.evaluation.matched import match_results
     from siamdetr.evaluation.suspects import SUSPECT_KINDS, believed_from, find_suspects
-    from siamdetr.export.inspection import inspect_image
+    from siamdetr.inference.inspect_any import inspect_image
     from siamdetr.reports.label_errors import write_label_errors
 
     with progress(f"detect in {split}") as update:

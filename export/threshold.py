@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import onnx
-
 from siamdetr.errors import ExportError
 from siamdetr.export.bundle import (
     METADATA_KEY,
@@ -72,6 +70,8 @@ def _store_in_bundle(folder: Path, threshold: float, source: str) -> Path:
 
 def _graph_with(file: Path, threshold: float, source: str) -> bytes:
     """The bytes of a graph whose metadata names the threshold."""
+    import onnx  # a model file's threshold is stored without
+
     try:
         graph = onnx.load(file)
     except Exception as error:  # protobuf's exceptions share no base but this

@@ -13,6 +13,7 @@ from siamdetr.errors import CheckpointError
 from siamdetr.files import Kind, kind_of
 from siamdetr.images.preprocessing import ImageLike
 from siamdetr.inference.predictor import Predictor, Progress
+from siamdetr.system.extras import missing_package
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -78,6 +79,7 @@ def load(
     Raises:
         CheckpointError: not there, not ours, or damaged.
         ValueError: the backend cannot run such a file.
+        MissingPackageError: the backend is not installed.
 
     Example:
         >>> import siamdetr
@@ -87,7 +89,13 @@ def load(
         >>> model.info["variant"]
         'conditional'
     """
-    path = Path(path)
+    try:
+        return _load(Path(path), device, backend, threads)
+    except ModuleNotFoundError as error:
+        raise missing_package(error) or error from None
+
+
+def _load(path: Path, device: str | torch.device, backend: Backend | None, threads: int | None) -> SiamDETR | Model:
     backends = _BACKENDS.get(kind_of(path), ("pytorch",))
     if backend == "auto" and backends[0] == "onnxruntime":
         from siamdetr.export.timing.backend_choice import choose_backend

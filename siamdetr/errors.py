@@ -15,6 +15,10 @@ class FolderInUseError(SettingsError):
     """Another program writes into a folder; the text says which, and what to do."""
 
 
+class MissingPackageError(ValueError):
+    """A package of an extra that is not installed; the text says which, and how to install it."""
+
+
 class DataError(ValueError):
     """A data set that cannot be used as asked; the text says where, what, and what helps."""
 

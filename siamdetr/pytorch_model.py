@@ -125,9 +125,12 @@ class SiamDETR(OpenedModel):
 
         Raises:
             CheckpointError: not there, not ours, or damaged.
+            ValueError: an Apple GPU is asked for where there is none.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.device(device).type == "mps" and not torch.backends.mps.is_available():
+            raise ValueError("device mps: PyTorch sees no Apple GPU here; take cpu")
         file = find_model_file(path)
         detector, metadata = load_model(file)
         model = cls.__new__(cls)

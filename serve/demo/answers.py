@@ -23,8 +23,8 @@ from PIL import Image
 
 from siamdetr.api import Model, SiamDETR
 from siamdetr.drawing.boxes import PALETTE
-from siamdetr.export.inspection import inspect_image
 from siamdetr.inference.attention_maps import AttentionMaps, Inspection
+from siamdetr.inference.inspect_any import inspect_image
 from siamdetr.inference.predictor import check_finite
 
 MOST_BOXES = 100

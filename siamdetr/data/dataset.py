@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -70,7 +69,6 @@ class ImageFiles:
         self.failed.share_memory_()  # type: ignore[no-untyped-call]
         self._said_depth = torch.zeros(1, dtype=torch.bool)
         self._said_depth.share_memory_()  # type: ignore[no-untyped-call]
-        cv2.setNumThreads(0)  # its thread pool does not survive the fork of workers, which are the parallelism
 
     def read(self, i: int, at_least: int | None = None) -> tuple[int, bytes, Image.Image]:
         """The position read, the file's content, and the upright RGB image.

@@ -14,6 +14,7 @@ from siamdetr.labelling.formats import IMAGES, WRITERS
 from siamdetr.labelling.prelabels import Classes, Prelabel
 from siamdetr.system.atomic_file import atomic_bytes
 from siamdetr.system.outputs import check_empty
+from siamdetr.system.plain_text import csv_cell
 
 TABLE = "prelabels.csv"
 # Where each format expects its images.
@@ -71,5 +72,6 @@ def _write_table(path: Path, prelabels: Sequence[Prelabel]) -> None:
     for one in prelabels:
         least = f"{one.scores.min():.4f}" if len(one.scores) else ""
         sure = one.bands.count("sure")
-        writer.writerow([one.name, one.source, image_band(one), len(one.bands), sure, len(one.bands) - sure, least])
+        cells = [one.name, str(one.source), image_band(one), len(one.bands), sure, len(one.bands) - sure, least]
+        writer.writerow(map(csv_cell, cells))
     atomic_bytes(path, text.getvalue().encode())

@@ -11,6 +11,7 @@ from PIL import Image
 
 from siamdetr.data.dataset import ImageDataset, Sample, channels_first, logger, pad_images
 from siamdetr.data.index import DetectionIndex
+from siamdetr.images import opencv as cv2
 from siamdetr.images.open import content_key
 from siamdetr.images.randomness import Random, sample_random
 from siamdetr.pretext.batches import RegionBatch, ViewBatch
@@ -32,6 +33,7 @@ class UnlabelledDataset(ImageDataset[Sample]):
 
     def __init__(self, index: DetectionIndex, proposals: ProposalStore | None, *, at_least: int, seed: int) -> None:
         super().__init__(index, seed)
+        cv2.setNumThreads(0)  # its thread pool does not survive the fork of workers, which are the parallelism
         self.proposals = proposals
         self._at_least = at_least  # pixels that must be left of a side when a JPEG is decoded smaller
         self._not_stored = torch.zeros(len(index), dtype=torch.bool)

@@ -9,10 +9,10 @@ augment. A test compares the two.
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from siamdetr.images import opencv as cv2
 from siamdetr.images.randomness import Random
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] RGB

@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from siamdetr.images import opencv as cv2
 from siamdetr.images.randomness import Random
 from siamdetr.pretext.photometric import Pixels, augment
 from siamdetr.proposals.methods import pairwise_overlap

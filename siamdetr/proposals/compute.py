@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import DataError, UnreadableImageError
+from siamdetr.images import opencv as cv2
 from siamdetr.images.open import content_key, open_untrusted, read_bytes
 from siamdetr.proposals.methods import CENTRED, Boxes, Recipe, propose
 from siamdetr.proposals.opencv_contrib import require_contrib
@@ -156,9 +156,9 @@ def open_proposals(
         paths: files of proposals.
         progress: called with (images compared, images to compare).
     Raises:
-        DataError: a file is not a file of proposals, or the store has none of the images.
+        DataError: a file is not a file of proposals or is damaged, or the store has none of the images.
     """
-    store = ProposalStore.open(*paths)
+    store = ProposalStore.open(*paths).verify()
     names = ", ".join(map(str, paths))
     known = store.stamps()
     unknown = [i for i in range(len(index)) if file_stamp(index.path(i)) not in known]

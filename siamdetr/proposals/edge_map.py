@@ -10,11 +10,11 @@ import functools
 import math
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from siamdetr.errors import DataError
+from siamdetr.images import opencv as cv2
 
 EdgeMap = tuple[NDArray[np.float32], NDArray[np.float32]]  # strength, direction
 
@@ -65,7 +65,7 @@ def forest_edges(pixels: NDArray[np.uint8], path: Path) -> EdgeMap:
     Raises:
         DataError: the model cannot be read.
     """
-    forest: cv2.ximgproc.StructuredEdgeDetection = _forest(path)  # type: ignore[assignment]
+    forest: cv2.ximgproc.StructuredEdgeDetection = _forest(path)
     strength = forest.detectEdges(pixels.astype(np.float32) / 255)
     direction = forest.computeOrientation(strength)
     return np.asarray(forest.edgesNms(strength, direction), np.float32), np.asarray(direction, np.float32)

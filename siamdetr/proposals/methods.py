@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from siamdetr.images import opencv as cv2
 from siamdetr.images.open import content_key
 from siamdetr.proposals.edge_map import GRADIENT, forest_edges, gradient_edges
 from siamdetr.proposals.opencv_contrib import require_contrib
@@ -217,7 +217,7 @@ def pairwise_overlap(a: Boxes, b: Boxes) -> NDArray[np.float32]:
 def _suppressed(boxes: Boxes, scores: NDArray[np.float32], most: float) -> Boxes:
     """[k, 4] boxes whose IoU with every better box is at most `most`, best first; scores are above 0."""
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
-    kept = cv2.dnn.NMSBoxes(sides, scores, 0.0, most)  # type: ignore[arg-type]  # takes arrays as they are
+    kept = cv2.dnn.NMSBoxes(sides, scores, 0.0, most)
     return boxes[np.asarray(kept, dtype=np.int64).reshape(-1)]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import cv2
-
 from siamdetr.errors import DataError
+from siamdetr.images import opencv as cv2
 from siamdetr.system.installed import installed
 
 PACKAGE = "opencv-contrib-python-headless"

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import resource
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from siamdetr.study.cell import SCRATCH, Cell
 from siamdetr.study.pictures import save_qualitative
 from siamdetr.study.settings import StudySettings, finetune_settings, images_of, pretrain_settings
 from siamdetr.system.atomic_file import atomic_text
+from siamdetr.system.processes import peak_mib
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.evaluator import scores
 from siamdetr.training.finetune import finetune
@@ -190,19 +189,6 @@ def _cost(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
         },
         len(rows),
     )
-
-
-def peak_mib() -> float:
-    """The peak memory of this process, MiB.
-
-    On Linux ru_maxrss would include the process that started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, else KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _qualitative(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:

@@ -152,7 +152,8 @@ def _begin_worker(lifeline: connection.Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     watch = SignalWatch().__enter__()  # never left: it is the outermost of this process
     threading.Thread(target=_hang_on, args=(lifeline, watch), daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _hang_on(lifeline: connection.Connection, watch: SignalWatch) -> None:
@@ -173,7 +174,10 @@ def _unless_called_off(task: tuple[Callable[[Task], Result], Task]) -> list[Resu
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Processes started inside the block begin with SIGINT and SIGTERM blocked."""
+    """Processes started inside the block begin with SIGINT and SIGTERM blocked, where signals can be: not on Windows."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import resource
+import shutil
 from pathlib import Path
 
 from siamdetr.errors import LoadingError
+from siamdetr.system.processes import resource
 
 _SHM = Path("/dev/shm")
 _WAYS_OUT = "start the container with --shm-size=2g (or --ipc=host), take a smaller batch, or load in this process with --workers 0"
@@ -25,10 +25,9 @@ def check_shared_memory(batch_bytes: int, batches: int, place: Path = _SHM) -> N
         LoadingError: there is not enough.
     """
     try:
-        stats = os.statvfs(place)
+        free, needed = shutil.disk_usage(place).free, batch_bytes * batches
     except OSError:
         return
-    free, needed = stats.f_bavail * stats.f_frsize, batch_bytes * batches
     if needed > free:
         raise LoadingError(
             f"{place}: {free / 2**20:.0f} MiB of shared memory are free, but {batches} batches of {batch_bytes / 2**20:.1f} MiB pass "
@@ -41,6 +40,8 @@ def allow_open_files() -> None:
 
     Each tensor that a loading process hands over takes one.
     """
+    if resource is None:  # Windows has no such limit
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard and hard != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -56,9 +57,9 @@ def explained(error: BaseException, timeout: int) -> LoadingError | None:
     text = " ".join(str(error).split())
     low = text.lower()
     if "too many open files" in low or "received 0 items of ancdata" in low:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        soft = "" if resource is None else f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} "
         return LoadingError(
-            f"loading: the limit of {soft} open files is reached (ulimit -n); raise it, for example ulimit -n 65536, take fewer "
+            f"loading: the limit of {soft}open files is reached (ulimit -n); raise it, for example ulimit -n 65536, take fewer "
             "--workers, or load in this process with --workers 0"
         )
     if "bus error" in low or "shared memory" in low or "/torch_" in low or "no space left on device" in low:

@@ -72,6 +72,8 @@ def choose_precision(
     """
     if settings.precision != "auto":
         return settings.precision
+    if device.type == "mps":  # its bf16 has not been tried
+        return "fp32"
     if processes > 1:
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     seconds: dict[Precision, float] = {"fp32": _step_seconds(module, batch, device, None)}

@@ -89,12 +89,16 @@ def _device(settings: RunSettings) -> tuple[str, int | list[int]]:
     device = run_device(settings)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"--device {settings.device}: PyTorch sees no GPU here; use --device cpu")
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise SettingsError("--device mps: PyTorch sees no Apple GPU here; use --device cpu")
+        return "mps", 1
     here = world_size(settings) // _num_nodes(settings)
     if device.type == "cpu":
         return "cpu", here
     if device.type == "cuda":
         return "gpu", [device.index] if settings.device != "auto" and device.index is not None and here == 1 else here
-    raise SettingsError(f"--device got '{settings.device}', expected auto, cpu, cuda or cuda:N")
+    raise SettingsError(f"--device got '{settings.device}', expected auto, cpu, cuda, cuda:N or mps")
 
 
 def _num_nodes(settings: RunSettings) -> int:

@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from siamdetr.images import opencv as cv2
 from siamdetr.images.randomness import Random
 
 Picture = NDArray[np.float32]
