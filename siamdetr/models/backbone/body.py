@@ -73,7 +73,7 @@ class Backbone(nn.Module):
         self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
 
     def train(self, mode: bool = True) -> Backbone:
-        """As any module, but batch norms that do not learn keep their statistics."""
+        """Set training mode; frozen batch norms keep their statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm) and not any(weight.requires_grad for weight in module.parameters()):
@@ -104,9 +104,9 @@ class Backbone(nn.Module):
         return self.channels[0] if self.strides[0] == FINER_STRIDES[0] else None
 
     def stride8(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C, h, w], the map of stride 8 (C3), whether or not `forward` gives it out.
+        """[B, 3, H, W] -> [B, C, h, w], the map of stride 8 (C3), also if `forward` does not return it.
 
-        Of a ResNet nothing beyond it is computed.
+        In a ResNet no later layer is computed.
         """
         if isinstance(self.body, nn.Sequential):
             for part_name, part in self.body.named_children():

