@@ -22,6 +22,9 @@ def finetune(
     fraction: Annotated[
         float | None, typer.Option("--fraction", help="Share of the labelled images to use, such as 0.1.")
     ] = None,
+    augment: Annotated[
+        str | None, typer.Option("--augment", help="none, flip, detr, or strong (mosaic, copy-paste, colour, …).")
+    ] = None,
     freeze: Annotated[str | None, typer.Option("--freeze", help="none, backbone, or body (all but the heads).")] = None,
     output: options.Output = None,
     resume: options.Resume = None,
@@ -63,6 +66,7 @@ def finetune(
         "steps": steps,
         "batch_size": batch_size,
         "images.size": options.image_size(imgsz),
+        "images.augment": augment,
         "freeze": freeze,
         "output": None if output is None else str(output),
         "optimizer.lr": lr,
