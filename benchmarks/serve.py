@@ -2,11 +2,13 @@
 
     python benchmarks/serve.py [--model BUNDLE] [--requests 60] [--seconds 10] [--threads 1] [--size 640]
 
-Without --model: a small Conditional DETR (ResNet-18) with random weights, exported for the purpose. Prints 1. the
-  median of one request after the other, beside bare decoding + session.run in this process, taking turns of five (a
-  connection that rests between two requests would hide what back-to-back requests wait for); 2. requests a second and
-  latencies at 1, 8 and 32 clients, for 1 and 2 workers, micro-batching off and on, and memory; 3. answers a second when
-  4 times as much is asked as the server can answer, beside the best of 2., and how fast rejects are.
+Without --model: a small Conditional DETR (ResNet-18) with random weights, exported for the purpose.
+Three parts are measured:
+  1. the median of one request after the other, beside bare decoding and session.run in this process, in turns of five
+     (a connection that rests between two requests would hide what back-to-back requests wait for);
+  2. requests per second and latencies at 1, 8 and 32 clients, for 1 and 2 workers, with and without micro-batching;
+  3. answers per second under four times the load that the server can answer, beside the best of part 2, and the speed
+     of rejects.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Run the TensorRT engine of a bundle.
 
-Memory and stream are PyTorch's; only pixels and boxes are copied.
+Memory and stream are PyTorch's; only pixels and boxes are copied. Threads take turns: an execution context holds the addresses of one
+batch, and must not be used by two threads at a time.
 
 An engine is executable code: before it is opened, its digest must match the manifest. It fits one version of TensorRT
 and one kind of GPU. This file has not run on a GPU yet: docs/export.md says what has been tried.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +67,7 @@ class EngineDetector(OpenedModel):
         self._device = choose_gpu(device, self.engine_facts)
         trt: Any = importlib.import_module(self.engine_facts.module)
         self._trt = trt
+        self._turn = threading.Lock()
         logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(logger)
         if self.engine_facts.version_compatible:
@@ -101,10 +104,11 @@ class EngineDetector(OpenedModel):
         """
         feed = feed_of(batch, self._inputs)
         index = choose_profile(self.engine_facts.profiles, *batch.images.shape[2:])
-        parts = [
-            self._run(index, {name: values[start:stop] for name, values in feed.items()}, stop - start)
-            for start, stop in spans(len(batch), self.engine_facts.profiles[index].batch)
-        ]
+        with self._turn:
+            parts = [
+                self._run(index, {name: values[start:stop] for name, values in feed.items()}, stop - start)
+                for start, stop in spans(len(batch), self.engine_facts.profiles[index].batch)
+            ]
         joined = {name: np.concatenate([part[name] for part in parts])[: len(batch)] for name in parts[0]}
         return ScoredBoxes(scores=joined["scores"], labels=joined["labels"], boxes=joined["boxes"])
 

@@ -156,9 +156,9 @@ def open_proposals(
         paths: files of proposals.
         progress: called with (images compared, images to compare).
     Raises:
-        DataError: a file is not a file of proposals, or the store has none of the images.
+        DataError: a file is not a file of proposals or is damaged, or the store has none of the images.
     """
-    store = ProposalStore.open(*paths)
+    store = ProposalStore.open(*paths).verify()
     names = ", ".join(map(str, paths))
     known = store.stamps()
     unknown = [i for i in range(len(index)) if file_stamp(index.path(i)) not in known]

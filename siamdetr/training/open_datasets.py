@@ -1,4 +1,4 @@
-"""Open the data sets of a run, and log what they hold."""
+"""Open the data sets of a run, and log their sizes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FinetuneData:
 class PretrainData:
     """Images to pretrain on, without labels.
 
-    And where there are labels, some of the images with theirs, to judge the proposals by.
+    If there are labels, also some labelled images, on which proposals are scored.
     """
 
     images: DetectionIndex
@@ -50,7 +50,7 @@ def open_pretraining(data: DataSettings, progress: Progress | None = None) -> Pr
 
     If there are labels, the log points to `siamdetr finetune`.
 
-    Of a data set that is divided only its train part is taken: what is scored later is not seen here either.
+    Of a data set with splits only the train part is used, so that no scored image is pretrained on.
     """
     sources = [find_source(path, data.format) for path in data.paths]
     parts = [
@@ -130,7 +130,7 @@ def _validation(data: DataSettings, find: Callable[[str], Source]) -> tuple[Sour
 
 
 def _finder(data: DataSettings) -> Callable[[str], Source]:
-    """Recognises each path once."""
+    """Recognise each path once."""
     return functools.cache(lambda path: find_source(path, data.format))
 
 

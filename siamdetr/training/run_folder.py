@@ -44,7 +44,7 @@ _CHANGEABLE = {"steps", "epochs", "optimizer", "schedule", "val_every"}
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run lives.
+    """An opened run folder, and what it resumes from.
 
     Attributes:
         path: the folder.
@@ -77,7 +77,7 @@ def method_of(config: Mapping[str, Any]) -> str | None:
 def validation_part(run: Path) -> DetectionIndex | None:
     """The labelled images that a finetuning run was validated on.
 
-    None where `run` is not the folder of one, its data has no such part, or is not there any more (which is warned of).
+    None if `run` is not the folder of one, or if its data has no such part; or, with a warning, if the data is gone.
     """
     config = run / CONFIG_FILE
     try:
@@ -134,7 +134,7 @@ def write_config(settings: RunSettings, folder: Path) -> None:
 def check_same_run(
     run: RunFolder, settings: RunSettings, data: Mapping[str, DetectionIndex], *, allow_changes: bool = False
 ) -> tuple[str, ...]:
-    """Refuse to go on with other settings or other data than the checkpoint's.
+    """Check that settings and data are those of the checkpoint.
 
     Args:
         run: with its checkpoint.
@@ -170,10 +170,10 @@ def check_same_run(
 def _data_changes(
     state: RunState, data: Mapping[str, DetectionIndex], path: Path | None, *, allow_changes: bool
 ) -> list[str]:
-    """What differs in the parts of the data of which the checkpoint has a fingerprint.
+    """The differences between the data now and the fingerprints in the checkpoint.
 
     Raises:
-        CheckpointError: something does, and it is not allowed.
+        CheckpointError: there are differences, and they are not allowed.
     """
     found = [
         f"{name}: {change}"
@@ -241,7 +241,7 @@ def _resumed(folder: Path, checkpoint: Path | None) -> RunFolder:
 def _completed(stored: dict[str, Any], cls: type[RunSettings]) -> dict[str, Any]:
     """The settings of a checkpoint.
 
-    Those that its version did not have yet have their defaults, which are what it did.
+    Settings that its version did not have yet get their defaults, which reproduce its behaviour.
     """
     try:
         completed: dict[str, Any] = to_json(cls.model_validate(stored))

@@ -250,9 +250,9 @@ def test_an_unknown_model_is_answered_with_the_nearest() -> None:
 
 def test_a_model_without_the_stride_says_which_it_has() -> None:
     with pytest.raises(
-        ValueError, match=r"expected 'vit_tiny_patch16_224' to have a feature map of stride 32, got strides \[16"
+        ValueError, match=r"expected 'test_resnet' to have a feature map of stride 64, got strides \[2, 4"
     ):
-        Backbone("vit_tiny_patch16_224", stride=32)
+        Backbone("test_resnet", stride=64)
 
 
 class Bomb:

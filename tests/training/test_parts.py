@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import signal
@@ -253,6 +254,26 @@ def test_metrics_grow_columns_and_forget_the_lost_future(tmp_path: Path) -> None
     MetricsCsv(tmp_path, resume_step=10).log_metrics({"loss": 1.5}, step=20)
     assert read_metrics(tmp_path)[-1] == {"step": 20, "loss": 1.5}
     assert len(read_metrics(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["30,0.", "30,0.5,7\r\n", "30\r\n", "30,abc\r\n", ",0.5\r\n", "\0\0\0\r\n", "\x80\x81"],
+)
+def test_a_damaged_row_of_metrics_is_left_out_and_said(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = MetricsCsv(tmp_path, resume_step=0)
+    log.log_metrics({"loss": 2.0}, step=10)
+    log.log_metrics({"loss": 1.0}, step=20)
+    with (tmp_path / "metrics.csv").open("ab") as file:
+        file.write(damage.encode("latin-1"))
+    whole = [{"step": 10, "loss": 2}, {"step": 20, "loss": 1}]
+    with caplog.at_level(logging.WARNING):
+        assert read_metrics(tmp_path) == whole
+    assert "metrics.csv: damaged rows that are left out: 1" in caplog.text
+    MetricsCsv(tmp_path, resume_step=40).log_metrics({"loss": 0.5}, step=50)
+    assert read_metrics(tmp_path) == [*whole, {"step": 50, "loss": 0.5}]
 
 
 def test_a_run_of_before_a_setting_existed_goes_on(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def _read_cache(file: Path | None) -> tuple[NDArray[np.uint64], NDArray[np.int32
     """
     if file is not None:
         with suppress(Exception):  # a lost cache costs only time; damaged files raise many errors
-            with np.load(file, allow_pickle=False) as content:
+            with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
                 keys, rows = content["keys"], content["rows"]
             if keys.dtype == np.uint64 and rows.dtype == np.int32 and rows.shape == (len(keys), 3):
                 return keys, rows
