@@ -29,4 +29,5 @@ def repeat_positions(factors: NDArray[np.float64]) -> NDArray[np.int64]:
     ends = np.cumsum(factors)
     count = round(float(ends[-1]))
     points = (np.arange(count) + 0.5) * ends[-1] / count
-    return np.searchsorted(ends, points, side="right").astype(np.int64)
+    positions: NDArray[np.int64] = np.searchsorted(ends, points, side="right").astype(np.int64)
+    return positions
