@@ -44,7 +44,7 @@ HEADERS = {"Content-Type": "multipart/form-data; boundary=boundary"}
 
 @dataclass
 class Load:
-    """What some clients saw."""
+    """The results of some clients."""
 
     seconds: float = 0.0
     accepted: list[float] = field(default_factory=list)  # seconds of each
@@ -95,7 +95,7 @@ def ready(url: str) -> bool:
 
 
 def load(url: str, body: bytes, *, clients: int, requests: int, seconds: float, pause: float = 0.0) -> Load:
-    """Clients that each ask again as soon as they are answered; after a reject they pause so many seconds."""
+    """Clients that send a request as soon as the last is answered; after a reject they pause."""
     found, lock = Load(), threading.Lock()
     left = [requests]
     end = time.perf_counter() + seconds
@@ -149,7 +149,7 @@ def megabytes(process: int) -> list[int]:
 
 
 def overhead(bundle: Path, picture: bytes, body: bytes, *, threads: int, requests: int) -> None:
-    """Part 1."""
+    """Measure part 1."""
     model = OnnxDetector(bundle, threads=threads)
     bare: list[float] = []
     served: list[float] = []
@@ -169,7 +169,7 @@ def overhead(bundle: Path, picture: bytes, body: bytes, *, threads: int, request
 
 
 def throughput(bundle: Path, body: bytes, *, threads: int, requests: int, seconds: float) -> float:
-    """Part 2; the best rate of one worker without batching."""
+    """Measure part 2; returns the best rate of one worker without batching."""
     best = 0.0
     model_mb = (bundle / "model.onnx").stat().st_size / 1e6
     for workers in (1, 2):
@@ -186,7 +186,7 @@ def throughput(bundle: Path, body: bytes, *, threads: int, requests: int, second
 
 
 def overload(bundle: Path, body: bytes, best: float, *, threads: int, seconds: float) -> None:
-    """Part 3."""
+    """Measure part 3."""
     queue = 16
     pause = queue / best  # the 3 * queue clients that find no room then ask 3 times as often as the server can answer
     with server(bundle, "--threads", threads, "--queue", queue) as (_, url):

@@ -84,9 +84,9 @@ def _bands(
     sure: float | None,
     look: float | None,
 ) -> Bands:
-    """The thresholds given, the others from labelled images, else the model's own or the defaults.
+    """The given thresholds; others from labelled images, from the model, or the defaults.
 
-    A threshold that `val --threshold` has stored is where the sure boxes begin, unless --data asks for another choice.
+    Sure boxes start at the threshold that `val --threshold` has stored, unless --data is given.
     """
     from siamdetr.cli.console import console, progress
     from siamdetr.data.readers.recognise import open_dataset
@@ -128,7 +128,7 @@ def _choose(opened: Model | SiamDETR, prelabels: list[Prelabel], count: int) -> 
 
 
 def _save_contact_sheet(path: Path, prelabels: list[Prelabel]) -> None:
-    """The images in the order of their usefulness, with the score of their most uncertain box."""
+    """Save a contact sheet of the images, the most useful first."""
     import io
 
     from siamdetr.images.open import open_untrusted
@@ -145,7 +145,7 @@ def _name_unreadable(unreadable: list[Unreadable]) -> None:
     """Name the images that could not be opened.
 
     Raises:
-        typer.Exit: there are such; the code is 1.
+        typer.Exit: there are unreadable images; the code is 1.
     """
     from siamdetr.cli.console import console
 

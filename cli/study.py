@@ -67,7 +67,7 @@ def study(
 ) -> None:
     """Measure whether pretraining helps on your data.
 
-    A grid of runs over seeds, and a report with intervals.
+    It runs a grid of trainings over seeds, and writes a report with intervals.
 
     After an interruption the same command continues; finished cells are kept.
     """
@@ -113,7 +113,7 @@ def study(
 
 
 def _size(imgsz: str | None) -> list[str]:
-    """--imgsz as the settings' own text, "size=640" or "size=[480, 640]"; empty where it was not given."""
+    """--imgsz as an assignment, "size=640" or "size=[480, 640]"; empty if it was not given."""
     size = options.image_size(imgsz)
     return [] if size is None else [f"size={list(size) if isinstance(size, tuple) else size}"]
 

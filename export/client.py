@@ -7,9 +7,9 @@ Such servers are `siamdetr serve`, NVIDIA Triton and KServe.
 
 Needs numpy and Pillow. Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0
 x1 y1 in pixels), or what is wrong with it; then the exit code is 1. From Python:
-`Client("http://127.0.0.1:8000").predict("picture.jpg")`. Classes, preprocessing and threshold come from the server; a
-token from the environment variable SIAMDETR_SERVE_TOKEN. A proxy of the environment is not asked for this machine's own
-addresses.
+`Client("http://127.0.0.1:8000").predict("picture.jpg")`. Classes, preprocessing and threshold come from the server; the
+token comes from the environment variable SIAMDETR_SERVE_TOKEN. Requests to this machine's own addresses bypass a proxy
+that the environment names.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Client:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address is this machine's own."""
+    """Whether an address belongs to this machine."""
     host = urllib.parse.urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
 

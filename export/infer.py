@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Find objects in pictures with an exported model.
+"""Detect objects in pictures with an exported model.
 
 Needs numpy, Pillow and onnxruntime; neither PyTorch nor siamdetr.
 
@@ -27,9 +27,9 @@ from PIL import Image, ImageFile, ImageOps
 
 
 class Detector:
-    """An exported model on the CPU, or wherever `providers` say.
+    """An exported model on the CPU, or on the execution providers in `providers`.
 
-    Names, or (name, options) as onnxruntime takes them.
+    They are names, or (name, options), as in onnxruntime.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 The decoder repairs targets with little noise, and rejects targets with more noise.
 
 Each group holds every target twice: a positive, whose corners moved by less than half its size times `box_noise`, and a
-negative, whose corners moved by once to twice that. Positives answer for their target, negatives for "no object".
+negative, whose corners moved by once to twice that. Positives should predict their target, negatives "no object".
 
 As the official code: a new label may be the right one; from a noise of .5 on a negative may turn inside out, and its
 size becomes the least there is; slots that an image with fewer boxes leaves empty take part, with content zero and the

@@ -177,8 +177,8 @@ class Proposer(nn.Module):
     def forward(self, queries: Queries, memory: Memory, heads: Heads) -> tuple[Tensor, Tensor, Tensor, Outputs]:
         """Content [B, Q, D], position [B, Q, D], references [B, Q, 4], and all proposals.
 
-        As in the official code the score is that of class 0 alone, padded cells and boxes near the border take part
-        with an empty feature and the box 1, 1, 1, 1, and what a query knows of its proposal is the box.
+        As in the official code: the score is that of class 0; padded cells and boxes near the border are kept with an
+        empty feature and the box 1, 1, 1, 1; a query gets only the box of its proposal.
         """
         proposed = propose(memory, heads, lambda tokens: self.norm(self.project(tokens)))
         best = best_cells(proposed.logits[..., 0], queries.content.shape[1])

@@ -2,8 +2,8 @@
 reconstructs noised copies of the targets.
 
 Every target box appears once in each of several groups, with a noised label as content and a noised box as anchor.
-These queries stand before the learned ones, are not matched but answer for the box they were made from, and exist in
-training only. The last channel of the content says what a query is: 1 denoising, 0 matching.
+These queries precede the learned ones and exist in training only. Their target is the box that they were made from,
+without matching. The last channel of the content is 1 for denoising queries, and 0 for matching ones.
 
 As the official code: a new label may be the right one; boxes are noised and clamped as (cx, cy, w, h), so that they may
 leave the image and lose their size; slots that an image with fewer boxes leaves empty take part, with content zero and

@@ -174,7 +174,7 @@ def _unless_called_off(task: tuple[Callable[[Task], Result], Task]) -> list[Resu
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Processes started inside the block begin with SIGINT and SIGTERM blocked, where signals can be: not on Windows."""
+    """Start processes inside the block with SIGINT and SIGTERM blocked (not on Windows)."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -24,7 +24,7 @@ from siamdetr.models.backbone.weights import efficientnet_lite0_weights, load_ba
 
 
 def with_statistics(backbone: Backbone) -> Backbone:
-    """Batch norms that do something."""
+    """Give batch norms statistics that have an effect."""
     generator = torch.Generator().manual_seed(0)
     for name, buffer in backbone.named_buffers():
         noise = torch.rand(buffer.shape, generator=generator)
@@ -113,7 +113,7 @@ def test_folding_does_not_depend_on_the_arithmetic_of_the_device(name: str, stri
 
 
 class TwoUses(nn.Module):
-    """A convolution whose output goes elsewhere too."""
+    """A convolution whose output is used twice."""
 
     def __init__(self) -> None:
         super().__init__()

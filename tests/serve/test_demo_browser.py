@@ -65,7 +65,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 class Visit:
-    """A page, and what it complained about or fetched."""
+    """A page, with its errors and the addresses that it fetched."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
