@@ -26,7 +26,7 @@ from siamdetr.training.pretrain import pretrain
 
 
 def main() -> None:
-    """Run both ways, then print the table."""
+    """Measure both, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a folder of images; without it pictures are drawn")
     parser.add_argument("--images", type=int, default=64)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def in_process(options: argparse.Namespace, pairs: int, place: str) -> dict[str, float]:
-    """One way, in a process of its own."""
+    """Measure one of the two in a process of its own."""
     arguments = [f"--{name}={getattr(options, name)}" for name in ("data", "images", "size", "pairs", "steps", "batch")]
     command = [sys.executable, __file__, *arguments, f"--only={pairs}", f"--place={place}"]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)

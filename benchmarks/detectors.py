@@ -45,7 +45,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Example:
-    """What both are given."""
+    """The input of both."""
 
     images: Tensor  # [B, 3, S, S], every second one narrower
     padding: Tensor  # [B, S, S], True = padded

@@ -205,7 +205,7 @@ def run_parts(options: argparse.Namespace) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown."""
+    """The rows as a Markdown table."""
     lines = ["| part | what | value | note |", "|---|---|---|---|"]
     for row in rows:
         value = "–" if row.value is None else f"{row.value:.4g} {row.unit}".strip()
@@ -214,7 +214,7 @@ def table(rows: list[Row]) -> str:
 
 
 def where(device: str) -> str:
-    """The machine, in words."""
+    """A description of the machine."""
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {os.cpu_count()} cores"

@@ -1,4 +1,4 @@
-"""A minute of everything at once: does a server's memory, or the number of its open files, grow?
+"""Soak test: whether a server's memory or its number of open files grows under mixed requests.
 
     python benchmarks/serve_soak.py [--model BUNDLE] [--seconds 60] [--clients 8]
 
@@ -26,7 +26,7 @@ from serve import HEADERS, connection, export, server  # noqa: TID251  # benchma
 
 
 def bodies(seed: int) -> list[bytes]:
-    """Good and bad ones."""
+    """Valid and invalid request bodies."""
     generator = np.random.default_rng(seed)
     files: list[bytes] = [b"", b"<html>", bytes(generator.bytes(3000))]
     for kind, height, width in (
@@ -50,7 +50,7 @@ def bodies(seed: int) -> list[bytes]:
 
 
 def client(url: str, seed: int, end: float, statuses: Counter[int]) -> None:
-    """Sends bodies in random order until the end; now and then it hangs up in the middle of one."""
+    """Send bodies in random order until the end; some are broken off in the middle."""
     generator = np.random.default_rng(seed)
     all_bodies = bodies(seed)
     opened = connection(url)

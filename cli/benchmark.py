@@ -65,7 +65,7 @@ def benchmark(
 
 
 def split_backend(text: str) -> tuple[Path, str | None]:
-    """`"bundle@openvino"` → (bundle, openvino); a path without a backend's name behind it → (path, None)."""
+    """`"bundle@openvino"` → (bundle, openvino); a path without a backend at its end → (path, None)."""
     from siamdetr.api import Backend
 
     path, _, name = text.rpartition("@")
@@ -90,7 +90,7 @@ def _one(
     threads: int | None,
     device: str,
 ) -> list[Measurement]:
-    """All measurements of one model."""
+    """Make all measurements of one model."""
     import torch
 
     from siamdetr.api import Backend, load

@@ -33,7 +33,7 @@ class SafeConsole(Console):
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich's, of the text made visible."""
+        """As rich's method, with control characters made visible."""
         return super().render_str(visible(text), **options)
 
 
@@ -51,7 +51,7 @@ def log_to_console() -> None:
 
 
 def bold(name: object) -> str:
-    """Console markup of a name in bold; brackets in it are shown."""
+    """Console markup of a name in bold; brackets in the name are escaped."""
     return f"[bold]{escape(str(name))}[/]"
 
 
@@ -127,7 +127,7 @@ class RunProgress:
             self._bars.update(identity, completed=done)
 
     def end(self, task: str) -> None:
-        """Close a bar; that of training stays visible, the others disappear."""
+        """Close a bar; the bar of training stays visible, others disappear."""
         identity = self._tasks.pop(task)
         if task == "train":
             self._bars.stop_task(identity)

@@ -42,7 +42,7 @@ def doctor(
 ) -> None:
     """Read every annotation and every image; list the problems and what training does with each.
 
-    With --model also the boxes that are likely missing, wrong or loose. Exits with 1 if something will be left out.
+    With --model, also list boxes that are likely missing, wrong or loose. Exits with 1 if something will be left out.
     """
     from siamdetr.api import load
     from siamdetr.cli.console import bar, bars
@@ -77,7 +77,7 @@ def doctor(
 
 
 def _is_report(file: Path) -> bool:
-    """Whether a file is what an earlier call wrote, which may be written anew wherever it lies."""
+    """Whether a file is the report of an earlier call, which may be overwritten anywhere."""
     import json
 
     try:

@@ -90,7 +90,7 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
 def check_run_outputs(
     data: DataSettings, output: str | None, *, init: str | None, config: Path | None, resume: str | None
 ) -> None:
-    """Refuse a run folder that lies in its own data, or whose files would fall on what the run reads.
+    """Check that a run folder does not lie in its data, and that its files overwrite nothing it reads.
 
     Raises:
         OutputError: before the first write.

@@ -1,6 +1,6 @@
 """Add a TensorRT engine to a bundle.
 
-Build it from model.onnx, measure it if there is a GPU, record it in the manifest.
+It is built from model.onnx, measured if there is a GPU, and recorded in the manifest.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ Such servers are `siamdetr serve`, NVIDIA Triton and KServe.
 
 Needs numpy and Pillow. Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0
 x1 y1 in pixels), or what is wrong with it; then the exit code is 1. From Python:
-`Client("http://127.0.0.1:8000").predict("picture.jpg")`. Classes, preprocessing and threshold come from the server; a
-token from the environment variable SIAMDETR_SERVE_TOKEN. A proxy of the environment is not asked for this machine's own
-addresses.
+`Client("http://127.0.0.1:8000").predict("picture.jpg")`. Classes, preprocessing and threshold come from the server; the
+token comes from the environment variable SIAMDETR_SERVE_TOKEN. Requests to this machine's own addresses bypass a proxy
+that the environment names.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Client:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address is this machine's own."""
+    """Whether an address belongs to this machine."""
     host = urllib.parse.urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
 
@@ -220,11 +220,9 @@ def grey_to_8_bits(image: Image.Image, declared: int) -> Image.Image:
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower byte of every channel of a 16-bit colour file that is not decoded yet.
+    """The lower bytes of a 16-bit colour file that is not decoded yet; None: it is no such file.
 
-    None: not such a file.
-
-    Pillow decodes 16-bit colours to their upper byte. Told the other byte order, it decodes the lower one.
+    Pillow decodes 16-bit colours to their upper bytes; with the byte order exchanged it decodes the lower ones.
     """
     swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if np.little_endian else "16L"}
     if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not image.tile:
@@ -277,9 +275,9 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
 
 
 def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
-    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size.
+    """Pad with zeros at the right and bottom to the letterbox's size: [H, W, 3].
 
-    Without a letterbox as it is.
+    Without a letterbox nothing is padded.
     """
     if spec["mode"] != "letterbox":
         return pixels
@@ -289,13 +287,13 @@ def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
 
 
 def check_finite(*outputs: np.ndarray) -> None:
-    """Raises ValueError where a model answers with NaN or infinity, which no threshold would show."""
+    """Check that a model's outputs are finite; raises ValueError. A threshold would hide NaN."""
     if not all(np.isfinite(values).all() for values in outputs):
         raise ValueError("the model's answer is not finite numbers: damaged weights, or an overflow in half precision")
 
 
 def print_detections(predict: Callable[[Path], list[dict[str, Any]]], pictures: list[Path]) -> int:
-    """Prints the detections of pictures as JSON; what fails is said in a line and ends nothing.
+    """Print the detections of pictures as JSON; a picture that fails gets a line with the reason.
 
     Returns the exit code.
     """

@@ -1,7 +1,7 @@
 """Run the TensorRT engine of a bundle.
 
-Memory and stream are PyTorch's; only pixels and boxes are copied. Threads take turns: an execution context holds the addresses of one
-batch, and must not be used by two threads at a time.
+Memory and stream are PyTorch's; only pixels and boxes are copied. Threads take turns: an execution context holds the
+addresses of one batch, and must not be used by two threads at a time.
 
 An engine is executable code: before it is opened, its digest must match the manifest. It fits one version of TensorRT
 and one kind of GPU. This file has not run on a GPU yet: docs/export.md says what has been tried.
@@ -96,7 +96,7 @@ class EngineDetector(OpenedModel):
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
         """All scored boxes of a batch of images of one size.
 
-        Larger batches than the engine takes are computed in parts.
+        Batches that are too large for the engine are computed in parts.
 
         Raises:
             ExportError: the engine was built for other sizes.
@@ -158,7 +158,7 @@ def read_engine_facts(folder: Path) -> tuple[ModelCard, EngineFacts]:
     """Read the facts of a bundle's engine, after checking its digest.
 
     Raises:
-        ExportError: one of the two is missing, the manifest is damaged, or the engine is not the one it vouches for.
+        ExportError: engine or manifest is missing, the manifest is damaged, or the engine has another digest.
     """
     manifest, engine = folder / MANIFEST_FILE, folder / ENGINE_FILE
     for file in (engine, manifest):
@@ -226,7 +226,7 @@ def choose_profile(profiles: Sequence[Profile], height: int, width: int) -> int:
 
 
 def spans(number: int, batch: tuple[int, int, int]) -> list[tuple[int, int]]:
-    """The row ranges that a batch is computed in, none larger than the engine accepts."""
+    """The row ranges in which a batch is computed, none larger than the engine accepts."""
     return [(start, min(start + batch[2], number)) for start in range(0, number, batch[2])]
 
 

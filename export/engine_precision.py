@@ -1,4 +1,4 @@
-"""Read the precision of an engine from its layers, and refuse another than requested."""
+"""Read the precision of an engine from its layers, and refuse one that was not requested."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class LayerPrecision:
     Attributes:
         read_from: "engine": the inspector, after fusion; "network": the strongly typed network that went into the
             builder, where no engine can be opened (there is no GPU).
-        multiplying: how many convolutions and matrix products give each type.
-        layers: the same of all layers that give a floating-point number.
+        multiplying: number of convolutions and matrix products with each output type.
+        layers: the same for all layers with floating-point outputs.
     """
 
     read_from: Literal["engine", "network"]

@@ -36,7 +36,7 @@ INPUTS = {
 
 
 def trace(module: EndToEnd, folder: Path) -> onnx.ModelProto:
-    """The graph of a module with all that it returns, in float32.
+    """Trace a module into a float32 graph with all its outputs.
 
     Args:
         module: on the CPU, in evaluation mode.
@@ -73,7 +73,7 @@ def trace(module: EndToEnd, folder: Path) -> onnx.ModelProto:
 
 
 def with_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy that gives only some of its outputs, and holds only what they need."""
+    """A copy with some of the outputs, and only the nodes that they need."""
     kept = onnx.ModelProto()
     kept.CopyFrom(graph)
     outputs = {value.name: value for value in graph.graph.output}
@@ -121,7 +121,7 @@ def check_free_dimensions(graph: onnx.ModelProto, file: str) -> None:
 
 
 def simplify(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph simplified, if that changes not one bit of its answers; else as it was."""
+    """Simplify a graph, if that changes no bit of its outputs; else return it unchanged."""
     try:
         with _quiet():
             slimmed = onnxslim.slim(onnx.ModelProto.FromString(graph.SerializeToString()))
@@ -154,10 +154,7 @@ def _example(names: Sequence[str], batch: int, height: int, width: int) -> dict[
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter speaks of its own internals on every channel.
-
-    What matters is checked on the saved graph.
-    """
+    """Silence the exporter, which reports its internals; the saved graph is checked instead."""
     exporters = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [exporter.level for exporter in exporters]
     for exporter in exporters:

@@ -58,7 +58,7 @@ class Metrics:
         self.stage(stage, perf_counter() - started)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         if MULTIPROCESS_VARIABLE not in os.environ:
             return generate_latest(self._registry)
         everyone = CollectorRegistry()
@@ -67,7 +67,7 @@ class Metrics:
 
 
 def _forget_dead_processes() -> None:
-    """Remove the gauges of crashed processes, which would otherwise stay for ever."""
+    """Remove the gauges of crashed processes, which would otherwise stay forever."""
     folder = os.environ.get(MULTIPROCESS_VARIABLE)
     for file in Path(folder).glob("gauge_live*_*.db") if folder else ():
         process = int(file.stem.rpartition("_")[2])

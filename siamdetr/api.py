@@ -119,7 +119,7 @@ def _load(path: Path, device: str | torch.device, backend: Backend | None, threa
 
 
 def __getattr__(name: str) -> Any:
-    """`SiamDETR`, which brings PyTorch, on first use."""
+    """Import `SiamDETR`, and with it PyTorch, on first use."""
     if name == "SiamDETR":
         from siamdetr.pytorch_model import SiamDETR
 

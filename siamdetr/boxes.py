@@ -137,7 +137,7 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _least_area(areas: Tensor) -> float:
-    """The divisor that stands for a zero area.
+    """The divisor in place of a zero area.
 
     Small beside any real box, large enough for a finite gradient.
     """

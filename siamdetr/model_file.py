@@ -50,7 +50,7 @@ class ModelMetadata(Settings):
     @model_validator(mode="before")
     @classmethod
     def _pretrained_files_of_old(cls, values: Any) -> Any:
-        """Files written before the flag: their class is called "object", and pretraining ends their lineage."""
+        """Set the flag of an older file: pretrained if its class is "object" and its last stage a pretext."""
         if isinstance(values, dict) and "class_agnostic" not in values:
             lineage = tuple(values.get("lineage", ()))
             pretrained = bool(lineage) and str(lineage[-1]).startswith("pretext:")
@@ -113,7 +113,7 @@ def load_model(path: str | Path) -> tuple[Detector, ModelMetadata]:
 
 
 def store_threshold(path: str | Path, threshold: float, source: str) -> Path:
-    """Write a model file again with another threshold; weights and all else stay.
+    """Write a model file again with another threshold and nothing else changed.
 
     Args:
         path: a model file or a run folder.
@@ -169,9 +169,9 @@ def read_metadata(path: str | Path) -> tuple[DetectorSettings, ModelMetadata]:
 
 
 def find_model_file(path: str | Path) -> Path:
-    """The model file that `path` means.
+    """The model file that `path` means: the file itself, or the best one of a run folder.
 
-    Itself, or of a run folder best.safetensors, else last.safetensors.
+    In a run folder it is best.safetensors, else last.safetensors.
 
     Raises:
         CheckpointError: nothing there, or a file of another kind; the text says what to do with it.

@@ -25,7 +25,7 @@ from siamdetr.settings.registry import detector_entry
 
 
 class SiamDETR(OpenedModel):
-    """A DETR detector that takes pictures and gives boxes.
+    """A DETR detector, from images to detections.
 
     The weights are random; `siamdetr.load` opens trained ones.
 

@@ -39,8 +39,8 @@ class Tolerance:
         scores: of a box that counts as matched.
         boxes: of a box that counts as matched, as a fraction of the image.
         matched: least share of matched boxes.
-        logits: greatest difference of a logit; not asked of two-stage detectors.
-        rows: between equal images of one batch, and between a batch and the same batch turned round.
+        logits: greatest difference of a logit; not checked for two-stage detectors.
+        rows: between equal images of one batch, and between a batch and its reverse.
         ap: greatest loss of AP, 0..1.
     """
 
@@ -114,7 +114,7 @@ class GateReport:
         return found
 
     def doubts(self) -> list[str]:
-        """What the images were too few to decide, each in words."""
+        """Questions that the images were too few to decide, each in words."""
         if self.ap is None or self.ap.is_conclusive(self.tolerance.ap):
             return []
         return [
@@ -123,7 +123,7 @@ class GateReport:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The report as plain values, for the manifest."""
         ap = None if self.ap is None else {**asdict(self.ap), "loss": self.ap.loss}
         if ap is not None and not np.isfinite(ap["half_width"]):
             ap["half_width"] = None
@@ -185,7 +185,7 @@ def run_gate(
         batch: least, usual and largest batch; the last image of a batch is the first one again.
         sizes: (H, W) for each of the three; None: the full size, and two smaller ones that no stride divides.
         samples: images to compare on; None: patterns drawn by a fixed seed.
-        truth: labelled images, of which the AP of both is compared; None: not.
+        truth: labelled images on which the AP of both is compared; None: it is not.
         raw: logits and boxes of all queries, of the reference and of the file; None: they are not compared.
     """
     samples = samples or drawn_samples()
@@ -219,7 +219,7 @@ def pytorch_raw(reference: PyTorchPredictor, batch: Prepared) -> Raw:
 
 
 def check_sizes(spec: PreprocessingSpec) -> list[Size]:
-    """(H, W) of the three comparisons: full; about half, odd; about a third, odd, and upright."""
+    """(H, W) of the three comparisons: full; about half, odd; about a third, odd, in portrait format."""
     full = spec.size if isinstance(spec.size, tuple) else resized_size((480, 640), spec)
     height, width = full
     half = max(65, height // 2 | 1), max(87, width // 2 | 1)

@@ -19,7 +19,7 @@ class Difference:
             not finite.
         box: greatest difference of the boxes, as a fraction of the image.
         matched: share of the boxes that have a counterpart within the tolerances.
-        compared: share of the boxes that could be judged at all, see `difference`.
+        compared: share of the boxes that could be judged, see `difference`.
     """
 
     score: float
@@ -66,7 +66,7 @@ def difference(
         scores: tolerance of a score.
         boxes: tolerance of a box, as a fraction of the image.
         other_row: the image in `found`; None: `row`.
-        least: boxes of lower scores are not judged; they may still be the counterparts of others.
+        least: boxes of lower scores are not judged, but may be counterparts of others.
     """
     other_row = row if other_row is None else other_row
     scale = np.array([size[1], size[0], size[1], size[0]], dtype=np.float64)

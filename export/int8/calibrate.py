@@ -19,17 +19,18 @@ _LOW, _HIGH = "_lowest", "_highest"
 
 
 def activation_names(graph: onnx.ModelProto, nodes: Sequence[str]) -> tuple[str, ...]:
-    """What goes into some nodes and comes out of them, weights left out."""
+    """Inputs and outputs of some nodes, without weights."""
     weights, chosen = {weight.name for weight in graph.graph.initializer}, set(nodes)
     names = [name for node in graph.graph.node if node.name in chosen for name in (*node.input[:1], *node.output)]
     return tuple(dict.fromkeys(name for name in names if name and name not in weights))
 
 
 def measure_ranges(graph: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Mapping[str, Array]]) -> Ranges:
-    """The least and the greatest value of each tensor over all feeds.
+    """The minimum and maximum of each tensor over all feeds.
 
-    The graph gives out two numbers a tensor and keeps no tensor longer than an ordinary prediction does: ONNX Runtime's
-    own calibration reduces every float tensor, which took above 13 GB for the gather form of deformable attention.
+    The graph returns two numbers per tensor, and keeps no tensor longer than an ordinary prediction does. ONNX
+    Runtime's own calibration reduces every float tensor, which took more than 13 GB for the gather form of deformable
+    attention.
 
     Args:
         graph: float32; not changed.

@@ -58,7 +58,7 @@ def choose_backend(
     Args:
         path: a bundle or .onnx file.
         device: "cpu", "cuda", "cuda:N" or "auto": the GPU where there is one.
-        threads: only with so many; None: any number.
+        threads: number of threads to use; None: any number.
     Raises:
         ExportError: no runtime opens the file.
     """
@@ -76,7 +76,7 @@ def fastest(path: str | Path, *, threads: int | None = None) -> Choice:
 
     Args:
         path: a bundle or .onnx file.
-        threads: only with so many; None: all usable cores, and half of them.
+        threads: number of threads to use; None: all usable cores and half of them are tried.
     Raises:
         ExportError: no runtime opens the file.
     """
@@ -124,7 +124,7 @@ def _measure(file: Path, counts: list[int]) -> Choice:
 
 
 def _take_turns(models: Mapping[str, OnnxDetector]) -> dict[str, float]:
-    """Median milliseconds of each; the first round warms up and is not counted."""
+    """Time the candidates in turns; returns the median milliseconds of each, without a first round."""
     picture = drawn_images(1, *_SHAPE)[0].transpose(1, 2, 0)
     batches: dict[str, Prepared] = {
         name: preprocess([np.ascontiguousarray(picture)], model.preprocessing) for name, model in models.items()

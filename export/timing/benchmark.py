@@ -1,7 +1,7 @@
-"""Time and memory of a model in any runtime, separately before, in and after the network.
+"""Time and memory of a model in any runtime, before, in and after the network.
 
-The host's clock times calls that return arrays in the host's memory. On a GPU that includes the copies and leaves
-nothing pending, so no events are needed.
+The host's clock times calls that return arrays in the host's memory. On a GPU this includes the copies, and nothing is
+pending afterwards, so no events are needed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def measure(
 
     Args:
         model: opened, in any runtime.
-        images: taken in turn; paths are also read and decoded, which then counts as "before".
+        images: used in turn; reading and decoding of paths counts as "before".
         name: of the model, for the record.
         runtime: what runs it, for the record.
         batch: images a call.

@@ -1,4 +1,4 @@
-"""Where the demo keeps uploads. No Gradio here: it reads the place when it is imported."""
+"""The folder of the demo's uploads. Imports no Gradio, which reads the folder when it is imported."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from siamdetr.errors import DataError
 
 
 def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
-    """One index of several, e.g. all splits of a data set.
+    """Join several indices into one, e.g. all splits of a data set.
 
     Ids are kept, unless two parts share one: then all are 1..N.
 
@@ -63,7 +63,7 @@ def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
 def _joined_ids(parts: Sequence[DetectionIndex]) -> tuple[Indices, tuple[int | str, ...], bool]:
     """`image_ids`, `own_ids` and `numbered` of several parts.
 
-    The data set's own ids, unless two parts share one.
+    They are the data set's own ids, unless two parts share one.
     """
     total = sum(map(len, parts))
     fresh = np.arange(1, total + 1, dtype=np.int64)

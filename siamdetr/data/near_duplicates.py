@@ -1,4 +1,4 @@
-"""Remarks on images that show what an earlier one shows, in other bytes."""
+"""Remarks on images that show the same as an earlier image with other bytes."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
 
 
 def group_by_pattern(names: Sequence[str], pattern: str) -> NDArray[np.int64]:
-    """[N] group of each file name.
+    """[N] group of each file name, by a pattern.
 
     Names in which the pattern's first group (or whole match) is the same belong together.
 
@@ -61,7 +61,7 @@ def group_by_pattern(names: Sequence[str], pattern: str) -> NDArray[np.int64]:
 
 
 def join_groups(*groupings: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N] the groups in which images are together that are together in any of the groupings."""
+    """[N] joined groups: images that share a group in any grouping share one here."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

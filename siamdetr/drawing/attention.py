@@ -126,14 +126,14 @@ def chosen_map(attention: AttentionMaps, *, layer: int | None, head: int | None)
 
 
 def check_layer(attention: AttentionMaps, layer: int | None) -> None:
-    """Raise a ValueError unless `layer` is one of 1..L, or None."""
+    """Check that `layer` is one of 1..L, or None; raises ValueError."""
     count = len(attention.maps)
     if layer is not None and not 1 <= layer <= count:
         raise ValueError(f"layer: got {layer}, expected 1 to {count}; leave it out for the mean of all layers")
 
 
 def full_scale(values: Floats) -> float:
-    """The value of a map [h, w] that is drawn as full heat; see `heat`."""
+    """The value of a map [h, w] that is drawn as 1; see `heat`."""
     return max(float(values.max()), _LEAST_PEAK / values.size)
 
 

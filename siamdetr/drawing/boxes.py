@@ -53,9 +53,9 @@ def draw(image: ImageLike, detections: sv.Detections, *, least_side: int = _LEAS
 
 
 def _canvas(image: Image.Image, least_side: int) -> tuple[Image.Image, float]:
-    """A copy to draw on, and how many of its pixels one of the image's is.
+    """A copy to draw on, and its scale relative to the image.
 
-    A strip is not enlarged past `_ENLARGED_SIDE`, and a picture that JPEG could not hold is made smaller.
+    A strip is not enlarged beyond `_ENLARGED_SIDE`, and a picture too large for JPEG is reduced.
     """
     longest = max(image.size)
     factor: float = max(1, min(round(least_side / min(image.size)), _ENLARGED_SIDE // longest))

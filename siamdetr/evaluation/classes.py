@@ -23,7 +23,7 @@ def is_class_agnostic(model: object) -> bool:
 
 
 def as_one_class(index: DetectionIndex) -> DetectionIndex:
-    """The same boxes, all of the one class "object": what a class-agnostic model is scored against."""
+    """The same boxes with the one class "object", as the truth for a class-agnostic model."""
     return dataclasses.replace(index, labels=np.zeros_like(index.labels), class_names=(OBJECT,), category_ids=(1,))
 
 

@@ -1,6 +1,6 @@
 """The confusion matrix of a detector at one threshold.
 
-Which class is taken for which, what is missed, what is made up.
+Confused classes, missed objects and false detections.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Detections matched with the truth at one IoU.
-
-What precision, recall, thresholds and errors are counted from.
+"""Detections matched with the truth at one IoU, for precision, recall, thresholds and mistakes.
 
 The rule is COCO's: class by class, best score first, each detection takes the free true box that it overlaps most, if
 by at least the IoU asked for. A detection that only overlaps a crowd region is neither right nor wrong.

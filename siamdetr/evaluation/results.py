@@ -63,7 +63,7 @@ class Results:
 
 
 def concatenate_results(parts: list[Results]) -> Results:
-    """One of several; none gives an empty one."""
+    """Join several; without any the result is empty."""
     return Results(
         image_ids=np.concatenate([part.image_ids for part in parts] or [np.zeros(0, dtype=np.int64)]),
         category_ids=np.concatenate([part.category_ids for part in parts] or [np.zeros(0, dtype=np.int64)]),
@@ -78,7 +78,7 @@ def write_results(path: str | Path, results: Results, index: DetectionIndex | No
     Args:
         path: the file.
         results: detections, whose `image_ids` are those of `index`.
-        index: the images; the file bears the ids that the data set itself gives them. None: those of `results`.
+        index: the images, whose own ids go into the file; None: the ids of `results`.
     """
     own_ids = None
     if index is not None and index.own_ids:
@@ -123,7 +123,7 @@ def read_results(path: str | Path, index: DetectionIndex) -> Results:
 
 
 class _Row(NamedTuple):
-    """One entry: ids as they stand there, and x, y, width, height, score."""
+    """One entry: its ids, unchanged, and x, y, width, height, score."""
 
     image: int | str
     category: int

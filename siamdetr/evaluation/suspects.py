@@ -1,4 +1,4 @@
-"""Likely label errors: what a model is sure of, and the labels contradict.
+"""Likely label errors: labels that contradict detections of high score.
 
 Three kinds, after Tkachenko et al. 2023 ("ObjectLab", arXiv:2309.00832): overlooked objects, swapped classes and badly
 placed boxes. Ours: they are read off matched detections at a threshold, and ranked by the detection's score.
@@ -107,7 +107,7 @@ def _suspect(
 
 
 def _once(found: list[Suspect]) -> list[Suspect]:
-    """Of missing boxes that overlap each other, such as one object under two classes, the surest alone."""
+    """Keep the best of missing boxes that overlap each other, such as one object under two classes."""
     kept: list[Suspect] = []
     for suspect in found:  # best score first
         others = [np.array(other.box) for other in kept if other.kind == "missing box"]

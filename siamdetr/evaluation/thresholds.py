@@ -113,7 +113,7 @@ def threshold_curves(matched: Matched) -> tuple[ThresholdCurve, ...]:
 
 
 def best_f1(curve: ThresholdCurve) -> OperatingPoint | None:
-    """The threshold of the best F1; of several the highest. None where nothing was found."""
+    """The threshold of the best F1, the highest if there are several; None without detections."""
     if not len(curve.thresholds) or not curve.f1.max():
         return None
     return _point(curve, int(curve.f1.argmax()))

@@ -91,11 +91,9 @@ def grey_to_8_bits(image: Image.Image, declared: int) -> Image.Image:
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower byte of every channel of a 16-bit colour file that is not decoded yet.
+    """The lower bytes of a 16-bit colour file that is not decoded yet; None: it is no such file.
 
-    None: not such a file.
-
-    Pillow decodes 16-bit colours to their upper byte. Told the other byte order, it decodes the lower one.
+    Pillow decodes 16-bit colours to their upper bytes; with the byte order exchanged it decodes the lower ones.
     """
     swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if np.little_endian else "16L"}
     if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not image.tile:

@@ -1,4 +1,4 @@
-"""From an image to the model's input: one recipe, stored in every model file and exported file.
+"""Preprocessing: from an image to the model's input, by one recipe that every model file stores.
 
 Training's evaluation, `predict`, the ONNX runtime and the bundle's `infer.py` follow it bit for bit. Resizing is
 Pillow's bilinear filter on 8-bit RGB (it averages when it shrinks), after the EXIF rotation. The result is uint8:
@@ -95,8 +95,7 @@ class Prepared:
     Attributes:
         images: [B, 3, H, W] uint8 RGB, zero where padded.
         padding: [B, H, W] bool, True = padded, not image; None = nothing is padded.
-        original_sizes: [B, 2] int64 (H, W) of the images as they came, after EXIF rotation: predictions are in these
-            pixels.
+        original_sizes: [B, 2] int64 (H, W) of the original images after EXIF rotation; predictions are in these pixels.
         sizes: [B, 2] int64 (H, W) of the resized images without padding.
     """
 
@@ -125,7 +124,7 @@ def preprocess(images: Iterable[ImageLike], spec: PreprocessingSpec) -> Prepared
 def batches(
     images: Sequence[ImageLike], spec: PreprocessingSpec, batch_size: int
 ) -> Iterator[tuple[list[int], Prepared]]:
-    """Batches of images that have one size once resized, so that none is padded for the sake of another.
+    """Batch images of equal resized size, so that none is padded because of another.
 
     So the predictions for an image never depend on its neighbours. At most 4 batches of images are held at a time.
 
@@ -140,7 +139,7 @@ Sample: TypeAlias = tuple[Pixels, Size]  # resized [h, w, 3], original (H, W)
 
 
 def prepare_sample(image: ImageLike, spec: PreprocessingSpec) -> Sample:
-    """One image, loaded and resized, with its original (H, W): what `group_by_size` and `stack` take."""
+    """Load and resize one image for `group_by_size` and `stack`; with its original (H, W)."""
     loaded = load_image(image)
     return resize(loaded, spec), (loaded.height, loaded.width)
 
@@ -148,7 +147,7 @@ def prepare_sample(image: ImageLike, spec: PreprocessingSpec) -> Sample:
 def group_by_size(
     samples: Iterable[tuple[int, Sample]], spec: PreprocessingSpec, batch_size: int
 ) -> Iterator[tuple[list[int], Prepared]]:
-    """Batches of samples of one resized size, as soon as one is full; see `batches`."""
+    """Batch samples of equal resized size, each batch as soon as it is full; see `batches`."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     waiting: dict[tuple[int, ...], list[tuple[int, Sample]]] = {}
@@ -227,7 +226,7 @@ def resized_size(original: Size, spec: PreprocessingSpec) -> Size:
 
 
 def is_one_image(images: ImageLike | Sequence[ImageLike]) -> TypeGuard[ImageLike]:
-    """Whether this is one image in any of the forms that are taken, rather than a sequence of them."""
+    """Whether this is one image in any accepted form, not a sequence of images."""
     whole = isinstance(images, Image.Image | np.ndarray | str | bytes | bytearray | memoryview)
     return whole or isinstance(images, os.PathLike) or hasattr(images, "read")
 

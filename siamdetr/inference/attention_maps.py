@@ -41,11 +41,11 @@ class AttentionMaps:
 
 
 class Inspection(Protocol):
-    """Detections of one image by one model, and on demand the attention behind them."""
+    """Detections of one image by one model, and the attention behind each on demand."""
 
     @property
     def scored(self) -> ScoredBoxes:
-        """All its boxes (B = 1), before any threshold, in pixels of the original image."""
+        """All boxes of the image (B = 1), before any threshold, in pixels of the original image."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -134,13 +134,13 @@ def inspection_of_outputs(outputs: Mapping[str, NDArray[Any]], batch: Prepared) 
 
 
 def check_box(box: int, scored: ScoredBoxes) -> None:
-    """Raise a ValueError unless `box` is one of the first image's."""
+    """Check that `box` is a box of the first image; raises ValueError."""
     count = scored.scores.shape[1]
     if not 0 <= box < count:
         raise ValueError(f"box: got number {box}, expected 0 to {count - 1}")
 
 
 def check_point(x: float, y: float) -> None:
-    """Raise a ValueError unless (x, y) are fractions of an image."""
+    """Check that (x, y) are fractions of an image; raises ValueError."""
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise ValueError(f"point: got ({x:g}, {y:g}), expected fractions of the image from 0 to 1")

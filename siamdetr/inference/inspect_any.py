@@ -1,4 +1,4 @@
-"""Any model of ours asked about one image."""
+"""Inspect one image with any model of ours."""
 
 from __future__ import annotations
 

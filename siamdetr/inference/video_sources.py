@@ -12,7 +12,7 @@ _ADDRESS = re.compile(r"(rtsps?|rtmp|https?|udp|srt)://", re.IGNORECASE)
 
 
 def source_of(argument: str | Path) -> str:
-    """The source that a command-line argument means; a path has lost one of the two slashes of an address."""
+    """The source that a command-line argument means; restores the slash that a path takes from an address."""
     return re.sub(r"^([A-Za-z]{3,5}):/(?!/)", r"\1://", str(argument))
 
 

@@ -1,4 +1,4 @@
-"""The folder that `siamdetr label` leaves: images, label files, and a table of what is in each image."""
+"""The output folder of `siamdetr label`: images, label files, and a table of the images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IMAGE_FOLDERS = {"coco": "train", "voc": "JPEGImages"}
 
 
 def check_format(name: str) -> str:
-    """The format's name.
+    """Check the name of a format; returns it.
 
     Raises:
         DataError: there is no such format.
@@ -52,7 +52,7 @@ def write_prelabels(folder: Path, prelabels: Sequence[Prelabel], classes: Classe
 
 
 def count_bands(prelabels: Sequence[Prelabel]) -> Counter[str]:
-    """Boxes by band, and images by the band of their most doubtful box; "empty" are images without boxes."""
+    """Boxes by band, and images by the band of their least sure box; "empty": without boxes."""
     counts: Counter[str] = Counter()
     for one in prelabels:
         counts.update(f"{band} boxes" for band in one.bands)
@@ -61,7 +61,7 @@ def count_bands(prelabels: Sequence[Prelabel]) -> Counter[str]:
 
 
 def image_band(one: Prelabel) -> str:
-    """ "sure" where all boxes are, "look" where one is not, "empty" where there are none."""
+    """ "sure" if all boxes are, "look" if one is not, "empty" if there are none."""
     return "empty" if not one.bands else "look" if "look" in one.bands else "sure"
 
 

@@ -20,7 +20,7 @@ _MASKED = -1e4
 
 
 class AttentionRecorder:
-    """Puts the attention of layer `index` into the list that `record_attention` handed out."""
+    """Stores the attention of layer `index` in the list of `record_attention`."""
 
     def __init__(self, maps: list[Tensor], index: int) -> None:
         self._maps = maps
@@ -89,7 +89,7 @@ class MultiHeadAttention(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """As in PyTorch's packed form, whose three projections count as one matrix of 3D outputs."""
+        """Initialise as PyTorch's packed form: the three projections count as one matrix of 3D outputs."""
         for layer in (self.query, self.key, self.value):
             nn.init.xavier_uniform_(layer.weight, gain=1 / math.sqrt(2))
             nn.init.zeros_(layer.bias)

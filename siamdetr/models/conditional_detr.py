@@ -95,7 +95,7 @@ class ConditionalCrossAttention(nn.Module):
         return out
 
     def _concatenate(self, content: Tensor, position: Tensor) -> Tensor:
-        """Side by side in every head: [B, T, D] twice -> [B, heads, T, 2 D / heads]."""
+        """Concatenate two [B, T, D] in every head: [B, heads, T, 2 D / heads]."""
         return torch.cat([split_heads(content, self.heads), split_heads(position, self.heads)], dim=-1)
 
 
@@ -145,7 +145,7 @@ class ConditionalDecoder(nn.Module):
     def forward(self, queries: Queries, memory: Memory, heads: Heads) -> Decoded:
         """Decode queries with a position; references [L, B, Q, 2] are the same points in every layer.
 
-        The points are read off the position the queries come with, hence also off what a pretext added to it.
+        The points follow from the query position, including what a pretext added to it.
         """
         if queries.position is None:
             raise ValueError("conditional decoder: expected queries with a position [B, Q, D], got None")

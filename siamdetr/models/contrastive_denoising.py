@@ -3,7 +3,7 @@
 The decoder repairs targets with little noise, and rejects targets with more noise.
 
 Each group holds every target twice: a positive, whose corners moved by less than half its size times `box_noise`, and a
-negative, whose corners moved by once to twice that. Positives answer for their target, negatives for "no object".
+negative, whose corners moved by once to twice that. Positives should predict their target, negatives "no object".
 
 As the official code: a new label may be the right one; from a noise of .5 on a negative may turn inside out, and its
 size becomes the least there is; slots that an image with fewer boxes leaves empty take part, with content zero and the
@@ -77,8 +77,8 @@ def contrastive_queries(
         targets: boxes and labels of the B images.
         settings: how many denoising queries, how much noise.
         draws: for 2 x groups x M boxes; the number of groups is `group_count`'s. None: from torch's own generator.
-        labels: what stands for each label.
-        slots: where the anchors of noised boxes end, and of empty slots lie.
+        labels: embedding of each label.
+        slots: limits of the anchors of noised boxes, and the anchors of empty slots.
     """
     groups = group_count(settings, targets)
     if groups == 0:
@@ -106,10 +106,10 @@ def prepend_contrastive(
     Args:
         queries: the matching ones, with content [B, Q, D].
         targets: M boxes of B images, at least one.
-        label_content: [2 groups M, D] what stands for the noised labels.
+        label_content: [2 groups M, D] embeddings of the noised labels.
         noised_boxes: [2 groups M, 4] (cx, cy, w, h) fractions.
         groups: of denoising queries.
-        empty_slots: where the anchors of noised boxes end, and of empty slots lie.
+        empty_slots: limits of the anchors of noised boxes, and the anchors of empty slots.
     Returns:
         Content [B, P + Q, D] and anchors [B, P, 4] of the P denoising queries alone.
     """

@@ -56,7 +56,7 @@ class AnchorQueries(QuerySource):
 
 
 def repeat_for_patterns(content: Tensor, anchors: Tensor, patterns: nn.Embedding | None) -> tuple[Tensor, Tensor]:
-    """Ask every box once with each pattern, which adds to its content.
+    """Repeat every box once per pattern, which is added to its content.
 
     Args:
         content: [Q, D], or [1, D] common to all boxes.

@@ -116,8 +116,8 @@ class DeformableDecoder(nn.Module):
         """Decode queries with content and position.
 
         Args:
-            queries: of all images; a two-stage decoder adds to them what it reads off the chosen proposals. Anchors [B,
-                Q, 2] take the place of the reference points that are read off the position.
+            queries: of all images; a two-stage decoder adds what it predicts from the chosen proposals. Anchors [B, Q,
+                2] replace the reference points that are predicted from the position.
             memory: the encoded images.
             heads: the detector's; with `refine` one of each a layer.
         Returns:
@@ -149,8 +149,7 @@ class DeformableDecoder(nn.Module):
         return Decoded(stack, placed, references=starts, proposals=proposals)
 
     def start(self, queries: Queries) -> Tensor:
-        """[B, Q, 2] reference points of the first layer: the queries' anchors where they have some, else read off their
-        position."""
+        """[B, Q, 2] reference points of the first layer: the anchors, else predicted from the position."""
         if queries.anchors is not None:
             return queries.anchors
         assert self.reference_head is not None
@@ -178,8 +177,8 @@ class Proposer(nn.Module):
     def forward(self, queries: Queries, memory: Memory, heads: Heads) -> tuple[Tensor, Tensor, Tensor, Outputs]:
         """Content [B, Q, D], position [B, Q, D], references [B, Q, 4], and all proposals.
 
-        As in the official code the score is that of class 0 alone, padded cells and boxes near the border take part
-        with an empty feature and the box 1, 1, 1, 1, and what a query knows of its proposal is the box.
+        As in the official code: the score is that of class 0; padded cells and boxes near the border are kept with an
+        empty feature and the box 1, 1, 1, 1; a query gets only the box of its proposal.
         """
         proposed = propose(memory, heads, lambda tokens: self.norm(self.project(tokens)))
         best = best_cells(proposed.logits[..., 0], queries.content.shape[1])

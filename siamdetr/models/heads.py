@@ -97,7 +97,7 @@ def build_box_head(settings: DetectorSettings, *, first_size: float = 0.0, start
 
     Args:
         settings: of the width.
-        first_size: what it first adds to the logits of width and height.
+        first_size: initial offset of the logits of width and height.
         starts_at_reference: its last layer starts at zero: the first boxes lie on their references.
     """
     head = MLP(settings.dim, settings.dim, 4, num_layers=3)
@@ -129,7 +129,7 @@ def shared_heads(
 
 
 def layer_heads(settings: DetectorSettings, *, first_size: float = 0.0, proposals: bool = False) -> Heads:
-    """Heads of its own for each decoder layer; the first box head has `first_size`.
+    """Separate heads for each decoder layer; the first box head has `first_size`.
 
     Args:
         settings: of the detector.
@@ -175,7 +175,7 @@ class FeedForward(nn.Module):
 def place_boxes(offsets: Tensor, references: Tensor | None, *, eps: float = 1e-5) -> Tensor:
     """Boxes: sigmoid(offsets + inverse_sigmoid(references)).
 
-    Ends in float32 at least: in half precision a box is up to a quarter of a pixel off.
+    The result is at least float32: in half precision a box is up to a quarter of a pixel off.
 
     Args:
         offsets: [..., 4] from a box head.

@@ -40,7 +40,7 @@ class Proposals:
         )
 
     def outputs(self) -> Outputs:
-        """As predictions of one layer, which have losses of their own."""
+        """The proposals as predictions of one layer, for their own losses."""
         return Outputs(self.logits[None], self.boxes[None], self.features[None])
 
 
@@ -49,10 +49,10 @@ def propose(memory: Memory, heads: Heads, project: Callable[[Tensor], Tensor]) -
 
     Args:
         memory: the encoded images.
-        heads: whose last class head and box head predict.
-        project: [B, N, D] cells -> features; cells that are padded or near the border are zeroed before it.
+        heads: of which the last class head and box head are used.
+        project: [B, N, D] cells -> features; padded cells and cells near the border are zeroed before it.
 
-    As in the official code these cells take part, with an empty feature and the box 1, 1, 1, 1.
+    As in the official code these cells are kept, with an empty feature and the box 1, 1, 1, 1.
     """
     anchors, valid = cell_anchors(memory)
     features = project(memory.tokens.masked_fill(~valid, 0.0))
@@ -113,7 +113,7 @@ def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
 
 
 class MixedSelection(nn.Module):
-    """Proposals of all cells, of which the best by their largest class logit are chosen."""
+    """Propose a box at every cell, and choose the best by their largest class logit."""
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()

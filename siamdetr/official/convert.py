@@ -64,7 +64,7 @@ class OfficialFile:
 def load_official(
     state_dict: Mapping[str, Tensor], *, family: str, arguments: Mapping[str, Any] | argparse.Namespace
 ) -> Module:
-    """A detector (or pretext module) with the weights of an official checkpoint, every one accounted for.
+    """A detector or pretext with the weights of an official checkpoint, all of them accounted for.
 
     Args:
         state_dict: official names; `module.` of data-parallel training is stripped, half precision becomes float32.

@@ -130,7 +130,7 @@ def _points(given: Mapping[str, Any], tensors: Mapping[str, Tensor], levels: int
 
 
 def _rows(tensors: Mapping[str, Tensor], pattern: str, *, none: bool = False) -> Any:
-    """The first axis of the tensor of a name; with `none` None where there is no such tensor."""
+    """The length of a tensor's first axis; with `none`, None if there is no such tensor."""
     for name, tensor in tensors.items():
         if re.fullmatch(pattern, name):
             return tensor.shape[0]
@@ -140,5 +140,5 @@ def _rows(tensors: Mapping[str, Tensor], pattern: str, *, none: bool = False) ->
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbers the names of a pattern have."""
+    """How many different numbers occur in the names that match a pattern."""
     return len({match[1] for name in tensors if (match := re.fullmatch(pattern, name))})

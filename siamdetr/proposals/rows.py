@@ -91,7 +91,10 @@ class Rows:
         return set(_as_bytes(self.stamps))
 
     def checksums(self) -> NDArray[np.uint32]:
-        """[n] CRC-32 of each row: key, stamp, height and width (4 bytes each), fallback, boxes; all little-endian."""
+        """[n] CRC-32 of each row.
+
+        Of key, stamp, height and width (4 bytes each), fallback and boxes, all little-endian.
+        """
         sizes = np.ascontiguousarray(self.sizes, dtype="<i4").view(np.uint8).reshape(-1, 8)
         heads = np.concatenate([self.keys, self.stamps, sizes, self.fallbacks[:, None]], axis=1)
         boxes = memoryview(np.ascontiguousarray(self.values, dtype="<u2").reshape(-1).view(np.uint8).data)

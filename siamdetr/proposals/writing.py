@@ -34,7 +34,7 @@ def file_stamp(path: Path) -> bytes:
 
 
 def read_known(path: Path, recipe: str) -> list[ProposalStore]:
-    """Read and verify the rows on disk for this recipe, from the store and from parts of an interrupted run.
+    """Read and verify the rows on disk for this recipe, from store and parts of an interrupted run.
 
     Raises:
         DataError: `path` is there and is not a file of proposals, or is damaged.

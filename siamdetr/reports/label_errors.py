@@ -96,7 +96,7 @@ def picture_of(suspect: Suspect, index: DetectionIndex, inspect: Inspect) -> byt
 
 
 def _number(suspect: Suspect, seen: Inspection) -> int:
-    """The number of the suspect's detection among those of its image: the nearest in box and score."""
+    """The number of the suspect's detection in its image: the nearest in box and score."""
     apart = np.abs(seen.scored.boxes[0] - np.array(suspect.box, dtype=np.float32)).max(-1)
     scores = np.abs(seen.scored.scores[0] - suspect.score) * max(seen.size)
     return int((apart + scores).argmin())

@@ -18,7 +18,7 @@ Augmentation = Literal["none", "flip", "scale", "detr"]
 class PretextSettings(Settings):
     """Settings of every pretraining method.
 
-    Its images, its regions, and the weights of the matched box losses.
+    They are about images, regions, and the weights of the matched box losses.
     """
 
     num_regions: int = Field(10, ge=1, description="regions of an image that are to be found")
@@ -44,7 +44,7 @@ class PretextSettings(Settings):
 
 
 class PromptSettings(PretextSettings):
-    """How queries are told their regions, and who may answer for one: Siamese DETR and UP-DETR.
+    """How queries are conditioned on regions, and which may be matched with one (Siamese DETR, UP-DETR).
 
     The defaults are the official ones.
     """
@@ -110,7 +110,7 @@ class SiameseSettings(PromptSettings):
 
 
 class UPDETRSettings(PromptSettings):
-    """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): localise patches of an image in it.
+    """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): detect patches of an image in it.
 
     The defaults are the official ones.
     """

@@ -1,4 +1,4 @@
-"""The detectors there are: one `DetectorEntry` each, which holds all that varies between them.
+"""The registry of detectors: one `DetectorEntry` each, which holds all that varies between them.
 
 A new detector is one file of `siamdetr/models/` and one entry here. Settings, presets, training, export, reports, tests
 and documents read the entry; nothing else lists detectors. This file imports no torch: an entry names its builder as an
@@ -26,7 +26,7 @@ _ANCHORS = frozenset({"num_patterns"})
 
 @dataclass(frozen=True)
 class DetectorEntry:
-    """The entry of a detector, for the rest of the code.
+    """All facts about a detector that the rest of the code needs.
 
     Attributes:
         name: as its paper calls it.
@@ -72,7 +72,7 @@ class DetectorEntry:
 
     @property
     def multi_scale(self) -> bool:
-        """Whether it can look at several feature levels."""
+        """Whether it can use several feature levels."""
         return "levels" in self.options
 
 
@@ -198,5 +198,5 @@ def detector_entry(variant: str) -> DetectorEntry:
 
 
 def takers(option: str) -> list[str]:
-    """The detectors that take a setting."""
+    """The detectors that have a setting."""
     return [variant for variant, entry in DETECTORS.items() if option in entry.options]

@@ -20,7 +20,7 @@ Logger = Literal["wandb", "mlflow"]
 
 
 class DataSettings(Settings):
-    """The paths of the images, and the way they are read."""
+    """The images, and how they are read."""
 
     paths: tuple[str, ...] = Field(..., min_length=1, description="data sets or folders of images")
     format: str = Field("auto", description="auto, coco, voc, yolo or folder")

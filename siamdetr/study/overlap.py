@@ -1,4 +1,4 @@
-"""Images that are pretrained on and scored as well: their content, not their names, tells."""
+"""Images that are both pretrained on and scored, found by content, not by name."""
 
 from __future__ import annotations
 

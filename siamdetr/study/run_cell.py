@@ -33,7 +33,7 @@ from siamdetr.system.processes import peak_mib
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.evaluator import scores
 from siamdetr.training.finetune import finetune
-from siamdetr.training.initial_weights import fill_backbone
+from siamdetr.training.initial_weights import read_start, start
 from siamdetr.training.pretrain import pretrain
 from siamdetr.training.pretrain_module import class_agnostic
 from siamdetr.training.pretrain_setup import pretraining_detector
@@ -218,13 +218,16 @@ def _pretrained(task: CellTask) -> SiamDETR:
 
 
 def _untrained(task: CellTask, place: Path) -> SiamDETR:
-    """The detector that pretraining starts from: the backbone's weights, all others random."""
+    """The detector that pretraining starts from: the study's `start`, or the backbone's weights and all others random."""
     settings = _pretrain_settings(dataclasses.replace(task, cell=Cell("pretrain", task.study.methods[0])), place)
     torch.manual_seed(settings.seed)
     detector = Detector(pretraining_detector(settings))
-    fill_backbone(detector, settings)
-    spec = PreprocessingSpec.from_size(settings.of_method.size)
-    spec = spec.normalized_by(backbone_normalization(settings.detector.backbone))
+    start(detector, settings, (OBJECT,), resumed=False)
+    if settings.init is None:
+        normalization = backbone_normalization(settings.detector.backbone)
+    else:
+        normalization = read_start(settings.init).metadata.preprocessing.normalization
+    spec = PreprocessingSpec.from_size(settings.of_method.size).normalized_by(normalization)
     return SiamDETR.from_parts(
         class_agnostic(detector).eval(), class_names=(OBJECT,), preprocessing=spec, class_agnostic=True
     )

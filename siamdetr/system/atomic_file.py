@@ -92,8 +92,8 @@ def sweep_temporaries(folder: str | Path, *, owned: bool = False) -> int:
 
     Args:
         folder: where to look; not in its folders.
-        owned: nobody else writes there (its lock is held): all go. Otherwise those whose process lives stay; and a
-            process number is no proof of life where containers begin with the same numbers again and again.
+        owned: nobody else writes there, because its lock is held: remove all. Otherwise files of living processes stay;
+            a process number is no proof of life, because containers start with the same numbers again and again.
     """
     swept = 0
     for stale in Path(folder).glob(".*.tmp"):

@@ -1,4 +1,4 @@
-"""Names from files as plain text: no terminal obeys them, and no spreadsheet computes them."""
+"""Names from files as plain text, which no terminal or spreadsheet interprets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits that loading processes meet: shared memory for the batches they hand over, and open files."""
+"""Limits on loading processes: shared memory for their batches, and open files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def check_shared_memory(batch_bytes: int, batches: int, place: Path = _SHM) -> N
 
     Args:
         batch_bytes: of one batch.
-        batches: that may lie there at the same time.
-        place: where they lie; a system without it has no such limit.
+        batches: that may be there at the same time.
+        place: the folder of shared memory; a system without it has no such limit.
     Raises:
         LoadingError: there is not enough.
     """

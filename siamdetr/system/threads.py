@@ -1,6 +1,6 @@
 """The number of processor cores that this process may use.
 
-The machine's, less what affinity and the container's limit take away.
+They are the machine's cores, limited by affinity and by the container.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def cgroup_quota(root: Path = _ROOT) -> float | None:
 
 
 def limit_numeric_libraries(environment: dict[str, str] | os._Environ[str] = os.environ) -> None:
-    """Tell OpenMP, before it is loaded, of a limit that it does not see.
+    """Give OpenMP, before it is loaded, a limit that it does not see.
 
     It knows affinity, but no container's quota.
     """
@@ -51,7 +51,7 @@ def limit_numeric_libraries(environment: dict[str, str] | os._Environ[str] = os.
 def _groups(root: Path) -> list[Path]:
     """The folders of this process's control groups and of those above them.
 
-    Version 2, and the `cpu` controller of version 1.
+    For version 2, and for the `cpu` controller of version 1.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()

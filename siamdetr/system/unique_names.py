@@ -1,4 +1,4 @@
-"""File names that do not fall on each other."""
+"""Unique file names."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def finetune(
 
 
 def _parts(data: FinetuneData, settings: FinetuneSettings) -> dict[str, DetectionIndex]:
-    """What must stay as it is; `val_limit` may change, so with it the val part has no fingerprint."""
+    """The parts of the data that must not change; with `val_limit`, which may, not the val part."""
     fixed_val = {} if data.val is None or settings.val_limit is not None else {"val": data.val}
     return {"train": data.train} | fixed_val
 

@@ -54,7 +54,7 @@ def resolved(settings: FinetuneSettings, index: DetectionIndex) -> FinetuneSetti
 
 
 def _image_size(spec: PreprocessingSpec) -> dict[str, Any]:
-    """The size settings of a recipe; a letterbox, which training has not, becomes its longest side."""
+    """The size settings of a recipe; a letterbox, which training does not have, becomes its longest side."""
     if spec.mode == "letterbox":
         assert isinstance(spec.size, tuple)
         return {"size": max(spec.size), "max_size": max(spec.size)}
@@ -62,7 +62,7 @@ def _image_size(spec: PreprocessingSpec) -> dict[str, Any]:
 
 
 def first_batch(index: DetectionIndex, settings: FinetuneSettings) -> DetectionIndex:
-    """The images of one batch over all processes, those with boxes first: for `overfit_batch`."""
+    """The images of one batch over all processes, first those with boxes, for `overfit_batch`."""
     with_boxes = np.flatnonzero(index.box_counts() > 0)
     return index.subset(with_boxes[: settings.batch_size * world_size(settings)])
 

@@ -1,6 +1,6 @@
-"""Starting weights and their normalization: from a pretrained run or model file, what fits.
+"""Initial weights and their normalization: all that fits in a pretrained run or model file.
 
-The rest starts afresh and is named.
+Other parameters keep random values, and the log names them.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def run_normalization(settings: RunSettings, run: RunFolder) -> Normalization:
 
 
 def _of_weight_file(path: str) -> Normalization | None:
-    """Of a model file of ours; None: weights of another program, which do not say."""
+    """The normalization of a model file of ours; None: a file of another program, which stores none."""
     if not path.endswith(".safetensors"):
         return None
     try:
@@ -156,7 +156,7 @@ def _open(source: str | Path) -> tuple[Detector, ModelMetadata]:
 
 
 def _module(name: str) -> str:
-    """The module of a tensor; of the queries their part, since only some of them depend on the classes."""
+    """The module of a tensor; for the queries, the part of them, because not all depend on the classes."""
     parts = name.split(".")
     return ".".join(parts[: 2 if parts[0] == _QUERIES else 1])
 

@@ -186,7 +186,7 @@ def _misfit(run: RunFolder, error: Exception) -> CheckpointError:
 
 
 def _stopped(run: RunFolder, settings: RunSettings) -> bool:
-    """Whether the run ended early, by the rule that still holds."""
+    """Whether the run has ended early, by a rule that still holds."""
     rule = getattr(settings, "early_stopping", None)
     return run.state is not None and run.state.stopped and run.state.settings.get("early_stopping") == rule
 

@@ -24,7 +24,7 @@ _STEPS = 3  # of which the first warms up
 
 @contextmanager
 def training_arithmetic(tf32: TF32) -> Iterator[None]:
-    """Set the arithmetic of a training, and what it was before afterwards. Open it before anything is computed.
+    """Set the arithmetic of a training inside the block, which starts before any computation.
 
     Subnormal numbers (below 1.2e-38) count as zero. One or two in a hundred factors of the backward pass are subnormal,
     and some processors multiply them more than ten times slower. OpenMP's threads inherit the setting from the thread
@@ -50,7 +50,7 @@ def _flushes_subnormals() -> bool:
 
 
 def recorded_precision(settings: RunSettingsType, run: RunFolder) -> RunSettingsType:
-    """The settings with the precision that a resumed run began with, where they leave it open."""
+    """The settings with the precision that a resumed run began with, if they leave it open."""
     if settings.precision != "auto" or run.state is None:
         return settings
     return settings.model_copy(update={"precision": run.state.settings["precision"]})
@@ -59,7 +59,7 @@ def recorded_precision(settings: RunSettingsType, run: RunFolder) -> RunSettings
 def choose_precision(
     module: StepModule, batch: Any, settings: RunSettings, device: torch.device, *, processes: int
 ) -> Precision:
-    """The faster of fp32 and bf16, said in the log.
+    """Choose the faster of fp32 and bf16, and log it.
 
     Several processes must agree without asking one another, so they take bf16 where the GPU has it.
 

@@ -1,6 +1,6 @@
 """The Lightning module shared by both stages.
 
-The step counter, the losses kept for the log, the optimiser.
+It has the step counter, the losses for the log, and the optimiser.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class StepModule(LightningModule):
         self.underway = True
 
     def _renew_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        """Rates of the settings in place of the checkpoint's, at this step of the schedule."""
+        """Replace the checkpoint's learning rates by those of the settings, at this step of the schedule."""
         scheduler = self.trainer.lr_scheduler_configs[0].scheduler
         factor = rate_factor(self.run_settings.schedule, self.total_steps)(self.step)
         now = build_optimizer(self, self.run_settings.optimizer, fused=False)
@@ -106,7 +106,7 @@ class StepModule(LightningModule):
         torch.manual_seed((self.run_settings.seed * 1_000_003 + number * 4_099 + self.global_rank) % 2**63)
 
     def batch_number(self, batch_idx: int) -> int:
-        """Lightning's batch counter, which starts at 0 in every session, as a count from the start of the run."""
+        """The number of a batch from the start of the run; Lightning's counter starts at 0 in every session."""
         accumulate = self.run_settings.grad_accum
         return self.step * accumulate + batch_idx % accumulate
 
@@ -122,7 +122,7 @@ class StepModule(LightningModule):
 
     @contextmanager
     def naming_the_step(self, images: tuple[int, ...]) -> Iterator[None]:
-        """Predictions that are not finite stop the run with the step and the images in the text."""
+        """Stop the run at predictions that are not finite; the message names the step and the images."""
         try:
             yield
         except FloatingPointError as error:
@@ -137,7 +137,10 @@ class StepModule(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the norm of all gradients. Lightning refuses this for a fused optimiser under bf16, where nothing is scaled."""
+        """Clip the norm of all gradients.
+
+        Lightning refuses this for a fused optimiser under bf16, although nothing is scaled there.
+        """
         if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
@@ -150,7 +153,7 @@ class StepModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Ours: Lightning's loop counters stay out: our `step` says where the run is."""
+        """Leave Lightning's loop counters out (ours): our `step` says where the run is."""
         checkpoint.pop("loops", None)
         checkpoint["step"] = self.step
 
@@ -161,5 +164,5 @@ class StepModule(LightningModule):
 
 
 def completed_step(trainer: Any, batch_idx: int) -> bool:
-    """Whether this batch ended an optimizer step, rather than only adding to its gradients."""
+    """Whether this batch ended an optimizer step, and did not only add to its gradients."""
     return bool((batch_idx + 1) % trainer.accumulate_grad_batches == 0)

@@ -1,6 +1,6 @@
 """The Lightning trainer of a run: one endless epoch of steps.
 
-Order, counters, saving and evaluation are ours.
+Order, counters, saving and evaluation are ours, not Lightning's.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def _num_nodes(settings: RunSettings) -> int:
 
 
 def _environment() -> ClusterEnvironment:
-    """The environment that tells Lightning of the other processes.
+    """The environment from which Lightning learns of the other processes.
 
-    Left to itself it takes the variables of any shell of a SLURM job for srun's.
+    By default it would mistake the variables of any shell in a SLURM job for those of srun.
     """
     by = launch().by
     if by == "torchrun":

@@ -1,4 +1,4 @@
-"""Names from files are shown as they are: no terminal obeys them, no spreadsheet computes them."""
+"""Names from files are shown, and never interpreted by a terminal or a spreadsheet."""
 
 from __future__ import annotations
 

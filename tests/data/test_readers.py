@@ -1,4 +1,4 @@
-"""Readers: what the four layouts mean, what is skipped and counted, and what every refusal says."""
+"""Readers of the four layouts: meaning of fields, skipped entries, and messages of refusals."""
 
 from __future__ import annotations
 

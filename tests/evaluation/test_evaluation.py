@@ -66,7 +66,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> DetectionIndex:
 
 
 def noisy(index: DetectionIndex, *, seed: int = 1, extra: int = 20) -> ScoredBoxes:
-    """For every image its boxes, moved a little and half of them lost, and some that are nothing."""
+    """Detections of every image: half of its boxes, moved a little, and some false ones."""
     generator = np.random.default_rng(seed)
     most = int(index.box_counts().max()) + extra
     scores, labels, boxes = (

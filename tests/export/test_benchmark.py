@@ -24,7 +24,7 @@ IMAGES = [image.transpose(1, 2, 0) for image in drawn_images(3, 40, 60)]
 
 
 class Recorder:
-    """A model that finds nothing and remembers what it was asked."""
+    """A model that detects nothing and remembers its inputs."""
 
     class_names = ("thing",)
     category_ids = ()

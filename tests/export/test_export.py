@@ -62,7 +62,7 @@ def listed(found: sv.Detections | list[sv.Detections]) -> list[sv.Detections]:
 
 
 def same(a: list[sv.Detections], b: list[sv.Detections]) -> bool:
-    """Whether two lists hold the same detections but for rounding."""
+    """Whether two lists hold the same detections, except for rounding."""
     return all(same_detections(x, y) for x, y in zip(a, b, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What a kill leaves behind: copies of a folder from before every operation on its files."""
+"""The effect of a kill: copies of a folder from before every operation on its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def in_own_processes(tasks: Sequence[Callable[[], object]], *, at_once: int = 1) -> None:
-    """Do each task in a fork of this process, which has everything imported."""
+    """Run each task in a fork of this process, which has imported everything."""
     running: list[int] = []
     for task in tasks:
         if len(running) == at_once:
@@ -40,14 +40,14 @@ def _finish(process: int) -> None:
 
 
 def remains(work: Callable[[], None], folder: Path, into: Path) -> list[Path]:
-    """Do the work in its own process, and copy the folder before every operation on its files.
+    """Work in a process of its own, and copy the folder before every operation on its files.
 
-    SIGKILL leaves what the operating system has been given: the files as they are, and no lock. So does a copy in which hard links stay
-    hard links. What the process still holds in its own memory is in neither.
+    SIGKILL leaves what the operating system has been given: the files as they are, and no lock. So does a copy in which
+    hard links stay hard links. What the process still holds in its own memory is in neither.
 
     Args:
         folder: that the work writes into; tensorboard's events do not count.
-        into: where the copies go.
+        into: folder of the copies.
     Returns:
         The copies, first to last.
     """

@@ -1,4 +1,4 @@
-"""Data sets as other tools export them and as people keep them: each one trips some reader."""
+"""Odd data sets, as other tools and people make them; each one breaks some reader."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def one_name_twice(root: Path) -> None:
 
 
 def called_object(root: Path) -> None:
-    """A class is called as a class-agnostic model's."""
+    """A class has the name of a class-agnostic model's class."""
     _coco(root, _each("categories", name=lambda entry: "object" if entry["id"] == 1 else "dog"))
 
 
@@ -92,7 +92,7 @@ def outlines_only(root: Path) -> None:
 
 
 def addresses_only(root: Path) -> None:
-    """LVIS: no file names, but addresses that end in them."""
+    """LVIS: no file names, but addresses that end with them."""
 
     def change(document: dict[str, Any]) -> None:
         for entry in document["images"]:
@@ -102,7 +102,7 @@ def addresses_only(root: Path) -> None:
 
 
 def flags_as_text(root: Path) -> None:
-    """Flags and numbers are texts, and "0" is no."""
+    """Flags and numbers are texts, and "0" means false."""
     _coco(root, _each("annotations", iscrowd=lambda entry: str(entry["category_id"] - 1), area=lambda _: "180"))
 
 
@@ -117,7 +117,7 @@ def boxes_beyond(root: Path) -> None:
 
 
 def damaged_files(root: Path) -> None:
-    """A file that breaks off, an empty one, one that is no image, and one that is missing."""
+    """A truncated file, an empty one, one that is no image, and a missing one."""
     _coco(root)
     files = sorted((root / "train").iterdir())
     whole = files[0].read_bytes()
@@ -176,7 +176,7 @@ def fiftyone_flat(root: Path) -> None:
 
 
 def fiftyone_splits(root: Path) -> None:
-    """A folder a split, with data/ and labels.json in each."""
+    """One folder per split, with data/ and labels.json in each."""
     for split in ("train", "val"):
         fiftyone_flat(root / split)
 
@@ -227,7 +227,7 @@ def yolo_darknet(root: Path) -> None:
 
 
 def yolo_endings(root: Path) -> None:
-    """Names that browsers give, and a format that is not decoded."""
+    """Suffixes that browsers write, and a format that is not decoded."""
     write_yolo(root, {f"{split}/{name}": ROW for split in ("train", "val") for name in "abcd"})
     for split in ("train", "val"):
         for name, ending in zip("abc", ("jfif", "jpe", "avif"), strict=True):

@@ -16,12 +16,12 @@ from siamdetr.system.signals import SignalWatch
 
 
 def process_id(task: object) -> int:
-    """Of the process that does the task."""
+    """The id of the process that does the task."""
     return os.getpid()
 
 
 def killed(task: object) -> None:
-    """The process dies as of lack of memory."""
+    """Die as for lack of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

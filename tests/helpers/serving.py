@@ -116,7 +116,7 @@ def wait_until_ready(url: str, seconds: float = 60) -> None:
 
 
 def figures(url: str) -> dict[str, float]:
-    """What /metrics says."""
+    """The figures of /metrics."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
         lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}

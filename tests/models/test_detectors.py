@@ -61,7 +61,7 @@ Shown = dict[tuple[str, str], str]  # (variant, column): what the table says
 
 @pytest.fixture(scope="module")
 def shown() -> Shown:
-    """What the tests of this run have shown."""
+    """Results of the tests of this run."""
     return {}
 
 

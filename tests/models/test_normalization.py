@@ -55,7 +55,7 @@ def test_photos_reach_the_first_batch_norm_with_the_variance_it_expects() -> Non
 
 @pytest.mark.parametrize("name", backbones_of_presets())
 def test_the_backbone_of_every_preset_has_the_figures_of_its_weights(name: str) -> None:
-    """torchvision's ResNets were trained with ImageNet's figures, RT-DETR's without any, the others as timm says."""
+    """ImageNet's figures for torchvision's ResNets, none for RT-DETR's, and timm's for the others."""
     if name in RESNETS:
         expected: Normalization | tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
     elif name in RESNETS_VD:

@@ -183,7 +183,7 @@ def test_a_proxy_may_take_its_prefix_off_or_leave_it() -> None:
 
 
 class Broken(StubModel):
-    """Its answer of a picture that is not black holds a value that is no number."""
+    """A model whose output is NaN for every picture that is not black."""
 
     def __init__(self, value: float = float("nan"), *, where: str = "scores") -> None:
         super().__init__()

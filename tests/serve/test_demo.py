@@ -1,4 +1,4 @@
-"""The demo behind its page: what the page is told, what is refused, and how the server is closed off."""
+"""The demo's server: answers to its page, refusals, and isolation from other hosts."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_page_is_part_of_the_package() -> None:
-    """Files that are no Python are listed apart: forgotten, they are missing from the wheel alone."""
+    """Files other than Python are listed separately; a forgotten one is missing only from the wheel."""
     page = importlib.resources.files("siamdetr.serve.demo") / "page"
     names = {file.name for file in page.iterdir()}
     assert names == {"viewer.html", "viewer.css", "viewer.js", "stage.js", "heat.js"}

@@ -101,7 +101,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 def outcome(work: Callable[[], Any]) -> Any:
-    """What it returns, or how it refuses; any other exception passes."""
+    """The result or the refusal of a call; any other exception is raised."""
     try:
         return work()
     except Refused as refused:

@@ -151,7 +151,7 @@ def test_a_client_that_leaves_frees_its_place() -> None:
 
 def test_runners_work_at_the_same_time() -> None:
     class Meeting(StubModel):
-        """Answers only when two calls are there together."""
+        """A model that answers only when two calls run at the same time."""
 
         def __init__(self) -> None:
             super().__init__()

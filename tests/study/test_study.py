@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from helpers.study_data import invented, quiet, settings
-from helpers.training_data import write_data
+from helpers.training_data import DETECTOR, write_data
+from helpers.training_data import finetune_settings as settings_of_a_run
 from typer.testing import CliRunner
 
 from siamdetr.cli.__main__ import app
@@ -26,6 +27,8 @@ from siamdetr.study.settings import finetune_settings
 from siamdetr.study.statistics import interval, paired_difference
 from siamdetr.study.summary import answer, gain_sentence
 from siamdetr.system.parallel import TaskRunner
+from siamdetr.training.finetune import finetune
+from siamdetr.training.initial_weights import read_start
 
 STUDIES = ("data-efficiency", "initialization", "sensitivity", "ablation", "cost", "convergence", "qualitative")
 
@@ -185,6 +188,23 @@ def test_a_study_runs_from_end_to_end_keeps_what_is_finished_and_goes_on(data: P
     found = estimate(again, told=quiet)
     assert {one.source for one in found.values()} == {"finished cells"}
     assert all(one.seconds is not None and one.seconds > 0 for one in found.values())
+
+
+def test_every_run_starts_from_the_model_that_is_given(data: Path, tmp_path: Path) -> None:
+    """Pretraining, and finetuning without it; the detector's shape is that of the start, not of the preset."""
+    begun = finetune(settings_of_a_run(data, tmp_path / "begun", detector={**DETECTOR, "num_queries": 15})).folder
+    study = settings(data, methods=["siamese"], fractions=[1.0], seeds=[0], start=str(begun))
+    outcomes: list[CellOutcome] = []
+    grid = open_grid(study, tmp_path / "study")
+    done = run_grid(grid, engine=TaskRunner("here"), progress=quiet, told=outcomes.append)
+    assert [outcome.error for outcome in outcomes] == [""] * 3
+    first = read_start(str(begun)).metadata.lineage
+    for cell in done.cells:
+        found = read_start(str(cell_folder(done.folder, cell)))
+        assert found.metadata.lineage[: len(first)] == first, cell.key
+        assert found.detector.num_queries == 15
+    page = write_study_report(done).read_text(encoding="utf-8")
+    assert f"Every run starts from {begun}; “scratch” is that start without pretraining." in page
 
 
 def test_other_settings_are_refused_with_the_difference(data: Path, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_kill_during_a_save_leaves_a_whole_file(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path: Path) -> None:
-    """A limit on the size of files stands for the disk: the write fails half way, as on a full one."""
+    """A limit on the file size simulates a full disk: the write fails half-way."""
     path, answer = tmp_path / "last.ckpt", tmp_path / "answer.txt"
     AtomicCheckpointIO().save_checkpoint(CONTENT, path)
 

@@ -1,7 +1,4 @@
-"""Batch norms that never change.
-
-Frozen while training, folded into the convolutions when nothing trains.
-"""
+"""Frozen batch norms: fixed in training, folded into convolutions where nothing trains."""
 
 from __future__ import annotations
 
@@ -114,9 +111,9 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _pairs(network: nn.Module) -> dict[str, str]:
-    """Names of convolutions, each with the frozen batch norm that alone reads its output.
+    """Pairs of names: a convolution and the frozen batch norm that is the only reader of its output.
 
-    Seen in one pass of a copy on the meta device, which has shapes but no numbers.
+    They are observed in one pass of a copy on the meta device, which has shapes but no values.
 
     Raises:
         ValueError: a convolution whose output goes into a norm, or that norm, is used more than once.
@@ -165,7 +162,7 @@ def _fold(convolution: nn.Module, norm: nn.Module) -> None:
 
 
 def _replace(module: nn.Module, norms: set[nn.Module]) -> None:
-    """Put a batch norm's activation in its place."""
+    """Replace a batch norm by its activation."""
     for name, child in module.named_children():
         if isinstance(child, FrozenBatchNorm2d) and child in norms:
             setattr(module, name, child.act)

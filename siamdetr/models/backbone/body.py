@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from siamdetr.models.backbone.batchnorm import FrozenBatchNorm2d, fold_batchnorm, freeze_batchnorm
+from siamdetr.models.backbone.plain_vit import PlainViT, has_one_map
 from siamdetr.models.backbone.pyramid import Maps
 from siamdetr.models.backbone.resnet_vd import RESNETS_VD, ResNetVd, vd_channels
 from siamdetr.models.backbone.same_padding import make_same_padding_symbolic
@@ -72,7 +73,7 @@ class Backbone(nn.Module):
         self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
 
     def train(self, mode: bool = True) -> Backbone:
-        """As any module, but batch norms that do not learn keep their statistics."""
+        """Set training mode; frozen batch norms keep their statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm) and not any(weight.requires_grad for weight in module.parameters()):
@@ -103,9 +104,9 @@ class Backbone(nn.Module):
         return self.channels[0] if self.strides[0] == FINER_STRIDES[0] else None
 
     def stride8(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C, h, w], the map of stride 8 (C3), whether or not `forward` gives it out.
+        """[B, 3, H, W] -> [B, C, h, w], the map of stride 8 (C3), also if `forward` does not return it.
 
-        Of a ResNet nothing beyond it is computed.
+        In a ResNet no later layer is computed.
         """
         if isinstance(self.body, nn.Sequential):
             for part_name, part in self.body.named_children():
@@ -169,6 +170,8 @@ def _timm(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ..
     body = create_timm_body(name, strides, pretrained=False)
     freeze_batchnorm(body)
     make_same_padding_symbolic(body)
+    if isinstance(body, PlainViT):
+        return body, (body.width,) * len(strides)
     return body, tuple(body.feature_info.channels())
 
 
@@ -190,6 +193,8 @@ def create_timm_body(name: str, strides: tuple[int, ...], *, pretrained: bool) -
         except (TypeError, NotImplementedError, AssertionError):
             pass  # this family cannot be dilated: an earlier map will do
     probe: Any = timm.create_model(name, pretrained=False, features_only=True)
+    if has_one_map(probe):
+        return _plain(name, strides, pretrained=pretrained)
     reductions = probe.feature_info.reduction()
     missing = [str(stride) for stride in strides if stride not in reductions or strides.count(stride) > 1]
     if missing:
@@ -199,3 +204,12 @@ def create_timm_body(name: str, strides: tuple[int, ...], *, pretrained: bool) -
         )
     last = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides)
     return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=last)
+
+
+def _plain(name: str, strides: tuple[int, ...], *, pretrained: bool) -> PlainViT:
+    """A model of one map, for images of any size where it can be asked for that."""
+    options: Any = {"pretrained": pretrained, "features_only": True, "out_indices": (-1,)}
+    try:
+        return PlainViT(timm.create_model(name, dynamic_img_size=True, **options), strides)
+    except TypeError:  # its positions need no size, as those of DINOv3
+        return PlainViT(timm.create_model(name, **options), strides)

@@ -1,4 +1,4 @@
-"""Reading weight files that others wrote: PyTorch and safetensors. Nothing in a file is ever executed."""
+"""Read weight files of other programs, PyTorch or safetensors. Nothing in a file is ever executed."""
 
 from __future__ import annotations
 

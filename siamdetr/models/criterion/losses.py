@@ -283,9 +283,9 @@ class DetectionCriterion(nn.Module):
     ) -> tuple[Tensor | float, Tensor | float]:
         """Number of boxes, and summed class weights of all queries.
 
-        Known on the host, averaged over the window and over processes.
+        They are known on the host, and averaged over the window and over processes.
 
-        With `groups` every box counts so many times.
+        With `groups` every box counts that many times.
         """
         queries, class_weight = logits.shape[2], 0.0
         for counts in targets.window_counts:
@@ -315,7 +315,7 @@ class DetectionCriterion(nn.Module):
 
 
 def _positives(targets: Targets, logits: Tensor) -> tuple[Matches, int]:
-    """Which slots of contrastive denoising answer for which box, in every layer; and the number of groups."""
+    """The matches of contrastive denoising in every layer, slots with boxes; and the number of groups."""
     layers, device, group_size = logits.shape[0], logits.device, 2 * max(targets.counts)
     groups = logits.shape[2] // group_size
     image, query = denoising_slots(targets.counts, groups, device, group_size=group_size)

@@ -130,9 +130,9 @@ class DeformableAttention(Observed):
             query: [B, Q, D], with its position added.
             references: [B, Q, L, 2] points or [B, Q, L, 4] boxes (cx, cy, w, h), fractions of each level's whole map.
                 Offsets from a point are in cells; from a box in half boxes, divided by the number of points.
-            tokens: [B, N, D] to look at.
+            tokens: [B, N, D] that the queries attend to.
             padding: [B, N] bool, True = padded, which counts as zero; None = nothing is.
-            levels: where the tokens stand.
+            levels: of the tokens.
         Returns:
             [B, Q, D].
         """
@@ -205,5 +205,5 @@ def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def has_deformable_attention(detector: nn.Module) -> bool:
-    """Whether a detector has deformable attention anywhere."""
+    """Whether a detector has any deformable attention."""
     return any(isinstance(module, DeformableAttention) for module in detector.modules())

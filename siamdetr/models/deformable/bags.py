@@ -229,7 +229,7 @@ def _chain(products: Tensor, tile: _Tile, weights: Tensor, grid: _Grid) -> tuple
 
 
 def _groups(tiles: Iterator[_Tile], entries: int) -> Iterator[list[_Tile]]:
-    """Neighbouring tiles of one image, together with at least `entries` entries where there are so many."""
+    """Group neighbouring tiles of one image into at least `entries` entries, if there are so many."""
     group: list[_Tile] = []
     for tile in tiles:
         if group and (tile.image != group[0].image or sum(one.rows.numel() for one in group) >= entries):
@@ -241,7 +241,7 @@ def _groups(tiles: Iterator[_Tile], entries: int) -> Iterator[list[_Tile]]:
 
 
 def _scatter(tiles: list[_Tile], upstream: Tensor, *, rows: int) -> NDArray[Any]:
-    """[N' M, d]: what the bags of some tiles give back to the table, from their gradients [T M, d]."""
+    """[N' M, d]: gradient of the table from the gradients [T M, d] of some tiles' bags."""
     shares = np.concatenate([tile.shares.numpy().ravel() for tile in tiles])
     places = np.concatenate([tile.rows.numpy().ravel() for tile in tiles])
     starts = np.arange(0, len(shares) + 1, tiles[0].rows[0, 0].numel(), dtype=np.int32)

@@ -57,7 +57,7 @@ class DeformableEncoder(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Of the level embedding alone."""
+        """Initialise the level embedding only."""
         nn.init.normal_(self.level_embedding)
 
     def forward(self, levels: tuple[Tensor, ...], padding: Tensor | None) -> Memory:
@@ -76,7 +76,7 @@ class DeformableEncoder(nn.Module):
         return Memory(tokens=tokens, position=position, padding=start.padding, shapes=start.shapes)
 
     def _level_positions(self, memory: Memory) -> Tensor:
-        """[N, D]: of each cell the embedding of its level."""
+        """[N, D]: the level embedding of each cell."""
         embeddings = self.level_embedding.to(memory.position.dtype)
         return torch.cat(
             [one.expand(height * width, -1) for one, (height, width) in zip(embeddings, memory.shapes, strict=True)]

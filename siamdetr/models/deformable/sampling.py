@@ -110,7 +110,7 @@ class _Resampled(torch.autograd.Function):
 
 
 def sample_gather(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
-    """The same by looking up cells in one table; arguments as in `sample_points`.
+    """Sampling by look-ups in one table of cells; arguments as of `sample_points`.
 
     All levels at once: an exported graph is then no larger for having more of them. A row of the table holds a cell and
     the one before it, so that the four cells around a point are two rows, and a product of matrices weights and sums
@@ -179,7 +179,7 @@ def corner_cells(points: Tensor, height: int | Tensor, width: int | Tensor) -> l
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision becomes float32; float64 stays."""
+    """Half precision becomes float32; float64 does not change."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -203,7 +203,7 @@ def _sample_kernel(values: Tensor, shapes: Shapes, points: Tensor, weights: Tens
 
 
 def _check(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> None:
-    """Sizes that tracing keeps constant; the number of cells is left to indexing while exporting."""
+    """Check the sizes that tracing keeps constant; the number of cells is not checked while exporting."""
     levels = len(shapes)
     if points.shape[3] != levels or weights.shape != points.shape[:-1] or points.shape[-1] != 2:
         raise ValueError(

@@ -104,7 +104,7 @@ class HybridEncoder(nn.Module):
         return Memory(tokens=tokens, position=nowhere, padding=cells, shapes=shapes)
 
     def _attend(self, level: Tensor, padding: Tensor | None) -> Tensor:
-        """[B, E, h, w] -> [B, E, h, w]: every cell of the level has looked at all others."""
+        """[B, E, h, w] -> [B, E, h, w]: self-attention among the cells of the level."""
         height, width = level.shape[2:]
         cells = None if padding is None else resize_padding(padding, (height, width)).flatten(1)
         position = cell_number_positions(

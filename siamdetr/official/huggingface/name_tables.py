@@ -17,7 +17,7 @@ from siamdetr.official.rules import UNUSED_ROW
 class Pair:
     """A tensor of transformers and its names here.
 
-    Several of ours stand side by side in it, along its last axis.
+    Several of ours are concatenated in it along its last axis.
     """
 
     theirs: str

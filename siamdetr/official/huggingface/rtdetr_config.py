@@ -176,7 +176,7 @@ def rtdetr_forms(tensors: dict[str, Tensor], model_type: str, settings: Detector
 
 
 def require_square(spec: PreprocessingSpec) -> None:
-    """Refuse positions by columns, which transformers has not, where images are not squares.
+    """Refuse positions by columns for images that are not squares; transformers has no such positions.
 
     Raises:
         OfficialCheckpointError: images may have another shape.

@@ -37,7 +37,7 @@ _CHUNK = 2**20
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint as one file that is always whole; the one before it is kept as previous.ckpt.
+    """Write a checkpoint atomically, and keep the one before it as previous.ckpt.
 
     Raises:
         CheckpointError: the disk is full; the old checkpoint is intact.
@@ -127,7 +127,7 @@ class _SealingFile:
         self._file.flush()
 
     def seal(self) -> None:
-        """Write the comment: the last that is written."""
+        """Write the comment, the last part of the file."""
         self._put(memoryview(_SEAL_BYTES.to_bytes(2, "little")))
         self._file.write(_SEAL + self._sha.hexdigest().encode())
 
@@ -143,7 +143,7 @@ def _save_sealed(checkpoint: Mapping[str, Any], file: IO[bytes]) -> None:
 
 
 def _check_seal(path: Path) -> bool:
-    """Whether the file has a seal, which is then right.
+    """Check the seal of a file; returns whether it has one.
 
     Raises:
         CheckpointError: it is wrong.
@@ -165,10 +165,10 @@ def _check_seal(path: Path) -> bool:
 
 
 def _check_archive(path: Path) -> None:
-    """An archive that unpacks to no more than its own size.
+    """Check that an archive unpacks to no more than its own size.
 
     Raises:
-        ValueError: it is none; nothing was unpacked.
+        ValueError: it does not; nothing was unpacked.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError("not a zip archive, as torch.save writes it")
@@ -181,10 +181,10 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_sizes(tree: Any) -> None:
-    """Tensors hold what they claim, and the whole unfolds to a bounded number of values.
+    """Check that tensors hold what they claim, and that all together have a bounded number of values.
 
     Raises:
-        ValueError: it does not.
+        ValueError: they do not.
     """
     left, count = [tree], 0
     while left:

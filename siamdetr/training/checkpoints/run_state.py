@@ -43,7 +43,7 @@ class RunState:
 
 
 def run_state(content: Mapping[str, Any], path: Path) -> RunState:
-    """Our section of a checkpoint that `read_checkpoint` gave.
+    """Our section of the result of `read_checkpoint`.
 
     Raises:
         CheckpointError: a value is missing or of another type; the text names it.
@@ -65,7 +65,7 @@ def run_state(content: Mapping[str, Any], path: Path) -> RunState:
 
 
 def read_resumable(path: Path) -> dict[str, Any]:
-    """A checkpoint that a run can go on from.
+    """Read a checkpoint from which a run can continue.
 
     Raises:
         CheckpointError: as of `read_checkpoint`; or a part that training needs is missing, of another type, or not
