@@ -1,7 +1,8 @@
 """Run mypy over the whole package, whose four source folders install under one name.
 
-`export/`, `serve/` and `cli/` are `siamdetr.export`, `siamdetr.serve` and `siamdetr.cli` (`package-dir` in pyproject.toml).
-mypy derives a module's name from its path and has no option for such a layout, so every file is handed over with its name.
+`export/`, `serve/` and `cli/` are `siamdetr.export`, `siamdetr.serve` and `siamdetr.cli` (`package-dir` in
+pyproject.toml). mypy derives a module's name from its path and has no option for such a layout, so every file is handed
+over with its name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Docstrings as griffe's Google parser wants them: a blank line before each section, and doctests under `Examples:`."""
+"""Docstrings in the form that griffe's Google parser expects.
+
+A blank line before each section, and doctests under `Examples:`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ DOCTEST = re.compile(r"Example:(?=\n\s*>>> )")
 
 
 class DocstringSections(griffe.Extension):
-    """Our docstrings put sections directly below each other, which reads well in code and is no section for griffe."""
+    """Separate the sections of a docstring by blank lines, which griffe needs and our code leaves out."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Rewrite the docstring of an object that was loaded."""

@@ -1,4 +1,4 @@
-"""Pages of the documentation site that are made, not written: the files of the root, and a reference page for each room."""
+"""Generated pages of the documentation site: files of the root, and a reference page per room."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def page_name(package: str) -> str:
 
 
 def _fit_link(link: re.Match[str]) -> str:
-    """A link of a file in the root, as the site has it; the text alone where it leads to a file that is no page."""
+    """A link of a root file as the site has it, or its text alone if it leads to no page of the site."""
     text, target = link[1], link[2]
     if "://" in target:
         return link[0]

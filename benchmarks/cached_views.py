@@ -1,9 +1,9 @@
-"""Images a second of Siamese pretraining with cached views beside new views at every read, and what the cache takes.
+"""Siamese pretraining with cached views against new views: images per second, and the cache's cost.
 
     python benchmarks/cached_views.py [--data FOLDER] [--images 64] [--size 240] [--pairs 4] [--steps 24] [--batch 8]
 
-The detector is that of the preset `small`. Each way is a process of its own, so that its peak of memory is its own. Without `--data`
-pictures are drawn.
+The detector is that of the preset `small`. Each way is a process of its own, so that its peak of memory is its own.
+Without `--data` pictures are drawn.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from siamdetr.data.synthetic.shapes import write_synthetic
 from siamdetr.drawing.html_page import read_metrics
 from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.settings.resolve import resolve
-from siamdetr.study.run_cell import peak_mib
+from siamdetr.system.processes import peak_mib
 from siamdetr.training.pretrain import pretrain
 
 
 def main() -> None:
-    """Run both ways, then print the table."""
+    """Measure both, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="a folder of images; without it pictures are drawn")
     parser.add_argument("--images", type=int, default=64)
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def in_process(options: argparse.Namespace, pairs: int, place: str) -> dict[str, float]:
-    """One way, in a process of its own."""
+    """Measure one of the two in a process of its own."""
     arguments = [f"--{name}={getattr(options, name)}" for name in ("data", "images", "size", "pairs", "steps", "batch")]
     command = [sys.executable, __file__, *arguments, f"--only={pairs}", f"--place={place}"]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -72,7 +72,7 @@ def in_process(options: argparse.Namespace, pairs: int, place: str) -> dict[str,
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Median images a second of the steps, without the first quarter; peak memory, and the size of the cache."""
+    """Median images per second without the first quarter, peak memory, and the size of the cache."""
     place = Path(options.place) / f"runs-{options.only}"
     flags: dict[str, Any] = {
         "data.paths": [options.data],

@@ -1,9 +1,10 @@
-"""Images per second of one loading process: ours beside the plain way (Pillow and torchvision on float tensors), in one run.
+"""Images per second of one loading process: ours against Pillow and torchvision on float tensors.
 
     python benchmarks/data_loading.py [--size 320] [--regions 10] [--crop 128] [--images 40] [--repeat 3]
 
-Both ways read the same JPEGs and do the same work: finetuning with DETR's augmentation; pretraining with two views and their region crops,
-each with its own colour jitter, grey and blur. The plain way resizes the whole image first, then cuts, and computes in float.
+Both ways read the same JPEGs and do the same work: finetuning with DETR's augmentation; pretraining with two views and
+their region crops, each with its own colour jitter, grey and blur. The plain way resizes the whole image first, then
+cuts, and computes in float.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Deformable attention's sampling, forward and backward: reference, kernel and gather form, in time and memory.
+"""Sampling of deformable attention, forward and backward: time and memory of each form.
+
+The forms are reference, kernel and gather.
 
     python benchmarks/deformable_attention.py                       # the size of Deformable DETR's encoder, on CUDA
     python benchmarks/deformable_attention.py --height 320 --width 320 --device cpu
 
-On CUDA the memory is what the device's allocator held at most beyond inputs and gradients; on the CPU it is not measured, and the
-kernel does not run.
+On CUDA the memory is what the device's allocator held at most beyond inputs and gradients; on the CPU it is not
+measured, and the kernel does not run.
 """
 
 from __future__ import annotations

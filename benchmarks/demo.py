@@ -1,9 +1,9 @@
-"""How fast the demo answers in a browser: a move of the threshold, and a click on a box of a picture that has been seen.
+"""Response times of the demo in a browser: moving the threshold, and clicking a box of a seen picture.
 
     python benchmarks/demo.py [--variant conditional] [--clicks 20]
 
-Random weights, ResNet-50, six layers, shorter side 800 pixels; the page at 1280 × 860 in Debian's chromium, on this machine. A click is
-timed from the event to the painted attention, a threshold from the event to the next frame but one.
+Random weights, ResNet-50, six layers, shorter side 800 pixels; the page at 1280 × 860 in Debian's chromium, on this
+machine. A click is timed from the event to the painted attention, a threshold from the event to the next frame but one.
 """
 
 from __future__ import annotations

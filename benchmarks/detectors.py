@@ -1,7 +1,8 @@
-"""One training step and one inference of every variant: ours beside Hugging Face `transformers`, where it has the detector.
+"""One training step and one inference of every variant, against Hugging Face `transformers`.
 
-A step is forward, matching, losses of all layers, backward, clipping and AdamW on a batch of images of two sizes, padded; an inference is
-one image without padding. Both have the same backbone, layers, widths, queries, boxes and dropout, random weights, and take turns.
+A step is forward, matching, losses of all layers, backward, clipping and AdamW on a batch of images of two sizes,
+padded; an inference is one image without padding. Both have the same backbone, layers, widths, queries, boxes and
+dropout, random weights, and take turns.
 
     python benchmarks/detectors.py                      # some minutes on two cores
     python benchmarks/detectors.py --size 800 --batch 4 --queries 300 --repeats 20 --device cuda
@@ -44,7 +45,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Example:
-    """What both are given."""
+    """The input of both."""
 
     images: Tensor  # [B, 3, S, S], every second one narrower
     padding: Tensor  # [B, S, S], True = padded

@@ -1,11 +1,13 @@
-"""All that only a GPU can tell, in at most eight minutes: one command, JSON and a Markdown table. On a CPU the same parts run, tiny.
+"""All measurements that need a GPU, in at most eight minutes: JSON and a Markdown table.
+
+On a CPU the same parts run at a tiny size.
 
     python benchmarks/gpu.py --output build/gpu            # part after part while time is left; --minutes 8
     python benchmarks/gpu.py --tiny --device cpu --output build/gpu   # what CI runs
     python benchmarks/gpu.py --append docs/results.md --output build/gpu   # writes the table of an earlier run there
 
-Each part runs in a process of its own with the time that is left, so that one that fails or hangs costs no other its figures. Needs
-torch, torchvision, lightning and this package; parts whose library is missing say so.
+Each part runs in a process of its own with the time that is left, so that one that fails or hangs costs no other its
+figures. Needs torch, torchvision, lightning and this package; parts whose library is missing say so.
 """
 
 from __future__ import annotations
@@ -203,7 +205,7 @@ def run_parts(options: argparse.Namespace) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown."""
+    """The rows as a Markdown table."""
     lines = ["| part | what | value | note |", "|---|---|---|---|"]
     for row in rows:
         value = "–" if row.value is None else f"{row.value:.4g} {row.unit}".strip()
@@ -212,7 +214,7 @@ def table(rows: list[Row]) -> str:
 
 
 def where(device: str) -> str:
-    """The machine, in words."""
+    """A description of the machine."""
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {os.cpu_count()} cores"

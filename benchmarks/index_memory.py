@@ -30,7 +30,7 @@ LIMIT_MEGABYTES = 1000
 
 
 def memory(field: str, file: str = "/proc/self/smaps_rollup") -> float:
-    """Megabytes that the kernel reports for this process under `field`, e.g. Rss, Pss, Private_Dirty, VmHWM."""
+    """Megabytes that the kernel reports for this process under `field`, such as Rss or Private_Dirty."""
     with open(file, encoding="ascii") as stream:
         return sum(int(line.split()[1]) * 1024 for line in stream if line.startswith(field)) / MEGABYTE
 
@@ -64,7 +64,7 @@ def simulate_objects(images: int, boxes: int) -> list[dict[str, object]]:
 
 
 def walk(touch: Callable[[int], object], count: int, barrier: Barrier, answer: Connection) -> None:
-    """What a worker does in an epoch: reads every entry; then reports its private and its proportional memory."""
+    """Read every entry, as a worker does in an epoch; returns its private and its proportional memory."""
     before = memory("Private")
     for i in range(count):
         touch(i)
@@ -74,7 +74,7 @@ def walk(touch: Callable[[int], object], count: int, barrier: Barrier, answer: C
 
 
 def in_workers(touch: Callable[[int], object], count: int, workers: int) -> tuple[float, float]:
-    """(mean growth of the private memory, mean proportional share), megabytes, of forked workers that read everything."""
+    """Mean growth of private memory and mean proportional share of forked workers, in megabytes."""
     context = get_context("fork")
     barrier = context.Barrier(workers)
     pipes = [context.Pipe(duplex=False) for _ in range(workers)]
@@ -88,7 +88,7 @@ def in_workers(touch: Callable[[int], object], count: int, workers: int) -> tupl
 
 
 def measure_arrays(images: int, boxes: int, workers: int) -> tuple[float, float]:
-    """Builds, shares and drops the index, and prints its figures; (process memory, of it the index), megabytes."""
+    """Build, share and drop the index, and print its figures; returns (process, index) megabytes."""
     bare = memory("Rss")
     start = time.perf_counter()
     index = simulate_index(images, boxes)

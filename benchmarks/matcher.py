@@ -1,4 +1,4 @@
-"""Matching all decoder layers in one transfer, beside one transfer per layer of the whole batch against all boxes.
+"""Matching all decoder layers in one transfer, against one transfer per layer.
 
 python benchmarks/matcher.py --batch 16 --queries 300 --classes 80 --boxes 20
 """
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def per_layer(logits: Tensor, boxes: Tensor, targets: Targets, settings: LossSettings) -> Pairs:
-    """As DETR-family code usually does it: every prediction of the batch against every box of the batch, layer by layer."""
+    """Match layer by layer, every prediction of the batch with every box of the batch, as is usual."""
     pairs: Pairs = set()
     alpha, gamma = settings.matcher_alpha, settings.focal_gamma
     for layer in range(logits.shape[0]):

@@ -1,12 +1,12 @@
-"""Seconds an image: PyTorch, ONNX Runtime and OpenVINO beside Hugging Face's eager model, in one run, taking turns.
+"""Seconds per image: PyTorch, ONNX Runtime and OpenVINO against Hugging Face's eager model, in turns.
 
     python benchmarks/predict.py [--variant conditional] [--backbone resnet50] [--size 640] [--batch 1] [--rounds 7] [--threads 2]
 
-Random weights (time does not depend on them). "plain" is the module as it trains; "predict" is what `SiamDETR.predict` runs: batch
-norms folded, channels last; the others are exported files. All on the CPU, from prepared pixels to scored boxes; then, for one
-picture, all of `predict` from a PIL image of that size on. Hugging Face's model needs `pip install transformers`, and is there for
-vanilla, conditional, dab and deformable; without it the ratios are to "plain". int8's scales come from drawn patterns: its time means
-something, its boxes do not.
+Random weights (time does not depend on them). "plain" is the module as it trains; "predict" is what `SiamDETR.predict`
+runs: batch norms folded, channels last; the others are exported files. All on the CPU, from prepared pixels to scored
+boxes; then, for one picture, all of `predict` from a PIL image of that size on. Hugging Face's model needs `pip install
+transformers`, and is there for vanilla, conditional, dab and deformable; without it the ratios are to "plain". int8's
+scales come from drawn patterns: its time means something, its boxes do not.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def take_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 
 def hugging_face(variant: str, queries: int, levels: int) -> Any:
-    """Hugging Face's eager model of a variant with a ResNet-50 and random weights; None where there is none."""
+    """Hugging Face's eager model with a ResNet-50 and random weights; None where it has no such variant."""
     if importlib.util.find_spec("transformers") is None or variant not in HUGGING_FACE:
         return None
     import transformers

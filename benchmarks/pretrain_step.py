@@ -1,9 +1,12 @@
-"""One step of pretraining (forward, backward, AdamW), by default Siamese: ours beside a plain sequential implementation.
+"""One step of pretraining (forward, backward, AdamW) against a plain sequential implementation.
 
-Plain, written out below with the same modules: the views go through the network one after the other, BatchNorm is not folded and
-images are contiguous, the feature head answers for every query, every decoder layer of every view is matched on its own
-(one transfer each), AdamW loops over parameters, deformable attention samples level by level and keeps its samples, and subnormal
-numbers are multiplied as they are. Each runs in processes of its own, in turn, so that peak memory is its own.
+By default of Siamese DETR.
+
+Plain, written out below with the same modules: the views go through the network one after the other, BatchNorm is not
+folded and images are contiguous, the feature head answers for every query, every decoder layer of every view is matched
+on its own (one transfer each), AdamW loops over parameters, deformable attention samples level by level and keeps its
+samples, and subnormal numbers are multiplied as they are. Each runs in processes of its own, in turn, so that peak
+memory is its own.
 
     python benchmarks/pretrain_step.py --batch 2 --size 320 --variant conditional --backbone resnet50 --precision fp32
     python benchmarks/pretrain_step.py --method updetr    # or detreg: one view of each sample
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +44,7 @@ from siamdetr.pretext.updetr import UPDETR
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
 from siamdetr.structures.targets import Targets, region_targets
-from siamdetr.training.precision import prepare_arithmetic
+from siamdetr.training.precision import training_arithmetic
 
 NUM_REGIONS = 10
 CROP_SIZE = 128
@@ -67,7 +71,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["plain", "ours"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        print(json.dumps(measure(options)))
+        with training_arithmetic("convolutions") if options.only == "ours" else nullcontext():
+            print(json.dumps(measure(options)))
         return
     runs: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
     for _ in range(options.rounds):
@@ -101,12 +106,10 @@ def report(options: argparse.Namespace, best: dict[str, dict[str, float]]) -> No
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Fastest step in seconds (wall and CPU), and peak memory of this process (of the GPU where there is one)."""
+    """Fastest step in seconds (wall and CPU), and the peak memory of this process or of the GPU."""
     device = torch.device(options.device)
     torch.manual_seed(0)
     ours = options.only == "ours"
-    if ours:
-        prepare_arithmetic("convolutions")
     settings = DetectorSettings(
         variant=options.variant,
         backbone=options.backbone,
@@ -220,7 +223,7 @@ def plain_regions(pretext: UPDETR | DETReg, batch: RegionBatch) -> dict[str, Ten
 def plain_layers(
     pretext: Pretext, outputs: Outputs, targets: Targets, wanted: Tensor, *, name: str
 ) -> dict[str, Tensor]:
-    """Every layer is matched on its own, and every query answers with a feature (of DETReg, in the last layer)."""
+    """Match every layer on its own; every query predicts a feature (DETReg: in the last layer alone)."""
     losses: dict[str, Tensor] = {}
     head = pretext.embedding_head if isinstance(pretext, DETReg) else pretext.feature_head
     assert head is not None
@@ -249,7 +252,7 @@ PLAIN: dict[str, Callable[..., dict[str, Tensor]]] = {
 
 
 def matmul_speedup() -> float:
-    """How many times faster a large bf16 matrix product is than an fp32 one; below 1 the processor only emulates."""
+    """Speed of a large bf16 matrix product over fp32; below 1 the processor only emulates it."""
     seconds = []
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.randn(1024, 1024).to(dtype)

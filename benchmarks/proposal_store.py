@@ -1,4 +1,4 @@
-"""The size of a simulated ImageNet of proposals on disk, and that opening it and looking up images reads next to nothing.
+"""The size of a simulated ImageNet of proposals on disk, and the little that looking up images reads.
 
 python benchmarks/proposal_store.py [--images 1300000] [--boxes 100] [--folder .]
 """

@@ -1,9 +1,10 @@
-"""Region proposals: images a second of one core and recall on labelled images, for each method; and the scaling over processes.
+"""Region proposals: images per second of one core, recall, and scaling over processes.
 
     python benchmarks/proposals.py [DATA] [--split val]
 
-Images are decoded beforehand; the second column adds reading, hashing and decoding the files. Speed is of CPU time, so that other programs on the
-machine count as little as they can (they still share caches and memory); the wall-clock scaling over one and two processes needs an idle machine.
+Images are decoded beforehand; the second column adds reading, hashing and decoding the files. Speed is of CPU time, so
+that other programs on the machine count as little as they can (they still share caches and memory); the wall-clock
+scaling over one and two processes needs an idle machine.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""What the server costs, and what it does under load: one run, all on the loopback interface, bounded in count and time.
+"""Cost and load of the server, in one run on the loopback interface with bounded count and time.
 
     python benchmarks/serve.py [--model BUNDLE] [--requests 60] [--seconds 10] [--threads 1] [--size 640]
 
-Without --model: a small Conditional DETR (ResNet-18) with random weights, exported for the purpose. Prints
-  1. the median of one request after the other, beside bare decoding + session.run in this process, taking turns of five
+Without --model: a small Conditional DETR (ResNet-18) with random weights, exported for the purpose.
+Three parts are measured:
+  1. the median of one request after the other, beside bare decoding and session.run in this process, in turns of five
      (a connection that rests between two requests would hide what back-to-back requests wait for);
-  2. requests a second and latencies at 1, 8 and 32 clients, for 1 and 2 workers, micro-batching off and on, and memory;
-  3. answers a second when 4 times as much is asked as the server can answer, beside the best of 2., and how fast rejects are.
+  2. requests per second and latencies at 1, 8 and 32 clients, for 1 and 2 workers, with and without micro-batching;
+  3. answers per second under four times the load that the server can answer, beside the best of part 2, and the speed
+     of rejects.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ HEADERS = {"Content-Type": "multipart/form-data; boundary=boundary"}
 
 @dataclass
 class Load:
-    """What some clients saw."""
+    """The results of some clients."""
 
     seconds: float = 0.0
     accepted: list[float] = field(default_factory=list)  # seconds of each
@@ -93,7 +95,7 @@ def ready(url: str) -> bool:
 
 
 def load(url: str, body: bytes, *, clients: int, requests: int, seconds: float, pause: float = 0.0) -> Load:
-    """Clients that each ask again as soon as they are answered; after a reject they pause so many seconds."""
+    """Clients that send a request as soon as the last is answered; after a reject they pause."""
     found, lock = Load(), threading.Lock()
     left = [requests]
     end = time.perf_counter() + seconds
@@ -136,7 +138,10 @@ def load(url: str, body: bytes, *, clients: int, requests: int, seconds: float, 
 
 
 def megabytes(process: int) -> list[int]:
-    """Resident memory of a process and its children, supervisors and trackers left out where there are workers."""
+    """Resident memory of a process and its children.
+
+    Supervisors and trackers are left out where there are workers.
+    """
     children = [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     sizes = [int(Path(f"/proc/{one}/statm").read_text().split()[1]) * 4096 // 10**6 for one in children]
     workers = [size for size in sizes if size > 50]
@@ -144,7 +149,7 @@ def megabytes(process: int) -> list[int]:
 
 
 def overhead(bundle: Path, picture: bytes, body: bytes, *, threads: int, requests: int) -> None:
-    """Part 1."""
+    """Measure part 1."""
     model = OnnxDetector(bundle, threads=threads)
     bare: list[float] = []
     served: list[float] = []
@@ -164,7 +169,7 @@ def overhead(bundle: Path, picture: bytes, body: bytes, *, threads: int, request
 
 
 def throughput(bundle: Path, body: bytes, *, threads: int, requests: int, seconds: float) -> float:
-    """Part 2; the best rate of one worker without batching."""
+    """Measure part 2; returns the best rate of one worker without batching."""
     best = 0.0
     model_mb = (bundle / "model.onnx").stat().st_size / 1e6
     for workers in (1, 2):
@@ -181,7 +186,7 @@ def throughput(bundle: Path, body: bytes, *, threads: int, requests: int, second
 
 
 def overload(bundle: Path, body: bytes, best: float, *, threads: int, seconds: float) -> None:
-    """Part 3."""
+    """Measure part 3."""
     queue = 16
     pause = queue / best  # the 3 * queue clients that find no room then ask 3 times as often as the server can answer
     with server(bundle, "--threads", threads, "--queue", queue) as (_, url):

@@ -1,10 +1,11 @@
-"""A minute of everything at once: does a server's memory, or the number of its open files, grow?
+"""Soak test: whether a server's memory or its number of open files grows under mixed requests.
 
     python benchmarks/serve_soak.py [--model BUNDLE] [--seconds 60] [--clients 8]
 
-Clients send good pictures of many sizes and kinds, damaged ones, rubbish, forms that break off, and connections that they
-drop half-way. Prints memory and file descriptors every tenth of the time, then what was answered; exits with 1 if anything got
-a 500 or no answer where one was due, or if memory or descriptors of the second half lie above those of the first.
+Clients send good pictures of many sizes and kinds, damaged ones, rubbish, forms that break off, and connections that
+they drop half-way. Prints memory and file descriptors every tenth of the time, then what was answered; exits with 1 if
+anything got a 500 or no answer where one was due, or if memory or descriptors of the second half lie above those of the
+first.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from serve import HEADERS, connection, export, server  # noqa: TID251  # benchma
 
 
 def bodies(seed: int) -> list[bytes]:
-    """Good and bad ones."""
+    """Valid and invalid request bodies."""
     generator = np.random.default_rng(seed)
     files: list[bytes] = [b"", b"<html>", bytes(generator.bytes(3000))]
     for kind, height, width in (
@@ -49,7 +50,7 @@ def bodies(seed: int) -> list[bytes]:
 
 
 def client(url: str, seed: int, end: float, statuses: Counter[int]) -> None:
-    """Sends bodies in random order until the end; now and then it hangs up in the middle of one."""
+    """Send bodies in random order until the end; some are broken off in the middle."""
     generator = np.random.default_rng(seed)
     all_bodies = bodies(seed)
     opened = connection(url)

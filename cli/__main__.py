@@ -70,12 +70,20 @@ def main() -> None:
     """
     from siamdetr.cli.console import console, log_to_console
     from siamdetr.errors import LoadingError, NonFiniteLossError
+    from siamdetr.system.extras import missing_package
     from siamdetr.system.threads import limit_numeric_libraries
 
     log_to_console()
     limit_numeric_libraries()
     try:
         app()
+    except ModuleNotFoundError as error:
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        console.print("[bold red]error[/] ", end="")
+        console.print(str(missing), markup=False, soft_wrap=True)
+        sys.exit(1)
     except (ValueError, OSError, NonFiniteLossError, LoadingError) as error:
         console.print("[bold red]error[/] ", end="")
         console.print(str(error), markup=False, soft_wrap=True)

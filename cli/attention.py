@@ -37,8 +37,8 @@ def attention(
     from siamdetr.api import load
     from siamdetr.cli.console import console
     from siamdetr.drawing.attention import FigureOptions, attention_figure
-    from siamdetr.export.inspection import inspect_image
     from siamdetr.images.preprocessing import load_image
+    from siamdetr.inference.inspect_any import inspect_image
     from siamdetr.system.atomic_file import atomic_write
     from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
 

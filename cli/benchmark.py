@@ -65,7 +65,7 @@ def benchmark(
 
 
 def split_backend(text: str) -> tuple[Path, str | None]:
-    """`"bundle@openvino"` → (bundle, openvino); a path without a backend's name behind it → (path, None)."""
+    """`"bundle@openvino"` → (bundle, openvino); a path without a backend at its end → (path, None)."""
     from siamdetr.api import Backend
 
     path, _, name = text.rpartition("@")
@@ -90,19 +90,20 @@ def _one(
     threads: int | None,
     device: str,
 ) -> list[Measurement]:
-    """All measurements of one model."""
+    """Make all measurements of one model."""
     import torch
 
     from siamdetr.api import Backend, load
     from siamdetr.cli.console import progress
     from siamdetr.evaluation.coco import evaluate
     from siamdetr.export.gate.images import drawn_samples, samples_of
-    from siamdetr.export.timing.benchmark import measure, process_memory, with_ap
+    from siamdetr.export.timing.benchmark import measure, with_ap
+    from siamdetr.system.processes import memory_mib
 
     path, backend = split_backend(text)
     if threads is not None:
         torch.set_num_threads(threads)
-    before = process_memory()
+    before = memory_mib()
     model = load(path, device=device, backend=cast("Backend | None", backend), threads=threads)
     samples = drawn_samples() if index is None else samples_of(index, 50)
     found = []

@@ -27,10 +27,13 @@ from siamdetr.system.plain_text import visible
 
 
 class SafeConsole(Console):
-    """A console on which names from files are shown and not obeyed: control characters are written as escapes."""
+    """A console that shows names from files and never obeys them.
+
+    Control characters are written as escapes.
+    """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich's, of the text made visible."""
+        """As rich's method, with control characters made visible."""
         return super().render_str(visible(text), **options)
 
 
@@ -48,7 +51,7 @@ def log_to_console() -> None:
 
 
 def bold(name: object) -> str:
-    """Console markup of a name in bold; brackets in it are shown."""
+    """Console markup of a name in bold; brackets in the name are escaped."""
     return f"[bold]{escape(str(name))}[/]"
 
 
@@ -124,7 +127,7 @@ class RunProgress:
             self._bars.update(identity, completed=done)
 
     def end(self, task: str) -> None:
-        """Close a bar; that of training stays visible, the others disappear."""
+        """Close a bar; the bar of training stays visible, others disappear."""
         identity = self._tasks.pop(task)
         if task == "train":
             self._bars.stop_task(identity)

@@ -1,4 +1,4 @@
-"""`siamdetr convert`: checkpoints of others become model files of ours, and models of ours become folders of transformers."""
+"""`siamdetr convert`: read checkpoints of other programs, and write folders for transformers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def convert(
         str | None, typer.Option("--push", metavar="ORG/NAME", help="With --to hf: upload the folder to the hub.")
     ] = None,
 ) -> None:
-    """Read a checkpoint of others (safely: no code in it is run), map every weight, and say what became of each; or the way back."""
+    """Convert a checkpoint of another program into a model file, or a model file into one of transformers.
+
+    Every tensor is accounted for; no code in the checkpoint is run.
+    """
     from siamdetr.cli.console import console
     from siamdetr.official.huggingface.repository import is_huggingface
 

@@ -71,7 +71,7 @@ def _serve(models: list[Path], examples: Path | None, port: int | None, root_pat
 
 
 def distinguishing_names(paths: list[Path]) -> list[str]:
-    """The shortest distinct ends of the paths, without file endings unless only those differ."""
+    """The shortest distinct ends of the paths, without suffixes unless only these differ."""
     whole = [path.resolve() for path in paths]
     short = [path.with_suffix("") if path.suffix in _SUFFIXES else path for path in whole]
     parts = [path.parts[1:] for path in (short if len({*short}) == len({*whole}) else whole)]

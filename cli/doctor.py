@@ -1,4 +1,7 @@
-"""`siamdetr doctor DATA`: every problem of a data set, its place, and what training does with it; with a model label errors."""
+"""`siamdetr doctor DATA`: list every problem of a data set, and what training does with it.
+
+With a model it also lists likely label errors.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def doctor(
 ) -> None:
     """Read every annotation and every image; list the problems and what training does with each.
 
-    With --model also the boxes that are likely missing, wrong or loose. Exits with 1 if something will be left out.
+    With --model, also list boxes that are likely missing, wrong or loose. Exits with 1 if something will be left out.
     """
     from siamdetr.api import load
     from siamdetr.cli.console import bar, bars
@@ -74,7 +77,7 @@ def doctor(
 
 
 def _is_report(file: Path) -> bool:
-    """Whether a file is what an earlier call wrote, which may be written anew wherever it lies."""
+    """Whether a file is the report of an earlier call, which may be overwritten anywhere."""
     import json
 
     try:
@@ -144,7 +147,7 @@ def _find_label_errors(model: Model | SiamDETR, index: DetectionIndex, split: st
     from siamdetr.evaluation.coco import detect
     from siamdetr.evaluation.matched import match_results
     from siamdetr.evaluation.suspects import SUSPECT_KINDS, believed_from, find_suspects
-    from siamdetr.export.inspection import inspect_image
+    from siamdetr.inference.inspect_any import inspect_image
     from siamdetr.reports.label_errors import write_label_errors
 
     with progress(f"detect in {split}") as update:

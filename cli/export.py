@@ -134,7 +134,7 @@ def _export_anew(
     request: _EngineRequest | None,
     evidence: _Evidence,
 ) -> None:
-    """Trace a model that can still be exported, and build the engine that was asked for from its graph."""
+    """Export a model that is no exported file yet, and build the requested engine from its graph."""
     from siamdetr.api import SiamDETR
     from siamdetr.cli.console import console, progress
     from siamdetr.errors import ExportError
@@ -193,9 +193,9 @@ def _check_variant(context: typer.Context, model: SiamDETR, *, attention_in_engi
 
 
 def _check(model: Path, output: Path, data: Path | None, timing_cache: Path | None, triton: Path | None) -> None:
-    """Before the first write: nothing falls on the model or the data.
+    """Check, before the first write, that no output overwrites the model or the data.
 
-    An engine goes into the bundle that it is built from.
+    An engine may go into the bundle that it is built from.
     """
     from siamdetr.export.triton import TritonSettings
     from siamdetr.system.outputs import Read, Written, check_outputs, model_reads
@@ -233,7 +233,7 @@ def _write_triton(bundle: Path, folder: Path) -> None:
 def _add_engine(
     bundle: Path, output: Path, request: _EngineRequest, evidence: _Evidence, reference: Predictor | None = None
 ) -> None:
-    """Build the engine of a bundle, or of a copy of it if `output` is another folder."""
+    """Build an engine into the bundle, or into a copy of it if `output` is another folder."""
     import dataclasses
     import shutil
 

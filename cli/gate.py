@@ -72,12 +72,12 @@ def gate(
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:
-    """What the files are called in the report: their names, with the folder where those are the same."""
+    """The names of the files in the report, with their folders if the names are the same."""
     return (a.name, b.name) if a.name != b.name else (str(a), str(b))
 
 
 def _open(path: Path, name: str, spec: str | None, flag: str, index: DetectionIndex, device: str) -> NamedFile:
-    """Open a file of ours, or by its declaration one of another program.
+    """Open a file of ours, or a file of another program by its declaration.
 
     Raises:
         ExportError: an ONNX file of another program without a declaration; the text names the flag.

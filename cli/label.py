@@ -1,4 +1,7 @@
-"""`siamdetr label MODEL IMAGES -o DIR --to FORMAT`: pre-labels for a label tool, or the images that are worth labelling next."""
+"""`siamdetr label MODEL IMAGES -o DIR --to FORMAT`: write pre-labels for a labelling tool.
+
+With --next, only for the images that are worth labelling next.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ def label(
         found = list(prelabel(opened, files, bands, batch_size=batch_size, progress=update, objects=objects))
     prelabels = [one for one in found if isinstance(one, Prelabel)]
     if next_images is not None:
-        prelabels = _choose(opened, prelabels, next_images)
+        prelabels = _choose(opened, model, prelabels, next_images)
     main = write_prelabels(output, prelabels, classes_of(opened, objects=objects), to=to)
     if next_images is not None and prelabels:
         _save_contact_sheet(output / "contact-sheet.jpg", prelabels)
@@ -81,9 +84,9 @@ def _bands(
     sure: float | None,
     look: float | None,
 ) -> Bands:
-    """The thresholds given, the others from labelled images, else the model's own or the defaults.
+    """The given thresholds; others from labelled images, from the model, or the defaults.
 
-    A threshold that `val --threshold` has stored is where the sure boxes begin, unless --data asks for another choice.
+    Sure boxes start at the threshold that `val --threshold` has stored, unless --data is given.
     """
     from siamdetr.cli.console import console, progress
     from siamdetr.data.readers.recognise import open_dataset
@@ -109,23 +112,28 @@ def _bands(
     return Bands(sure=upper, look=min(chosen.look, upper) if look is None else look)
 
 
-def _choose(opened: Model | SiamDETR, prelabels: list[Prelabel], count: int) -> list[Prelabel]:
-    """The images that are worth labelling next, best first."""
+def _choose(opened: Model | SiamDETR, model: Path, prelabels: list[Prelabel], count: int) -> list[Prelabel]:
+    """The images that are worth labelling next, best first; those that the run was trained on are known already."""
     from siamdetr.api import SiamDETR
     from siamdetr.cli.console import progress
     from siamdetr.inference.features import features_of_files
     from siamdetr.labelling.next_images import choose_next, uncertainty_of
+    from siamdetr.training.run_folder import training_part
 
     if not isinstance(opened, SiamDETR):
         raise ValueError("--next: images are compared by the encoder's features, which need a run or .safetensors file")
+    known = training_part(model)
+    seen = [] if known is None else [known.path(i) for i in range(len(known)) if known.path(i).is_file()]
     with progress("compare") as update:
-        features = features_of_files(opened.predictor, [one.source for one in prelabels], progress=update)
-    chosen = choose_next(features, [uncertainty_of(one.scores) for one in prelabels], count)
+        files = [*seen, *(one.source for one in prelabels)]
+        features = features_of_files(opened.predictor, files, progress=update)
+    doubts = [uncertainty_of(one.scores) for one in prelabels]
+    chosen = choose_next(features[len(seen) :], doubts, count, labelled=features[: len(seen)])
     return [prelabels[candidate.position] for candidate in chosen]
 
 
 def _save_contact_sheet(path: Path, prelabels: list[Prelabel]) -> None:
-    """The images in the order of their usefulness, with the score of their most uncertain box."""
+    """Save a contact sheet of the images, the most useful first."""
     import io
 
     from siamdetr.images.open import open_untrusted
@@ -142,7 +150,7 @@ def _name_unreadable(unreadable: list[Unreadable]) -> None:
     """Name the images that could not be opened.
 
     Raises:
-        typer.Exit: there are such; the code is 1.
+        typer.Exit: there are unreadable images; the code is 1.
     """
     from siamdetr.cli.console import console
 

@@ -19,10 +19,10 @@ DataList = Annotated[list[Path], typer.Option("--data", help="A data set or a fo
 Format = Annotated[str, typer.Option("--format", help="auto, coco, voc, yolo or folder.")]
 # Of runs: without the flag, preset and file decide.
 RunFormat = Annotated[str | None, typer.Option("--format", help="auto, coco, voc, yolo or folder.")]
-RunDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+RunDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Split = Annotated[str | None, typer.Option("--split", help="The part to use, such as val or test.")]
 ModelPath = Annotated[Path, typer.Argument(help="A run folder, a .safetensors file or an exported file.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Backend = Annotated[
     str | None,
     typer.Option(
@@ -90,7 +90,7 @@ def image_size(text: str | None) -> int | tuple[int, int] | None:
 def check_run_outputs(
     data: DataSettings, output: str | None, *, init: str | None, config: Path | None, resume: str | None
 ) -> None:
-    """Refuse a run folder that lies in its own data, or whose files would fall on what the run reads.
+    """Check that a run folder does not lie in its data, and that its files overwrite nothing it reads.
 
     Raises:
         OutputError: before the first write.

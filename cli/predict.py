@@ -48,9 +48,9 @@ def predict(
     device: options.Device = "auto",
     backend: options.Backend = None,
 ) -> None:
-    """Detect objects in images or videos: write them with their boxes, and all boxes as JSON (xyxy, pixels).
+    """Detect objects in images or videos; write pictures with boxes, and a JSON file (xyxy, pixels).
 
-    An image that cannot be used is named and left out; the exit code is 1 then.
+    An image that cannot be used is named and left out, and the exit code is 1.
     """
     from siamdetr.api import load
     from siamdetr.cli.console import console, progress
@@ -110,7 +110,7 @@ class _Prediction:
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (H, W) of each image of the rows
 
     def add(self, files: Sequence[Path]) -> None:
-        """Read, predict and draw some files; what fails is noted, and does not end the rest."""
+        """Read, predict and draw some files; a failure is noted and does not stop the others."""
         from siamdetr.errors import DataError, ImageError
         from siamdetr.images.preprocessing import load_image
         from siamdetr.inference.detection_rows import detection_rows
@@ -127,13 +127,13 @@ class _Prediction:
             self._draw(file, images[file], detections)
 
     def write(self, target: Path) -> None:
-        """All rows so far, as JSON."""
+        """Write all rows so far as JSON."""
         from siamdetr.system.atomic_file import atomic_text
 
         atomic_text(target, json.dumps(self.rows, indent=1))
 
     def write_as(self, name: str, folder: Path) -> Path:
-        """All rows in another format."""
+        """Write all rows in another format."""
         from siamdetr.labelling.prelabels import classes_of
         from siamdetr.reports.prediction_files import FORMATS, PredictedImage
 
@@ -146,9 +146,9 @@ class _Prediction:
         return FORMATS[name](folder, found, dict(zip(classes.ids, classes.names, strict=True)))
 
     def _detect(self, images: dict[Path, Image.Image]) -> dict[Path, sv.Detections]:
-        """The detections of each image that the model answers.
+        """The detections of each image on which the model does not fail.
 
-        The images of a batch that fails are asked one by one.
+        If a batch fails, its images are predicted one by one.
         """
         from siamdetr.errors import ImageError, NonFiniteOutputError
         from siamdetr.inference.tiles import detect

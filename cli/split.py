@@ -1,4 +1,7 @@
-"""`siamdetr split DATA -o DIR`: divide labelled images into parts with the same mix of classes, duplicates kept together."""
+"""`siamdetr split DATA -o DIR`: divide labelled images into parts with the same mix of classes.
+
+Near-duplicates stay in one part.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,7 @@ def _shares(texts: list[str]) -> dict[str, float]:
 
 
 def _groups(index: DetectionIndex, pattern: str | None, duplicates: bool) -> NDArray[np.int64]:
-    """Which images must stay together."""
+    """The group of each image; images of one group stay in one part."""
     import numpy as np
 
     from siamdetr.cli.console import console, progress
@@ -93,7 +96,7 @@ def _groups(index: DetectionIndex, pattern: str | None, duplicates: bool) -> NDA
 
 
 def _tell(index: DetectionIndex, name: str, positions: NDArray[np.int64]) -> None:
-    """How many images and boxes of each class a part has."""
+    """Print the numbers of images, and of boxes of each class, in a part."""
     from siamdetr.cli.console import console
 
     counts = index.subset(positions).class_counts()

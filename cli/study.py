@@ -41,6 +41,7 @@ def study(
     unlabelled: flags.Unlabelled = [],  # noqa: B006 - typer copies it
     allow_overlap: flags.AllowOverlap = False,
     preset: options.Preset = None,
+    start: flags.Start = None,
     methods: flags.Methods = None,
     fractions: flags.Fractions = None,
     seeds: flags.Seeds = None,
@@ -66,13 +67,14 @@ def study(
 ) -> None:
     """Measure whether pretraining helps on your data.
 
-    A grid of runs over seeds, and a report with intervals.
+    It runs a grid of trainings over seeds, and writes a report with intervals.
 
     After an interruption the same command continues; finished cells are kept.
     """
     from siamdetr.pretext.registry import PRETEXTS
     from siamdetr.study.runner import open_grid
     from siamdetr.system.outputs import Read, Written, check_outputs
+    from siamdetr.training.initial_weights import read_start
 
     values = {
         "study": name,
@@ -84,6 +86,7 @@ def study(
         "val_split": val_split,
         "test_split": test_split,
         "preset": preset,
+        "start": str(Path(start).resolve()) if start is not None and Path(start).exists() else start,
         "methods": _texts(methods),
         "fractions": _numbers(fractions, "--fractions", float),
         "seeds": _numbers(seeds, "--seeds", int),
@@ -96,6 +99,8 @@ def study(
     }
     given = {key: value for key, value in values.items() if value is not None}
     settings = _settings((_FAST if fast else {}) | given)
+    if settings.start is not None:
+        read_start(settings.start)  # refused now, not in every cell
     folder = output or Path("runs") / f"study-{name}"
     reads = [*(Read("--data", path) for path in data), *(Read("--unlabelled", path) for path in unlabelled)]
     check_outputs(reads, folders=[Written("-o", folder)])
@@ -108,7 +113,7 @@ def study(
 
 
 def _size(imgsz: str | None) -> list[str]:
-    """--imgsz as the settings' own text, "size=640" or "size=[480, 640]"; empty where it was not given."""
+    """--imgsz as an assignment, "size=640" or "size=[480, 640]"; empty if it was not given."""
     size = options.image_size(imgsz)
     return [] if size is None else [f"size={list(size) if isinstance(size, tuple) else size}"]
 

@@ -56,8 +56,10 @@ def train(
     from siamdetr.pretext.registry import PRETEXTS
     from siamdetr.pretext.run_settings import PretrainSettings
     from siamdetr.settings.resolve import resolve
+    from siamdetr.system.extras import require
     from siamdetr.training.pretrain import pretrain
 
+    require("cv2")
     flags = {
         "data.paths": [str(path) for path in data],
         "data.format": data_format,

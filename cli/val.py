@@ -165,7 +165,7 @@ def show_metrics(metrics: DetectionMetrics, where: str) -> None:
 
 
 def show_analysis(analysis: Analysis) -> None:
-    """Print the threshold of the best F1 and how many mistakes of each kind there are."""
+    """Print the threshold of the best F1, and the number of mistakes of each kind."""
     from siamdetr.cli.console import console
     from siamdetr.evaluation.mistakes import count_mistakes
     from siamdetr.evaluation.thresholds import best_f1

@@ -1,4 +1,4 @@
-"""Pretrain a detector on images without labels, finetune it on labelled ones, and look at what it finds.
+"""Pretrain on images without labels, finetune on labelled ones, and print the detections.
 
     python examples/pretrain_and_finetune.py                 # a minute or two; the detector is still a poor one
     python examples/pretrain_and_finetune.py --steps 300     # as long as `siamdetr quickstart`

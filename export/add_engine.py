@@ -1,6 +1,6 @@
 """Add a TensorRT engine to a bundle.
 
-Build it from model.onnx, measure it if there is a GPU, record it in the manifest.
+It is built from model.onnx, measured if there is a GPU, and recorded in the manifest.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ def add_engine(
         folder: the bundle; its ONNX file must have the digest of the manifest.
         profiles: shapes to build for.
         options: see `EngineOptions`.
-        reference: what the engine is measured against; None: the bundle's ONNX file on the CPU, which was measured before.
+        reference: what the engine is measured against; None: the bundle's ONNX file on the CPU, which was measured
+            before.
         samples: images to compare on; None: drawn patterns.
         truth: labelled images whose AP is compared as well.
         gate: False: do not measure it.
     Raises:
-        ExportError: no bundle, another ONNX file than the manifest's, no TensorRT, a build that failed, or an engine that does not
-            compute what the reference does (it is then left as model.engine.rejected).
+        ExportError: no bundle, another ONNX file than the manifest's, no TensorRT, a build that failed, or an engine
+            that does not compute what the reference does (it is then left as model.engine.rejected).
     """
     options = options or EngineOptions()
     card, manifest = read_manifest(folder)

@@ -47,7 +47,7 @@ class ModelCard:
 
     @property
     def class_agnostic(self) -> bool:
-        """Never: a model that was pretrained only is not exported."""
+        """Always False: a model that was only pretrained is not exported."""
         return False
 
     def to_json(self) -> dict[str, Any]:
@@ -71,10 +71,10 @@ class ModelCard:
 
 
 def read_card(text: str | None, path: Path) -> ModelCard:
-    """Read the card from a graph's metadata.
+    """Read the model card from a graph's metadata.
 
     Args:
-        text: the metadata entry `METADATA_KEY`; None when there is none.
+        text: the metadata entry `METADATA_KEY`; None if there is none.
         path: the file, for the error.
     Raises:
         ExportError: there is none, it is damaged, or of a newer version.
@@ -117,9 +117,9 @@ def _score(value: Any) -> float:
 
 
 def labels_text(class_names: Sequence[str]) -> str:
-    """A class name a line, in label order.
+    """One class name per line, in label order.
 
-    A line break inside a name becomes a space, or it would shift all that follow.
+    A line break inside a name becomes a space, because it would shift all names after it.
     """
     return "".join(f"{' '.join(name.splitlines())}\n" for name in class_names)
 
@@ -175,7 +175,7 @@ def read_manifest(folder: Path) -> tuple[ModelCard, dict[str, Any]]:
     """The card and the whole manifest of a bundle, after checking the digest of its graph.
 
     Raises:
-        ExportError: no manifest, a damaged one, or a graph that it does not vouch for.
+        ExportError: no manifest, a damaged one, or a graph with another digest.
     """
     file = folder / MANIFEST_FILE
     if not file.is_file():
@@ -197,7 +197,7 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def workplace(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`, so that finished files move into place without copying."""
+    """A temporary folder inside `folder`, from which finished files are renamed into place."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))

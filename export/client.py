@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Detect objects in pictures with a server of the Open Inference Protocol v2: `siamdetr serve`, NVIDIA Triton, KServe.
+"""Detect objects with a server of the Open Inference Protocol v2.
+
+Such servers are `siamdetr serve`, NVIDIA Triton and KServe.
 
     python client.py picture.jpg [more.jpg ...] [--url http://127.0.0.1:8000] [--model siamdetr] [--threshold 0.5]
 
-Needs numpy and Pillow. Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1
-in pixels), or what is wrong with it; then the exit code is 1. From Python: `Client("http://127.0.0.1:8000").predict("picture.jpg")`.
-Classes, preprocessing and threshold come from the server; a token from the environment variable SIAMDETR_SERVE_TOKEN. A proxy of
-the environment is not asked for this machine's own addresses.
+Needs numpy and Pillow. Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0
+x1 y1 in pixels), or what is wrong with it; then the exit code is 1. From Python:
+`Client("http://127.0.0.1:8000").predict("picture.jpg")`. Classes, preprocessing and threshold come from the server; the
+token comes from the environment variable SIAMDETR_SERVE_TOKEN. Requests to this machine's own addresses bypass a proxy
+that the environment names.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ class Client:
         self.threshold: float = card.get("threshold", 0.5)  # servers of siamdetr 0.1.0 name none
 
     def predict(self, picture: Any, threshold: float | None = None) -> list[dict[str, Any]]:
-        """Detections of one picture (path, bytes, PIL image or uint8 RGB array), best first, cut at the picture's edges.
+        """Detections of one picture, best first, clipped to the picture.
+
+        The picture is a path, bytes, a PIL image or a uint8 RGB array.
 
         `threshold`: least score; None: the one that the server names.
         """
@@ -129,14 +134,14 @@ class Client:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address is this machine's own."""
+    """Whether an address belongs to this machine."""
     host = urllib.parse.urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
 # The functions below are those of `infer.py` in every bundle, here once more so that this file stands alone.
 def load_image(picture: Any) -> Image.Image:
-    """An upright 8-bit RGB image of a path, a file's bytes, a file object, a PIL image or a uint8 RGB array."""
+    """An upright 8-bit RGB image from a path, bytes, a file object, a PIL image or a uint8 RGB array."""
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(np.ascontiguousarray(picture))
     if isinstance(picture, bytes | bytearray | memoryview):
@@ -177,7 +182,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def declared_bits(image: Image.Image) -> int:
-    """Bits a channel that a TIFF declares (BitsPerSample below 16, else MaxSampleValue); 0: it says nothing."""
+    """Bits per channel that a TIFF declares; 0: it declares none.
+
+    BitsPerSample below 16, else MaxSampleValue.
+    """
     tags = getattr(image, "tag_v2", {})
     bits, largest = (np.atleast_1d(tags.get(tag, 0)).max() for tag in (258, 281))
     return int(bits) if 8 < bits < 16 else int(largest).bit_length()
@@ -212,11 +220,9 @@ def grey_to_8_bits(image: Image.Image, declared: int) -> Image.Image:
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower byte of every channel of a 16-bit colour file that is not decoded yet.
+    """The lower bytes of a 16-bit colour file that is not decoded yet; None: it is no such file.
 
-    None: not such a file.
-
-    Pillow decodes 16-bit colours to their upper byte. Told the other byte order, it decodes the lower one.
+    Pillow decodes 16-bit colours to their upper bytes; with the byte order exchanged it decodes the lower ones.
     """
     swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if np.little_endian else "16L"}
     if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not image.tile:
@@ -269,9 +275,9 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
 
 
 def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
-    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size.
+    """Pad with zeros at the right and bottom to the letterbox's size: [H, W, 3].
 
-    Without a letterbox as it is.
+    Without a letterbox nothing is padded.
     """
     if spec["mode"] != "letterbox":
         return pixels
@@ -281,13 +287,13 @@ def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
 
 
 def check_finite(*outputs: np.ndarray) -> None:
-    """Raises ValueError where a model answers with NaN or infinity, which no threshold would show."""
+    """Check that a model's outputs are finite; raises ValueError. A threshold would hide NaN."""
     if not all(np.isfinite(values).all() for values in outputs):
         raise ValueError("the model's answer is not finite numbers: damaged weights, or an overflow in half precision")
 
 
 def print_detections(predict: Callable[[Path], list[dict[str, Any]]], pictures: list[Path]) -> int:
-    """Prints the detections of pictures as JSON; what fails is said in a line and ends nothing.
+    """Print the detections of pictures as JSON; a picture that fails gets a line with the reason.
 
     Returns the exit code.
     """

@@ -1,4 +1,7 @@
-"""How a detector in a file of another program is fed and read; `KNOWN` holds the declarations of common exporters."""
+"""Inputs and outputs of a detector in a file of another program.
+
+`KNOWN` holds the declarations of common exporters.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from siamdetr.settings.base import Settings
 
 
 class Declaration(Settings):
-    """How a foreign detector is fed and read."""
+    """Inputs and outputs of a foreign detector."""
 
     size: tuple[int, int] | None = Field(None, description="(height, width) of the input; null: as the graph says")
     resize: Literal["fixed", "letterbox"] = Field("fixed", description="letterbox keeps the shape and pads")
@@ -55,7 +58,7 @@ def read_declaration(text: str) -> Declaration:
     """A declaration by the name of an exporter, or from a YAML file.
 
     Raises:
-        ExportError: neither, or a file that makes no sense.
+        ExportError: it is neither, or the file is invalid.
     """
     if text in KNOWN:
         return KNOWN[text]

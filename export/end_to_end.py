@@ -26,11 +26,11 @@ ATTENTION = ("queries", "attention")
 
 
 class EndToEnd(nn.Module):
-    """A detector from uint8 pixels to scored boxes, and the outputs they were made of.
+    """A detector from uint8 pixels to scored boxes, with the outputs from which they are computed.
 
     Args:
         detector: in evaluation mode, on the CPU.
-        preprocessing: whose mean and standard deviation go into the graph.
+        preprocessing: of which mean and standard deviation go into the graph.
         attention: also return the attention of the last decoder layer.
     """
 
@@ -56,11 +56,12 @@ class EndToEnd(nn.Module):
         Args:
             images: [N, 3, H, W] uint8 RGB, resized.
             original_sizes: [N, 2] int64 (H, W) of the images before resizing.
-            valid_sizes: [N, 2] int64 (H, W) of the resized images; what is right of and below it is padding. None: all is image.
+            valid_sizes: [N, 2] int64 (H, W) of the resized images; beyond it, right and below, is padding. None: no
+            padding.
         Returns:
-            boxes [N, K, 4] float32 (x0, y0, x1, y1) pixels of the original images, scores [N, K] float32, labels [N, K] int64;
-            logits [N, Q, C] and boxes [N, Q, 4] (cx, cy, w, h) fractions of all queries; with `attention` the query [N, K] int64
-            of each box and the maps [N, heads, Q, h, w] of the last layer.
+            boxes [N, K, 4] float32 (x0, y0, x1, y1) pixels of the original images, scores [N, K] float32, labels [N, K]
+            int64; logits [N, Q, C] and boxes [N, Q, 4] (cx, cy, w, h) fractions of all queries; with `attention` the
+            query [N, K] int64 of each box and the maps [N, heads, Q, h, w] of the last layer.
         """
         spec = self.preprocessing
         pixels, padding = normalize_images(images, spec.mean, spec.std), None

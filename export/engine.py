@@ -1,9 +1,10 @@
 """Run the TensorRT engine of a bundle.
 
-Memory and stream are PyTorch's; only pixels and boxes are copied.
+Memory and stream are PyTorch's; only pixels and boxes are copied. Threads take turns: an execution context holds the
+addresses of one batch, and must not be used by two threads at a time.
 
-An engine is executable code: before it is opened, its digest must match the manifest. It fits one version of TensorRT and one kind
-of GPU. This file has not run on a GPU yet: docs/export.md says what has been tried.
+An engine is executable code: before it is opened, its digest must match the manifest. It fits one version of TensorRT
+and one kind of GPU. This file has not run on a GPU yet: docs/export.md says what has been tried.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +54,8 @@ class EngineDetector(OpenedModel):
         path: a bundle folder, or the model.engine in it; its manifest.json must lie beside it.
         device: "cuda", "cuda:N" or "auto".
     Raises:
-        ExportError: no engine or manifest, an engine that is not the manifest's, of another GPU or TensorRT version, no TensorRT, no
-            GPU, or an engine that TensorRT refuses.
+        ExportError: no engine or manifest, an engine that is not the manifest's, of another GPU or TensorRT version, no
+            TensorRT, no GPU, or an engine that TensorRT refuses.
     """
 
     def __init__(self, path: str | Path, *, device: str = "cuda") -> None:
@@ -65,6 +67,7 @@ class EngineDetector(OpenedModel):
         self._device = choose_gpu(device, self.engine_facts)
         trt: Any = importlib.import_module(self.engine_facts.module)
         self._trt = trt
+        self._turn = threading.Lock()
         logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(logger)
         if self.engine_facts.version_compatible:
@@ -93,7 +96,7 @@ class EngineDetector(OpenedModel):
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
         """All scored boxes of a batch of images of one size.
 
-        Larger batches than the engine takes are computed in parts.
+        Batches that are too large for the engine are computed in parts.
 
         Raises:
             ExportError: the engine was built for other sizes.
@@ -101,10 +104,11 @@ class EngineDetector(OpenedModel):
         """
         feed = feed_of(batch, self._inputs)
         index = choose_profile(self.engine_facts.profiles, *batch.images.shape[2:])
-        parts = [
-            self._run(index, {name: values[start:stop] for name, values in feed.items()}, stop - start)
-            for start, stop in spans(len(batch), self.engine_facts.profiles[index].batch)
-        ]
+        with self._turn:
+            parts = [
+                self._run(index, {name: values[start:stop] for name, values in feed.items()}, stop - start)
+                for start, stop in spans(len(batch), self.engine_facts.profiles[index].batch)
+            ]
         joined = {name: np.concatenate([part[name] for part in parts])[: len(batch)] for name in parts[0]}
         return ScoredBoxes(scores=joined["scores"], labels=joined["labels"], boxes=joined["boxes"])
 
@@ -154,7 +158,7 @@ def read_engine_facts(folder: Path) -> tuple[ModelCard, EngineFacts]:
     """Read the facts of a bundle's engine, after checking its digest.
 
     Raises:
-        ExportError: one of the two is missing, the manifest is damaged, or the engine is not the one it vouches for.
+        ExportError: engine or manifest is missing, the manifest is damaged, or the engine has another digest.
     """
     manifest, engine = folder / MANIFEST_FILE, folder / ENGINE_FILE
     for file in (engine, manifest):
@@ -222,7 +226,7 @@ def choose_profile(profiles: Sequence[Profile], height: int, width: int) -> int:
 
 
 def spans(number: int, batch: tuple[int, int, int]) -> list[tuple[int, int]]:
-    """The row ranges that a batch is computed in, none larger than the engine accepts."""
+    """The row ranges in which a batch is computed, none larger than the engine accepts."""
     return [(start, min(start + batch[2], number)) for start in range(0, number, batch[2])]
 
 

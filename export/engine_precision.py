@@ -1,4 +1,4 @@
-"""Read the precision of an engine from its layers, and refuse another than requested."""
+"""Read the precision of an engine from its layers, and refuse one that was not requested."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class LayerPrecision:
     """The output types of an engine's layers.
 
     Attributes:
-        read_from: "engine": the inspector, after fusion; "network": the strongly typed network that went into the builder, where
-            no engine can be opened (there is no GPU).
-        multiplying: how many convolutions and matrix products give each type.
-        layers: the same of all layers that give a floating-point number.
+        read_from: "engine": the inspector, after fusion; "network": the strongly typed network that went into the
+            builder, where no engine can be opened (there is no GPU).
+        multiplying: number of convolutions and matrix products with each output type.
+        layers: the same for all layers with floating-point outputs.
     """
 
     read_from: Literal["engine", "network"]
@@ -88,7 +88,8 @@ def inspect_engine(trt: Any, logger: Any, plan: bytes) -> LayerPrecision | None:
 def read_inspector(report: dict[str, Any]) -> LayerPrecision:
     """The types that the inspector's JSON names: of each layer, that of its first output.
 
-    A layer multiplies when its kind, or what the builder remembers of its origin, says convolution, matrix product, gemm or attention.
+    A layer multiplies when its kind, or what the builder remembers of its origin, says convolution, matrix product,
+    gemm or attention.
     """
     multiplying: Counter[str] = Counter()
     layers: Counter[str] = Counter()

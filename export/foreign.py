@@ -1,4 +1,4 @@
-"""A detector in an ONNX file of another program, run by a declaration of how it is fed and read."""
+"""A detector in an ONNX file of another program, run by a declaration of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class ForeignDetector:
 
     Args:
         path: the file.
-        declaration: how it is fed and read.
-        class_names: names of its classes where the declaration gives none: those of the data that it is compared on.
-        category_ids: their ids there, which are its columns if there are more columns than names.
+        declaration: of its inputs and outputs.
+        class_names: names of its classes if the declaration has none: those of the data that it is compared on.
+        category_ids: their ids in that data, which are its columns if it has more columns than names.
         device: as of `OnnxRuntimeSession`.
     Raises:
         ExportError: the file cannot be opened, or contradicts the declaration.
@@ -111,7 +111,7 @@ class ForeignDetector:
         )
 
     def _num_columns(self) -> int | None:
-        """Columns of scores that are classes; None: the graph does not say."""
+        """The number of score columns that are classes; None: the graph does not say."""
         shapes = [shape for shape in self._session.outputs.values() if len(shape) == 3]
         if self.declaration.form == "joined":
             sizes = [shape[1] - 4 for shape in shapes if isinstance(shape[1], int)]
@@ -122,7 +122,7 @@ class ForeignDetector:
         return int(sizes[0]) - (self.declaration.no_object is not None)
 
     def _feed(self, batch: Prepared) -> dict[str, Array]:
-        """The graph's inputs by name; besides the images what is known of them: their sizes, or a mask of ones."""
+        """The graph's inputs by name: the images, and their sizes or a padding mask where it asks for them."""
         pixels = _padded(batch, self.declaration)
         feed: dict[str, Array] = {}
         for name, (kind, shape) in self._session.inputs.items():
@@ -136,7 +136,7 @@ class ForeignDetector:
         return feed
 
     def _read(self, outputs: dict[str, Array]) -> tuple[Floats, Floats, NDArray[np.int64] | None]:
-        """Boxes [N, M, 4] as they are, and scores [N, M, C]; or scores [N, M] with labels [N, M]."""
+        """Boxes [N, M, 4], not converted, and scores [N, M, C]; or scores [N, M] with labels [N, M]."""
         form = self.declaration.form
         if form == "joined":
             joined = self._one(outputs, lambda shape: len(shape) == 3).transpose(0, 2, 1)
@@ -196,7 +196,7 @@ class ForeignDetector:
         return np.asarray((corners * scale[:, :, None]).reshape(boxes.shape), dtype=np.float32)
 
     def _best(self, boxes: Floats, scores: Floats, labels: NDArray[np.int64] | None) -> ScoredBoxes:
-        """The best K of each image; rows beyond the last have a score of 0."""
+        """The best K boxes of each image; missing ones have a score of 0."""
         chosen = [
             self._of_image(*row)
             for row in zip(boxes, scores, labels if labels is not None else [None] * len(boxes), strict=True)
@@ -251,7 +251,7 @@ def _offsets(batch: Prepared, declaration: Declaration) -> NDArray[np.int64]:
 
 
 def _padded(batch: Prepared, declaration: Declaration) -> NDArray[np.uint8]:
-    """The images where the declaration wants them, over its grey."""
+    """The images in the place that the declaration names, on its grey."""
     if declaration.resize == "fixed":
         return batch.images
     canvas = np.full_like(batch.images, declaration.pad_value)
@@ -267,7 +267,7 @@ def _normalized(pixels: NDArray[np.uint8], declaration: Declaration) -> Floats:
 
 
 def _suppressed(boxes: Floats, scores: Floats, labels: NDArray[np.int64], iou: float) -> NDArray[np.int64]:
-    """Rows that the non-maximum suppression of each class leaves."""
+    """Rows that remain after non-maximum suppression within each class."""
     import torch
     from torchvision.ops import batched_nms
 

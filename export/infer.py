@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Find objects in pictures with an exported model.
+"""Detect objects in pictures with an exported model.
 
 Needs numpy, Pillow and onnxruntime; neither PyTorch nor siamdetr.
 
     python infer.py picture.jpg [more.jpg ...] [--model model.onnx] [--threshold 0.5]
 
-Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1 in pixels), or what is
-wrong with it; then the exit code is 1. To use it from Python: `Detector("model.onnx").predict("picture.jpg")`. It reads
-classes, preprocessing and threshold from the model file.
+Prints a JSON list: for every picture its file and its detections (label, name, score, box x0 y0 x1 y1 in pixels), or
+what is wrong with it; then the exit code is 1. To use it from Python: `Detector("model.onnx").predict("picture.jpg")`.
+It reads classes, preprocessing and threshold from the model file.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from PIL import Image, ImageFile, ImageOps
 
 
 class Detector:
-    """An exported model on the CPU, or wherever `providers` say.
+    """An exported model on the CPU, or on the execution providers in `providers`.
 
-    Names, or (name, options) as onnxruntime takes them.
+    They are names, or (name, options), as in onnxruntime.
     """
 
     def __init__(
@@ -49,7 +49,9 @@ class Detector:
         self.preprocessing: dict[str, Any] = card["preprocessing"]
 
     def predict(self, picture: Any, threshold: float | None = None) -> list[dict[str, Any]]:
-        """Detections of one picture (path, bytes, PIL image or uint8 RGB array), best first, cut at the picture's edges.
+        """Detections of one picture, best first, clipped to the picture.
+
+        The picture is a path, bytes, a PIL image or a uint8 RGB array.
 
         `threshold`: least score; None: the one in the model file.
         """
@@ -78,13 +80,13 @@ class Detector:
 
 
 def check_finite(*outputs: np.ndarray) -> None:
-    """Raises ValueError where a model answers with NaN or infinity, which no threshold would show."""
+    """Check that a model's outputs are finite; raises ValueError. A threshold would hide NaN."""
     if not all(np.isfinite(values).all() for values in outputs):
         raise ValueError("the model's answer is not finite numbers: damaged weights, or an overflow in half precision")
 
 
 def load_image(picture: Any) -> Image.Image:
-    """An upright 8-bit RGB image of a path, a file's bytes, a file object, a PIL image or a uint8 RGB array."""
+    """An upright 8-bit RGB image from a path, bytes, a file object, a PIL image or a uint8 RGB array."""
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(np.ascontiguousarray(picture))
     if isinstance(picture, bytes | bytearray | memoryview):
@@ -125,7 +127,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def declared_bits(image: Image.Image) -> int:
-    """Bits a channel that a TIFF declares (BitsPerSample below 16, else MaxSampleValue); 0: it says nothing."""
+    """Bits per channel that a TIFF declares; 0: it declares none.
+
+    BitsPerSample below 16, else MaxSampleValue.
+    """
     tags = getattr(image, "tag_v2", {})
     bits, largest = (np.atleast_1d(tags.get(tag, 0)).max() for tag in (258, 281))
     return int(bits) if 8 < bits < 16 else int(largest).bit_length()
@@ -160,11 +165,9 @@ def grey_to_8_bits(image: Image.Image, declared: int) -> Image.Image:
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower byte of every channel of a 16-bit colour file that is not decoded yet.
+    """The lower bytes of a 16-bit colour file that is not decoded yet; None: it is no such file.
 
-    None: not such a file.
-
-    Pillow decodes 16-bit colours to their upper byte. Told the other byte order, it decodes the lower one.
+    Pillow decodes 16-bit colours to their upper bytes; with the byte order exchanged it decodes the lower ones.
     """
     swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if np.little_endian else "16L"}
     if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not image.tile:
@@ -217,9 +220,9 @@ def resize(image: Image.Image, spec: dict[str, Any]) -> np.ndarray:
 
 
 def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
-    """[H, W, 3]: with zeros at the right and below, up to the letterbox's size.
+    """Pad with zeros at the right and bottom to the letterbox's size: [H, W, 3].
 
-    Without a letterbox as it is.
+    Without a letterbox nothing is padded.
     """
     if spec["mode"] != "letterbox":
         return pixels
@@ -229,7 +232,7 @@ def pad(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
 
 
 def print_detections(predict: Callable[[Path], list[dict[str, Any]]], pictures: list[Path]) -> int:
-    """Prints the detections of pictures as JSON; what fails is said in a line and ends nothing.
+    """Print the detections of pictures as JSON; a picture that fails gets a line with the reason.
 
     Returns the exit code.
     """

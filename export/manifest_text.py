@@ -1,4 +1,6 @@
-"""What a manifest says for those who write a client in another language: how images are prepared and detections are read.
+"""Texts of the manifest for people who write a client in another language.
+
+They say how images are prepared and how detections are read.
 
 Each entry is a rule that needs no other document; a test writes a client from these entries alone.
 """

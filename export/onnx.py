@@ -1,4 +1,4 @@
-"""From a model to a bundle: export, precision, gate, and only then the files."""
+"""Export a model into a bundle: graph, precision, gate, and only then the files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def export_onnx(
 ) -> ExportResult:
     """Export a model into a bundle, measured against PyTorch.
 
-    Nothing is left half-written; an older bundle stays until then.
+    Nothing is left half-written; an older bundle stays until the new one has passed.
 
     Args:
         model: any variant; it is not changed.
@@ -84,11 +84,12 @@ def export_onnx(
         options: precision, inputs and outputs; None: float32, boxes, scores and labels.
         samples: images to compare on, and to measure int8's scales on; None: drawn patterns (not for int8).
         truth: labelled images whose AP is compared as well.
-        gate: False: hand it over unmeasured, which the manifest then says.
+        gate: False: skip the comparison, which the manifest then says.
         progress: called with (stages done, stages in all).
     Raises:
-        ExportError: no classes, a model over 2 GiB, a folder that cannot be written, a dimension that became constant, int8 without
-            images, or a graph that does not compute what PyTorch does (it is then left as model.onnx.rejected).
+        ExportError: no classes, a model over 2 GiB, a folder that cannot be written, a dimension that became constant,
+            int8 without images, or a graph that does not compute what PyTorch does (it is then left as
+            model.onnx.rejected).
     """
     started = time.perf_counter()
     options = options or ExportOptions()
@@ -122,7 +123,7 @@ def write_bundle(
     gate: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExportResult:
-    """`export_onnx` from a graph on: one trace serves every precision. Arguments and errors as there.
+    """As `export_onnx`, from a traced graph, so that one trace serves every precision.
 
     Args:
         traced: what `trace` made of the model with the same options but the precision; it gets the metadata.
@@ -168,7 +169,7 @@ def write_bundle(
 
 @dataclass(frozen=True)
 class _Made:
-    """A graph in its precision, with all outputs."""
+    """A graph in its final precision, with all outputs."""
 
     graph: onnx.ModelProto
     computable: onnx.ModelProto  # what ONNX Runtime computes for the gate: the same, or its emulation
@@ -199,7 +200,7 @@ def _measure(
     truth: DetectionIndex | None,
     work: Path,
 ) -> GateReport:
-    """The gate on the very file, and on the same graph with its inner logits and boxes given out."""
+    """Run the gate on the file, and on the same graph with logits and boxes as further outputs."""
     probe = work / "probe.onnx"
     onnx.helper.set_model_props(made.computable, {entry.key: entry.value for entry in made.graph.metadata_props})
     onnx.save(with_outputs(made.computable, (*DETECTIONS, *RAW)), probe)
@@ -228,7 +229,7 @@ def _measure(
 
 
 def _reject(file: Path, folder: Path, report: GateReport) -> None:
-    """Leave the file under a name that nothing opens, and the measurements beside it.
+    """Keep the file under a name that nothing opens, with its measurements beside it.
 
     Raises:
         ExportError: always.
@@ -280,7 +281,7 @@ def _version(package: str) -> str | None:
 
 
 def _num_boxes(graph: onnx.ModelProto) -> int | None:
-    """K, where the graph says it as a number."""
+    """K, if the graph has it as a number."""
     boxes = next(value for value in graph.graph.output if value.name == "boxes")
     return boxes.type.tensor_type.shape.dim[1].dim_value or None
 

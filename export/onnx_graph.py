@@ -1,7 +1,7 @@
 """Export a module as an ONNX graph with free batch, height and width.
 
-The exporter may silently make a dimension constant that was asked to be free, so the graph is read back. Opset 18: 17 brought
-LayerNormalization; from 20 on, TensorRT has misread operators.
+The exporter may silently make a dimension constant that was asked to be free, so the graph is read back. Opset 18: 17
+brought LayerNormalization; from 20 on, TensorRT has misread operators.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ INPUTS = {
 
 
 def trace(module: EndToEnd, folder: Path) -> onnx.ModelProto:
-    """The graph of a module with all that it returns, in float32.
+    """Trace a module into a float32 graph with all its outputs.
 
     Args:
         module: on the CPU, in evaluation mode.
@@ -73,7 +73,7 @@ def trace(module: EndToEnd, folder: Path) -> onnx.ModelProto:
 
 
 def with_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy that gives only some of its outputs, and holds only what they need."""
+    """A copy with some of the outputs, and only the nodes that they need."""
     kept = onnx.ModelProto()
     kept.CopyFrom(graph)
     outputs = {value.name: value for value in graph.graph.output}
@@ -94,7 +94,10 @@ def with_outputs(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 
 def readable_by_older(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with the oldest format (IR version) that its operators need: a runtime refuses newer ones than it knows."""
+    """The graph in the oldest format (IR version) that its operators allow.
+
+    A runtime refuses a format that is newer than itself.
+    """
     needed = onnx.helper.find_min_ir_version_for(graph.opset_import, ignore_unknown=True)
     graph.ir_version = min(graph.ir_version, needed)
     for node in graph.graph.node:
@@ -118,7 +121,7 @@ def check_free_dimensions(graph: onnx.ModelProto, file: str) -> None:
 
 
 def simplify(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph simplified, if that changes not one bit of its answers; else as it was."""
+    """Simplify a graph, if that changes no bit of its outputs; else return it unchanged."""
     try:
         with _quiet():
             slimmed = onnxslim.slim(onnx.ModelProto.FromString(graph.SerializeToString()))
@@ -151,10 +154,7 @@ def _example(names: Sequence[str], batch: int, height: int, width: int) -> dict[
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter speaks of its own internals on every channel.
-
-    What matters is checked on the saved graph.
-    """
+    """Silence the exporter, which reports its internals; the saved graph is checked instead."""
     exporters = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [exporter.level for exporter in exporters]
     for exporter in exporters:

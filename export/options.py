@@ -20,15 +20,15 @@ class ExportOptions:
 
     Attributes:
         precision: of the arithmetic inside the graph; inputs and outputs stay what they are. int8 needs images.
-        resize: "fixed": every image becomes `size`; "letterbox": it is fitted into `size` and padded, which the graph learns from
-            one more input, `valid_sizes`; None: the model's own preprocessing.
+        resize: "fixed": every image is resized to `size`; "letterbox": it is fitted into `size` and padded, which a
+            further input, `valid_sizes`, describes; None: the model's own preprocessing.
         size: (H, W) for `resize`; None: the model's own, a shortest side standing for a square.
         raw: two more outputs: `logits` [N, Q, C] and `fractions` [N, Q, 4] (cx, cy, w, h) of every query.
         attention: two more outputs: `attention` [N, heads, Q, h, w], the attention of the last decoder layer, and
             `queries` [N, K], the query of each detection.
         sampling: of deformable attention: "gather" looks cells up in a table, "grid" is GridSample.
         batch: smallest, usual and largest batch: the gate compares at these, and an engine is built for them.
-        threshold: the score from which a box counts where nobody names one, for those who use the file; None: the model's own.
+        threshold: default threshold of the exported file; None: the model's own.
     Raises:
         ExportError: a batch of 0, batches out of order, an unknown precision, or a size without `resize`.
     """
@@ -69,7 +69,7 @@ def check_range(what: str, values: Triple) -> None:
 
 
 def exported_preprocessing(own: PreprocessingSpec, options: ExportOptions) -> PreprocessingSpec:
-    """The recipe that goes into the bundle: the model's own, unless `options.resize` asks for another."""
+    """The preprocessing of the bundle: the model's own, unless `options.resize` names another."""
     if options.resize is None:
         return own
     size = options.size or (own.size if isinstance(own.size, tuple) else (own.size, own.size))

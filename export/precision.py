@@ -1,12 +1,12 @@
 """Half precision as casts in the graph, so that every runtime computes the same.
 
-Multiplications (convolutions, projections, the weighted sum of attention) run in half precision, as do operations that only move or
-add half-precision numbers. All others are islands of float32: norms, softmax and the scores that go into it, sine
-positions, inverse sigmoid, references, the last projection to coordinates, sums of a layer and its shortcut. An island needs no
-name: it begins where an operation needs float32 and ends where the next one multiplies.
+Multiplications (convolutions, projections, the weighted sum of attention) run in half precision, as do operations that
+only move or add half-precision numbers. All others are islands of float32: norms, softmax and the scores that go into
+it, sine positions, inverse sigmoid, references, the last projection to coordinates, sums of a layer and its shortcut.
+An island needs no name: it begins where an operation needs float32 and ends where the next one multiplies.
 
-`emulate` gives the float32 graph whose numbers are rounded where the half one's are: ONNX Runtime has no bfloat16 on the CPU, so
-this is how such a file is compared there.
+`emulate` returns a float32 graph that rounds wherever the half-precision graph does. ONNX Runtime has no bfloat16 on
+the CPU, so such a file is compared in this way there.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _COORDINATES = (2, 4)
 
 @dataclass(frozen=True)
 class HalfGraph:
-    """A graph with casts, and the share of it in half precision."""
+    """A graph with casts, and the share of half-precision operations."""
 
     graph: onnx.ModelProto
     half_multipliers: int
@@ -78,7 +78,7 @@ def to_half(graph: onnx.ModelProto, precision: HalfPrecision, *, emulate: bool =
         precision: "fp16" or "bf16".
         emulate: keep every type, and round where the half graph would.
     Raises:
-        ExportError: bfloat16 and GridSample, which no one opset has both of as we need them.
+        ExportError: bfloat16 with GridSample, because no opset has both in the form that we need.
     """
     if precision == "bf16" and any(node.op_type == "GridSample" for node in graph.graph.node):
         raise ExportError(
@@ -103,12 +103,12 @@ def _to_coordinates(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bo
 
 
 def _weighted(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:
-    """Whether one factor is a weight: a projection, which is not the product of queries and keys."""
+    """Whether one factor is a weight, as in a projection, but not in the product of queries and keys."""
     return any(name in weights for name in node.input)
 
 
 def scores_of(value: str, makers: dict[str, onnx.NodeProto]) -> Iterable[onnx.NodeProto]:
-    """The matrix products that a value consists of, through additions and scalings only.
+    """The matrix products from which a value follows by additions and scalings only.
 
     Args:
         value: its name, such as the input of a softmax.
@@ -177,9 +177,9 @@ class _Caster:
         return follows and bool(computed) and all(name in self._half for name in computed)
 
     def _is_gate(self, node: onnx.NodeProto) -> bool:
-        """A sigmoid that only scales something (SiLU, squeeze and excitation).
+        """Whether a sigmoid only scales a value (SiLU, squeeze and excitation).
 
-        Others make scores and references.
+        Other sigmoids make scores and references.
         """
         if node.op_type != "Sigmoid":
             return False
@@ -187,7 +187,7 @@ class _Caster:
         return bool(users) and all(user.op_type == "Mul" for user in users)
 
     def _fits(self, name: str) -> bool:
-        """Whether a constant is within the range of half precision; what is computed is taken to be."""
+        """Whether a value is within the range of half precision, if it is constant; else True."""
         if name not in self._weights:
             return True
         values = numpy_helper.to_array(self._weights[name])
@@ -208,7 +208,7 @@ class _Caster:
                 self._round(copy.output[index], name)
 
     def _as(self, name: str, half: bool) -> str:
-        """The name of a float value in the wanted precision; the cast is made once."""
+        """The name of a float value in the given precision; each cast is made once."""
         if (name in self._half) == half:
             return name
         key = (name, half)
@@ -241,7 +241,7 @@ class _Caster:
         self._nodes.append(helper.make_node("Cast", [between], [new], name=f"unround_{new}", to=TensorProto.FLOAT))
 
     def _restore_outputs(self, outputs: list[str]) -> None:
-        """Outputs keep names and types: a half one is renamed inside and cast at the end."""
+        """Keep names and types of outputs: a half-precision output is renamed inside and cast at the end."""
         for name in outputs:
             if name not in self._half or self._emulate:
                 continue

@@ -1,6 +1,6 @@
-"""Inputs and outputs of an exported model in terms of the Open Inference Protocol, and client facts.
+"""Inputs and outputs of an exported model for the Open Inference Protocol, and facts for clients.
 
-Shared by our server and the configuration for Triton. No torch here.
+Our server and the configuration for Triton share them. Imports no torch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ OUTPUTS = (Tensor("boxes", "FP32", (-1, 4)), Tensor("scores", "FP32", (-1,)), Te
 def input_tensors(preprocessing: PreprocessingSpec) -> tuple[Tensor, ...]:
     """The inputs of a model with this preprocessing.
 
-    `images` as preprocessed and `original_sizes` (height, width) before that. A letterbox has one size; there `valid_sizes` says
-    (height, width) of each image without its padding, which is right and below.
+    They are the preprocessed `images`, and `original_sizes` (height, width) before preprocessing; with a letterbox also
+    `valid_sizes`, the (height, width) of each image without its padding, which is right and below.
     """
     original_sizes = Tensor("original_sizes", "INT64", (2,))
     if preprocessing.mode == "letterbox" and isinstance(preprocessing.size, tuple):
@@ -39,10 +39,7 @@ def input_tensors(preprocessing: PreprocessingSpec) -> tuple[Tensor, ...]:
 
 
 def client_card(class_names: Sequence[str], preprocessing: PreprocessingSpec, threshold: float) -> str:
-    """The facts that a client needs, as JSON.
-
-    Classes, preprocessing, and the threshold where nobody names one.
-    """
+    """The facts that a client needs, as JSON: classes, preprocessing and the default threshold."""
     card = {
         "class_names": list(class_names),
         "preprocessing": preprocessing.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""An opened exported model, which predicts like the `SiamDETR` it came from. Imports no torch."""
+"""An exported model that predicts like the `SiamDETR` that it came from. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class OnnxDetector(OpenedModel):
     Args:
         path: an .onnx file that `siamdetr export` made, or its bundle folder.
         device: "cpu", "cuda", "cuda:N", or "auto": CUDA if available, else the CPU. OpenVINO takes "cpu" and "auto".
-        threads: of one operator on the CPU; None: one a core.
+        threads: of one operator on the CPU; None: one per core.
         backend: what computes it: "onnxruntime" or "openvino".
     Raises:
-        ExportError: no such file, damaged, not ours; or CUDA was asked for and ONNX Runtime fell back to the CPU, which it
-            does without raising.
+        ExportError: no such file, damaged, not ours; or CUDA was asked for and ONNX Runtime fell back to the CPU, which
+            it does without raising.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class OnnxDetector(OpenedModel):
         Returns:
             [1, heads, Q, h, w], as `SiamDETR.attention` with its last layer alone.
         Raises:
-            ExportError: the file was exported without.
+            ExportError: the file was exported without attention.
         """
         if "attention" not in self._facts.outputs:
             raise ExportError(f"{self.path}: has no attention; export it with `siamdetr export --attention`")

@@ -44,7 +44,7 @@ class Session(Protocol):
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """Of the graph."""
+        """The names of the graph's inputs."""
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
         """The named outputs."""
@@ -55,10 +55,11 @@ class OnnxRuntimeSession:
 
     Args:
         path: the graph.
-        device: "cpu", "cuda", "cuda:N", or "auto": CUDA where it is at hand, else the CPU.
-        threads: of one operator on the CPU; None: one a core.
+        device: "cpu", "cuda", "cuda:N", or "auto": CUDA if available, else the CPU.
+        threads: of one operator on the CPU; None: one per core.
     Raises:
-        ExportError: it cannot be opened; or CUDA was asked for and ONNX Runtime fell back to the CPU, which it does silently.
+        ExportError: it cannot be opened; or CUDA was asked for and ONNX Runtime fell back to the CPU, which it does
+            silently.
     """
 
     def __init__(self, path: Path, *, device: str, threads: int | None) -> None:
@@ -82,8 +83,8 @@ class OnnxRuntimeSession:
 class OpenVinoSession:
     """OpenVINO on the CPU.
 
-    It computes in float32, unless the graph is in bfloat16 and the processor supports that. By default OpenVINO would compute in
-    bfloat16 wherever the processor supports it, whatever the graph says.
+    It computes in float32, unless the graph is in bfloat16 and the processor supports that. By default OpenVINO would
+    compute in bfloat16 wherever the processor supports it, whatever the graph says.
 
     Raises:
         ExportError: OpenVINO is not installed, the device is not the CPU, or the file cannot be opened.
@@ -146,10 +147,10 @@ def wanted_providers(device: str) -> list[Any]:
 
 
 def check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool) -> None:
-    """Check the providers, since ONNX Runtime falls back silently and lists CUDA even without a GPU.
+    """Check the providers, because ONNX Runtime falls back silently and lists CUDA even without a GPU.
 
     Raises:
-        ExportError: `required`, and the first of those wanted is missing; else there is a warning.
+        ExportError: the first requested provider is missing and `required`; if not `required`, there is a warning.
     """
     names = [provider if isinstance(provider, str) else provider[0] for provider in wanted]
     if names[0] in actual:
@@ -164,7 +165,9 @@ def check_providers(wanted: list[Any], actual: Sequence[str], *, required: bool)
 
 
 def check_packages(wanted: list[Any], *, required: bool) -> None:
-    """Look, before a graph is opened, for two packages of ONNX Runtime in one folder: the later hides the other's providers.
+    """Check that two packages of ONNX Runtime do not share a folder, before a graph is opened.
+
+    The package that was installed later hides the providers of the other.
 
     Raises:
         ExportError: `required`, CUDA is wanted, and this ONNX Runtime was not built with it; else there is a warning.

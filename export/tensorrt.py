@@ -1,8 +1,8 @@
 """Build a TensorRT engine from an exported graph, with TensorRT from 10.12 on or TensorRT-RTX.
 
-The network is strongly typed: its precision comes from the casts in the graph (`export/precision.py`) and from no builder flag.
-TensorRT 11 removed those flags; code that sets them only where they exist silently builds float32 engines there. Therefore the
-precision of the layers is read back, and another precision than requested is an error.
+The network is strongly typed: its precision comes from the casts in the graph (`export/precision.py`) and from no
+builder flag. TensorRT 11 removed those flags; code that sets them only where they exist silently builds float32 engines
+there. Therefore the precision of the layers is read back, and another precision than requested is an error.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Profile:
             check_range(name, getattr(self, name))
 
     def takes(self, height: int, width: int) -> bool:
-        """Whether images of this size fit."""
+        """Whether the profile accepts images of this size."""
         return self.height[0] <= height <= self.height[2] and self.width[0] <= width <= self.width[2]
 
     def shapes(self, name: str) -> list[tuple[int, ...]]:
@@ -65,7 +65,7 @@ class EngineOptions:
     Attributes:
         module: "tensorrt", or "tensorrt_rtx", which also builds without a GPU; None: the first that is installed.
         workspace: GiB that layers may use as scratch memory.
-        timing_cache: a file that is read if there, and written: the next build then measures less.
+        timing_cache: a file that is read if it exists, and written, so that the next build measures less.
         tf32: let float32 multiplications round to 10 bits; off, so that an fp32 engine is one.
         version_compatible: the engine also runs with later versions of TensorRT; slower.
         hardware_compatible: the engine also runs on other GPUs from Ampere on; slower.
@@ -97,9 +97,9 @@ class BuiltEngine:
 
 
 def default_profile(spec: PreprocessingSpec, batch: Triple, *, least: int = 65) -> Profile:
-    """The shapes that a preprocessing gives.
+    """The profile of a preprocessing.
 
-    One size, or all that a shortest side and a longest one allow.
+    It has one size, or all sizes that a shortest and a longest side allow.
     """
     if isinstance(spec.size, tuple):
         height, width = spec.size
@@ -116,7 +116,7 @@ def find_module(wanted: TrtModule | None) -> TrtModule:
     """The name of the installed TensorRT module.
 
     Raises:
-        ExportError: it is not, or it needs a GPU that is not there; the text says what to do.
+        ExportError: none is installed, or it needs a GPU that is not there; the text says what to do.
     """
     names: Sequence[TrtModule] = get_args(TrtModule) if wanted is None else (wanted,)
     there = [name for name in names if importlib.util.find_spec(name) is not None]
@@ -139,13 +139,13 @@ def build_engine(
     """Build an engine from an exported graph.
 
     Args:
-        onnx_file: what `export_onnx` made.
+        onnx_file: written by `export_onnx`.
         precision: of the graph, to be compared with the realised precision.
         profiles: shapes to build for; at run time the first that fits is taken.
         options: see `EngineOptions`.
     Raises:
-        ExportError: TensorRT is not installed or finds no GPU, cannot read the graph, runs out of memory, or makes less than 80 % of
-            the multiplications of a half-precision graph in half precision.
+        ExportError: TensorRT is not installed or finds no GPU, cannot read the graph, runs out of memory, or makes less
+            than 80 % of the multiplications of a half-precision graph in half precision.
     """
     options = options or EngineOptions()
     module = find_module(options.module)
@@ -226,7 +226,7 @@ def _check_readable(onnx_file: Path) -> None:
 
 
 def _sums_while_scattering(graph: onnx.ModelProto) -> bool:
-    """Whether a graph holds the one operator that the attention of deformable models is drawn with."""
+    """Whether a graph has the operator that draws the attention of deformable models."""
     return any(
         attribute.name == "reduction" and attribute.s not in (b"", b"none")
         for node in graph.graph.node

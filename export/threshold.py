@@ -1,11 +1,12 @@
-"""Store the threshold that was chosen on labelled images in any file of ours, so that all who use the file obey it."""
+"""Store the threshold that was chosen on labelled images, in any file of ours.
+
+Every program that reads the file then uses it.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-
-import onnx
 
 from siamdetr.errors import ExportError
 from siamdetr.export.bundle import (
@@ -23,9 +24,9 @@ from siamdetr.system.atomic_file import atomic_bytes, move_into_place
 
 
 def store_threshold(path: str | Path, threshold: float, source: str) -> Path:
-    """Write a model's threshold into its file: a model file, an .onnx file, or graph and manifest of a bundle.
+    """Write a threshold into a model file, an .onnx file, or the graph and manifest of a bundle.
 
-    Weights, and what the gate has measured, stay: they do not depend on the threshold.
+    Weights and the gate's measurements stay: they do not depend on the threshold.
 
     Args:
         path: as for `siamdetr.load`.
@@ -35,7 +36,7 @@ def store_threshold(path: str | Path, threshold: float, source: str) -> Path:
         The file or bundle that was changed.
     Raises:
         CheckpointError: a model file that cannot be read or written.
-        ExportError: an exported file that cannot be, or a bundle whose graph is not the manifest's.
+        ExportError: the same for an exported file, or a bundle whose graph has another digest than the manifest's.
     """
     path = Path(path)
     kind = kind_of(path)
@@ -53,7 +54,7 @@ def store_threshold(path: str | Path, threshold: float, source: str) -> Path:
 
 
 def _store_in_bundle(folder: Path, threshold: float, source: str) -> Path:
-    """Graph and manifest, both written before either takes its place."""
+    """Store the threshold in graph and manifest; both are written before either is replaced."""
     _, manifest = read_manifest(folder)
     with workplace(folder) as work:
         atomic_bytes(work / ONNX_FILE, _graph_with(folder / ONNX_FILE, threshold, source))
@@ -69,6 +70,8 @@ def _store_in_bundle(folder: Path, threshold: float, source: str) -> Path:
 
 def _graph_with(file: Path, threshold: float, source: str) -> bytes:
     """The bytes of a graph whose metadata names the threshold."""
+    import onnx  # a model file's threshold is stored without
+
     try:
         graph = onnx.load(file)
     except Exception as error:  # protobuf's exceptions share no base but this

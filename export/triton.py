@@ -42,8 +42,8 @@ class TritonSettings:
     Attributes:
         name: of the model and of its folder.
         max_batch: rows of one model call; for an engine, at most its profile's.
-        max_delay: most microseconds that a request waits for others of its shape.
-        queue_size: requests that wait; beyond that they are refused.
+        max_delay: longest wait for other requests of the same shape, in microseconds.
+        queue_size: largest number of waiting requests; further ones are refused.
         timeout: microseconds after which a waiting request is refused.
     """
 
@@ -63,12 +63,13 @@ def write_model_repository(
 
     Args:
         bundle: what `siamdetr export` made.
-        folder: the repository; models of other names in it stay.
+        folder: the repository; other models in it stay.
         settings: how Triton runs them.
     Returns:
         The names of the models: `settings.name` and, with an engine, that name with `_tensorrt`.
     Raises:
-        ExportError: no bundle, one that the server cannot open, a name that is no folder's, or a folder that cannot be written.
+        ExportError: no bundle, one that the server cannot open, a name that is no folder's, or a folder that cannot be
+            written.
     """
     if (
         not settings.name
@@ -106,7 +107,7 @@ def config_text(
 ) -> str:
     """`config.pbtxt`: a ModelConfig of Triton in protobuf's text format.
 
-    Clients cut at `threshold` by default.
+    `threshold` is the default threshold of clients.
     """
     inputs = input_tensors(preprocessing)
     free = resized_size(_WARM_UP_PICTURE, preprocessing)
@@ -144,7 +145,7 @@ def _tensors(kind: str, tensors: Sequence[Tensor]) -> str:
 
 
 def _warm_up(rows: int, inputs: Sequence[Tensor], free: Size) -> str:
-    """A batch of equal rows, zeros but for what a file gives.
+    """A warm-up batch of equal rows: zeros, except inputs that a file gives.
 
     `free` is (height, width) where the model leaves them free.
     """
@@ -173,9 +174,9 @@ def _quoted(text: str) -> str:
 
 
 def _write_model(folder: Path, source: Path, file: str, beside: Mapping[str, bytes]) -> None:
-    """One model's folder, moved into place when it is whole.
+    """Write one model's folder, and move it into place when it is complete.
 
-    A Triton that polls the repository sees nothing half-written.
+    So a Triton that polls the repository never sees half-written files.
     """
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -29,15 +29,15 @@ class _Waiting:
 
 
 class Batcher:
-    """Run units (some images of one size each) on a model, oldest first.
+    """Run units, each some images of equal size, on a model; the oldest first.
 
-    A unit whose caller has given up (its deadline has passed, or its client has left) is dropped.
+    A unit is dropped if its deadline has passed or its client has left.
 
     Args:
         model: whose `predict_batch` is called, from `runners` threads.
         runners: calls at the same time.
         max_batch: most images of joined units; a larger unit runs alone.
-        max_delay: most seconds that a unit waits for others while a runner is free.
+        max_delay: longest wait for other units while a runner is free, in seconds.
     """
 
     def __init__(self, model: Predictor, metrics: Metrics, *, runners: int, max_batch: int, max_delay: float) -> None:
@@ -109,7 +109,7 @@ class Batcher:
         await self._arrived.wait()
 
     def _joined_with_oldest(self) -> list[_Waiting]:
-        """The oldest unit and, in order, those of its size that fit with it into one batch."""
+        """The oldest unit, and in order further units of its size that fit into the batch."""
         oldest = self._waiting[0]
         batch, rows = [oldest], len(oldest.unit)
         for one in self._waiting[1:]:
@@ -134,7 +134,7 @@ class Batcher:
 
 
 def _settle(answer: asyncio.Future[ScoredBoxes], scored: ScoredBoxes) -> None:
-    """Give a unit its answer; one that is not numbers is an error of that unit alone."""
+    """Answer a unit; an output that is not finite is an error of that unit only."""
     if answer.done():
         return
     try:
@@ -147,7 +147,7 @@ def _settle(answer: asyncio.Future[ScoredBoxes], scored: ScoredBoxes) -> None:
 
 
 def join(units: Sequence[Prepared]) -> Prepared:
-    """One batch of units whose images are of one size."""
+    """Join units of equal image size into one batch."""
     return Prepared(
         images=np.concatenate([unit.images for unit in units]),
         padding=_joined_padding(units),

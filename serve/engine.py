@@ -1,8 +1,8 @@
 """The path of an image through the server.
 
-It is admitted or refused at once, decoded in a thread, run, and its detections are filtered by the threshold.
+It is admitted or refused immediately, decoded in a thread and run; its detections are filtered by the threshold.
 
-Bounded everywhere: images admitted (`queue_size`), images decoded and not yet answered, model calls, seconds.
+All is bounded: admitted images (`queue_size`), decoded images without an answer, model calls, seconds.
 """
 
 from __future__ import annotations
@@ -81,12 +81,12 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Warmed up and not stopping."""
+        """Whether the server has warmed up and is not stopping."""
         return self._warm and not self._stopping
 
     @property
     def full(self) -> bool:
-        """Whether no further image would be admitted."""
+        """Whether the queue is full, so that no further image is admitted."""
         return self._in_flight >= self.settings.queue_size
 
     async def detect(self, files: Sequence[File], *, threshold: float, max_detections: int) -> list[dict[str, Any]]:
@@ -99,8 +99,8 @@ class Engine:
         Returns:
             For each: width, height and detections (box x0 y0 x1 y1 in pixels of the upright image, score, label, name).
         Raises:
-            Refused: an image is not taken (413, 415, 422), the queue is full (429), no answer before the deadline (504), or one that
-                is not numbers (500).
+            Refused: an image is refused (413, 415, 422), the queue is full (429), the deadline has passed (504), or an
+                output is not finite (500).
         """
         several = len(files) > 1
         with self._admitted(len(files)):
@@ -121,7 +121,7 @@ class Engine:
         """All scored boxes of a batch of prepared images.
 
         Raises:
-            Refused: the queue is full (429), no answer before the deadline (504).
+            Refused: the queue is full (429), or the deadline has passed (504).
         """
         with self._admitted(len(batch)):
             async with self._deadline():
@@ -147,7 +147,7 @@ class Engine:
             raise Refused(500, str(error)) from None
 
     def _prepare(self, data: bytes, name: str) -> Prepared:
-        """A batch of one."""
+        """Prepare a batch of one image."""
         spec = self.model.preprocessing
         with self._metrics.timed("decode"):
             return stack([prepare(data, spec, self.settings.limits, name=name)], spec)

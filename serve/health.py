@@ -17,7 +17,7 @@ class Live(BaseModel):
 
 
 class Ready(BaseModel):
-    """Requests are taken."""
+    """Requests are accepted."""
 
     ready: bool
 

@@ -1,6 +1,7 @@
-"""From the bytes of an untrusted image to the model's input.
+"""Prepare an untrusted image, given as bytes, for the model.
 
-An image that is too large is refused by its header, before decoding. No name, path or address from a client is ever opened.
+An image that is too large is refused by its header, before decoding. No name, path or address from a client is ever
+opened.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A server's log: one line an event on standard error, with its time, whatever a message holds."""
+"""A server's log: one line per event on standard error, with its time, whatever a message holds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters, 
 class OneLine(logging.Formatter):
     """`2026-01-31T12:00:00Z LEVEL name: message`.
 
-    Line breaks, also a traceback's and a client's, become `\\n`.
+    Line breaks, also those of a traceback or a client, become `\\n`.
     """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        """UTC, to the second."""
+        """The time in UTC, to the second."""
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
 
     def format(self, record: logging.LogRecord) -> str:
@@ -29,7 +29,7 @@ class OneLine(logging.Formatter):
 
 
 def log_in_lines() -> None:
-    """Let this package and uvicorn speak so in this process."""
+    """Log in this format in this process, for this package and uvicorn."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine())
     for name, level in (("siamdetr", logging.INFO), ("uvicorn", logging.WARNING)):

@@ -10,6 +10,8 @@ from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
+from siamdetr.system.processes import lives
+
 # prometheus_client's own: processes share their figures in that folder.
 MULTIPROCESS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -56,7 +58,7 @@ class Metrics:
         self.stage(stage, perf_counter() - started)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         if MULTIPROCESS_VARIABLE not in os.environ:
             return generate_latest(self._registry)
         everyone = CollectorRegistry()
@@ -65,13 +67,9 @@ class Metrics:
 
 
 def _forget_dead_processes() -> None:
-    """Remove the gauges of crashed processes, which would otherwise stay for ever."""
+    """Remove the gauges of crashed processes, which would otherwise stay forever."""
     folder = os.environ.get(MULTIPROCESS_VARIABLE)
     for file in Path(folder).glob("gauge_live*_*.db") if folder else ():
         process = int(file.stem.rpartition("_")[2])
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
+        if not lives(process):
             multiprocess.mark_process_dead(process, folder)  # type: ignore[no-untyped-call]
-        except PermissionError:
-            pass

@@ -1,8 +1,8 @@
 """The Open Inference Protocol v2, so that clients of Triton and KServe work unchanged.
 
-`images` and `original_sizes` in (`valid_sizes` too, if the model pads its images), `boxes`, `scores` and `labels` out, as in the
-exported graph: pre- and post-processing are the client's, which finds what it needs in the model's `config` (Triton's model
-configuration extension).
+Inputs are `images` and `original_sizes` (and `valid_sizes`, if the model pads its images), outputs `boxes`, `scores`
+and `labels`, as in the exported graph. Pre- and post-processing are the client's task, which finds all it needs in the
+model's `config` (Triton's model configuration extension).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class InferAnswer(BaseModel):
 
 
 def open_inference_router(engine: Engine) -> APIRouter:
-    """The routes, over an engine; those of the model also under its version."""
+    """The routes of an engine; those of the model also exist under its version."""
     router = APIRouter(prefix="/v2")
     router.add_api_route(
         "",
@@ -223,9 +223,9 @@ def _list_of(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _example(tensor: Tensor, spec: PreprocessingSpec) -> dict[str, Any]:
-    """An input as a request has it.
+    """An example of an input in a request.
 
-    Images whose size is not free are too many numbers for a page: they follow as raw bytes.
+    Images of a fixed size have too many numbers for a page: they follow as raw bytes.
     """
     picture = (480, 640)
     values: dict[str, Any] = {

@@ -50,10 +50,11 @@ def serve(
         path: whatever `siamdetr.load` opens.
         settings: address, processes, queue, limits.
         device: "cpu", "cuda", "cuda:N" or "auto".
-        threads: of one model call on the CPU; None: the cores that this process may use, divided by the model calls at the same time.
+        threads: of one model call on the CPU; None: the cores that this process may use, divided by the model calls at
+            the same time.
         listening: called with the address once it is bound.
     Raises:
-        ServeError: the address is taken or not ours; of several processes one could not start.
+        ServeError: the address is taken or not ours, or one of several processes could not start.
         ValueError: the model cannot be opened.
     """
     threads = threads or max(1, usable_cores() // (settings.workers * settings.runners))
@@ -97,8 +98,8 @@ def open_model(path: str | Path, device: str, threads: int) -> Predictor:
 def _settle_memory() -> None:
     """Tell glibc which freed memory to keep; otherwise it adapts to the requests.
 
-    It would learn to keep the blocks of the largest images, in every thread: hundreds of megabytes after a few pictures of
-    40 megapixels. And it returns small blocks too soon: requesting that memory again takes a third of the time of
+    It would keep the blocks of the largest images in every thread: hundreds of megabytes after a few pictures of 40
+    megapixels. And it would return small blocks too soon: requesting that memory again takes a third of the time of
     decoding a picture.
     """
     option = _glibc("mallopt")
@@ -110,7 +111,7 @@ def _settle_memory() -> None:
 def _return_free_memory() -> None:
     """Return the memory that reading the model has freed, about the size of the file.
 
-    The C library would keep it.
+    By default the C library keeps it.
     """
     trim = _glibc("malloc_trim")
     if trim is not None:
@@ -127,7 +128,7 @@ class _Workers(Multiprocess):
     """uvicorn's supervisor, which starts, watches and replaces the processes."""
 
     def init_processes(self) -> None:
-        """Start them all."""
+        """Start all workers."""
         super().init_processes()
         self._leave_pipes()
 
@@ -137,10 +138,9 @@ class _Workers(Multiprocess):
         self._leave_pipes()
 
     def _leave_pipes(self) -> None:
-        """Close the processes' ends of the pipes over which they are asked for signs of life.
+        """Close the workers' ends of the pipes over which the supervisor checks them.
 
-        Held open here, the pipe of a process that died with a question unanswered would seem alive until the time to
-        answer is over.
+        If they stayed open here, a worker that died during a check would seem alive until the time-out.
         """
         for process in self.processes:
             process.child_conn.close()
@@ -159,7 +159,7 @@ def _create_in_worker(path: str | Path, settings: ServeSettings, device: str, th
 
 
 def _end_with_parent() -> None:
-    """Drain as at SIGTERM when the supervisor has died: no process may keep serving unsupervised."""
+    """Drain as at SIGTERM when the supervisor has died, so that no process serves unsupervised."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

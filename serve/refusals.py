@@ -26,10 +26,10 @@ class Refused(HTTPException):
 
     Args:
         status: 4xx or 5xx.
-        text: for people: what was received, what was expected.
+        text: for people: what was received, and what was expected.
         retry_after: seconds after which a retry makes sense.
         close: end the connection too, since the rest of the body is not worth reading.
-        beside: what stands in the body beside the error, for clients that look there.
+        beside: further entries of the body, for clients that read them.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ def refusal(error: HTTPException) -> Response:
 
 
 def not_ready(what: str, retry_after: int) -> Refused:
-    """The refusal of a server or model that takes no requests yet, or no more.
+    """The refusal of a server or model that does not accept requests yet, or any more.
 
     Clients of the protocol read `ready`.
     """
@@ -65,13 +65,13 @@ def not_ready(what: str, retry_after: int) -> Refused:
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """For FastAPI: refusals of ours and of the framework."""
+    """Handle our refusals and the framework's, for FastAPI."""
     assert isinstance(error, HTTPException)
     return refusal(error)
 
 
 async def on_invalid(request: Request, error: Exception) -> Response:
-    """For FastAPI: parameters that are missing, unknown or out of range."""
+    """Handle parameters that are missing, unknown or out of range, for FastAPI."""
     assert isinstance(error, RequestValidationError)
     return refusal(Refused(422, explained(error.errors())))
 
@@ -104,7 +104,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def plain_json(value: Any) -> bytes:
     """Compact JSON; NaN and infinity, which JSON does not know, are an error here.
 
-    A client's text may hold half a surrogate pair, which UTF-8 cannot say; it goes back as it came, as an escape such as \\ud800.
+    A client's text may hold half a surrogate pair, which UTF-8 cannot encode; it is returned as an escape such as
+    \\ud800.
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     return text.encode(errors="backslashreplace")

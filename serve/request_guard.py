@@ -1,8 +1,6 @@
-"""The guard before the application.
+"""The guard before the application: token, readiness, free places, limits on the body, disconnects.
 
-Token, readiness, free places, length and duration of the body, disconnects.
-
-Plain ASGI, since all of this must happen before a framework reads the first byte of a body.
+It is plain ASGI, because all of this must happen before a framework reads the first byte of a body.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ class Guard:
         self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let the application do so."""
+        """Refuse a request, or pass it on to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -128,14 +126,17 @@ class Guard:
 
 
 def _behind_prefix(scope: Scope, prefix: str) -> Scope:
-    """The request as the application knows it, whether the proxy that shows it under a prefix takes that off or not."""
+    """The request with the path that the application knows.
+
+    A proxy that serves it under a prefix may or may not remove the prefix.
+    """
     path = str(scope["path"])
     whole = {"path": path.removeprefix(prefix)} if path.startswith(f"{prefix}/") else {}
     return {**scope, **whole, "root_path": prefix}
 
 
 class _Answer:
-    """`send`, remembering the status that was sent; of an answer to HEAD the body is left out."""
+    """`send` that remembers the status, and leaves out the body of an answer to HEAD."""
 
     def __init__(self, send: Send, *, head: bool) -> None:
         self._send, self._head = send, head
@@ -151,7 +152,7 @@ class _Answer:
 
 
 class _Body:
-    """`receive`, with a limit on the bytes and on the time until the last of them has come."""
+    """`receive` with a limit on the body's bytes and on the time until the last of them."""
 
     def __init__(self, receive: Receive, max_bytes: int, seconds: float) -> None:
         self._receive, self._max_bytes, self._seconds = receive, max_bytes, seconds

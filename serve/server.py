@@ -26,8 +26,8 @@ from siamdetr.serve.tensors import HEADER_LENGTH
 def create_app(model: Predictor, settings: ServeSettings) -> FastAPI:
     """An ASGI application that serves a model.
 
-    It is live as soon as it runs, and ready once it has warmed up. No documentation pages: theirs would load scripts from
-    elsewhere; /openapi.json describes everything.
+    It is live as soon as it runs, and ready once it has warmed up. No documentation pages: theirs would load scripts
+    from elsewhere; /openapi.json describes everything.
     """
     metrics = Metrics()
     engine = Engine(model, settings, metrics)

@@ -18,7 +18,7 @@ _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what a client may send, all of them checked before the costly step that they protect from.
+    """Bounds on a client's requests, each checked before the costly step that it protects from.
 
     Attributes:
         max_body_bytes: of one request; the declared length is checked before reading, the real one while reading.
@@ -26,11 +26,11 @@ class Limits:
         max_images: images of one request, or rows of one tensor.
         max_pixels: width × height of an image, read from its header before decoding.
         max_side: longer side of an image, pixels.
-        max_uploads: requests whose bodies are being read or answered at the same time, in one process;
-            at worst so many bodies are in memory.
-        body_seconds: for the whole body to arrive.
-        inference_seconds: from the whole body to the answer, waiting included.
-        drain_seconds: after SIGTERM, for requests in progress.
+        max_uploads: requests that one process reads or answers at the same time; at worst it holds so many bodies in
+            memory.
+        body_seconds: time limit for receiving the whole body.
+        inference_seconds: time limit from the whole body to the answer, waiting included.
+        drain_seconds: time limit after SIGTERM for requests in progress.
     """
 
     max_body_bytes: int = 10 * 2**20 + 2**16
@@ -56,15 +56,15 @@ class ServeSettings:
     Attributes:
         host: address to bind; anything but loopback needs a token.
         port: 0 takes a free one.
-        workers: processes, each with a model of its own.
+        workers: number of processes, each with its own copy of the model.
         queue_size: images that may wait or run at the same time in one process; beyond that requests are refused (429).
         runners: model calls at the same time in one process.
         max_batch: images of one size that one model call takes together; 1: no micro-batching.
-        max_delay: seconds that an image waits at most for others of its size, while a runner is free.
+        max_delay: longest wait of an image for others of its size while a runner is free, in seconds.
         model_name: under /v2/models.
-        token: what `Authorization: Bearer` must say; None: nothing.
-        cors_origins: pages of these origins (scheme://host[:port], or "*") may ask from a browser; none: no other page may.
-        root_path: the path that a proxy shows the server under, such as "/detector"; "": its own.
+        token: expected after `Authorization: Bearer`; None: no token is needed.
+        cors_origins: origins (scheme://host[:port], or "*") whose pages may send requests from a browser; empty: none.
+        root_path: path under which a proxy serves this server, such as "/detector"; "": no proxy path.
     """
 
     host: str = "127.0.0.1"
@@ -81,7 +81,12 @@ class ServeSettings:
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
-        """Raises ServeError: an address that others reach without a token, a token that is easily guessed, or no origin or path."""
+        """Check the settings.
+
+        Raises:
+            ServeError: others reach the address and there is no token; the token is easily guessed; an origin or path
+                is malformed; or the queue is shorter than one request.
+        """
         if self.token is not None and (len(self.token) < _SHORTEST_TOKEN or not self.token.isascii()):
             raise ServeError(
                 f"{TOKEN_VARIABLE}: got {len(self.token)} characters, expected at least {_SHORTEST_TOKEN}, all ASCII; make one "
@@ -109,7 +114,7 @@ class ServeSettings:
 
 
 def token_from_environment() -> str | None:
-    """The token, never taken from the command line, where other users of the machine would read it."""
+    """The token, which is never on the command line, where other users of the machine could read it."""
     return os.environ.get(TOKEN_VARIABLE) or None
 
 

@@ -18,12 +18,12 @@ DATATYPES: dict[str, DTypeLike] = {"UINT8": np.uint8, "INT64": np.dtype("<i8"), 
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A request, read.
+    """A parsed request.
 
     Attributes:
         id: to be repeated in the answer, or None.
-        inputs: tensors by name, in the shapes they came in.
-        binary: for each output that is asked for, in order, whether as raw bytes.
+        inputs: tensors by name, in the shapes of the request.
+        binary: for each requested output, in order, whether it is sent as raw bytes.
     """
 
     id: str | None
@@ -39,10 +39,10 @@ def read_request(
     Args:
         body: JSON, with raw tensors after it if `header_length` is given.
         header_length: the header `HEADER_LENGTH`.
-        inputs: datatype of every input that must be there.
-        outputs: that exist.
+        inputs: datatype of every required input.
+        outputs: names of existing outputs.
     Raises:
-        Refused: 400, saying what was expected.
+        Refused: 400; the text says what was expected.
     """
     head, raw = _split(body, header_length)
     tensors: dict[str, NDArray[Any]] = {}
@@ -63,7 +63,7 @@ def read_request(
 
 
 def write_answer(request: InferRequest, model: str, tensors: dict[str, NDArray[Any]]) -> tuple[bytes, int | None]:
-    """The body of an answer, and the length of its JSON head where raw tensors follow it."""
+    """The body of an answer, and the length of its JSON head if raw tensors follow."""
     entries: list[dict[str, Any]] = []
     raw: list[bytes] = []
     for name, binary in request.binary.items():
@@ -106,7 +106,7 @@ def _dicts(value: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _tensor(entry: dict[str, Any], raw: memoryview, name: str, datatype: str) -> tuple[NDArray[Any], memoryview]:
-    """An input, and what is left of the raw bytes."""
+    """Read one input; returns it with the remaining raw bytes."""
     shape = entry.get("shape")
     if entry.get("datatype") != datatype:
         raise Refused(400, f"{name}: datatype got {str(entry.get('datatype'))[:40]!r}, expected {datatype}")
@@ -130,7 +130,7 @@ def _tensor(entry: dict[str, Any], raw: memoryview, name: str, datatype: str) ->
 
 
 def _listed(data: Any, name: str, datatype: str, count: int) -> NDArray[Any]:
-    """[count] values of a list, nested or flat. None of them is rounded or wrapped round to fit."""
+    """[count] values of a list, nested or flat. No value is rounded or wrapped."""
     try:
         values = np.array(data)
     except (ValueError, OverflowError, RecursionError):
@@ -161,7 +161,7 @@ def _wanted(head: dict[str, Any], outputs: tuple[str, ...]) -> dict[str, bool]:
 def _parameters(entry: dict[str, Any], name: str, known: str) -> dict[str, Any]:
     """The parameters of a request, an input or an output.
 
-    One that this server does not know is not passed over in silence.
+    An unknown parameter is refused, not ignored.
     """
     parameters = entry.get("parameters", {})
     if not isinstance(parameters, dict):

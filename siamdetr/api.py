@@ -1,4 +1,4 @@
-"""The public API: `SiamDETR`, a detector with classes and preprocessing, and `load`, which opens any file of ours.
+"""The public API: `SiamDETR`, a detector with classes and preprocessing, and `load` for any file.
 
 This module imports no PyTorch, so that exported files open in a fraction of a second.
 """
@@ -13,6 +13,7 @@ from siamdetr.errors import CheckpointError
 from siamdetr.files import Kind, kind_of
 from siamdetr.images.preprocessing import ImageLike
 from siamdetr.inference.predictor import Predictor, Progress
+from siamdetr.system.extras import missing_package
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -71,13 +72,14 @@ def load(
         path: a run folder (its best weights, else its last), a .safetensors file, an .onnx file, a bundle folder or its
             model.engine.
         device: where it runs: "cpu", "cuda", "cuda:N", or "auto": the GPU where there is one.
-        backend: what runs it; None: PyTorch for our model files, ONNX Runtime for .onnx files and bundles, TensorRT for engines.
-            "auto": as None, but .onnx files and bundles on the CPU take the fastest of the installed runtimes, which is timed
-            once for about two seconds and kept beside the user's settings.
+        backend: what runs it; None: PyTorch for our model files, ONNX Runtime for .onnx files and bundles, TensorRT for
+            engines. "auto": as None, but .onnx files and bundles on the CPU take the fastest of the installed runtimes,
+            which is timed once for about two seconds and kept beside the user's settings.
         threads: of exported files on the CPU; None: one for each core that this process may use.
     Raises:
         CheckpointError: not there, not ours, or damaged.
         ValueError: the backend cannot run such a file.
+        MissingPackageError: the backend is not installed.
 
     Example:
         >>> import siamdetr
@@ -87,7 +89,13 @@ def load(
         >>> model.info["variant"]
         'conditional'
     """
-    path = Path(path)
+    try:
+        return _load(Path(path), device, backend, threads)
+    except ModuleNotFoundError as error:
+        raise missing_package(error) or error from None
+
+
+def _load(path: Path, device: str | torch.device, backend: Backend | None, threads: int | None) -> SiamDETR | Model:
     backends = _BACKENDS.get(kind_of(path), ("pytorch",))
     if backend == "auto" and backends[0] == "onnxruntime":
         from siamdetr.export.timing.backend_choice import choose_backend
@@ -111,7 +119,7 @@ def load(
 
 
 def __getattr__(name: str) -> Any:
-    """`SiamDETR`, which brings PyTorch, on first use."""
+    """Import `SiamDETR`, and with it PyTorch, on first use."""
     if name == "SiamDETR":
         from siamdetr.pytorch_model import SiamDETR
 

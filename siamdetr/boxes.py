@@ -1,6 +1,7 @@
 """Boxes: conversions, overlaps, and the inverse sigmoid with which DETR detectors refine references.
 
-Two layouts only: `cxcywh` (centre, width, height) inside models and losses, `xyxy` (corners) at the edges and for overlaps.
+Two layouts only: `cxcywh` (centre, width, height) inside models and losses, `xyxy` (corners) at the edges and for
+overlaps.
 """
 
 from __future__ import annotations
@@ -110,8 +111,7 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     Returns:
         [...] logits.
     """
-    x = x.clamp(0, 1)
-    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+    return torch.log(x.clamp(eps, 1.0) / (1 - x).clamp(eps, 1.0))
 
 
 def _giou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
@@ -137,7 +137,7 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def _least_area(areas: Tensor) -> float:
-    """The divisor that stands for a zero area.
+    """The divisor in place of a zero area.
 
     Small beside any real box, large enough for a finite gradient.
     """

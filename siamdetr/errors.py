@@ -15,6 +15,10 @@ class FolderInUseError(SettingsError):
     """Another program writes into a folder; the text says which, and what to do."""
 
 
+class MissingPackageError(ValueError):
+    """A package of an extra that is not installed; the text says which, and how to install it."""
+
+
 class DataError(ValueError):
     """A data set that cannot be used as asked; the text says where, what, and what helps."""
 
@@ -71,7 +75,10 @@ class NonFiniteLossError(RuntimeError):
 
 
 class LoadingError(RuntimeError):
-    """The processes that load images failed for want of shared memory, open files or time; the text says what helps."""
+    """The data loader's processes failed: no shared memory or open files left, or too slow.
+
+    The text says what helps.
+    """
 
 
 class ExportError(ValueError):

@@ -1,4 +1,4 @@
-"""The names of our files, and what kind of file a path is. Each is said here and nowhere else."""
+"""The names of all files that a run or a bundle holds, and the kind of file that a path is."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ _OF_SUFFIX: dict[str, Kind] = {
 def kind_of(path: str | Path) -> Kind:
     """What kind of file or folder a path is, by its name and, for a folder, by the names in it.
 
-    Nothing is read.
-
-    A file that is named as ours is of that kind whether it is there or not: who opens it says what is wrong with it.
+    No file is read, and a named file need not exist: opening it names its faults.
     """
     path = Path(path)
     if path.is_dir():

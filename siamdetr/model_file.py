@@ -1,8 +1,8 @@
 """Model files: safetensors with JSON metadata, atomic, checked by SHA-256, never unpickled.
 
 A model file holds the detector's tensors and, in its metadata, all that is needed to use them: format version, detector
-settings, class names, preprocessing, lineage and metrics. A digest over tensors and metadata is verified on loading, because
-safetensors has no checksum of its own: a flipped byte would otherwise give silently wrong boxes.
+settings, class names, preprocessing, lineage and metrics. A digest over tensors and metadata is verified on loading,
+because safetensors has no checksum of its own: a flipped byte would otherwise give silently wrong boxes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ModelMetadata(Settings):
     @model_validator(mode="before")
     @classmethod
     def _pretrained_files_of_old(cls, values: Any) -> Any:
-        """Files written before the flag: their class is called "object", and pretraining ends their lineage."""
+        """Set the flag of an older file: pretrained if its class is "object" and its last stage a pretext."""
         if isinstance(values, dict) and "class_agnostic" not in values:
             lineage = tuple(values.get("lineage", ()))
             pretrained = bool(lineage) and str(lineage[-1]).startswith("pretext:")
@@ -113,7 +113,7 @@ def load_model(path: str | Path) -> tuple[Detector, ModelMetadata]:
 
 
 def store_threshold(path: str | Path, threshold: float, source: str) -> Path:
-    """Write a model file again with another threshold; weights and all else stay.
+    """Write a model file again with another threshold and nothing else changed.
 
     Args:
         path: a model file or a run folder.
@@ -131,7 +131,9 @@ def store_threshold(path: str | Path, threshold: float, source: str) -> Path:
 
 
 def _check_claims(settings: DetectorSettings, tensors: Mapping[str, Tensor]) -> None:
-    """Settings that no detector of these tensors has: it would be built, in gigabytes or for hours, only to be refused.
+    """Check that the settings fit the tensors, before a detector of them is built.
+
+    Building one that is refused afterwards would take gigabytes or hours.
 
     Raises:
         ValueError: a size or a number of layers is larger than the tensors allow.
@@ -149,7 +151,7 @@ def _say_once(text: str) -> None:
 
 
 def _say_of_normalization(path: Path, settings: DetectorSettings, metadata: ModelMetadata) -> None:
-    """Say, once a process, that a file's images are normalised otherwise than its backbone's weights expect."""
+    """Warn, once per process, of images that are normalised otherwise than the backbone's weights expect."""
     own, expected = metadata.preprocessing.normalization, backbone_normalization(settings.backbone)
     if own != expected:
         _say_once(
@@ -167,9 +169,9 @@ def read_metadata(path: str | Path) -> tuple[DetectorSettings, ModelMetadata]:
 
 
 def find_model_file(path: str | Path) -> Path:
-    """The model file that `path` means.
+    """The model file that `path` means: the file itself, or the best one of a run folder.
 
-    Itself, or of a run folder best.safetensors, else last.safetensors.
+    In a run folder it is best.safetensors, else last.safetensors.
 
     Raises:
         CheckpointError: nothing there, or a file of another kind; the text says what to do with it.

@@ -25,13 +25,14 @@ from siamdetr.settings.registry import detector_entry
 
 
 class SiamDETR(OpenedModel):
-    """A DETR detector that takes pictures and gives boxes.
+    """A DETR detector, from images to detections.
 
     The weights are random; `siamdetr.load` opens trained ones.
 
     Args:
-        variant: a detector of `siamdetr.settings.registry.DETECTORS`, such as "conditional" or "dn"; docs/detectors.md tells
-            what each is. Those of several feature levels have one here; `from_parts` takes a detector of other settings.
+        variant: a detector of `siamdetr.settings.registry.DETECTORS`, such as "conditional" or "dn"; docs/detectors.md
+            tells what each is. Those of several feature levels have one here; `from_parts` takes a detector of other
+            settings.
         backbone: resnet18/34/50/101 or any timm model with feature maps.
         num_classes: number of classes, named class_0, class_1, … ; or give `class_names`.
         class_names: names in label order.
@@ -39,8 +40,8 @@ class SiamDETR(OpenedModel):
         stride: of the feature map, 32 or 16 pixels.
         classifier: "softmax" or "focal"; None: as the variant's paper.
         backbone_weights: "imagenet" or a file; None: random.
-        preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR, normalised as the
-            backbone's pretrained weights expect.
+        preprocessing: how images become the input; None: shorter side 800, longer at most 1333, as DETR, normalised as
+            the backbone's pretrained weights expect.
     Raises:
         ValueError: neither or contradicting numbers of classes, or a setting that does not exist.
 
@@ -124,9 +125,12 @@ class SiamDETR(OpenedModel):
 
         Raises:
             CheckpointError: not there, not ours, or damaged.
+            ValueError: an Apple GPU is asked for where there is none.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if torch.device(device).type == "mps" and not torch.backends.mps.is_available():
+            raise ValueError("device mps: PyTorch sees no Apple GPU here; take cpu")
         file = find_model_file(path)
         detector, metadata = load_model(file)
         model = cls.__new__(cls)

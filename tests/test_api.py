@@ -1,4 +1,4 @@
-"""`SiamDETR` and `load`: what a user holds."""
+"""The public API: `SiamDETR` and `load`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Model files: what goes in comes out, whatever is wrong is named, and nothing is unpickled. `describe` explains our files."""
+"""Model files: a round trip, errors that name the fault, and no unpickling.
+
+`describe` explains all our files.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,1 @@
-"""Which options a call may have.
-
-Rules of every command, and the refusal of options that would have no effect.
-"""
+"""Options of the commands, and the refusal of those that would have no effect in a call."""

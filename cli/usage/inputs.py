@@ -1,4 +1,4 @@
-"""Which image files the arguments of a command mean."""
+"""The image files that the arguments of a command mean."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def image_files(paths: list[Path]) -> list[Path]:
-    """The images named, each once, those of folders in order.
+    """The named images, each once; those of folders in order.
 
     Other files in the folders are counted on the console.
 
@@ -41,7 +41,7 @@ def image_files(paths: list[Path]) -> list[Path]:
 
 
 def only_videos(paths: list[Path]) -> bool:
-    """Whether all paths mean videos, streams or cameras, and none images.
+    """Whether all paths are videos, streams or cameras, and none is an image.
 
     Raises:
         ValueError: some do and some do not.

@@ -1,6 +1,6 @@
-"""Which options of which command have an effect only together with others.
+"""Rules for options that have an effect only together with others.
 
-An option that is not here always has one.
+Options without a rule always have an effect.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NEEDS_DATA = "it is about --data DATA, which is not given"
 
 
 def is_exported(model: Path) -> bool:
-    """Whether a path is a bundle, an ONNX file or an engine, not a model that can still be exported."""
+    """Whether a path is an exported file: a bundle, an ONNX file or an engine."""
     return model.suffix in _EXPORTED_SUFFIXES or (model / "manifest.json").is_file() or (model / "model.onnx").is_file()
 
 

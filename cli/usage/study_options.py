@@ -23,6 +23,10 @@ ValSplit = Annotated[str | None, typer.Option("--val-split", help="The part that
 TestSplit = Annotated[str | None, typer.Option("--test-split", help="The part that is scored.")]
 
 # The grid.
+Start = Annotated[
+    str | None,
+    typer.Option("--start", help="The model that every run starts from: a run, a file, or hf:ORG/NAME."),
+]
 Methods = Annotated[str | None, typer.Option("--methods", help="Compared with scratch, such as siamese,updetr,detreg.")]
 Fractions = Annotated[str | None, typer.Option("--fractions", help="Of the labels, such as 0.1,0.3,1.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Such as 0,1,2.")]

@@ -1,4 +1,4 @@
-"""Refuse an option that a call does not use: silence would let a person believe that it was obeyed."""
+"""Refuse an option that a call does not use, so that nobody believes that it had an effect."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Values = Mapping[str, Any]  # of a call, by parameter name
 
 @dataclass(frozen=True)
 class Rule:
-    """When some options of a command have an effect.
+    """A condition under which some options of a command have an effect.
 
     Attributes:
         options: names of the command's parameters.
         used: whether a call with these values uses them.
-        way: what to do instead, in words that follow "--option: has no effect here: ".
+        way: what to do instead, as the text after "--option: has no effect here: ".
     """
 
     options: tuple[str, ...]
@@ -29,10 +29,10 @@ class Rule:
 
 
 def refusing_unused(command: Callable[..., None], rules: Sequence[Rule]) -> Callable[..., None]:
-    """The command, which first refuses options that it would not use.
+    """Wrap a command so that it first refuses options that it would not use.
 
     Raises:
-        typer.BadParameter: on the call, for the first option that was given and has no effect; the text names the way.
+        typer.BadParameter: on the call, for the first given option without effect; the text names the remedy.
     """
     signature = inspect.signature(command, eval_str=True)
     takes_context = "context" in signature.parameters
@@ -55,13 +55,13 @@ def refusing_unused(command: Callable[..., None], rules: Sequence[Rule]) -> Call
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether a parameter of the running command was given by the person, not left to its default."""
+    """Whether a parameter of the running command was given, and not left to its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
 
 
 def refuse_given(context: typer.Context, name: str, way: str) -> None:
-    """Refuse a parameter, if it was given, that turned out to have no effect once files were read.
+    """Refuse a given parameter that has no effect, as the files that were read show.
 
     Raises:
         typer.BadParameter: it was given.
@@ -75,9 +75,9 @@ def refuse_twice(flags: Mapping[str, Any], assignments: Sequence[str]) -> None:
 
     Args:
         flags: setting to value; None: not given.
-        assignments: KEY=VALUE, which would win.
+        assignments: KEY=VALUE, which would override the flags.
     Raises:
-        typer.BadParameter: for the first of them.
+        typer.BadParameter: for the first such setting.
     """
     for assignment in assignments:
         key = assignment.partition("=")[0].strip()
@@ -88,7 +88,7 @@ def refuse_twice(flags: Mapping[str, Any], assignments: Sequence[str]) -> None:
 
 
 def unused(context: typer.Context, name: str, way: str) -> typer.BadParameter:
-    """The refusal of a parameter, under the name that the person typed."""
+    """The refusal of a parameter, under the name that was typed."""
     parameter = next(one for one in context.command.params if one.name == name)
     flag = max(parameter.opts, key=len)
     return typer.BadParameter(f"{flag}: has no effect here: {way}")

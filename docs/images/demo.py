@@ -2,8 +2,8 @@
 
     python docs/images/demo.py runs/quickstart/finetuned runs/quickstart/scratch [--examples FOLDER] [--picture N]
 
-Needs the extra `dev` and Debian's chromium. Writes docs/images/demo.jpg (attention of the first model's best box) and demo-narrow.jpg
-(the same on a telephone, dark).
+Needs the extra `dev` and Debian's chromium. Writes docs/images/demo.jpg (attention of the first model's best box) and
+demo-narrow.jpg (the same on a telephone, dark).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AP of an exported file beside PyTorch's on the same labelled images, and how sure the difference is."""
+"""AP of an exported file and of PyTorch on the same labelled images, with the interval of the loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ApComparison:
     """AP of both on the same labelled images, 0..1.
 
     Attributes:
-        half_width: of the 95 % interval around `loss`; infinite where the images are too few to say.
+        half_width: of the 95 % interval around `loss`; infinite if there are too few images.
     """
 
     pytorch: float
@@ -37,7 +37,7 @@ class ApComparison:
         return self.pytorch - self.exported
 
     def exceeds(self, allowed: float) -> bool:
-        """Whether the loss is above what is allowed by more than chance explains; NaN is."""
+        """Whether the loss is significantly above what is allowed; NaN is."""
         return not self.loss - self.half_width <= allowed
 
     def is_conclusive(self, allowed: float) -> bool:
@@ -48,8 +48,8 @@ class ApComparison:
 def compare_ap(reference: Predictor, exported: Predictor, truth: DetectionIndex) -> ApComparison:
     """AP of both, and the interval of their difference.
 
-    The difference is paired: both see the same images, so what is hard about an image cancels. Its error comes from the jackknife
-    over groups of images (Efron and Stein 1981, "The jackknife estimate of variance").
+    The difference is paired: both see the same images, so what is hard about an image cancels. Its error comes from the
+    jackknife over groups of images (Efron and Stein 1981, "The jackknife estimate of variance").
 
     Args:
         reference: PyTorch.

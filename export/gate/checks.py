@@ -1,8 +1,9 @@
 """The gate: compare an exported file with PyTorch; the verdict is written into the bundle.
 
-Several batches and sizes; the same image twice in a batch; the batch reversed; and, where the images have labels, COCO's AP
-of both, with the interval of their difference: a loss counts when it is more than chance. Boxes are compared without regard
-to their order: a two-stage detector's queries change places when two proposals' scores are equal but for rounding.
+Several batches and sizes; the same image twice in a batch; the batch reversed; and, where the images have labels,
+COCO's AP of both, with the interval of their difference: a loss counts when it is more than chance. Boxes are compared
+without regard to their order: a two-stage detector's queries change places when two proposals' scores are equal but for
+rounding.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Tolerance:
         scores: of a box that counts as matched.
         boxes: of a box that counts as matched, as a fraction of the image.
         matched: least share of matched boxes.
-        logits: greatest difference of a logit; not asked of two-stage detectors.
-        rows: between equal images of one batch, and between a batch and the same batch turned round.
+        logits: greatest difference of a logit; not checked for two-stage detectors.
+        rows: between equal images of one batch, and between a batch and its reverse.
         ap: greatest loss of AP, 0..1.
     """
 
@@ -113,7 +114,7 @@ class GateReport:
         return found
 
     def doubts(self) -> list[str]:
-        """What the images were too few to decide, each in words."""
+        """Questions that the images were too few to decide, each in words."""
         if self.ap is None or self.ap.is_conclusive(self.tolerance.ap):
             return []
         return [
@@ -122,7 +123,7 @@ class GateReport:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The report as plain values, for the manifest."""
         ap = None if self.ap is None else {**asdict(self.ap), "loss": self.ap.loss}
         if ap is not None and not np.isfinite(ap["half_width"]):
             ap["half_width"] = None
@@ -184,7 +185,7 @@ def run_gate(
         batch: least, usual and largest batch; the last image of a batch is the first one again.
         sizes: (H, W) for each of the three; None: the full size, and two smaller ones that no stride divides.
         samples: images to compare on; None: patterns drawn by a fixed seed.
-        truth: labelled images, of which the AP of both is compared; None: not.
+        truth: labelled images on which the AP of both is compared; None: it is not.
         raw: logits and boxes of all queries, of the reference and of the file; None: they are not compared.
     """
     samples = samples or drawn_samples()
@@ -203,7 +204,8 @@ def run_gate(
 def pytorch_reference(model: SiamDETR, spec: PreprocessingSpec) -> PyTorchPredictor:
     """The model with an exported file's preprocessing, which may be another than its own.
 
-    On the CPU, wherever the model is: a GPU may round the factors of its products to 10 bits (TF32), which is no reference.
+    On the CPU, wherever the model is: a GPU may round the factors of its products to 10 bits (TF32), which is no
+    reference.
     """
     detector = model.detector if model.device.type == "cpu" else copy.deepcopy(model.detector).cpu()
     return PyTorchPredictor(detector, model.class_names, spec)
@@ -217,7 +219,7 @@ def pytorch_raw(reference: PyTorchPredictor, batch: Prepared) -> Raw:
 
 
 def check_sizes(spec: PreprocessingSpec) -> list[Size]:
-    """(H, W) of the three comparisons: full; about half, odd; about a third, odd, and upright."""
+    """(H, W) of the three comparisons: full; about half, odd; about a third, odd, in portrait format."""
     full = spec.size if isinstance(spec.size, tuple) else resized_size((480, 640), spec)
     height, width = full
     half = max(65, height // 2 | 1), max(87, width // 2 | 1)

@@ -15,10 +15,11 @@ class Difference:
     """The difference between two sets of detections of one image.
 
     Attributes:
-        score: greatest difference of the scores; infinite where a box has no counterpart of its label, or a value is not finite.
+        score: greatest difference of the scores; infinite where a box has no counterpart of its label, or a value is
+            not finite.
         box: greatest difference of the boxes, as a fraction of the image.
         matched: share of the boxes that have a counterpart within the tolerances.
-        compared: share of the boxes that could be judged at all, see `difference`.
+        compared: share of the boxes that could be judged, see `difference`.
     """
 
     score: float
@@ -53,9 +54,9 @@ def difference(
 ) -> Difference:
     """Compare two sets of detections of one image.
 
-    Every box is compared with the most similar box of the same label on the other side, both ways. A box without a counterpart is
-    not judged if its score is so near the other side's lowest that it may be missing from the best K by chance: `compared` is the
-    share of judged boxes.
+    Every box is compared with the most similar box of the same label on the other side, both ways. A box without a
+    counterpart is not judged if its score is so near the other side's lowest that it may be missing from the best K by
+    chance: `compared` is the share of judged boxes.
 
     Args:
         expected: of a batch.
@@ -65,7 +66,7 @@ def difference(
         scores: tolerance of a score.
         boxes: tolerance of a box, as a fraction of the image.
         other_row: the image in `found`; None: `row`.
-        least: boxes of lower scores are not judged; they may still be the counterparts of others.
+        least: boxes of lower scores are not judged, but may be counterparts of others.
     """
     other_row = row if other_row is None else other_row
     scale = np.array([size[1], size[0], size[1], size[0]], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The report of the gate between two files: verdict, table, and pictures of the images on which they differ most.
+"""The report of the gate between two files: verdict, table, and the images on which they differ most.
 
 What it leaves in a folder: report.html, gate.json, images/*.jpg.
 """

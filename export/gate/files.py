@@ -1,7 +1,7 @@
-"""The gate between any two files: boxes of the same images, image by image, and AP of both on the same labels.
+"""The gate between any two files: boxes image by image, and the AP of both on the same labels.
 
-Each file prepares the images its own way, so that files of different programs can be compared. Boxes are compared in pixels of the
-original images by the rule of `difference`.
+Each file prepares the images its own way, so that files of different programs can be compared. Boxes are compared in
+pixels of the original images by the rule of `difference`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LEAST_COMPARED = 0.5  # share of the boxes that must be open to judgement
 
 @dataclass(frozen=True)
 class NamedFile:
-    """An opened file, its name, and what computes it."""
+    """An opened file with its name and its runtime."""
 
     name: str
     predictor: Predictor
@@ -57,7 +57,7 @@ class FileReport:
         precision: whose tolerances apply.
         images: their differences.
         row_errors: of A and B: between the two rows of a batch that holds one image twice.
-        classes: names that both know; boxes of others are left out.
+        classes: names that both files have; boxes of other classes are left out.
         ap: of both; None: no labels.
     """
 
@@ -157,11 +157,11 @@ def compare_files(
         b: the file that is judged.
         images: at least one.
         precision: whose tolerances apply.
-        truth: labelled images, of which the AP of both is compared; None: not.
+        truth: labelled images on which the AP of both is compared; None: it is not.
         progress: called with (images done, images in all).
     Raises:
-        ExportError: no class is known to both.
-        NonFiniteOutputError: an answer is not numbers.
+        ExportError: the files have no class in common.
+        NonFiniteOutputError: an output is NaN or infinite.
     """
     classes = tuple(name for name in a.predictor.class_names if name in b.predictor.class_names)
     if not classes:

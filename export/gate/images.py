@@ -1,6 +1,6 @@
-"""Images for the gate where nobody gave any.
+"""Images for the gate if none were given.
 
-Drawn from a fixed seed, so that a verdict can be had again.
+They are drawn from a fixed seed, so that a verdict is repeatable.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SHAPES = ((480, 640), (333, 500), (640, 480), (375, 300))  # (H, W) of the draw
 
 @dataclass(frozen=True)
 class Samples:
-    """Images to compare two runtimes on, and where they come from."""
+    """Images to compare two runtimes on, and their source in words."""
 
     images: Sequence[ImageLike]
     source: str
@@ -38,7 +38,7 @@ def drawn_samples() -> Samples:
 
 
 def drawn_images(number: int, height: int, width: int, *, seed: int = 0) -> Pixels:
-    """[number, 3, height, width] uint8: coloured waves under noise, each image another, always the same."""
+    """[number, 3, height, width] uint8: coloured waves with noise; images differ, calls do not."""
     generator = np.random.default_rng((seed, number))
     y, x = np.mgrid[0:height, 0:width] / 40.0
     images = np.empty((number, 3, height, width), dtype=np.uint8)

@@ -1,4 +1,7 @@
-"""Ranges of activations, measured on images: of the tensors that get scales alone, in the memory of an ordinary prediction."""
+"""Ranges of activations, measured on images, for the tensors that get int8 scales.
+
+It takes no more memory than an ordinary prediction.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,18 @@ _LOW, _HIGH = "_lowest", "_highest"
 
 
 def activation_names(graph: onnx.ModelProto, nodes: Sequence[str]) -> tuple[str, ...]:
-    """What goes into some nodes and comes out of them, weights left out."""
+    """Inputs and outputs of some nodes, without weights."""
     weights, chosen = {weight.name for weight in graph.graph.initializer}, set(nodes)
     names = [name for node in graph.graph.node if node.name in chosen for name in (*node.input[:1], *node.output)]
     return tuple(dict.fromkeys(name for name in names if name and name not in weights))
 
 
 def measure_ranges(graph: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Mapping[str, Array]]) -> Ranges:
-    """The least and the greatest value of each tensor over all feeds.
+    """The minimum and maximum of each tensor over all feeds.
 
-    The graph gives out two numbers a tensor and keeps no tensor longer than an ordinary prediction does: ONNX Runtime's own
-    calibration reduces every float tensor, which took above 13 GB for the gather form of deformable attention.
+    The graph returns two numbers per tensor, and keeps no tensor longer than an ordinary prediction does. ONNX
+    Runtime's own calibration reduces every float tensor, which took more than 13 GB for the gather form of deformable
+    attention.
 
     Args:
         graph: float32; not changed.
@@ -47,7 +51,10 @@ def measure_ranges(graph: onnx.ModelProto, names: Sequence[str], feeds: Iterable
 
 
 def _with_extremes(graph: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy whose outputs are the least and greatest value of some tensors, reduced where each tensor is made."""
+    """A copy of the graph that outputs the minimum and maximum of some tensors.
+
+    They are reduced where each tensor is made.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
     wanted = set(names)

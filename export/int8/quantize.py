@@ -1,8 +1,8 @@
-"""Eight-bit integers: scales measured on images, written into the graph as QuantizeLinear and DequantizeLinear.
+"""Eight-bit integers: measured scales, written as QuantizeLinear and DequantizeLinear.
 
-Symmetric, with one scale per channel for weights and one per tensor for activations, as TensorRT and OpenVINO need. Convolutions and
-projections become int8; attention's own products, projections to coordinates and the class head stay float32. Dynamic
-quantisation is not offered: TensorRT reads none of its operators.
+Symmetric, with one scale per channel for weights and one per tensor for activations, as TensorRT and OpenVINO need.
+Convolutions and projections become int8; attention's own products, projections to coordinates and the class head stay
+float32. Dynamic quantisation is not offered: TensorRT reads none of its operators.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, preproce
 
 @dataclass(frozen=True)
 class QuantizedGraph:
-    """A graph with integer arithmetic, and the share of it."""
+    """A graph with integer arithmetic, and the share of integer operations."""
 
     graph: onnx.ModelProto
     quantized: int
@@ -46,8 +46,8 @@ def to_int8(
 
     Args:
         graph: with an output `logits`; not changed.
-        images: real ones, like those that the model will see; every activation's range is taken over all of them.
-        spec: how they become its input.
+        images: typical images; every activation's range is measured over all of them.
+        spec: preprocessing of these images.
         folder: for temporary files.
     Raises:
         ExportError: nothing could be quantised.
@@ -103,10 +103,10 @@ def check_calibration(samples: Samples | None) -> Samples:
 
 
 def quantizable(graph: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions and projections whose rounding does not show at once.
+    """Names of the convolutions and projections that tolerate eight bits.
 
-    Class scores and all that says where something is stay float32: every layer of the heads that end in coordinates, and the
-    sampling offsets of deformable attention, whose error moves a point by whole cells of a fine map.
+    Class scores and coordinates stay float32: every layer of the heads that end in coordinates, and the sampling
+    offsets of deformable attention, where an error moves a point by whole cells of a fine map.
     """
     makers = {name: node for node in graph.graph.node for name in node.output}
     weights = {weight.name for weight in graph.graph.initializer}
@@ -125,7 +125,7 @@ def quantizable(graph: onnx.ModelProto) -> list[str]:
 
 
 def _layers_before(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], weights: set[str]) -> Iterator[str]:
-    """Names of the projections of the same head, before its last one: nothing but biases and ReLU between them."""
+    """Names of the projections of a head before its last one; between them are only biases and ReLU."""
     before = makers.get(node.input[0])
     while before is not None and (before.op_type == "Relu" or any(name in weights for name in before.input)):
         if before.op_type in MULTIPLIERS:
@@ -137,7 +137,7 @@ def _layers_before(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], weig
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser advises on the root logger; what it made is measured afterwards."""
+    """Silence the quantiser's advice on the root logger; its result is measured afterwards."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -1,4 +1,7 @@
-"""The fastest runtime for an exported model on this machine: measured once, then read from the user's cache. No torch here."""
+"""The fastest runtime for an exported model on this machine. Imports no torch.
+
+It is measured once, and then read from the user's cache.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class Choice:
 
 
 def cache_file() -> Path:
-    """Where choices are kept: in the user's cache folder, never in a bundle, which may go to another machine."""
+    """The file of choices: in the user's cache folder, because a bundle may go to another machine."""
     root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     return Path(root) / "siamdetr" / "backends.json"
 
@@ -55,7 +58,7 @@ def choose_backend(
     Args:
         path: a bundle or .onnx file.
         device: "cpu", "cuda", "cuda:N" or "auto": the GPU where there is one.
-        threads: only with so many; None: any number.
+        threads: number of threads to use; None: any number.
     Raises:
         ExportError: no runtime opens the file.
     """
@@ -68,12 +71,12 @@ def choose_backend(
 def fastest(path: str | Path, *, threads: int | None = None) -> Choice:
     """The fastest of the installed runtimes for a model on the CPU.
 
-    The first time the candidates take turns for about two seconds; later the answer comes from `cache_file()`. It is measured
-    again when the model, the number of cores, the processor or a runtime's version changes.
+    The first time the candidates take turns for about two seconds; later the answer comes from `cache_file()`. It is
+    measured again when the model, the number of cores, the processor or a runtime's version changes.
 
     Args:
         path: a bundle or .onnx file.
-        threads: only with so many; None: all usable cores, and half of them.
+        threads: number of threads to use; None: all usable cores and half of them are tried.
     Raises:
         ExportError: no runtime opens the file.
     """
@@ -121,7 +124,7 @@ def _measure(file: Path, counts: list[int]) -> Choice:
 
 
 def _take_turns(models: Mapping[str, OnnxDetector]) -> dict[str, float]:
-    """Median milliseconds of each; the first round warms up and is not counted."""
+    """Time the candidates in turns; returns the median milliseconds of each, without a first round."""
     picture = drawn_images(1, *_SHAPE)[0].transpose(1, 2, 0)
     batches: dict[str, Prepared] = {
         name: preprocess([np.ascontiguousarray(picture)], model.preprocessing) for name, model in models.items()

@@ -1,14 +1,13 @@
-"""Time and memory of a model in any runtime, separately before, in and after the network.
+"""Time and memory of a model in any runtime, before, in and after the network.
 
-The host's clock times calls that return arrays in the host's memory. On a GPU that includes the copies and leaves nothing pending,
-so no events are needed.
+The host's clock times calls that return arrays in the host's memory. On a GPU this includes the copies, and nothing is
+pending afterwards, so no events are needed.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,6 +21,7 @@ from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, Size, pr
 from siamdetr.inference.predictor import to_detections
 from siamdetr.system.atomic_file import atomic_write
 from siamdetr.system.plain_text import csv_cell
+from siamdetr.system.processes import memory_mib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,15 +72,16 @@ def measure(
 
     Args:
         model: opened, in any runtime.
-        images: taken in turn; paths are also read and decoded, which then counts as "before".
+        images: used in turn; reading and decoding of paths counts as "before".
         name: of the model, for the record.
         runtime: what runs it, for the record.
         batch: images a call.
-        size: what the images are resized to, as `PreprocessingSpec.from_size` (letterbox: that square); None: the model's own.
+        size: what the images are resized to, as `PreprocessingSpec.from_size` (letterbox: that square); None: the
+            model's own.
         threads: that it was opened with, for the record.
         rounds: timed rounds.
         warmup: untimed rounds before them.
-        memory_before: `process_memory()` before the model was opened.
+        memory_before: `memory_mib()` before the model was opened.
         progress: called with (rounds done, rounds in all).
     Raises:
         ValueError: a batch or a number of rounds below 1.
@@ -110,7 +111,7 @@ def measure(
     counted = seconds[warmup:] * 1000
     parts = np.percentile(counted, (50, 95), axis=0)  # [2, 3]
     total = np.percentile(counted.sum(1), (50, 95))
-    after = process_memory()
+    after = memory_mib()
     return Measurement(
         model=name,
         runtime=runtime,
@@ -135,16 +136,6 @@ def measure(
 def with_ap(measurements: Sequence[Measurement], ap: float) -> list[Measurement]:
     """The same measurements with the AP of their model."""
     return [replace(one, ap=ap) for one in measurements]
-
-
-def process_memory() -> float | None:
-    """MiB of memory that this process holds; None where the system does not report it."""
-    if not sys.platform.startswith("linux"):
-        return None
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return None
 
 
 def write_csv(path: Path, measurements: Sequence[Measurement]) -> None:

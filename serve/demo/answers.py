@@ -1,9 +1,9 @@
 """The data of the demo's page, as plain values.
 
-Detections of every model on a picture, and where a model looked.
+It has the detections of every model on a picture, and the attention of a model.
 
-Threshold, number of boxes, layer and head are chosen in the browser: nothing here knows of them. Models run once a picture; the last
-few pictures are kept, so that a click is answered from what is there.
+Threshold, number of boxes, layer and head are chosen in the browser and not known here. Models run once per picture;
+results of the last few pictures are kept, so that a click needs no further pass.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from PIL import Image
 
 from siamdetr.api import Model, SiamDETR
 from siamdetr.drawing.boxes import PALETTE
-from siamdetr.export.inspection import inspect_image
 from siamdetr.inference.attention_maps import AttentionMaps, Inspection
+from siamdetr.inference.inspect_any import inspect_image
 from siamdetr.inference.predictor import check_finite
 
 MOST_BOXES = 100
@@ -43,14 +43,14 @@ class NamedModel:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A picture, and what every model saw in it."""
+    """A picture, with the inspection of every model."""
 
     inspections: tuple[Inspection, ...]
     orders: tuple[NDArray[np.int64], ...]  # of each model the numbers of its shown boxes, best first
 
 
 class Answers:
-    """Asks the models and keeps what they said of the last pictures.
+    """Runs the models, and keeps their results for the last pictures.
 
     Args:
         models: at least one.
@@ -67,11 +67,11 @@ class Answers:
         """Run every model on an upright RGB image.
 
         Returns:
-            `picture`: {id, url, name, width, height}; `models`: of each {name, note, classes, colours, threshold, boxes, decoder,
-            encoder}, boxes as [x0, y0, x1, y1, score, label], in pixels cut at the image's edges, best first; threshold is None
-            where nobody chose one.
+            `picture`: {id, url, name, width, height}; `models`: of each {name, note, classes, colours, threshold,
+            boxes, decoder, encoder}, boxes as [x0, y0, x1, y1, score, label], in pixels cut at the image's edges, best
+            first; threshold is None if none was chosen.
         Raises:
-            NonFiniteOutputError: a model's answer is not numbers.
+            NonFiniteOutputError: a model's output is NaN or infinite.
         """
         found = [self._ask(index, image) for index in range(len(self.models))]
         for one, _ in found:
@@ -100,12 +100,13 @@ class Answers:
         """The attention of a model for a box or a point.
 
         Args:
-            question: {picture, model, box}, box in the order of `detect`; or {picture, model, x, y}, fractions of the image.
+            question: {picture, model, box}, box in the order of `detect`; or {picture, model, x, y}, fractions of the
+                image.
         Returns:
-            `shape` [L, M, h, w]; `maps` of it in base64, 255 being the peak of its layer and head in `peaks`; `points` in base64:
-            float32 [L, M, N, 3] (x, y, weight), or None; `references` [L, 2 or 4] or None.
+            `shape` [L, M, h, w]; `maps` of it in base64, 255 being the peak of its layer and head in `peaks`; `points`
+            in base64: float32 [L, M, N, 3] (x, y, weight), or None; `references` [L, 2 or 4] or None.
         Raises:
-            ValueError: the question makes no sense, or the picture is no longer kept.
+            ValueError: the question is invalid, or the picture is no longer kept.
         """
         picture, model = _whole(question, "picture"), _whole(question, "model")
         with self._keeping:
@@ -123,7 +124,7 @@ class Answers:
             return pack(seen.inspections[model].encoder_attention(_number(question, "x"), _number(question, "y")))
 
     def _ask(self, index: int, image: Image.Image) -> tuple[Inspection, float]:
-        """One pass at a time through a model, because hooks in it record the attentions."""
+        """Inspect with one pass at a time, because hooks in the model record the attentions."""
         with self._locks[index]:
             started = time.perf_counter()
             return inspect_image(self.models[index].model, image), time.perf_counter() - started
@@ -147,7 +148,7 @@ def pack(look: AttentionMaps) -> dict[str, Any]:
 
 
 def data_url(image: Image.Image, *, longest: int) -> str:
-    """The image as a JPEG, at most `longest` pixels a side, in an address."""
+    """The image as a JPEG in a data URL, at most `longest` pixels a side."""
     shown = image.copy()
     shown.thumbnail((longest, longest))
     content = io.BytesIO()
@@ -156,7 +157,7 @@ def data_url(image: Image.Image, *, longest: int) -> str:
 
 
 def thumbnail(image: Image.Image) -> str:
-    """A small picture of it, as an address."""
+    """A small version of the image, as a data URL."""
     scale = 2 * _THUMBNAIL / min(image.size)
     return data_url(image, longest=max(1, round(max(image.size) * min(scale, 1))))
 

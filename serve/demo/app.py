@@ -1,8 +1,8 @@
 """The demo: a page on this machine where a click on a box shows where the decoder looked.
 
-Gradio carries uploads, the queue and the page; the picture itself, its boxes and its attention are one component of ours (`page/`),
-so that moving a threshold needs no server. It listens on the loopback address alone, opens no address and no path that a client
-names, and keeps uploads for an hour at most.
+Gradio carries uploads, the queue and the page; the picture itself, its boxes and its attention are one component of
+ours (`page/`), so that moving a threshold needs no server. It listens on the loopback address alone, opens no address
+and no path that a client names, and keeps uploads for an hour at most.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Served:
     blocks: gr.Blocks
 
     def wait(self) -> None:
-        """Until Ctrl-C."""
+        """Wait until Ctrl-C."""
         self.blocks.block_thread()
 
     def stop(self) -> None:
@@ -143,7 +143,7 @@ def serve_demo(blocks: gr.Blocks, *, port: int | None = None, root_path: str = "
 
 
 def check_root_path(root_path: str) -> None:
-    """That this is nothing, a path or an address.
+    """Check that `root_path` is empty, a path or an address.
 
     Raises:
         ServeError: it is not.
@@ -153,7 +153,7 @@ def check_root_path(root_path: str) -> None:
 
 
 def _check_free(port: int) -> None:
-    """Gradio's own message speaks of its variables and parameters."""
+    """Check that a port is free, with a better message than Gradio's."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

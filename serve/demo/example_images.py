@@ -1,4 +1,4 @@
-"""Pictures of the demo: a stranger's upload behind a gate, and examples to begin with."""
+"""Pictures of the demo: untrusted uploads, which are checked, and examples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUM_EXAMPLES = 8
 
 @dataclass(frozen=True)
 class Example:
-    """A picture to begin with: a file, or one that is drawn."""
+    """An example picture: a file, or a drawn one."""
 
     name: str
     picture: Path | Image.Image
@@ -39,7 +39,7 @@ class Example:
 
 
 def open_upload(source: bytes | Path, *, name: str = "the picture") -> Image.Image:
-    """A stranger's file as an upright RGB image, within the limits of an upload.
+    """Open an untrusted file as an upright RGB image, within the limits of an upload.
 
     Raises:
         ImageError: no such file, empty, too large, too elongated, of another format, truncated or damaged.
@@ -53,10 +53,11 @@ def open_upload(source: bytes | Path, *, name: str = "the picture") -> Image.Ima
 
 
 def find_examples(folder: Path | None, model: Path) -> list[Example]:
-    """Pictures to begin with.
+    """Find example pictures.
 
     Args:
-        folder: of images, or None: those the model was validated on, if it lies in a run whose data is still there; else drawn ones.
+        folder: of images, or None: those the model was validated on, if it lies in a run whose data is still there;
+            else drawn ones.
         model: a run folder or model file.
     Raises:
         FileNotFoundError: `folder` is given and holds no image.

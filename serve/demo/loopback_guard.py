@@ -1,7 +1,7 @@
-"""Who may ask the demo: pages of this machine alone, and of the proxy that was named.
+"""Refuse requests to the demo that come neither from this machine nor from the named proxy.
 
-A page elsewhere can give its own name the address 127.0.0.1 (DNS rebinding) and would then read the person's pictures. It cannot
-change the Host and Origin headers that the browser sends.
+A page elsewhere can give its own name the address 127.0.0.1 (DNS rebinding) and would then read the person's pictures.
+It cannot change the Host and Origin headers that the browser sends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class LoopbackGuard:
 
     Args:
         app: what is guarded.
-        root_path: a path or the whole address under which a proxy shows the page; the address's host is taken too.
+        root_path: a path, or the whole address under which a proxy serves the page; its host is accepted, too.
     """
 
     def __init__(self, app: ASGIApp, *, root_path: str) -> None:
@@ -29,7 +29,7 @@ class LoopbackGuard:
         self._hosts = _LOOPBACK | ({named} if named else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let the page do so."""
+        """Refuse a request, or pass it on to the page."""
         headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else None
         strange = None if headers is None else self._strange(headers)
         if strange is None:
@@ -39,7 +39,7 @@ class LoopbackGuard:
         await PlainTextResponse(text, 403)(scope, receive, send)
 
     def _strange(self, headers: Headers) -> str | None:
-        """The header that is of elsewhere; None: none is."""
+        """The header that names another host or origin; None: there is none."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if _name_of(f"//{host}") not in self._hosts:
             return f"Host {host[:80]!r}"

@@ -1,4 +1,4 @@
-"""Where the demo keeps uploads. No Gradio here: it reads the place when it is imported."""
+"""The folder of the demo's uploads. Imports no Gradio, which reads the folder when it is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def own_folder() -> Iterator[Path]:
-    """A folder for uploads that no other user of the machine has; gone afterwards. Gradio is imported and served inside."""
+    """A folder for uploads that no other user can read; it is deleted afterwards.
+
+    Gradio is imported and served inside.
+    """
     with tempfile.TemporaryDirectory(prefix="siamdetr-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # the only way to tell Gradio; its default is one folder for all users
         yield Path(folder)

@@ -21,7 +21,7 @@ CHANCE = 1e-3  # of a false finding, over all comparisons of two splits together
 
 
 def imbalance(parts: Mapping[str, DetectionIndex]) -> Iterator[Remark]:
-    """Rare classes of the training split, and classes that a split for scoring has no box of."""
+    """Rare classes of the training split, and classes without a box in a split for scoring."""
     training = _training_part(parts)
     if training is None:
         return
@@ -41,7 +41,10 @@ def imbalance(parts: Mapping[str, DetectionIndex]) -> Iterator[Remark]:
 
 
 def skew(parts: Mapping[str, DetectionIndex]) -> Iterator[Remark]:
-    """Where a split differs from the training split: share of images with a class, sizes of objects and of images."""
+    """Differences between a split and the training split.
+
+    Compared are the share of images with each class, and the sizes of objects and images.
+    """
     training = _training_part(parts)
     if training is None:
         return
@@ -57,7 +60,7 @@ def _training_part(parts: Mapping[str, DetectionIndex]) -> tuple[str, DetectionI
 
 
 def _skews(training: DetectionIndex, other: DetectionIndex) -> list[tuple[str, str]]:
-    """(what is compared, figures) of every difference that is large and no chance."""
+    """(quantity, figures) of every difference that is large and significant."""
     common = [name for name in training.class_names if name in other.class_names]
     level = CHANCE / (len(common) + 2)  # Bonferroni
     found = []
@@ -89,7 +92,7 @@ def _images_with(part: DetectionIndex, class_name: str) -> NDArray[np.bool_]:
 
 
 def _object_sizes(part: DetectionIndex) -> NDArray[np.float64]:
-    """Of each image with objects the median of their sizes, the square root of the area, pixels."""
+    """The median object size of each image with objects: the square root of the area, pixels."""
     sides = np.sqrt(part.areas.astype(np.float64))
     images = np.flatnonzero(part.box_counts())
     return np.array([np.median(sides[part.box_slice(int(image))]) for image in images])

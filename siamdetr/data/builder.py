@@ -27,11 +27,11 @@ Locate = Callable[[int, int], tuple[str, str]]  # (image position, reference) ->
 
 
 class IndexBuilder:
-    """Collects images, then boxes in any order of images.
+    """Collects images, then their boxes, in any order.
 
     Args:
-        root: folder that the paths start from.
-        log: where bad boxes are noted.
+        root: folder that the paths are relative to.
+        log: of bad boxes.
     """
 
     def __init__(self, root: Path, log: ProblemLog) -> None:
@@ -54,7 +54,7 @@ class IndexBuilder:
         return len(self._image_ids)
 
     def add_image(self, path: str, *, image_id: int | str | None = None, height: int = 0, width: int = 0) -> int:
-        """Adds an image and returns its position.
+        """Add an image; returns its position.
 
         Args:
             path: from the root, with forward slashes.
@@ -84,7 +84,7 @@ class IndexBuilder:
         difficult: bool = False,
         reference: int = 0,
     ) -> None:
-        """Adds a box as annotated, good or bad.
+        """Add a box as it is annotated, valid or not.
 
         Args:
             image: position of its image.
@@ -93,7 +93,7 @@ class IndexBuilder:
             area: pixels² as annotated; NaN = that of the box.
             crowd: COCO iscrowd.
             difficult: VOC difficult.
-            reference: what `build`'s `locate` needs to name this box: an annotation id, a line, a number.
+            reference: from which `locate` (see `build`) names this box: an annotation id, a line, a number.
         """
         self._coordinates.extend(xyxy)
         self._areas.append(area)
@@ -112,7 +112,7 @@ class IndexBuilder:
         return self._path_blob[start : self._path_ends[image]].decode("utf-8", "surrogateescape")
 
     def build(self, class_names: tuple[str, ...], category_ids: tuple[int, ...], locate: Locate) -> DetectionIndex:
-        """Build the index; bad boxes are dropped or clipped, and noted in the log. To be called once.
+        """Build the index; invalid boxes are dropped or clipped, and noted in the log. Called once.
 
         Args:
             class_names: C names.
@@ -164,7 +164,7 @@ class IndexBuilder:
     def _validate(
         self, boxes: NDArray[np.float32], sizes: NDArray[np.int32], images: NDArray[np.int32], locate: Locate
     ) -> NDArray[np.bool_]:
-        """Clips `boxes` in place, notes what is wrong, returns which to keep [M]."""
+        """Clip `boxes` in place and note what is wrong; returns which boxes to keep [M]."""
         keep = np.ones(len(boxes), dtype=np.bool_)
         for start in range(0, len(boxes), ROWS_AT_A_TIME):
             rows = slice(start, start + ROWS_AT_A_TIME)
@@ -187,7 +187,7 @@ class IndexBuilder:
         references: NDArray[np.int64],
         locate: Locate,
     ) -> None:
-        """Note kept boxes that should be checked: very small ones and exact repetitions."""
+        """Note very small boxes and exact duplicates, which are kept but should be checked."""
         tiny = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) < TINY_PIXELS
         rows = np.column_stack([images, labels, boxes.view(np.int32)])
         _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
@@ -199,7 +199,7 @@ class IndexBuilder:
 
 
 def judge_boxes(boxes: NDArray[np.float32], sizes: NDArray[np.int32]) -> dict[str, NDArray[np.bool_]]:
-    """Which boxes break which rule; a box breaks at most one.
+    """Find the boxes that break a rule; a box breaks at most one.
 
     Args:
         boxes: [M, 4] xyxy pixels.

@@ -1,4 +1,4 @@
-"""Labelled images as a COCO annotation file whose file names start from the folder it is written for."""
+"""Write labelled images as a COCO document; file names are relative to a given folder."""
 
 from __future__ import annotations
 

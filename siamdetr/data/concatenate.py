@@ -14,7 +14,7 @@ from siamdetr.errors import DataError
 
 
 def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
-    """One index of several, e.g. all splits of a data set.
+    """Join several indices into one, e.g. all splits of a data set.
 
     Ids are kept, unless two parts share one: then all are 1..N.
 
@@ -27,7 +27,12 @@ def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
         return parts[0]
     first = parts[0]
     for part in parts[1:]:
-        if part.class_names != first.class_names or part.category_ids != first.category_ids:
+        if part.class_names == first.class_names and part.category_ids != first.category_ids:
+            raise DataError(
+                f"{part.root}: its classes have the ids {_few(part.category_ids)}, in {first.root} the same classes have "
+                f"{_few(first.category_ids)}; give both the same ids, since detections bear the data set's own"
+            )
+        if part.class_names != first.class_names:
             raise DataError(
                 f"{part.root}: classes {_few(part.class_names)} differ from {_few(first.class_names)} of {first.root}; "
                 "data can be joined only with the same classes in the same order (or without labels)"
@@ -58,7 +63,7 @@ def concatenate(parts: Sequence[DetectionIndex]) -> DetectionIndex:
 def _joined_ids(parts: Sequence[DetectionIndex]) -> tuple[Indices, tuple[int | str, ...], bool]:
     """`image_ids`, `own_ids` and `numbered` of several parts.
 
-    The data set's own ids, unless two parts share one.
+    They are the data set's own ids, unless two parts share one.
     """
     total = sum(map(len, parts))
     fresh = np.arange(1, total + 1, dtype=np.int64)
@@ -92,6 +97,6 @@ def _rebased_paths(part: DetectionIndex, root: Path) -> tuple[NDArray[np.uint8],
     return blob, offsets
 
 
-def _few(names: tuple[str, ...], shown: int = 5) -> str:
+def _few(names: Sequence[object], shown: int = 5) -> str:
     more = f", ... ({len(names)})" if len(names) > shown else ""
-    return "[" + ", ".join(names[:shown]) + more + "]"
+    return "[" + ", ".join(map(str, names[:shown])) + more + "]"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -57,7 +56,7 @@ class DetectionItem:
 class ImageFiles:
     """Read the images of an index; an unreadable image is replaced by the next readable one.
 
-    Which images failed is kept in memory that worker processes share, so that each is counted and logged once.
+    Failed images are recorded in memory that worker processes share, so that each is counted and logged once.
     """
 
     def __init__(self, index: DetectionIndex) -> None:
@@ -70,10 +69,11 @@ class ImageFiles:
         self.failed.share_memory_()  # type: ignore[no-untyped-call]
         self._said_depth = torch.zeros(1, dtype=torch.bool)
         self._said_depth.share_memory_()  # type: ignore[no-untyped-call]
-        cv2.setNumThreads(0)  # its thread pool does not survive the fork of workers, which are the parallelism
 
     def read(self, i: int, at_least: int | None = None) -> tuple[int, bytes, Image.Image]:
-        """The position read (`i`, or the next one that can be read), the file's content, and the upright RGB image.
+        """The position read, the file's content, and the upright RGB image.
+
+        The position is `i`, or the next one whose image can be read.
 
         Raises:
             DataError: more than 1 % of the images could not be read.
@@ -92,7 +92,7 @@ class ImageFiles:
         raise DataError(f"{self.index.root}: none of {len(self.index)} images can be read; `siamdetr doctor` says why")
 
     def _say_depth(self, path: Path, image: Image.Image) -> None:
-        """Say once in a run how an image of more than 8 bits a channel was scaled."""
+        """Log once per run how an image with more than 8 bits per channel was scaled."""
         if DEPTH_KEY in image.info and not self._said_depth.any():
             self._said_depth[0] = True
             logger.warning(
@@ -124,7 +124,7 @@ class ImageDataset(Dataset[Sample]):
 
     @property
     def num_unreadable(self) -> int:
-        """Images that could not be read so far, in all workers together."""
+        """The number of images that could not be read so far, in all workers together."""
         return int(self._files.failed.sum())
 
 
@@ -165,7 +165,7 @@ class DetectionDataset(ImageDataset[DetectionItem]):
 
 
 def collate_detection(items: Sequence[DetectionItem]) -> DetectionBatch:
-    """One batch; images are zero-padded at the right and bottom to the largest height and width."""
+    """Make one batch; images are zero-padded at the right and bottom to the largest height and width."""
     images, padding = pad_images([item.image for item in items])
     return DetectionBatch(
         images=images,
@@ -177,12 +177,12 @@ def collate_detection(items: Sequence[DetectionItem]) -> DetectionBatch:
 
 
 def channels_first(pixels: NDArray[np.uint8]) -> Tensor:
-    """[3, h, w] of [h, w, 3]; a copy, since decoded pixels may be read-only."""
+    """[h, w, 3] -> [3, h, w]; a copy, because decoded pixels may be read-only."""
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """[B, 3, H, W] uint8 and padding [B, H, W], True = padded."""
+    """Stack images into [B, 3, H, W] uint8, with their padding [B, H, W], True = padded."""
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     canvas = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
     padding = torch.ones(len(images), height, width, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The doctor: reads all that training reads, and names every problem with file, place and remedy."""
+"""The doctor: read all that training reads, and name every problem with file, place and remedy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COCO_AREAS = (32**2, 96**2)  # pixels², small | medium | large (https://cocodat
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """Figures of one split, of what is left once bad entries are out.
+    """Figures of one split, without its invalid entries.
 
     Args:
         name: the data set's own name of the split.
@@ -58,9 +58,9 @@ class SplitStatistics:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings of the doctor; `problems` come worst first, then by kind and file.
+    """The findings of the doctor; `problems` are sorted by severity, kind and file.
 
-    `remarks` are on data that is whole: near-duplicates, rare classes, uneven splits.
+    `remarks` concern intact data: near-duplicates, rare classes, uneven splits.
     """
 
     root: str
@@ -75,7 +75,7 @@ class Diagnosis:
 
     @property
     def clean(self) -> bool:
-        """Neither errors nor warnings; facts ("info") may be there."""
+        """Whether there are neither errors nor warnings; there may be facts ("info")."""
         return self.count("error") == 0 and self.count("warning") == 0
 
     def to_json(self) -> str:
@@ -103,12 +103,12 @@ def diagnose(
     comparing: Progress | None = None,
     workers: int | None = None,
 ) -> Diagnosis:
-    """Reads all annotations and every byte of every image.
+    """Read all annotations and every byte of every image.
 
     Args:
         path: as for `open_dataset`.
         format: as for `open_dataset`.
-        splits: names of the splits to look at; None = all (without a union such as VOC's trainval).
+        splits: names of the splits to check; None = all (without a union such as VOC's trainval).
         progress: called with (images checked, all images).
         comparing: called with (images compared with the others, all images).
         workers: threads that read images; None = one per processor core.
@@ -156,7 +156,7 @@ def _choose_splits(source: Source, wanted: Sequence[str] | None, name: str) -> l
 
 
 def _note_empty_classes(parts: dict[str, DetectionIndex], log: ProblemLog) -> None:
-    """Classes without a box in the training split; in all there is, when no split is for training."""
+    """Note classes without a box in the training split, or in all splits if none is for training."""
     training = [name for name in parts if common_name(name) == "train"] or list(parts)
     counts: Counter[str] = Counter()
     for name in training:
@@ -169,7 +169,7 @@ def _note_empty_classes(parts: dict[str, DetectionIndex], log: ProblemLog) -> No
 
 
 def _note_many_objects(parts: dict[str, DetectionIndex], log: ProblemLog) -> None:
-    """Images with more objects than COCO's AP counts detections; crowds do not count."""
+    """Note images with more objects (without crowds) than COCO's AP counts detections."""
     for part in parts.values():
         objects = object_counts(part)
         for i in np.flatnonzero(objects > COCO_DETECTIONS):
@@ -177,7 +177,7 @@ def _note_many_objects(parts: dict[str, DetectionIndex], log: ProblemLog) -> Non
 
 
 def _note_unread(root: Path, parts: dict[str, DetectionIndex], log: ProblemLog) -> None:
-    """Files that may hold labels and were not read: a fact where there are boxes, else the likely cause."""
+    """Note unread files that may hold labels: a fact if there are boxes, else the likely cause."""
     kind = "other-labels" if any(part.num_boxes for part in parts.values()) else "unread-labels"
     orphans = {problem.file for problem in log.problems() if problem.kind == "orphan-annotation"}
     for path, remedy in unread_labels(root, log.read_files | orphans):
@@ -187,7 +187,7 @@ def _note_unread(root: Path, parts: dict[str, DetectionIndex], log: ProblemLog) 
 def _check_files(
     parts: dict[str, DetectionIndex], log: ProblemLog, progress: Progress | None, workers: int
 ) -> tuple[dict[str, list[int]], NDArray[np.uint64]]:
-    """Opens every image once per split.
+    """Open every image once per split.
 
     Returns the longer side in pixels of each readable image, by split, and uint64 [N, 2] digests of all files.
     """
@@ -216,12 +216,12 @@ def _note_findings(facts: ImageFacts, part: DetectionIndex, i: int, log: Problem
 
 
 def _note_same_content(digests: NDArray[np.uint64], parts: dict[str, DetectionIndex], log: ProblemLog) -> None:
-    """Every file whose content came earlier: in another split it leaks, in the same one it repeats.
+    """Note files whose content came earlier: a leak from another split, a repetition in the same.
 
     Args:
         digests: uint64 [N, 2], images of all splits one after the other; zeros = could not be read.
         parts: the splits.
-        log: takes the findings.
+        log: of the findings.
     """
     places = [(name, i) for name, part in parts.items() for i in range(len(part))]
     _, inverse, counts = np.unique(digests, axis=0, return_inverse=True, return_counts=True)
@@ -239,7 +239,7 @@ def _note_same_content(digests: NDArray[np.uint64], parts: dict[str, DetectionIn
 
 
 def _without_false_orphans(problems: Iterable[Problem], parts: dict[str, DetectionIndex]) -> list[Problem]:
-    """Splits may share folders: an image or label file that another split uses is neither unlisted nor an orphan."""
+    """Problems without the orphans that another split uses, because splits may share folders."""
     problems = list(dict.fromkeys(problems))  # splits that share an annotation folder report it once
     if not any(problem.kind in ("unlisted-image", "orphan-annotation") for problem in problems):
         return problems
@@ -254,7 +254,7 @@ def _without_false_orphans(problems: Iterable[Problem], parts: dict[str, Detecti
 
 
 def _label_stem(path: str) -> str:
-    """What an image and its label file have in common: the path without ending, images/ and labels/ alike."""
+    """The common name of an image and its label file: the path without suffix, images/ as labels/."""
     head, found, tail = f"/{path}".rpartition("/images/")
     stem = f"{head}/labels/{tail}" if found else f"/{path}"
     return stem.rsplit(".", 1)[0]

@@ -1,8 +1,8 @@
 """Near-duplicate images: the same picture in another size, compression or slightly other exposure.
 
-An image is a difference hash of 64 bits (is a cell of a 9 x 8 grey picture brighter than the next?) and a grey thumbnail. Two
-images are duplicates where few bits differ and the thumbnails agree. Candidates are found by parts of the hash that are
-equal, so that no pair of strangers is ever compared.
+An image is a difference hash of 64 bits (is a cell of a 9 x 8 grey picture brighter than the next?) and a grey
+thumbnail. Two images are duplicates where few bits differ and the thumbnails agree. Candidates are found by parts of
+the hash that are equal, so that no other pairs are compared.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _BATCH = 1024
 
 @dataclass(frozen=True)
 class ImageHashes:
-    """What images are compared by.
+    """Hashes and thumbnails, by which images are compared.
 
     Attributes:
         hashes: [N, 8] uint8, 64 bits.
         thumbnails: [N, 256] uint8 grey levels.
-        readable: [N] bool; an unreadable image is nobody's duplicate.
+        readable: [N] bool; an unreadable image has no duplicates.
     """
 
     hashes: NDArray[np.uint8]
@@ -74,7 +74,7 @@ def find_duplicates(images: ImageHashes) -> NDArray[np.int64]:
 
 
 def duplicate_groups(groups: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Positions of the images of each group that has more than one, in the order of their first."""
+    """Positions of the images of each group with more than one, ordered by their first image."""
     order = np.argsort(groups, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
     return sorted((np.sort(part) for part in parts if len(part) > 1), key=lambda part: int(part[0]))

@@ -28,7 +28,7 @@ class DetectionIndex:
     Frame: sizes and boxes refer to the image AFTER its EXIF rotation, which is how every part of siamdetr sees it.
 
     Args:
-        root: folder that the paths start from.
+        root: folder that the paths are relative to.
         path_blob: uint8, the UTF-8 paths one after the other.
         path_offsets: int64 [N + 1], where each path begins in the blob.
         image_ids: int64 [N], all different: the data set's own ids (COCO) where all are integers of 64 bits, else 1..N.
@@ -36,14 +36,17 @@ class DetectionIndex:
         box_offsets: int64 [N + 1], where each image's boxes begin.
         boxes: float32 [M, 4] xyxy in pixels, x1 < x2 and y1 < y2, inside the image.
         labels: int32 [M] in 0..C-1.
-        areas: float32 [M] pixels², as annotated (COCO: of the segmentation, which sorts small/medium/large), else of the box.
+        areas: float32 [M] pixels², as annotated (COCO: of the segmentation, which sorts small/medium/large), else of
+            the box.
         crowd: bool [M], True = COCO iscrowd: a region of many objects; not trained on, ignored in scoring.
         difficult: bool [M], True = VOC difficult.
         class_names: C names.
         category_ids: C ids that the data set itself uses, in label order.
-        problems: what was left out or put right at reading.
-        own_ids: N ids of the data set itself, where not all of them are integers of 64 bits (texts, longer integers); else empty.
-        numbered: True: the ids 1..N are ours, because the data set has none (VOC, YOLO, folders) or its parts repeat them.
+        problems: what was left out or corrected when reading.
+        own_ids: N ids of the data set itself, where not all of them are integers of 64 bits (texts, longer integers);
+            else empty.
+        numbered: True: the ids 1..N are ours, because the data set has none (VOC, YOLO, folders) or its parts repeat
+            them.
     """
 
     root: Path
@@ -110,7 +113,7 @@ class DetectionIndex:
     def positions_of_ids(self) -> dict[int | str, int]:
         """The data set's own id of each image -> its position.
 
-        An id that is written as a text elsewhere is found, too.
+        An id is also found by its text.
         """
         found: dict[int | str, int] = {str(self.own_id(i)): i for i in range(len(self))}
         found.update({self.own_id(i): i for i in range(len(self))})
@@ -121,11 +124,11 @@ class DetectionIndex:
         return slice(int(self.box_offsets[i]), int(self.box_offsets[i + 1]))
 
     def boxes_of(self, i: int) -> NDArray[np.float32]:
-        """[m, 4] xyxy pixels of image `i`, a copy that may be written to."""
+        """[m, 4] xyxy pixels of image `i`, a writable copy."""
         return self.boxes[self.box_slice(i)].copy()
 
     def labels_of(self, i: int) -> NDArray[np.int32]:
-        """[m] labels of image `i`, a copy that may be written to."""
+        """[m] labels of image `i`, a writable copy."""
         return self.labels[self.box_slice(i)].copy()
 
     def box_counts(self) -> Indices:
@@ -162,7 +165,8 @@ class DetectionIndex:
         """A part of the images, balanced by class and nested: with one seed, the 10 % are part of the 20 %.
 
         Each image belongs to the rarest of its classes (or to the images without boxes); every such group is shuffled
-        and spread evenly over [0, 1), and the images below `share` come first. So each group gives its share, give or take one image.
+        and spread evenly over [0, 1), and the images below `share` come first. So each group gives its share, give or
+        take one image.
 
         Args:
             share: in (0, 1]; at least one image is kept.
@@ -214,10 +218,10 @@ def object_counts(index: DetectionIndex) -> Indices:
 
 
 def require_labels(index: DetectionIndex, source: str | None = None) -> DetectionIndex:
-    """Returns `index` when it can be trained on or scored.
+    """Check that an index can be trained on or scored; returns it.
 
     Raises:
-        DataError: it has no image, or no box that may be learnt (crowds do not count).
+        DataError: it has no image, or no box except crowds.
     """
     name = source or str(index.root)
     found = summarize(index.problems)

@@ -1,4 +1,4 @@
-"""Remarks on images that show what an earlier one shows, in other bytes."""
+"""Remarks on images that show the same as an earlier image with other bytes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def near_duplicates(
     """Every image that is a near-duplicate of an earlier one; see `data.duplicates`.
 
     Args:
-        digests: uint64 [N, 2] of the files' contents, splits one after the other; zeros = could not be read. Of files of the same
-            bytes only the first is compared.
+        digests: uint64 [N, 2] of the files' contents, splits one after the other; zeros = could not be read. Of files
+            of the same bytes only the first is compared.
         parts: the splits.
         threads: that decode images.
         progress: called with (images compared, all images).

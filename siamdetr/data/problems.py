@@ -1,4 +1,4 @@
-"""The catalogue of data problems: kinds, severity, and what training does with each.
+"""The catalogue of data problems: kind, severity, and what training does.
 
 One catalogue serves the readers (which skip, clip and count), the doctor (which lists) and the documentation.
 """
@@ -147,9 +147,9 @@ class ProblemLog:
     """Collects problems.
 
     Args:
-        limit: cases of a kind that are kept in full; the rest is only counted, so that ten million bad boxes cost
+        limit: cases of a kind that are kept in full; further ones are only counted, so that ten million bad boxes cost
             nothing. None keeps all.
-        thorough: the doctor's reading: facts and suspicions are noted too, and costlier checks are made.
+        thorough: as for the doctor: also note facts and suspicions, and make costlier checks.
     """
 
     def __init__(self, limit: int | None = 1000, *, thorough: bool = False) -> None:
@@ -160,14 +160,14 @@ class ProblemLog:
         self._counts: Counter[str] = Counter()
 
     def add(self, kind: str, file: str, where: str = "", what: str = "") -> None:
-        """Notes one case of `kind` (a key of `KINDS`)."""
+        """Note one case of `kind` (a key of `KINDS`)."""
         assert kind in KINDS, kind
         self._counts[kind] += 1
         if self.limit is None or self._counts[kind] <= self.limit:
             self._problems.append(Problem(kind, file, where, what))
 
     def note_read(self, file: str) -> None:
-        """Notes that a reader took an annotation file, so that it is not counted among the unread ones."""
+        """Note that a reader has read an annotation file, so that it does not count as unread."""
         self.read_files.add(file)
 
     def problems(self) -> tuple[Problem, ...]:
@@ -206,7 +206,7 @@ def summarize(problems: Iterable[Problem]) -> str:
 
 
 def refuse(problems: Iterable[Problem], source: str, shown: int = 20) -> None:
-    """What `strict` does.
+    """Refuse problems, as `strict` asks.
 
     Raises:
         DataError: there is an error or a warning among `problems`; the text lists the first `shown` of them.

@@ -1,4 +1,4 @@
-"""What the doctor remarks on a data set in which nothing is broken: repeated pictures, rare classes, uneven splits."""
+"""Remarks of the doctor on intact data: repeated pictures, rare classes, uneven splits."""
 
 from __future__ import annotations
 

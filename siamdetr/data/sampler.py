@@ -14,9 +14,9 @@ class SampleOrder:
 
     Batches are counted from the start of training over all epochs.
 
-    The order of an epoch is cut into steps of `batch_size * world_size` images, and each process takes its share of every step: N
-    processes with batches of B see at each step what one process with batches of N·B sees. So that all have as many, the last step
-    is filled up from the beginning of the order.
+    The order of an epoch is cut into steps of `batch_size * world_size` images, and each process takes its share of
+    every step: N processes with batches of B see at each step what one process with batches of N·B sees. So that all
+    processes have the same number, the last step is filled up from the beginning of the order.
 
     Args:
         length: images in the data set, at least 1.

@@ -1,4 +1,6 @@
-"""Dividing images into parts with the same mix of classes (iterative stratification, Sechidis et al. 2011, Alg. 1).
+"""Divide images into parts with the same mix of classes.
+
+Iterative stratification (Sechidis et al. 2011, Alg. 1).
 
 Images of one group (duplicates, or frames of one film) always go to the same part.
 """
@@ -33,7 +35,7 @@ def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
 
 
 def group_by_pattern(names: Sequence[str], pattern: str) -> NDArray[np.int64]:
-    """[N] group of each file name.
+    """[N] group of each file name, by a pattern.
 
     Names in which the pattern's first group (or whole match) is the same belong together.
 
@@ -59,7 +61,7 @@ def group_by_pattern(names: Sequence[str], pattern: str) -> NDArray[np.int64]:
 
 
 def join_groups(*groupings: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N] the groups in which images are together that are together in any of the groupings."""
+    """[N] joined groups: images that share a group in any grouping share one here."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -110,7 +112,10 @@ def _counts(index: DetectionIndex, group_of: NDArray[np.int64], count: int) -> N
 
 
 def _deal(counts: NDArray[np.float64], shares: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int64]:
-    """[G] part of each group: the rarest class that is left first, each group to the part that lacks most of that class."""
+    """[G] the part of each group.
+
+    The rarest class comes first; each of its groups goes to the part that lacks most of that class.
+    """
     wanted = shares[:, None] * counts.sum(0)  # [P, C + 1]
     part_of = np.full(len(counts), -1, dtype=np.int64)
     tie = random.permutation(len(counts))

@@ -22,9 +22,9 @@ ORDER = ("train", "trainval", "val", "test")
 
 
 def common_name(name: str) -> str:
-    """The split that a file or folder name speaks of: "instances_val2017" -> "val".
+    """The split that a file or folder name means: "instances_val2017" -> "val".
 
-    The name itself if none.
+    The name itself if it means none.
     """
     for word in re.split(r"[^a-z]+", name.lower()):
         if word in ALIASES:
@@ -33,9 +33,9 @@ def common_name(name: str) -> str:
 
 
 def split_names(names: Collection[str]) -> tuple[str, ...]:
-    """The names that `find_split` takes; empty for an undivided data set.
+    """The names that `find_split` accepts; empty for a data set without splits.
 
-    A split goes by its common name where only one has it, else by the data set's own; train comes first.
+    A split has its common name if that is unique, else the data set's own; train comes first.
     """
     if list(names) == [UNDIVIDED]:
         return ()

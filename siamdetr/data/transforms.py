@@ -1,8 +1,8 @@
 """Augmentation of labelled images as in DETR (arXiv:2005.12872, §A.4): flip, scales, crops.
 
-Figures are DETR's, in proportion to the size asked for: at 800 pixels, shortest sides 480..800, crops of 384..600 pixels out of an image
-of shortest side 400, 500 or 600. Ours: crop and resize are one resampling of the original (Pillow's bilinear, as in preprocessing),
-not two or three, which is sharper and faster.
+Sizes are DETR's, in proportion to the requested one: for 800 pixels, shortest sides of 480..800, and crops of 384..600
+pixels from an image with a shortest side of 400, 500 or 600. Ours: crop and resize are one resampling of the original
+(Pillow's bilinear, as in preprocessing), not two or three, which is sharper and faster.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Labels = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class TransformedImage:
-    """An image at the model's size with what is left of its boxes.
+    """An image at the model's size, with its boxes clipped to it.
 
     Attributes:
         pixels: [h, w, 3] uint8 RGB, not padded.
@@ -48,7 +48,8 @@ class FinetuneTransform:
 
     Attributes:
         spec: the size, as in evaluation: a shortest side with a longest one, or a fixed (height, width).
-        augment: "detr", "scale" (many scales only), "flip" (flip only) or "none", which equals `siamdetr.images.preprocessing.resize`.
+        augment: "detr", "scale" (many scales only), "flip" (flip only) or "none", which equals
+            `siamdetr.images.preprocessing.resize`.
         scales: the shortest sides of "detr" and "scale", as shares of the size.
     Raises:
         ValueError: letterboxing, which no training uses.

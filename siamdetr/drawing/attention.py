@@ -40,7 +40,8 @@ class FigureOptions:
         boxes: number of detections, best first.
         layer: 1..L, or None: the mean of all.
         heads: one row per head, instead of their mean.
-        point: (x, y) fractions of the image: the encoder's self-attention of that point, instead of the decoder's of boxes.
+        point: (x, y) fractions of the image: the encoder's self-attention of that point, instead of the decoder's of
+            boxes.
         width: of the figure, inches.
     """
 
@@ -125,20 +126,22 @@ def chosen_map(attention: AttentionMaps, *, layer: int | None, head: int | None)
 
 
 def check_layer(attention: AttentionMaps, layer: int | None) -> None:
-    """Raise a ValueError unless `layer` is one of 1..L, or None."""
+    """Check that `layer` is one of 1..L, or None; raises ValueError."""
     count = len(attention.maps)
     if layer is not None and not 1 <= layer <= count:
         raise ValueError(f"layer: got {layer}, expected 1 to {count}; leave it out for the mean of all layers")
 
 
 def full_scale(values: Floats) -> float:
-    """The value of a map [h, w] that is drawn as full heat; see `heat`."""
+    """The value of a map [h, w] that is drawn as 1; see `heat`."""
     return max(float(values.max()), _LEAST_PEAK / values.size)
 
 
 def heat(values: Floats, size: tuple[int, int]) -> Floats:
-    """A map [h, w] at the image's (width, height): [H, W] in [0, 1], where 1 is its peak, or three times the share of a cell that
-    looks everywhere alike if the peak is less: an attention that looks nowhere in particular stays dark.
+    """A map [h, w] as a heat map [H, W] in [0, 1] of the image's (width, height).
+
+    1 is the peak, or three times the uniform attention of a cell if the peak is lower:
+    so an attention without a focus stays dark.
     """
     large = Image.fromarray(values / full_scale(values)).resize(size, Image.Resampling.BICUBIC)
     return np.asarray(large).clip(0, 1)

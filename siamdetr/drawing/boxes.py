@@ -26,8 +26,9 @@ def draw(image: ImageLike, detections: sv.Detections, *, least_side: int = _LEAS
     Args:
         image: PIL image, uint8 RGB array or path; not changed.
         detections: in pixels of `image`; `class_id` chooses the colour, `data["class_name"]` and `confidence` the text.
-        least_side: pictures whose shorter side is about half of it or less are enlarged by a whole factor, so that lines and
-            letters are crisp, as far as the longer side stays within 4096 pixels. Pictures are drawn at most 16,384 pixels a side.
+        least_side: pictures whose shorter side is about half of it or less are enlarged by a whole factor, so that
+            lines and letters are crisp, as far as the longer side stays within 4096 pixels. Pictures are drawn at most
+            16,384 pixels a side.
     """
     picture, factor = _canvas(load_image(image), least_side)
     if len(detections) == 0:
@@ -52,9 +53,9 @@ def draw(image: ImageLike, detections: sv.Detections, *, least_side: int = _LEAS
 
 
 def _canvas(image: Image.Image, least_side: int) -> tuple[Image.Image, float]:
-    """A copy to draw on, and how many of its pixels one of the image's is.
+    """A copy to draw on, and its scale relative to the image.
 
-    A strip is not enlarged past `_ENLARGED_SIDE`, and a picture that JPEG could not hold is made smaller.
+    A strip is not enlarged beyond `_ENLARGED_SIDE`, and a picture too large for JPEG is reduced.
     """
     longest = max(image.size)
     factor: float = max(1, min(round(least_side / min(image.size)), _ENLARGED_SIDE // longest))

@@ -27,7 +27,7 @@ class Crop:
     Attributes:
         picture: the part, about 320 pixels a side.
         window: (x0, y0, x1, y1) of the part, pixels of the image.
-        scale: pixels of the picture that one of the image's is.
+        scale: pixels of the picture per pixel of the image.
         size: (width, height) of the whole image, pixels.
     """
 
@@ -45,7 +45,7 @@ class Crop:
 
 
 def crop_around(image: Image.Image, boxes: Sequence[Corners]) -> Crop:
-    """The part of an image that shows some boxes and what is around them."""
+    """The part of an image around some boxes."""
     window = _window(boxes, image.size)
     scale = _SIDE / max(window[2] - window[0], window[3] - window[1])
     size = (max(1, round((window[2] - window[0]) * scale)), max(1, round((window[3] - window[1]) * scale)))

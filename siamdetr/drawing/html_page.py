@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from siamdetr.files import METRICS_FILE
 
+_log = logging.getLogger(__name__)
 _COLOURS = ("#2f7ed8", "#e4572e", "#2a9d6f", "#b07aa1", "#c99700", "#5b8c9e")  # readable on white and on black
 _INK = "#010203"  # stands for the page's text colour until it is replaced
 
@@ -103,12 +105,28 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv, oldest first; empty cells are left out. No file: no rows."""
+    """The rows of a run's metrics.csv, oldest first; empty cells are left out. No file: no rows.
+
+    Rows that are not whole, as a kill or a bad disk leaves them, are left out and counted in the log.
+    """
     path = Path(folder) / METRICS_FILE
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    text, _, torn = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+    rows = [_metrics_row(cells) for cells in csv.DictReader(text.splitlines())]
+    whole = [row for row in rows if row is not None]
+    if torn or len(whole) < len(rows):
+        _log.warning("%s: damaged rows that are left out: %d", path, len(rows) - len(whole) + bool(torn))
+    return whole
+
+
+def _metrics_row(cells: Mapping[str | None, str | None]) -> dict[str, float] | None:
+    """The figures of a row by column; None: the row is damaged."""
+    try:
+        row = {str(key): float(value) for key, value in cells.items() if value != ""}  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # too few cells, too many, or no number
+        return None
+    return row if "step" in row else None
 
 
 def _cell(value: object) -> str:

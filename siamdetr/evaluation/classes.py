@@ -15,12 +15,15 @@ OBJECT = "object"  # the one class of a model that was pretrained and not yet fi
 
 
 def is_class_agnostic(model: object) -> bool:
-    """Whether a model finds objects of no class, as after pretraining. A flag in its metadata says so, not a name."""
+    """Whether a model detects objects without classes, as after pretraining.
+
+    A flag in its metadata says so, not the name of its class.
+    """
     return bool(getattr(model, "class_agnostic", False))
 
 
 def as_one_class(index: DetectionIndex) -> DetectionIndex:
-    """The same boxes, all of the one class "object": what a class-agnostic model is scored against."""
+    """The same boxes with the one class "object", as the truth for a class-agnostic model."""
     return dataclasses.replace(index, labels=np.zeros_like(index.labels), class_names=(OBJECT,), category_ids=(1,))
 
 

@@ -58,7 +58,7 @@ def evaluate(
 
 
 def warn_of_crowded_images(index: DetectionIndex, max_detections: int) -> None:
-    """A word in the log where images have more objects than detections are counted."""
+    """Warn of images with more objects than detections are counted."""
     objects = object_counts(index)
     crowded = int((objects > max_detections).sum())
     if crowded:
@@ -88,20 +88,21 @@ def detect(
 
     Images are batched with others of their size only.
 
-    An image that cannot be read, or that the model fails on, is named in a warning and counts as one without detections; the scorer
-    lists such images as `skipped`.
+    An image that cannot be read, or that the model fails on, is named in a warning and counts as one without
+    detections; the scorer lists such images as `skipped`.
 
     Args:
-        model: a `SiamDETR`, an exported model, or a bare detector whose classes are those of `index`. It runs on its own
-            device. A class-agnostic model (pretrained only) is scored with all boxes as one class.
+        model: a `SiamDETR`, an exported model, or a bare detector whose classes are those of `index`. It runs on its
+            own device. A class-agnostic model (pretrained only) is scored with all boxes as one class.
         index: images and truth.
         preprocessing: needed with a bare detector; else the model's own.
         batch_size: images at a time.
         workers: threads that read images; 0: none.
         progress: called with (images done, images in all).
-        max_detections: detections of an image that count, the best ones; COCO's protocol: 100.
-    Raises:
-        DataError: the data set has no labels, or classes that the model does not know; or the model fails on more than 1 % of the images.
+        max_detections: how many of an image's best detections count; COCO's protocol: 100.
+        Raises:
+        DataError: the data set has no labels, or classes that the model does not know; or the model fails on more than
+            1 % of the images.
         ValueError: a bare detector without preprocessing, or whose number of classes is not the data set's.
     """
     predictor = _as_predictor(model, index, preprocessing)
@@ -126,7 +127,7 @@ def detect(
 def score_results(
     path: str | Path, index: DetectionIndex, *, max_detections: int = COCO_DETECTIONS
 ) -> DetectionMetrics:
-    """The figures of a COCO results file, made by whatever program.
+    """The figures of a COCO results file of any program.
 
     Raises:
         DataError: the file cannot be used, or the data set has no labels.

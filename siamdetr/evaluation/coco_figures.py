@@ -30,7 +30,9 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class DetectionMetrics:
-    """COCO's figures, 0..1: AP over IoU .50:.95, by size of object (32² and 96² pixels divide), AR by number of boxes.
+    """COCO's figures in [0, 1]: AP over IoU .50:.95, AP by object size, and AR by number of detections.
+
+    Areas of 32² and 96² pixels separate small, medium and large objects.
 
     A figure by size is None where the data set has no object of that size.
     """
@@ -51,7 +53,10 @@ class DetectionMetrics:
 def run_coco(
     truth: dict[str, Any], detections: Results, max_detections: int, backend: Backend
 ) -> dict[str, NDArray[np.float64]]:
-    """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no object. Categories in ascending order."""
+    """Precision [T, R, K, A, M] and recall [T, K, A, M]; -1 where there is no object.
+
+    Categories are in ascending order.
+    """
     if backend == "fast":
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
@@ -73,7 +78,10 @@ def run_coco(
 
 
 def _annotations(detections: Results) -> list[dict[str, Any]]:
-    """The detections as COCO's evaluation takes them, each written once: at 5,000 images of 100 boxes they are what takes memory."""
+    """The detections in the form of COCO's evaluation, each written once.
+
+    With 5,000 images of 100 detections each they take most of the memory.
+    """
     entries = detections.as_dicts()
     for number, entry in enumerate(entries, start=1):
         entry["id"], entry["area"], entry["iscrowd"] = number, entry["bbox"][2] * entry["bbox"][3], 0

@@ -1,6 +1,6 @@
 """The confusion matrix of a detector at one threshold.
 
-Which class is taken for which, what is missed, what is made up.
+Confused classes, missed objects and false detections.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Confusion:
 
     Attributes:
         class_names: C names.
-        counts: [C + 1, C + 1] rows true, columns predicted; the last row is background that was taken for an object, the last
-            column objects that nothing found.
+        counts: [C + 1, C + 1] rows true, columns predicted; the last row is background that was taken for an object,
+            the last column objects that nothing found.
     """
 
     class_names: tuple[str, ...]

@@ -1,9 +1,7 @@
-"""Detections matched with the truth at one IoU.
+"""Detections matched with the truth at one IoU, for precision, recall, thresholds and mistakes.
 
-What precision, recall, thresholds and errors are counted from.
-
-The rule is COCO's: class by class, best score first, each detection takes the free true box that it overlaps most, if by at
-least the IoU asked for. A detection that only overlaps a crowd region is neither right nor wrong.
+The rule is COCO's: class by class, best score first, each detection takes the free true box that it overlaps most, if
+by at least the IoU asked for. A detection that only overlaps a crowd region is neither right nor wrong.
 """
 
 from __future__ import annotations

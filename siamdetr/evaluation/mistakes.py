@@ -1,4 +1,6 @@
-"""Kinds of mistakes at one threshold, and the worst of each (TIDE, Bolya et al. 2020, arXiv:2008.08115, §2).
+"""Kinds of mistakes at one threshold, and the worst of each kind.
+
+Source: TIDE (Bolya et al. 2020, arXiv:2008.08115, §2).
 
 Ours: TIDE's "both" (wrong class and poor box) counts as a poor box, so that five kinds remain.
 """
@@ -25,13 +27,14 @@ class Mistake:
     """One mistake.
 
     Attributes:
-        kind: missed: a true box that nothing found; wrong class: a good box with another class's name; poor box: it overlaps an
-            object by less than the IoU of a match; duplicate: of an object that a better score has found; background: of nothing.
+        kind: missed: a true box without a detection; wrong class: a good box of another class; poor box: it overlaps an
+            object by less than the IoU of a match; duplicate: of an object that has a better detection; background: it
+            overlaps no object.
         image: position in the index.
-        score: of the detection; of a missed object its share of the image's area.
-        box: [4] (x0, y0, x1, y1) pixels of the detection; of a missed object the true box.
+        score: of the detection; for a missed object its share of the image's area.
+        box: [4] (x0, y0, x1, y1) pixels of the detection; for a missed object the true box.
         label: of that box.
-        truth: row of the true box it has to do with; None: of none.
+        truth: row of the true box concerned; None: there is none.
         overlap: IoU with it.
     """
 
@@ -59,9 +62,9 @@ def count_mistakes(mistakes: list[Mistake]) -> dict[Kind, int]:
 
 
 def worst_mistakes(mistakes: list[Mistake], count: int = 24) -> list[Mistake]:
-    """The worst of each kind in equal shares, kinds in their order; what one kind lacks the others fill.
+    """The worst mistakes in equal shares of each kind; other kinds fill up where one has too few.
 
-    Worst are the surest false detections and the largest missed objects.
+    The worst are false detections with the highest scores, and the largest missed objects.
     """
     ranked = sorted(mistakes, key=lambda mistake: -mistake.score)
     rank: Counter[Kind] = Counter()
@@ -107,7 +110,7 @@ def _of_image(matched: Matched, image: int, rows: NDArray[np.int64]) -> list[Mis
 
 
 def _kind(ious: NDArray[np.float64], same_class: NDArray[np.bool_], iou: float) -> tuple[Kind, int | None]:
-    """The kind of a false detection, and which of its image's true boxes it has to do with."""
+    """The kind of a false detection, and the true box of its image that it concerns."""
     if not len(ious) or ious.max() < _LEAST_OVERLAP:
         return "background", None
     same = np.where(same_class, ious, 0.0)
@@ -118,6 +121,6 @@ def _kind(ious: NDArray[np.float64], same_class: NDArray[np.bool_], iou: float) 
 
 
 def corners_of(box: NDArray[np.floating]) -> Corners:
-    """A box [4] as plain numbers."""
+    """A box [4] as Python floats."""
     x0, y0, x1, y1 = (float(value) for value in box)
     return x0, y0, x1, y1

@@ -48,7 +48,10 @@ class Results:
         return Results(self.image_ids[kept], self.category_ids[kept], self.boxes[kept], self.scores[kept])
 
     def as_dicts(self, own_ids: Mapping[int, int | str] | None = None) -> list[dict[str, Any]]:
-        """The list that the JSON file holds; `own_ids`: the data set's own id of each `image_ids`, where they differ."""
+        """The list that the JSON file holds.
+
+        `own_ids`: the data set's own id for each of `image_ids`, where the two differ.
+        """
         sides = np.concatenate([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], axis=1)
         rows = zip(
             self.image_ids.tolist(), self.category_ids.tolist(), sides.tolist(), self.scores.tolist(), strict=True
@@ -60,7 +63,7 @@ class Results:
 
 
 def concatenate_results(parts: list[Results]) -> Results:
-    """One of several; none gives an empty one."""
+    """Join several; without any the result is empty."""
     return Results(
         image_ids=np.concatenate([part.image_ids for part in parts] or [np.zeros(0, dtype=np.int64)]),
         category_ids=np.concatenate([part.category_ids for part in parts] or [np.zeros(0, dtype=np.int64)]),
@@ -75,7 +78,7 @@ def write_results(path: str | Path, results: Results, index: DetectionIndex | No
     Args:
         path: the file.
         results: detections, whose `image_ids` are those of `index`.
-        index: the images; the file bears the ids that the data set itself gives them. None: those of `results`.
+        index: the images, whose own ids go into the file; None: the ids of `results`.
     """
     own_ids = None
     if index is not None and index.own_ids:
@@ -120,7 +123,7 @@ def read_results(path: str | Path, index: DetectionIndex) -> Results:
 
 
 class _Row(NamedTuple):
-    """One entry: ids as they stand there, and x, y, width, height, score."""
+    """One entry: its ids, unchanged, and x, y, width, height, score."""
 
     image: int | str
     category: int

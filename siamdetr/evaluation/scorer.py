@@ -1,8 +1,8 @@
 """COCO's average precision and recall of detections.
 
-The figures are those of pycocotools, computed by faster-coco-eval (a test holds the two equal).
-As there: crowd regions are neither objects to find nor mistakes to make; only the 100 best detections of an image count.
-Boxes that PASCAL VOC marks "difficult" count like any other, since COCO's protocol has no such thing. Nothing is printed.
+The figures are those of pycocotools, computed by faster-coco-eval (a test holds the two equal). As there: crowd regions
+are neither objects to find nor mistakes to make; only the 100 best detections of an image count. Boxes that PASCAL VOC
+marks "difficult" count like any other, since COCO's protocol has no such thing. Nothing is printed.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from siamdetr.inference.predictor import ScoredBoxes, check_finite
 class CocoScorer:
     """Collects scored boxes of a data set's images and computes COCO's figures.
 
-    Images that nothing was added for count as images without detections.
+    Images for which nothing was added count as images without detections.
 
     Args:
         index: the truth; it must have boxes.
-        max_detections: detections of an image that count, the best ones; COCO's protocol: 100.
+        max_detections: how many of an image's best detections count; COCO's protocol: 100.
     Raises:
-        DataError: it has none, or two of its images share an id.
+        DataError: the index has no boxes, or two images share an id.
 
     Attributes:
-        skipped: names of the images that no detections could be made of.
+        skipped: names of the images without detections because they could not be read or the model failed.
     """
 
     def __init__(self, index: DetectionIndex, max_detections: int = COCO_DETECTIONS) -> None:
@@ -124,7 +124,7 @@ class CocoScorer:
     def _truth(self) -> dict[str, Any]:
         """The data set as COCO's annotation dictionary; images are numbered from 1, categories are labels + 1.
 
-        So whatever ids a data set has, the evaluation's own arithmetic is safe.
+        So the evaluation's arithmetic is safe with any ids.
         """
         index = self.index
         corners = index.boxes.astype(np.float64)
@@ -147,7 +147,7 @@ class CocoScorer:
         }
 
     def _found(self) -> Results:
-        """All that was added, with the numbers of `_truth`."""
+        """All added detections, with the ids of `_truth`."""
         results = self.results()
         images = _ranks(results.image_ids, self.index.image_ids, "image id")
         labels = _ranks(results.category_ids, self._categories, "category id")

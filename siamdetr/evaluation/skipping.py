@@ -1,4 +1,4 @@
-"""Predicts batch by batch; an image on which the model fails is named and skipped, so that it does not end hours of work."""
+"""Predict batch by batch; an image on which the model fails is named and skipped."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ AT_LEAST = 3  # so that one odd image does not end an evaluation of 50
 def predict_or_skip(
     predictor: Predictor, batches: Iterable[tuple[list[int], Prepared]], index: DetectionIndex
 ) -> Iterator[tuple[list[int], ScoredBoxes]]:
-    """Positions and scored boxes of batches. One that fails is tried again image by image.
+    """Predict batch by batch; a batch that fails is tried again image by image. Yields (positions, boxes).
 
     Args:
         predictor: the model.
         batches: positions in `index`, and those images prepared.
-        index: the images; the names of skipped ones and how many may be skipped.
+        index: the images; it gives the names of skipped ones, and its length limits their number.
     Raises:
         DataError: the model fails on more than 1 % of the images (and on 3 at least), or on all.
     """

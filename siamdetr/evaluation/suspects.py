@@ -1,7 +1,7 @@
-"""Likely label errors: what a model is sure of, and the labels contradict.
+"""Likely label errors: labels that contradict detections of high score.
 
-Three kinds, after Tkachenko et al. 2023 ("ObjectLab", arXiv:2309.00832): overlooked objects, swapped classes and badly placed
-boxes. Ours: they are read off matched detections at a threshold, and ranked by the detection's score.
+Three kinds, after Tkachenko et al. 2023 ("ObjectLab", arXiv:2309.00832): overlooked objects, swapped classes and badly
+placed boxes. Ours: they are read off matched detections at a threshold, and ranked by the detection's score.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Suspect:
     """A label that is likely wrong.
 
     Attributes:
-        kind: missing box: a detection where nothing is labelled; wrong class: a box whose object the model calls otherwise; loose
-            box: a box that is placed otherwise than the model places it.
+        kind: missing box: a detection where nothing is labelled; wrong class: a box whose object the model calls
+            otherwise; loose box: a box that is placed otherwise than the model places it.
         image: position in the index.
         box: of the detection, pixels.
         label: of the detection.
@@ -50,7 +50,7 @@ class Suspect:
 
 
 def find_suspects(matched: Matched, threshold: float) -> list[Suspect]:
-    """The likely label errors, most likely first; each detection and each labelled box is named once at most.
+    """Likely label errors, most likely first; no detection and no labelled box is named twice.
 
     Args:
         matched: detections of a model that was trained on other images, matched at an IoU of .5.
@@ -65,7 +65,7 @@ def find_suspects(matched: Matched, threshold: float) -> list[Suspect]:
 
 
 def believed_from(matched: Matched) -> float:
-    """The threshold from which a model is believed where its file names none: that of the best F1 on the labels themselves."""
+    """The threshold of the best F1 on the labels, for a model whose file stores no threshold."""
     best = best_f1(threshold_curves(matched)[0])
     return 1.0 if best is None else best.threshold
 
@@ -107,7 +107,7 @@ def _suspect(
 
 
 def _once(found: list[Suspect]) -> list[Suspect]:
-    """Of missing boxes that overlap each other, such as one object under two classes, the surest alone."""
+    """Keep the best of missing boxes that overlap each other, such as one object under two classes."""
     kept: list[Suspect] = []
     for suspect in found:  # best score first
         others = [np.array(other.box) for other in kept if other.kind == "missing box"]
@@ -120,7 +120,7 @@ def _once(found: list[Suspect]) -> list[Suspect]:
 
 
 def _loose_below(matched: Matched) -> float:
-    """The IoU below which a labelled box is loose: the worst tenth of the model's matches, and never above `TIGHT`."""
+    """The IoU below which a labelled box is loose: the worst tenth of the matches, at most `TIGHT`."""
     right = np.flatnonzero(matched.truths >= 0)
     if not len(right):
         return TIGHT

@@ -81,7 +81,7 @@ class ThresholdRule:
 
 
 def parse_threshold(text: str) -> float | ThresholdRule:
-    """`"0.4"` → the score .4; `"best"` → the rule of the best F1; `"precision=0.9"` → that of a wanted precision.
+    """Parse a threshold: `"0.4"` is a score; `"best"` and `"precision=0.9"` are rules.
 
     Raises:
         DataError: anything else, or a number out of range.
@@ -113,7 +113,7 @@ def threshold_curves(matched: Matched) -> tuple[ThresholdCurve, ...]:
 
 
 def best_f1(curve: ThresholdCurve) -> OperatingPoint | None:
-    """The threshold of the best F1; of several the highest. None where nothing was found."""
+    """The threshold of the best F1, the highest if there are several; None without detections."""
     if not len(curve.thresholds) or not curve.f1.max():
         return None
     return _point(curve, int(curve.f1.argmax()))

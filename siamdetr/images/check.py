@@ -46,7 +46,7 @@ class ImageFacts:
 
 
 def check_image(path: Path) -> ImageFacts:
-    """Hashes, opens and decodes one file."""
+    """Hash, open and decode one file."""
     digest = b""
     try:
         data = read_bytes(path)
@@ -89,7 +89,7 @@ def _facts_of_header(image: Image.Image, path: Path) -> tuple[tuple[int, int], l
 
 
 def _facts_of_pixels(data: bytes, path: Path, size: tuple[int, int]) -> list[tuple[str, str]]:
-    """Decodes as training does; of a JPEG every byte is read, but most of the arithmetic is spared."""
+    """Decode as in training; every byte of a JPEG is read, with a fraction of the arithmetic."""
     with _one_large_image if size[0] * size[1] > MANY_PIXELS else nullcontext():
         try:
             image = open_untrusted(data, name=path.name, at_least=1)
@@ -99,6 +99,6 @@ def _facts_of_pixels(data: bytes, path: Path, size: tuple[int, int]) -> list[tup
 
 
 def _cause(error: UnreadableImageError) -> str:
-    """The text without the name of the file and without the advice, which the report gives itself."""
+    """The error's text without file name and advice, which the report adds itself."""
     text = str(error).partition(": ")[2].partition(";")[0]
     return text.removeprefix("truncated or damaged (").removesuffix(")")[:100]

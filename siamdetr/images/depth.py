@@ -2,9 +2,9 @@
 
 Deeper pixels are scaled by the file's own depth or range.
 
-Cameras of 10, 12 or 14 bits write their values into 16-bit files. Keeping the upper 8 of those 16 bits would leave 4, 15 or 60 grey
-levels. So the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the file's values (a TIFF may declare more), and the
-upper 8 bits of that depth are kept. Floating-point and signed pixels have a range instead.
+Cameras of 10, 12 or 14 bits write their values into 16-bit files. Keeping the upper 8 of those 16 bits would leave 4,
+15 or 60 grey levels. So the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the file's values (a TIFF may
+declare more), and the upper 8 bits of that depth are kept. Floating-point and signed pixels have a range instead.
 
 `export/infer.py` and `export/client.py` repeat these functions, because they stand alone; a test holds the three equal.
 """
@@ -53,7 +53,10 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def declared_bits(image: Image.Image) -> int:
-    """Bits a channel that a TIFF declares (BitsPerSample below 16, else MaxSampleValue); 0: it says nothing."""
+    """Bits per channel that a TIFF declares; 0: it declares none.
+
+    BitsPerSample below 16, else MaxSampleValue.
+    """
     tags = getattr(image, "tag_v2", {})
     bits, largest = (np.atleast_1d(tags.get(tag, 0)).max() for tag in (258, 281))
     return int(bits) if 8 < bits < 16 else int(largest).bit_length()
@@ -88,11 +91,9 @@ def grey_to_8_bits(image: Image.Image, declared: int) -> Image.Image:
 
 
 def low_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower byte of every channel of a 16-bit colour file that is not decoded yet.
+    """The lower bytes of a 16-bit colour file that is not decoded yet; None: it is no such file.
 
-    None: not such a file.
-
-    Pillow decodes 16-bit colours to their upper byte. Told the other byte order, it decodes the lower one.
+    Pillow decodes 16-bit colours to their upper bytes; with the byte order exchanged it decodes the lower ones.
     """
     swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if np.little_endian else "16L"}
     if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not image.tile:

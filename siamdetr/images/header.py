@@ -1,7 +1,4 @@
-"""Image files by their name and header.
-
-Which formats are decoded, size and EXIF orientation, without decoding.
-"""
+"""Facts of image files from name and header, without decoding: format, size, EXIF orientation."""
 
 from __future__ import annotations
 
@@ -103,7 +100,7 @@ T = TypeVar("T")
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name ends like an image that is decoded.
+    """Whether a file name has the suffix of an image format that is decoded.
 
     Names that start with a dot are hidden files.
     """
@@ -111,7 +108,7 @@ def is_image(name: str) -> bool:
 
 
 def is_foreign_image(name: str) -> bool:
-    """Whether a file name ends like a picture in a format that is not decoded, such as .heic."""
+    """Whether a file name has the suffix of a format that is not decoded, such as .heic."""
     return os.path.splitext(name)[1].lower() in FOREIGN_SUFFIXES and not os.path.basename(name).startswith(".")
 
 
@@ -121,7 +118,7 @@ def is_companion_folder(name: str) -> bool:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation 1..8 of an opened image; 1 when there is none or it is nonsense."""
+    """EXIF orientation 1..8 of an opened image; 1 if there is none or it is invalid."""
     if image.format == "PNG" and not PNG_EXIF_KEYS & image.info.keys():
         return 1  # Pillow would decode the whole PNG to look for a block behind the pixels
     try:
@@ -147,7 +144,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Opens a file as far as its size and orientation. Never raises."""
+    """Read size and orientation of a file. Never raises."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size

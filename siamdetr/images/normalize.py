@@ -21,14 +21,14 @@ class PixelBatch(Protocol):
         """[B, H, W] bool, True = padded, not image."""
 
     def with_pixels(self, images: Tensor, of_crops: Callable[[Tensor], Tensor]) -> Self:
-        """The same batch with other images; whatever else is made of pixels goes through `of_crops`."""
+        """The same batch with other images, and with its crops, if any, passed through `of_crops`."""
 
 
 Batch = TypeVar("Batch", bound=PixelBatch)
 
 
 def normalize(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Batch:
-    """Float images (x/255 - mean) / std, on whatever device the batch is; no synchronisation.
+    """Normalise the images of a batch, (x/255 - mean) / std, on its device, without synchronisation.
 
     Args:
         batch: uint8 images, 0..255.

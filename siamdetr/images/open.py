@@ -2,8 +2,8 @@
 
 Its limits are checked by the header, before a pixel is decoded.
 
-Training, the doctor, predict, the server and the demo open files here, so that each refuses, scales and turns the same way.
-A PNG of 20 KB can ask for hundreds of megabytes; Pillow itself only warns.
+Training, the doctor, predict, the server and the demo open files here, so that each refuses, scales and turns the same
+way. A PNG of 20 KB can ask for hundreds of megabytes; Pillow itself only warns.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ def open_untrusted(
         source: content of a file, a file object, or a path.
         limits: what is refused by the header.
         name: of the image in errors; None: the path, or "image".
-        at_least: pixels. A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (several times faster) as long as no side gets
-            shorter than this. None: full size.
+        at_least: pixels. A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (several times faster) as long as no side
+            gets shorter than this. None: full size.
     Raises:
-        UnreadableImageError: no such file, empty, beyond the limits, of another format, truncated or damaged. `reason` says which.
+        UnreadableImageError: no such file, empty, beyond the limits, of another format, truncated or damaged. `reason`
+            says which.
     """
     text = str(name or (source if isinstance(source, str | os.PathLike) else "image"))
     with open_header(source, limits, name=text) as image:
@@ -131,7 +132,10 @@ def _check_size(width: int, height: int, name: str, limits: ImageLimits) -> None
 
 
 def _guarded(read: Callable[[], Image.Image], name: str, limits: ImageLimits) -> Image.Image:
-    """Pillow's readers raise what they like on damaged files: OSError, SyntaxError, struct.error, ZeroDivisionError, …"""
+    """Turn any error of Pillow's readers into an `UnreadableImageError`.
+
+    Damaged files raise OSError, SyntaxError, struct.error, ZeroDivisionError and others.
+    """
     try:
         return read()
     except Image.DecompressionBombError:  # Pillow's own bound, from the header, before ours is asked

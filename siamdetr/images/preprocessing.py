@@ -1,9 +1,9 @@
-"""From an image to the model's input: one recipe, stored in every model file and exported file.
+"""Preprocessing: from an image to the model's input, by one recipe that every model file stores.
 
-Training's evaluation, `predict`, the ONNX runtime and the bundle's `infer.py` follow it bit for bit. Resizing is Pillow's
-bilinear filter on 8-bit RGB (it averages when it shrinks), after the EXIF rotation. The result is uint8: normalisation
-belongs to the model's side (`siamdetr.images.normalize.normalize_images`) and is part of exported graphs. No torch here, so
-that a runtime without PyTorch can import this file.
+Training's evaluation, `predict`, the ONNX runtime and the bundle's `infer.py` follow it bit for bit. Resizing is
+Pillow's bilinear filter on 8-bit RGB (it averages when it shrinks), after the EXIF rotation. The result is uint8:
+normalisation belongs to the model's side (`siamdetr.images.normalize.normalize_images`) and is part of exported graphs.
+No torch here, so that a runtime without PyTorch can import this file.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Prepared:
     Attributes:
         images: [B, 3, H, W] uint8 RGB, zero where padded.
         padding: [B, H, W] bool, True = padded, not image; None = nothing is padded.
-        original_sizes: [B, 2] int64 (H, W) of the images as they came, after EXIF rotation: predictions are in these pixels.
+        original_sizes: [B, 2] int64 (H, W) of the original images after EXIF rotation; predictions are in these pixels.
         sizes: [B, 2] int64 (H, W) of the resized images without padding.
     """
 
@@ -124,7 +124,7 @@ def preprocess(images: Iterable[ImageLike], spec: PreprocessingSpec) -> Prepared
 def batches(
     images: Sequence[ImageLike], spec: PreprocessingSpec, batch_size: int
 ) -> Iterator[tuple[list[int], Prepared]]:
-    """Batches of images that have one size once resized, so that none is padded for the sake of another.
+    """Batch images of equal resized size, so that none is padded because of another.
 
     So the predictions for an image never depend on its neighbours. At most 4 batches of images are held at a time.
 
@@ -139,7 +139,7 @@ Sample: TypeAlias = tuple[Pixels, Size]  # resized [h, w, 3], original (H, W)
 
 
 def prepare_sample(image: ImageLike, spec: PreprocessingSpec) -> Sample:
-    """One image, loaded and resized, with its original (H, W): what `group_by_size` and `stack` take."""
+    """Load and resize one image for `group_by_size` and `stack`; with its original (H, W)."""
     loaded = load_image(image)
     return resize(loaded, spec), (loaded.height, loaded.width)
 
@@ -147,7 +147,7 @@ def prepare_sample(image: ImageLike, spec: PreprocessingSpec) -> Sample:
 def group_by_size(
     samples: Iterable[tuple[int, Sample]], spec: PreprocessingSpec, batch_size: int
 ) -> Iterator[tuple[list[int], Prepared]]:
-    """Batches of samples of one resized size, as soon as one is full; see `batches`."""
+    """Batch samples of equal resized size, each batch as soon as it is full; see `batches`."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     waiting: dict[tuple[int, ...], list[tuple[int, Sample]]] = {}
@@ -226,7 +226,7 @@ def resized_size(original: Size, spec: PreprocessingSpec) -> Size:
 
 
 def is_one_image(images: ImageLike | Sequence[ImageLike]) -> TypeGuard[ImageLike]:
-    """Whether this is one image in any of the forms that are taken, rather than a sequence of them."""
+    """Whether this is one image in any accepted form, not a sequence of images."""
     whole = isinstance(images, Image.Image | np.ndarray | str | bytes | bytearray | memoryview)
     return whole or isinstance(images, os.PathLike) or hasattr(images, "read")
 
@@ -234,11 +234,12 @@ def is_one_image(images: ImageLike | Sequence[ImageLike]) -> TypeGuard[ImageLike
 def load_image(image: ImageLike) -> Image.Image:
     """An 8-bit RGB image, upright.
 
-    EXIF orientation is applied to PIL images and files. Transparency is dropped; deeper pixels are scaled to 8 bits, see
-    `siamdetr.images.depth`.
+    EXIF orientation is applied to PIL images and files. Transparency is dropped; deeper pixels are scaled to 8 bits,
+    see `siamdetr.images.depth`.
 
     Args:
-        image: a PIL image, a uint8 RGB array [H, W, 3] (or grey [H, W]), a path, the content of a file, or a file object.
+        image: a PIL image, a uint8 RGB array [H, W, 3] (or grey [H, W]), a path, the content of a file, or a file
+            object.
     Raises:
         ImageError: no such file, not an image, truncated, too large, or an array that is not uint8 [H, W, 3] or [H, W].
     """

@@ -25,11 +25,13 @@ class AttentionMaps:
     """The attention of one query, in every layer and head.
 
     Attributes:
-        maps: [L, M, h, w] over the image without its padding; each sums to 1, less the share of sampling points outside the image.
-        points: [L, M, N, 2] (x, y) fractions of the image, sampling points of deformable attention on all feature levels, some
-            perhaps outside; None for dense attention.
+        maps: [L, M, h, w] over the image without its padding; each sums to 1, less the share of sampling points outside
+            the image.
+        points: [L, M, N, 2] (x, y) fractions of the image, sampling points of deformable attention on all feature
+            levels, some perhaps outside; None for dense attention.
         weights: [L, M, N] of the points, which sum to 1 over N; None for dense attention.
-        references: [L, 2 or 4] (cx, cy[, w, h]) fractions of the image, the reference of each layer; None without references.
+        references: [L, 2 or 4] (cx, cy[, w, h]) fractions of the image, the reference of each layer; None without
+            references.
     """
 
     maps: Floats
@@ -39,11 +41,11 @@ class AttentionMaps:
 
 
 class Inspection(Protocol):
-    """Detections of one image by one model, and on demand the attention behind them."""
+    """Detections of one image by one model, and the attention behind each on demand."""
 
     @property
     def scored(self) -> ScoredBoxes:
-        """All its boxes (B = 1), before any threshold, in pixels of the original image."""
+        """All boxes of the image (B = 1), before any threshold, in pixels of the original image."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -114,8 +116,8 @@ def inspection_of_outputs(outputs: Mapping[str, NDArray[Any]], batch: Prepared) 
     """The inspection of one image from a graph's outputs.
 
     Args:
-        outputs: by name. `boxes`, `scores`, `labels` [1, K, ...]; if it has it, `attention`: [1, L, M, K, h, w] of the boxes, or
-            [1, M, Q, h, w] of the last layer's queries, with `queries` [1, K], the query of each box.
+        outputs: by name. `boxes`, `scores`, `labels` [1, K, ...]; if it has it, `attention`: [1, L, M, K, h, w] of the
+            boxes, or [1, M, Q, h, w] of the last layer's queries, with `queries` [1, K], the query of each box.
         batch: that one image, prepared.
     """
     attention = outputs.get("attention")
@@ -132,13 +134,13 @@ def inspection_of_outputs(outputs: Mapping[str, NDArray[Any]], batch: Prepared) 
 
 
 def check_box(box: int, scored: ScoredBoxes) -> None:
-    """Raise a ValueError unless `box` is one of the first image's."""
+    """Check that `box` is a box of the first image; raises ValueError."""
     count = scored.scores.shape[1]
     if not 0 <= box < count:
         raise ValueError(f"box: got number {box}, expected 0 to {count - 1}")
 
 
 def check_point(x: float, y: float) -> None:
-    """Raise a ValueError unless (x, y) are fractions of an image."""
+    """Check that (x, y) are fractions of an image; raises ValueError."""
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise ValueError(f"point: got ({x:g}, {y:g}), expected fractions of the image from 0 to 1")

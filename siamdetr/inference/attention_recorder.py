@@ -1,7 +1,7 @@
 """Record the queries and keys of a detector's attentions, to compute attention maps on demand.
 
-The maps of all queries of all layers take hundreds of megabytes for a large detector; the queries and keys they follow from take
-a few. `trace_attention` records those through hooks, so the detector runs unchanged, on its fused kernels.
+The maps of all queries of all layers take hundreds of megabytes for a large detector; the queries and keys they follow
+from take a few. `trace_attention` records those through hooks, so the detector runs unchanged, on its fused kernels.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def map_of(passed: AttentionPass, query: int, grid: tuple[int, int], *, image: i
     Args:
         passed: one layer's attention.
         query: its row.
-        grid: (h, w) cells. For dense attention the cells of the feature map, h * w = K. For deformable attention any grid over the
-            unpadded image; each point is distributed over the four cells around it.
+        grid: (h, w) cells. For dense attention the cells of the feature map, h * w = K. For deformable attention any
+            grid over the unpadded image; each point is distributed over the four cells around it.
         image: of the batch.
     Returns:
         [M, h, w]. Sums to 1, less the share of sampling points outside the image.

@@ -1,4 +1,4 @@
-"""Detections as plain values: what the JSON of `siamdetr predict` holds of an image or a frame."""
+"""Detections as plain values, as in the JSON of `siamdetr predict`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def detection_rows(detections: sv.Detections) -> list[dict[str, Any]]:
-    """One dictionary a detection: box (x0, y0, x1, y1 in pixels), score, label and name."""
+    """One dictionary per detection: box (x0, y0, x1, y1 in pixels), score, label and name."""
     assert detections.confidence is not None
     assert detections.class_id is not None
     return [

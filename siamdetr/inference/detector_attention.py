@@ -69,7 +69,10 @@ class TracedInspection:
             return self._attention_of(self.trace.decoder, query, own, self.grid)
 
     def encoder_attention(self, x: float, y: float) -> AttentionMaps:
-        """The encoder's attention for a cell of the finest feature level, with RT-DETR of the coarsest; see `Inspection`."""
+        """The encoder's attention of one cell of the finest feature level (RT-DETR: the coarsest).
+
+        See `Inspection`.
+        """
         check_point(x, y)
         if not self.trace.encoder:
             raise ValueError("this detector's encoder has no layers, hence no attention")

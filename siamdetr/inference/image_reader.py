@@ -20,9 +20,9 @@ Answer = TypeVar("Answer")
 
 
 def read_samples(index: DetectionIndex, spec: PreprocessingSpec, workers: int) -> Iterator[tuple[int, Sample]]:
-    """Position and prepared image of all that can be read.
+    """Yield position and prepared image of every readable image.
 
-    Those of one resized size come one after another.
+    Images of equal resized size follow each other.
     """
     sizes = [resized_size((int(h), int(w)), spec) if h and w else (0, 0) for h, w in index.sizes]
     order = sorted(range(len(index)), key=lambda i: sizes[i])
@@ -38,7 +38,7 @@ def read_samples(index: DetectionIndex, spec: PreprocessingSpec, workers: int) -
 
 
 def _ordered_map(function: Callable[[Item], Answer], items: Sequence[Item], workers: int) -> Iterator[Answer]:
-    """`map` over threads that stay at most a few items ahead."""
+    """`map` over threads, at most a few items ahead of the caller."""
     if workers == 0:
         yield from map(function, items)
         return

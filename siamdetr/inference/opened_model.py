@@ -1,4 +1,4 @@
-"""What all opened models share, whatever their runtime; each runtime adds its `predict_batch`."""
+"""The base of opened models in all runtimes; each runtime adds its `predict_batch`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Facts(Protocol):
 
 
 class OpenedModel:
-    """A model with the facts of its file, which predicts.
+    """A model that predicts, with the facts of its file.
 
     A subclass sets `_facts` and defines `predict_batch`.
     """
@@ -95,8 +95,8 @@ class OpenedModel:
         See `siamdetr.inference.predictor.predict`.
 
         Args:
-            images: one PIL image, uint8 RGB array [H, W, 3], path, content of a file as bytes, or open binary file; or a
-                sequence of such.
+            images: one PIL image, uint8 RGB array [H, W, 3], path, content of a file as bytes, or open binary file; or
+                a sequence of such.
             threshold: least score; None: the file's own.
             batch_size: images at a time.
             progress: called with (images done, images in all).

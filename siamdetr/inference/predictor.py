@@ -1,4 +1,4 @@
-"""The protocol of every runtime, and the way from its scored boxes to `supervision.Detections`.
+"""The protocol of every runtime, and the conversion of its boxes to `supervision.Detections`.
 
 No torch is imported here.
 """
@@ -77,7 +77,7 @@ def predict(
         progress: called with (images done, images in all).
     Raises:
         ImageError: an image cannot be used.
-        NonFiniteOutputError: the model's answer is not numbers.
+        NonFiniteOutputError: an output is NaN or infinite.
         ValueError: the threshold is outside [0, 1].
     """
     threshold = predictor.threshold if threshold is None else threshold
@@ -113,7 +113,7 @@ def to_detections(
 
     Args:
         scored: of a batch.
-        row: which image of it.
+        row: the image in that batch.
         size: (H, W) of the original image, pixels.
         class_names: C names.
         threshold: least score.
@@ -157,7 +157,7 @@ def select(scored: ScoredBoxes, row: int, size: tuple[int, int], *, threshold: f
     """Select the boxes of one image that reach the threshold, best first, clipped to its `size` (H, W).
 
     Raises:
-        NonFiniteOutputError: a score or a box is not a number; no comparison with a threshold would show it.
+        NonFiniteOutputError: a score or a box is NaN or infinite, which no comparison with a threshold would show.
     """
     check_finite(scored, row)
     scores = scored.scores[row]

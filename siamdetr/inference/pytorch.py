@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class PyTorchPredictor:
     """Predicts with a detector in evaluation mode, on the device that it is on.
 
-    The backbone runs as a copy with folded batch norms, which takes a third less time on a CPU. The copy is made again when
-    the detector's weights have changed.
+    The backbone runs as a copy with folded batch norms, which takes a third less time on a CPU. The copy is made again
+    when the detector's weights have changed.
 
     Args:
         detector: its mode is restored after every call.
@@ -72,7 +72,7 @@ class PyTorchPredictor:
         return self.encode_and_decode(batch)[1]
 
     def encode_and_decode(self, batch: Prepared) -> tuple[Memory, Outputs]:
-        """As `forward`, with the encoded images."""
+        """As `forward`, and the encoded images."""
         images, padding = normalize_prepared(batch, self.preprocessing, self.device)
         memory = self.detector.encode_features(self._backbone()(images), padding)
         return memory, self.detector.decode(self.detector.queries(len(batch)), memory)
@@ -120,7 +120,7 @@ def normalize_prepared(
 
 
 def _to_device(array: NDArray[Any], device: torch.device | str) -> Tensor:
-    """A copy that does not wait: page-locked memory may be read while the host goes on."""
+    """Copy without waiting: page-locked memory may be read while the host continues."""
     tensor = torch.from_numpy(array)
     cuda = torch.device(device).type == "cuda"
     return tensor.pin_memory().to(device, non_blocking=True) if cuda else tensor.to(device)

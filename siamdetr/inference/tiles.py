@@ -1,4 +1,6 @@
-"""Prediction on large images in overlapping tiles, merged by non-maximum suppression (slicing as in SAHI, arXiv:2202.06934).
+"""Prediction on large images in overlapping tiles, merged by non-maximum suppression.
+
+Slicing as in SAHI (arXiv:2202.06934).
 
 The whole image is one more tile, so that objects larger than a tile are found as well.
 """
@@ -61,7 +63,7 @@ class Tiling:
 def detect(
     model: Predictor, images: Sequence[ImageLike], threshold: float | None = None, tiling: Tiling | None = None
 ) -> list[sv.Detections]:
-    """Detections of images, in tiles where a tiling is given; `threshold` None: the model's own."""
+    """Detections of images, by tiles if a tiling is given; `threshold` None: the model's own."""
     if tiling is None:
         found = predict(model, images, threshold=threshold, batch_size=len(images))
         assert isinstance(found, list)
@@ -72,9 +74,9 @@ def detect(
 def predict_tiled(
     model: Predictor, image: ImageLike, tiling: Tiling, *, threshold: float | None = None, batch_size: int = 8
 ) -> sv.Detections:
-    """Detections of an image, found tile by tile.
+    """Detections of an image, tile by tile.
 
-    Of an image no larger than a tile those of the whole image.
+    An image no larger than a tile is predicted as a whole.
 
     Args:
         model: any opened model.

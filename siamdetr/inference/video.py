@@ -31,8 +31,8 @@ class Frame:
     """One frame.
 
     Attributes:
-        number: from 0, counted before any is left out.
-        seconds: when it is shown; frames of a variable rate keep their own times.
+        number: from 0, before frames are left out.
+        seconds: its time in the video; frames of a variable rate keep their times.
         pixels: [H, W, 3] uint8 RGB.
     """
 
@@ -46,7 +46,7 @@ class VideoReader:
 
     Args:
         source: a file, an address (rtsp://, http://, …), or the number of a camera.
-        stride: every how manieth frame is given out.
+        stride: every `stride`-th frame is returned.
     Attributes: `num_frames` (0 = not known), `broken`: why the video ended early, else None.
     Raises:
         VideoError: not there, or not a video.
@@ -76,11 +76,11 @@ class VideoReader:
 
     @property
     def rate(self) -> float:
-        """Frames a second, on average; 25 where the file does not say."""
+        """Average frames per second; 25 if the file does not say."""
         return float(self._stream.average_rate or 25)
 
     def __iter__(self) -> Iterator[Frame]:
-        """Frames in order. A video that breaks off ends here; `broken` says why."""
+        """Frames in order. A truncated video ends early; `broken` says why."""
         number = 0
         try:
             for frame in self._container.decode(self._stream):
@@ -96,11 +96,11 @@ class VideoReader:
 class VideoWriter:
     """An MP4 file of frames of one size, each shown at its own time.
 
-    Whole only when `close` has been called.
+    It is complete only after `close`.
 
     Args:
         path: of the file.
-        rate: frames a second that players are told.
+        rate: nominal frames per second.
     """
 
     def __init__(self, path: Path, *, rate: float) -> None:
@@ -112,7 +112,7 @@ class VideoWriter:
         self._last = -1
 
     def write(self, pixels: NDArray[np.uint8], seconds: float) -> None:
-        """Append a frame [H, W, 3] uint8; an odd row or column at the edge is cut, since the format has none."""
+        """Append a frame [H, W, 3] uint8; an odd row or column is cut, because the format needs even sizes."""
         height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
         if self._last < 0:
             self._stream.width, self._stream.height = width, height
@@ -123,7 +123,7 @@ class VideoWriter:
         self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Write what is still held back, and end the file."""
+        """Write buffered frames, and finish the file."""
         if self._last >= 0:
             self._container.mux(self._stream.encode())
         self._container.close()
@@ -148,7 +148,7 @@ def _open(source: str) -> Any:
 
 
 def _encoder() -> str:
-    """H.264 where this build of FFmpeg has it, else MPEG-4."""
+    """The encoder: H.264 if this build of FFmpeg has it, else MPEG-4."""
     for name in ("libx264", "libopenh264"):
         if name in av.codecs_available:
             return name

@@ -1,4 +1,4 @@
-"""What a video source is: a file, the address of a stream, or the number of a camera. PyAV is not imported here."""
+"""Sources of video: a file, the address of a stream, or the number of a camera. Imports no PyAV."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _ADDRESS = re.compile(r"(rtsps?|rtmp|https?|udp|srt)://", re.IGNORECASE)
 
 
 def source_of(argument: str | Path) -> str:
-    """The source that a command-line argument means; a path has lost one of the two slashes of an address."""
+    """The source that a command-line argument means; restores the slash that a path takes from an address."""
     return re.sub(r"^([A-Za-z]{3,5}):/(?!/)", r"\1://", str(argument))
 
 
 def is_video(source: str) -> bool:
-    """Whether `source` is a file that ends like a video, the address of a stream, or the number of a camera."""
+    """Whether `source` is a video file by its suffix, the address of a stream, or a camera's number."""
     return source.isdigit() or bool(_ADDRESS.match(source)) or Path(source).suffix.lower() in VIDEO_SUFFIXES

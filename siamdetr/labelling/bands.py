@@ -1,4 +1,4 @@
-"""Bands of pre-labels: boxes that are sure, boxes that a person should look at, and boxes that are skipped."""
+"""Bands of pre-labels: boxes that are sure, boxes that a person should check, and boxes left out."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Bands:
     """Thresholds of the score, 0 <= look <= sure <= 1.
 
     Attributes:
-        sure: boxes from here on are taken as they are.
-        look: boxes from here on are written for a person to look at; the others are skipped.
+        sure: boxes of at least this score are accepted.
+        look: boxes of at least this score are written for a person to check; others are skipped.
     Raises:
         ValueError: the thresholds are out of range or out of order.
     """
@@ -37,7 +37,7 @@ class Bands:
             )
 
     def with_sure(self, sure: float) -> Bands:
-        """The same with another start of the sure boxes; `look` begins no later."""
+        """The same bands with another `sure`; `look` is at most that."""
         return Bands(sure=sure, look=min(self.look, sure))
 
     def of(self, scores: NDArray[np.float32]) -> list[Band]:
@@ -46,9 +46,9 @@ class Bands:
 
 
 def choose_bands(curve: ThresholdCurve) -> Bands:
-    """Bands from labelled images: sure where 9 of 10 boxes are right, look down to where 3 of 10 are.
+    """Choose bands on labelled images: sure from a precision of .9 on, look from .3 on.
 
-    Where the model never gets so precise, the band starts at its surest detections.
+    If the model never reaches that precision, the band starts at its highest score.
     """
     sure, look = _lowest(curve, SURE_PRECISION), _lowest(curve, LOOK_PRECISION)
     if sure is None:

@@ -1,4 +1,4 @@
-"""The folder that `siamdetr label` leaves: images, label files, and a table of what is in each image."""
+"""The output folder of `siamdetr label`: images, label files, and a table of the images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from siamdetr.labelling.formats import IMAGES, WRITERS
 from siamdetr.labelling.prelabels import Classes, Prelabel
 from siamdetr.system.atomic_file import atomic_bytes
 from siamdetr.system.outputs import check_empty
+from siamdetr.system.plain_text import csv_cell
 
 TABLE = "prelabels.csv"
 # Where each format expects its images.
@@ -21,7 +22,7 @@ _IMAGE_FOLDERS = {"coco": "train", "voc": "JPEGImages"}
 
 
 def check_format(name: str) -> str:
-    """The format's name.
+    """Check the name of a format; returns it.
 
     Raises:
         DataError: there is no such format.
@@ -51,7 +52,7 @@ def write_prelabels(folder: Path, prelabels: Sequence[Prelabel], classes: Classe
 
 
 def count_bands(prelabels: Sequence[Prelabel]) -> Counter[str]:
-    """Boxes by band, and images by the band of their most doubtful box; "empty" are images without boxes."""
+    """Boxes by band, and images by the band of their least sure box; "empty": without boxes."""
     counts: Counter[str] = Counter()
     for one in prelabels:
         counts.update(f"{band} boxes" for band in one.bands)
@@ -60,7 +61,7 @@ def count_bands(prelabels: Sequence[Prelabel]) -> Counter[str]:
 
 
 def image_band(one: Prelabel) -> str:
-    """ "sure" where all boxes are, "look" where one is not, "empty" where there are none."""
+    """ "sure" if all boxes are, "look" if one is not, "empty" if there are none."""
     return "empty" if not one.bands else "look" if "look" in one.bands else "sure"
 
 
@@ -71,5 +72,6 @@ def _write_table(path: Path, prelabels: Sequence[Prelabel]) -> None:
     for one in prelabels:
         least = f"{one.scores.min():.4f}" if len(one.scores) else ""
         sure = one.bands.count("sure")
-        writer.writerow([one.name, one.source, image_band(one), len(one.bands), sure, len(one.bands) - sure, least])
+        cells = [one.name, str(one.source), image_band(one), len(one.bands), sure, len(one.bands) - sure, least]
+        writer.writerow(map(csv_cell, cells))
     atomic_bytes(path, text.getvalue().encode())

@@ -1,6 +1,6 @@
-"""Files that label tools open: COCO, YOLO, PASCAL VOC, Label Studio and CVAT.
+"""Files for labelling tools: COCO, YOLO, PASCAL VOC, Label Studio and CVAT.
 
-Supervision writes what it can.
+Supervision writes the formats that it has.
 
 Boxes refer to the upright image. Bands and scores are written wherever the format has a place for them.
 """
@@ -27,7 +27,7 @@ Writer = Callable[[Path, Sequence[Prelabel], Classes], Path]
 
 
 def write_coco(folder: Path, prelabels: Sequence[Prelabel], classes: Classes) -> Path:
-    """`annotations/instances_train.json`; annotations bear `score` and `band` beside COCO's own keys."""
+    """`annotations/instances_train.json`, with `score` and `band` beside COCO's own keys."""
     annotations: list[dict[str, Any]] = []
     for image_id, one in enumerate(prelabels, start=1):
         for (x0, y0, x1, y1), label, score, band in _rows(one):

@@ -1,10 +1,11 @@
-"""Which unlabelled images to label next.
+"""Choose the unlabelled images to label next.
 
-Those the model is unsure of and that resemble nothing chosen so far.
+They are uncertain for the model, and unlike the images chosen before.
 
-The score of an image is uncertainty x novelty. Uncertainty is that of its most doubtful box, 1 - |2 score - 1|; novelty is the
-distance to the nearest image that is labelled or chosen already, in features of the pretrained encoder. Images are chosen one
-by one, each time the best (the greedy core-set of Sener & Savarese 2018, arXiv:1708.00489, §4.1, weighted by uncertainty).
+The score of an image is uncertainty x novelty. Uncertainty is that of its most doubtful box, 1 - |2 score - 1|; novelty
+is the distance to the nearest image that is labelled or chosen already, in features of the pretrained encoder. Images
+are chosen one by one, each time the best (the greedy core-set of Sener & Savarese 2018, arXiv:1708.00489, §4.1,
+weighted by uncertainty).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Candidate:
 
 
 def uncertainty_of(scores: NDArray[np.float32]) -> float:
-    """Of the most doubtful box of an image: 1 at the score .5, 0 at 0 and at 1; 0 without boxes."""
+    """Uncertainty of an image's least certain box: 1 at a score of .5, 0 at 0 and 1; 0 without boxes."""
     return float((1 - np.abs(2 * scores - 1)).max()) if len(scores) else 0.0
 
 
@@ -51,7 +52,7 @@ def choose_next(
     """Choose images one by one.
 
     Args:
-        features: [N, F] of the unlabelled images; their length does not matter.
+        features: [N, F] of the unlabelled images; their norm is ignored.
         uncertainty: N values in [0, 1].
         count: how many at most; duplicates of labelled or chosen images are left out.
         labelled: [M, F] features of images that have labels.

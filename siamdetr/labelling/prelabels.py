@@ -1,4 +1,4 @@
-"""Pre-labels: what a model finds in unlabelled images, ready to be written for a label tool."""
+"""Pre-labels: a model's detections in unlabelled images, to be written for a labelling tool."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def classes_of(model: Facts, *, objects: bool = False) -> Classes:
 
 @dataclass(frozen=True)
 class Prelabel:
-    """One image and its boxes; an image without boxes stays.
+    """One image and its boxes, if any.
 
     Attributes:
         source: the image file.
-        name: its file name in the folder that is written, unique there.
+        name: its file name in the output folder, unique there.
         size: (height, width) in pixels, upright.
         boxes: [N, 4] float32 (x0, y0, x1, y1) pixels, best first.
         labels: [N] int64.
@@ -79,7 +79,7 @@ def prelabel(
     objects: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Prelabel | Unreadable]:
-    """Find objects in images, one result a file in the order given.
+    """Detect objects in images; one result per file, in the given order.
 
     An unreadable file does not stop the others.
 

@@ -1,7 +1,7 @@
 """Multi-head attention, and a way to record the attention maps of a decoder.
 
-Attention runs through PyTorch's fused kernel. Only while `record_attention` is open is the softmax written out, and its weights
-kept, in the cross-attention of the decoder layers.
+Attention runs through PyTorch's fused kernel. Only while `record_attention` is open is the softmax written out, and its
+weights kept, in the cross-attention of the decoder layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MASKED = -1e4
 
 
 class AttentionRecorder:
-    """Puts the attention of layer `index` into the list that `record_attention` handed out."""
+    """Stores the attention of layer `index` in the list of `record_attention`."""
 
     def __init__(self, maps: list[Tensor], index: int) -> None:
         self._maps = maps
@@ -89,7 +89,7 @@ class MultiHeadAttention(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """As in PyTorch's packed form, whose three projections count as one matrix of 3D outputs."""
+        """Initialise as PyTorch's packed form: the three projections count as one matrix of 3D outputs."""
         for layer in (self.query, self.key, self.value):
             nn.init.xavier_uniform_(layer.weight, gain=1 / math.sqrt(2))
             nn.init.zeros_(layer.bias)
@@ -130,11 +130,10 @@ def padding_bias(padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def record_attention(detector: nn.Module) -> Iterator[list[Tensor]]:
     """Record the cross-attention maps of a detector's decoder.
 
-    Yields:
-        A list which each pass through the detector fills anew: per decoder layer a detached [B, heads, Q, H, W], H and W in
-        cells of the feature map; with several levels, of the finest. Over H and W the values of a query and head sum to 1.
-        Of deformable attention the sampling points of all levels are drawn with their weights, each on the four cells
-        around it; points outside the map are missing from the sum.
+    Yields: A list which each pass through the detector fills anew: per decoder layer a detached [B, heads, Q, H, W], H
+        and W in cells of the feature map; with several levels, of the finest. Over H and W the values of a query and
+        head sum to 1. Of deformable attention the sampling points of all levels are drawn with their weights, each on
+        the four cells around it; points outside the map are missing from the sum.
 
     Example:
         with record_attention(detector) as maps:

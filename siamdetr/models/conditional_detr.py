@@ -1,8 +1,9 @@
 """The decoder of Conditional DETR (Meng et al. 2021, arXiv:2108.06152).
 
-Its idea: the score of a query and a cell is the *sum* of a content score and a spatial score, since per head content and position
-are concatenated, not added (§3.2). The spatial query is the sine position of a reference point, scaled channel by channel by what
-the query has seen so far (§3.3). Boxes are offsets from the reference point, which a small network reads off the query position.
+Its idea: the score of a query and a cell is the *sum* of a content score and a spatial score, since per head content
+and position are concatenated, not added (§3.2). The spatial query is the sine position of a reference point, scaled
+channel by channel by what the query has seen so far (§3.3). Boxes are offsets from the reference point, which a small
+network reads off the query position.
 
 Ours: any width divisible by 4 (the official code assumes 256), batch first.
 """
@@ -57,8 +58,8 @@ class ConditionalCrossAttention(nn.Module):
 
     Per head 2 D / heads channels of query and key, D / heads of value (§3.2).
 
-    Only the first layer adds the learned query position to the content, which is still zero there, and the position of the
-    cells to theirs; the later layers have no projection for it.
+    Only the first layer adds the learned query position to the content, which is still zero there, and the position of
+    the cells to theirs; the later layers have no projection for it.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float, *, is_first: bool) -> None:
@@ -94,7 +95,7 @@ class ConditionalCrossAttention(nn.Module):
         return out
 
     def _concatenate(self, content: Tensor, position: Tensor) -> Tensor:
-        """Side by side in every head: [B, T, D] twice -> [B, heads, T, 2 D / heads]."""
+        """Concatenate two [B, T, D] in every head: [B, heads, T, 2 D / heads]."""
         return torch.cat([split_heads(content, self.heads), split_heads(position, self.heads)], dim=-1)
 
 
@@ -144,7 +145,7 @@ class ConditionalDecoder(nn.Module):
     def forward(self, queries: Queries, memory: Memory, heads: Heads) -> Decoded:
         """Decode queries with a position; references [L, B, Q, 2] are the same points in every layer.
 
-        The points are read off the position the queries come with, hence also off what a pretext added to it.
+        The points follow from the query position, including what a pretext added to it.
         """
         if queries.position is None:
             raise ValueError("conditional decoder: expected queries with a position [B, Q, D], got None")

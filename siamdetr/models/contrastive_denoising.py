@@ -1,12 +1,13 @@
-"""Contrastive denoising (DINO, Zhang et al. 2022, arXiv:2203.03605, §3.3): the decoder repairs slightly noised copies of the
-targets, and rejects others that are noised more.
+"""Contrastive denoising (DINO, Zhang et al. 2022, arXiv:2203.03605, §3.3).
+
+The decoder repairs targets with little noise, and rejects targets with more noise.
 
 Each group holds every target twice: a positive, whose corners moved by less than half its size times `box_noise`, and a
-negative, whose corners moved by once to twice that. Positives answer for their target, negatives for "no object".
+negative, whose corners moved by once to twice that. Positives should predict their target, negatives "no object".
 
-As the official code: a new label may be the right one; from a noise of .5 on a negative may turn inside out, and its size
-becomes the least there is; slots that an image with fewer boxes leaves empty take part, with content zero and the box
-(.5, .5, .5, .5).
+As the official code: a new label may be the right one; from a noise of .5 on a negative may turn inside out, and its
+size becomes the least there is; slots that an image with fewer boxes leaves empty take part, with content zero and the
+box (.5, .5, .5, .5).
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def add_contrastive_noise(
         groups: of denoising queries.
         draws: for 2 x groups x M boxes; `box_shift` moves the corners, .5 = a positive's stays.
     Returns:
-        Labels [2 groups M] and boxes [2 groups M, 4] (cx, cy, w, h) fractions: each corner coordinate was moved and clamped to
-        [0, 1]; the size of a negative may be below 0.
+        Labels [2 groups M] and boxes [2 groups M, 4] (cx, cy, w, h) fractions: each corner coordinate was moved and
+        clamped to [0, 1]; the size of a negative may be below 0.
     Raises:
         ValueError: the draws are for another number of boxes.
     """
@@ -67,15 +68,17 @@ def contrastive_queries(
     labels: nn.Embedding,
     slots: EmptySlots = EmptySlots(),  # noqa: B008 - frozen
 ) -> Queries:
-    """Denoising and matching queries for the images of `targets`; only the matching ones where no image has a box.
+    """Denoising queries followed by matching queries for the images of `targets`.
+
+    Where no image has a box, only the matching queries.
 
     Args:
         queries: the matching ones, with content [B, Q, D].
         targets: boxes and labels of the B images.
         settings: how many denoising queries, how much noise.
         draws: for 2 x groups x M boxes; the number of groups is `group_count`'s. None: from torch's own generator.
-        labels: what stands for each label.
-        slots: where the anchors of noised boxes end, and of empty slots lie.
+        labels: embedding of each label.
+        slots: limits of the anchors of noised boxes, and the anchors of empty slots.
     """
     groups = group_count(settings, targets)
     if groups == 0:
@@ -103,10 +106,10 @@ def prepend_contrastive(
     Args:
         queries: the matching ones, with content [B, Q, D].
         targets: M boxes of B images, at least one.
-        label_content: [2 groups M, D] what stands for the noised labels.
+        label_content: [2 groups M, D] embeddings of the noised labels.
         noised_boxes: [2 groups M, 4] (cx, cy, w, h) fractions.
         groups: of denoising queries.
-        empty_slots: where the anchors of noised boxes end, and of empty slots lie.
+        empty_slots: limits of the anchors of noised boxes, and the anchors of empty slots.
     Returns:
         Content [B, P + Q, D] and anchors [B, P, 4] of the P denoising queries alone.
     """

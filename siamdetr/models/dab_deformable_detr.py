@@ -1,13 +1,15 @@
-"""DAB-Deformable-DETR (Liu et al. 2022, arXiv:2201.12329, on Zhu et al. 2020, arXiv:2010.04159): queries are boxes, and
-sample points within them.
+"""DAB-Deformable-DETR: queries are boxes, and sampling points lie relative to them.
 
-The decoder layer is Deformable DETR's. New are the queries, each a learned box with a learned content, and their position: read off
-the sine waves of the current box (cx, cy, w, h) and scaled, after the first layer, by what the query has seen. A box scales the
-sampling offsets, so attention needs no modulation by size as in DAB-DETR. Every layer has heads of its own and refines the boxes of
-the layer before it.
+Liu et al. 2022, arXiv:2201.12329, on Zhu et al. 2020, arXiv:2010.04159.
 
-As the official code: the waves are of the box as a fraction of the *padded* finest level, so that an image's answers depend a little
-on the size it is padded to. Ours: boxes may differ from image to image (the official decoder takes one set for the whole batch).
+The decoder layer is Deformable DETR's. New are the queries, each a learned box with a learned content, and their
+position: read off the sine waves of the current box (cx, cy, w, h) and scaled, after the first layer, by what the query
+has seen. A box scales the sampling offsets, so attention needs no modulation by size as in DAB-DETR. Every layer has
+heads of its own and refines the boxes of the layer before it.
+
+As the official code: the waves are of the box as a fraction of the *padded* finest level, so that an image's answers
+depend a little on the size it is padded to. Ours: boxes may differ from image to image (the official decoder takes one
+set for the whole batch).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """DAB-DETR (Liu et al. 2022, arXiv:2201.12329): queries are boxes, refined from layer to layer.
 
-The decoder layer is Conditional DETR's. New are the origin of its positions and the cross-attention: the query position is
-read off the sine waves of the current box (cx, cy, w, h), and the spatial part of cross-attention is scaled by the ratio of a
-predicted to the current width and height, so that the attention is as wide and as high as the object (§4.4). The encoder rescales the
-cells' positions by what they hold.
+The decoder layer is Conditional DETR's. New are the origin of its positions and the cross-attention: the query position
+is read off the sine waves of the current box (cx, cy, w, h), and the spatial part of cross-attention is scaled by the
+ratio of a predicted to the current width and height, so that the attention is as wide and as high as the object (§4.4).
+The encoder rescales the cells' positions by what they hold.
 
-As the official code, unlike the paper's figure: the next reference comes from the decoder's output *before* the final norm, the
-prediction of the same layer from the normalised one. Inside the decoder references are detached; those that predictions start
-from are not, so that each prediction also trains the step that made its reference.
+As the official code, unlike the paper's figure: the next reference comes from the decoder's output *before* the final
+norm, the prediction of the same layer from the normalised one. Inside the decoder references are detached; those that
+predictions start from are not, so that each prediction also trains the step that made its reference.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ REFERENCE_EPS = 1e-3
 class AnchorQueries(QuerySource):
     """`num_queries` learned boxes, the same for every image, with content zero.
 
-    With `num_patterns` > 0 every box becomes one query per pattern, a learned content (Anchor DETR, arXiv:2109.07107): the queries are
-    all boxes with the first pattern, then all with the second, and so on.
+    With `num_patterns` > 0 every box becomes one query per pattern, a learned content (Anchor DETR, arXiv:2109.07107):
+    the queries are all boxes with the first pattern, then all with the second, and so on.
     """
 
     def __init__(self, settings: DetectorSettings) -> None:
@@ -56,7 +56,7 @@ class AnchorQueries(QuerySource):
 
 
 def repeat_for_patterns(content: Tensor, anchors: Tensor, patterns: nn.Embedding | None) -> tuple[Tensor, Tensor]:
-    """Ask every box once with each pattern, which adds to its content.
+    """Repeat every box once per pattern, which is added to its content.
 
     Args:
         content: [Q, D], or [1, D] common to all boxes.

@@ -1,8 +1,8 @@
 """The decoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159), which samples a few points.
 
-A reference point is read off the query's position. With `refine` each layer has heads of its own and starts from the boxes of the
-layer before it (§4.2, "iterative bounding box refinement"). With `two_stage` the encoder itself proposes a box at each cell, and
-the best of them are the first references and, as sine positions, the queries (§4.2, "two-stage").
+A reference point is read off the query's position. With `refine` each layer has heads of its own and starts from the
+boxes of the layer before it (§4.2, "iterative bounding box refinement"). With `two_stage` the encoder itself proposes a
+box at each cell, and the best of them are the first references and, as sine positions, the queries (§4.2, "two-stage").
 
 Ours: queries are of their own image throughout.
 """
@@ -86,7 +86,10 @@ class DeformableDecoderLayer(nn.Module):
         levels: Levels,
         self_bias: Tensor | None,
     ) -> Tensor:
-        """[B, Q, D] content and position, [B, Q, 2 | 4] references (fractions of the unpadded image) -> [B, Q, D] content."""
+        """One decoder layer: content and position [B, Q, D], references [B, Q, 2 | 4] -> content [B, Q, D].
+
+        References are fractions of the unpadded image.
+        """
         placed = content + position
         content = self.self_norm(content + self.dropout(self.self_attention(placed, placed, content, bias=self_bias)))
         seen = self.cross_attention(
@@ -113,12 +116,13 @@ class DeformableDecoder(nn.Module):
         """Decode queries with content and position.
 
         Args:
-            queries: of all images; a two-stage decoder adds to them what it reads off the chosen proposals. Anchors [B, Q, 2]
-                take the place of the reference points that are read off the position.
+            queries: of all images; a two-stage decoder adds what it predicts from the chosen proposals. Anchors [B, Q,
+                2] replace the reference points that are predicted from the position.
             memory: the encoded images.
             heads: the detector's; with `refine` one of each a layer.
         Returns:
-            References [L, B, Q, 2], with `two_stage` [L, B, Q, 4]; with `refine` each layer's are the boxes of the one before.
+            References [L, B, Q, 2], with `two_stage` [L, B, Q, 4]; with `refine` each layer's are the boxes of the one
+            before.
         Raises:
             ValueError: the queries have no position, or there are fewer cells than queries to choose.
         """
@@ -145,7 +149,7 @@ class DeformableDecoder(nn.Module):
         return Decoded(stack, placed, references=starts, proposals=proposals)
 
     def start(self, queries: Queries) -> Tensor:
-        """[B, Q, 2] reference points of the first layer: the queries' anchors where they have some, else read off their position."""
+        """[B, Q, 2] reference points of the first layer: the anchors, else predicted from the position."""
         if queries.anchors is not None:
             return queries.anchors
         assert self.reference_head is not None
@@ -173,8 +177,8 @@ class Proposer(nn.Module):
     def forward(self, queries: Queries, memory: Memory, heads: Heads) -> tuple[Tensor, Tensor, Tensor, Outputs]:
         """Content [B, Q, D], position [B, Q, D], references [B, Q, 4], and all proposals.
 
-        As in the official code the score is that of class 0 alone, padded cells and boxes near the border take part with an
-        empty feature and the box 1, 1, 1, 1, and what a query knows of its proposal is the box.
+        As in the official code: the score is that of class 0; padded cells and boxes near the border are kept with an
+        empty feature and the box 1, 1, 1, 1; a query gets only the box of its proposal.
         """
         proposed = propose(memory, heads, lambda tokens: self.norm(self.project(tokens)))
         best = best_cells(proposed.logits[..., 0], queries.content.shape[1])

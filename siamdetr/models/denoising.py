@@ -1,12 +1,13 @@
 """Denoising queries (DN-DETR, Li et al. 2022, arXiv:2203.01305): in training the decoder also
 reconstructs noised copies of the targets.
 
-Every target box appears once in each of several groups, with a noised label as content and a noised box as anchor. These queries
-stand before the learned ones, are not matched but answer for the box they were made from, and exist in training only. The
-last channel of the content says what a query is: 1 denoising, 0 matching.
+Every target box appears once in each of several groups, with a noised label as content and a noised box as anchor.
+These queries precede the learned ones and exist in training only. Their target is the box that they were made from,
+without matching. The last channel of the content is 1 for denoising queries, and 0 for matching ones.
 
-As the official code: a new label may be the right one; boxes are noised and clamped as (cx, cy, w, h), so that they may leave the image
-and lose their size; slots that an image with fewer boxes leaves empty take part, with content zero and the box (.5, .5, .5, .5).
+As the official code: a new label may be the right one; boxes are noised and clamped as (cx, cy, w, h), so that they may
+leave the image and lose their size; slots that an image with fewer boxes leaves empty take part, with content zero and
+the box (.5, .5, .5, .5).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Draws:
 
     @classmethod
     def sample(cls, count: int, num_classes: int, *, device: torch.device, generator: Generator | None = None) -> Draws:
-        """Numbers for `count` noised boxes from a generator on `device`; None: torch's own."""
+        """Draw numbers for `count` noised boxes on `device`; generator None: torch's own."""
         return cls(
             label_chance=torch.rand(count, device=device, generator=generator),
             new_label=torch.randint(num_classes, (count,), device=device, generator=generator),
@@ -48,21 +49,24 @@ class Draws:
 
 @dataclass(frozen=True)
 class EmptySlots:
-    """Anchors of denoising queries: noised boxes keep `eps` from 0 and 1, slots without a box have `value` in all four places."""
+    """Anchors of denoising queries: noised boxes keep `eps` from 0 and 1, empty slots are `value`.
+
+    An empty slot has `value` in all four coordinates.
+    """
 
     value: float = 0.5
     eps: float = ANCHOR_EPS
 
 
 def group_count(settings: DenoisingSettings, targets: Targets) -> int:
-    """How many groups of denoising queries the images of `targets` have; 0 where no image has a box."""
+    """The number of groups of denoising queries for the images of `targets`; 0 without boxes."""
     if not len(targets.labels):
         return 0
     return max(1, settings.queries // max(targets.counts)) if settings.queries else settings.groups
 
 
 def check_draws(draws: Draws, copies: int, targets: Targets, *, what: str = "groups") -> None:
-    """Raise a ValueError unless the draws are for `copies` copies of the targets."""
+    """Check that the draws are for `copies` copies of the targets; raises ValueError."""
     count = copies * len(targets.labels)
     if len(draws.label_chance) != count:
         raise ValueError(
@@ -79,8 +83,8 @@ def add_noise(targets: Targets, settings: DenoisingSettings, draws: Draws) -> tu
         settings: how many groups, how much noise.
         draws: for groups x M boxes.
     Returns:
-        Labels [groups M] and boxes [groups M, 4] (cx, cy, w, h) fractions: the centre moved by at most `box_noise` half widths
-        and half heights, the size by that share of itself, then each clamped to [0, 1].
+        Labels [groups M] and boxes [groups M, 4] (cx, cy, w, h) fractions: the centre moved by at most `box_noise` half
+        widths and half heights, the size by that share of itself, then each clamped to [0, 1].
     Raises:
         ValueError: the draws are for another number of boxes.
     """
@@ -104,7 +108,8 @@ def denoising_slots(
         counts: boxes of each image.
         groups: of denoising queries.
         device: of the result; it is made there from counts known to the host: no transfer.
-        group_size: queries of a group, of which the boxes take the first ones; None: as many as the fullest image has boxes.
+        group_size: queries of a group, of which the boxes take the first ones; None: as many as the fullest image has
+            boxes.
     """
     image = torch.cat([torch.full((count,), i, device=device) for i, count in enumerate(counts)])
     place = torch.cat([torch.arange(count, device=device) for count in counts])
@@ -115,7 +120,7 @@ def denoising_slots(
 def group_mask(groups: int, group_size: int, num_matching: int, device: torch.device) -> Tensor:
     """Attention mask [Q, Q] bool, True = row must not attend to column, with Q = groups x size + matching.
 
-    Nobody but a group itself sees its denoising queries; everybody sees the matching ones.
+    Only the queries of a group attend to its denoising queries; all queries attend to the matching ones.
     """
     group = torch.arange(groups * group_size, device=device).div(group_size, rounding_mode="floor")
     group = torch.cat([group, torch.full((num_matching,), -1, device=device)])
@@ -130,7 +135,7 @@ def prepend_denoising(
     Args:
         queries: the matching ones, with content [B, Q, D] and anchors [B, Q, 4].
         targets: M boxes of B images, at least one.
-        label_content: [groups M, D - 1] what stands for the noised labels.
+        label_content: [groups M, D - 1] embeddings of the noised labels.
         noised_boxes: [groups M, 4] (cx, cy, w, h) fractions.
         groups: of denoising queries.
     """

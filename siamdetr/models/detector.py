@@ -29,8 +29,8 @@ Builder = Callable[[DetectorSettings, tuple[int, ...]], VariantParts]
 class Detector(nn.Module):
     """Images to class logits and boxes.
 
-    Attributes: `backbone`, `input_projection`, `encoder`, `learned_queries`, `decoder`, `class_head`, `box_head`. Heads are shared
-    by the decoder layers, or `LayerHeads`, one a layer.
+    Attributes: `backbone`, `input_projection`, `encoder`, `learned_queries`, `decoder`, `class_head`, `box_head`. Heads
+    are shared by the decoder layers, or `LayerHeads`, one a layer.
 
     Args:
         settings: all that is needed to rebuild the modules; kept as `settings`.
@@ -65,7 +65,7 @@ class Detector(nn.Module):
         Args:
             images: [B, 3, H, W] float, normalised.
             padding: [B, H, W] bool, True = padded, not image; None = nothing is padded (the same, and cheaper).
-            queries: in training those of `training_queries`; None = the learned ones.
+            queries: in training the result of `training_queries`; None = the learned queries.
         """
         memory = self.encode(images, padding)
         return self.decode(self.queries(images.shape[0]) if queries is None else queries, memory)
@@ -109,9 +109,9 @@ class Detector(nn.Module):
         return Heads(self.class_head, self.box_head)
 
     def first_references(self, queries: Queries) -> Tensor | None:
-        """[B, Q, 2 | 4] where the first layer starts from, which `Queries.anchors` may replace.
+        """The references [B, Q, 2 | 4] of the first layer, which `Queries.anchors` may replace.
 
-        None: the decoder has no such references, or chooses them itself.
+        None: the decoder has none, or chooses them itself.
         """
         if queries.anchors is not None:
             return queries.anchors

@@ -1,4 +1,6 @@
-"""The decoder of DETR (Carion et al. 2020, arXiv:2005.12872): learned query positions, zero content, boxes without reference.
+"""The decoder of DETR (Carion et al. 2020, arXiv:2005.12872).
+
+Query positions are learned, contents start at zero, and boxes have no reference point.
 
 Post-norm as the encoder; with `pre_norm` each part takes normalised queries, and its output is added unnormalised.
 """

@@ -1,14 +1,17 @@
-"""DINO (Zhang et al. 2022, arXiv:2203.03605): DAB-Deformable-DETR whose queries start from the encoder's best boxes.
+"""DINO (Zhang et al. 2022, arXiv:2203.03605): queries start from the encoder's best boxes.
 
-Three ideas meet. Mixed query selection (§3.5): the boxes of the best proposals become the queries' anchors, while their contents
-are learned. Look forward twice (§3.6): a layer's boxes also train the layer before it, through the reference that it made.
-Contrastive denoising (§3.3) is in `siamdetr.models.contrastive_denoising`.
+The rest of the decoder is that of DAB-Deformable-DETR.
 
-As the official code: a reference comes from the decoder's output *before* the final norm, the prediction of the same layer from
-the normalised one; one class head and one box head serve all layers, the proposals have their own; query positions are of the
-box as a fraction of the *padded* finest level, so that an image's answers depend a little on the size it is padded to.
-Ours: any width divisible by 4 (the official code assumes 256); with a softmax classifier the score of a proposal leaves "no
-object" out.
+Three ideas meet. Mixed query selection (§3.5): the boxes of the best proposals become the queries' anchors, while their
+contents are learned. Look forward twice (§3.6): a layer's boxes also train the layer before it, through the reference
+that it made. Contrastive denoising (§3.3) is in `siamdetr.models.contrastive_denoising`.
+
+As the official code: a reference comes from the decoder's output *before* the final norm, the prediction of the same
+layer from the normalised one; one class head and one box head serve all layers, the proposals have their own; query
+positions are of the box as a fraction of the *padded* finest level, so that an image's answers depend a little on the
+size it is padded to.
+Ours: any width divisible by 4 (the official code assumes 256); with a softmax classifier the score of a proposal leaves
+"no object" out.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ class ChosenQueries(QuerySource):
         self.labels = nn.Embedding(settings.num_classes, settings.dim)
 
     def forward(self, batch_size: int) -> Queries:
-        """The matching queries alone, for `batch_size` images: content [B, Q, D], neither position nor anchors."""
+        """The matching queries alone, for `batch_size` images: content [B, Q, D], no position, no anchors."""
         content = self.content.weight
         if self.training:  # several processes wait for every gradient, also where nothing was noised
             content = content + 0 * self.labels.weight.sum()
@@ -55,7 +58,9 @@ class ChosenQueries(QuerySource):
         self.labels = nn.Embedding(last - first, kept.shape[1], _weight=kept)
 
     def for_training(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
-        """Denoising and matching queries for the images of `targets`; only the matching ones where no image has a box.
+        """Denoising and matching queries for the images of `targets`.
+
+        Where no image has a box, only the matching queries.
 
         The draws are for 2 x groups x M boxes; the number of groups is `group_count`'s.
         """
@@ -78,12 +83,13 @@ class DinoDecoder(nn.Module):
         """Decode queries with content.
 
         Args:
-            queries: of all images; only denoising queries bring anchors. What a pretext knows of a query is in its content.
+            queries: of all images; only denoising queries bring anchors. What a pretext knows of a query is in its
+                content.
             memory: the encoded images.
             heads: the detector's; the box head also moves the references.
         Returns:
-            References [L, B, Q, 4]: the first are the anchors and the chosen boxes, detached, the others what the layer before
-            made of its own. The proposals are the chosen ones.
+            References [L, B, Q, 4]: the first are the anchors and the chosen boxes, detached, the others what the layer
+            before made of its own. The proposals are the chosen ones.
         Raises:
             ValueError: there are fewer cells than queries to choose.
         """

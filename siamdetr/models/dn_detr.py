@@ -1,7 +1,9 @@
-"""DN-DETR and DN-DAB-Deformable-DETR (Li et al. 2022, arXiv:2203.01305): DAB detectors whose training has denoising queries.
+"""DN-DETR and DN-DAB-Deformable-DETR (Li et al. 2022, arXiv:2203.01305).
 
-Encoder and decoder are those of the DAB detector. The queries differ: they have learned contents, one channel of which says
-whether a query is a denoising one (`siamdetr.models.denoising`).
+They are DAB detectors with denoising queries in training.
+
+Encoder and decoder are those of the DAB detector. The queries differ: they have learned contents, one channel of which
+says whether a query is a denoising one (`siamdetr.models.denoising`).
 """
 
 from __future__ import annotations

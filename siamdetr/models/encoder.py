@@ -1,7 +1,7 @@
 """The transformer encoder of all single-scale detectors (DETR, arXiv:2005.12872, appendix A.3).
 
-Post-norm: each part's output is added and the sum normalised. With `pre_norm` (official UP-DETR) a part takes normalised
-tokens, its output is added as it is, and one more norm ends the encoder.
+Post-norm: each part's output is added and the sum normalised. With `pre_norm` (official UP-DETR) a part takes
+normalised tokens, its output is added as it is, and one more norm ends the encoder.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def build_box_head(settings: DetectorSettings, *, first_size: float = 0.0, start
 
     Args:
         settings: of the width.
-        first_size: what it first adds to the logits of width and height.
+        first_size: initial offset of the logits of width and height.
         starts_at_reference: its last layer starts at zero: the first boxes lie on their references.
     """
     head = MLP(settings.dim, settings.dim, 4, num_layers=3)
@@ -112,7 +112,9 @@ def build_box_head(settings: DetectorSettings, *, first_size: float = 0.0, start
 def shared_heads(
     settings: DetectorSettings, *, first_size: float = 0.0, starts_at_reference: bool = True, proposals: bool = False
 ) -> Heads:
-    """One class head and one box head for all decoder layers; with `proposals` others for the encoder's proposals.
+    """One class head and one box head for all decoder layers.
+
+    With `proposals` there is another pair for the encoder's proposals.
 
     The other arguments are those of `build_box_head`.
     """
@@ -127,7 +129,7 @@ def shared_heads(
 
 
 def layer_heads(settings: DetectorSettings, *, first_size: float = 0.0, proposals: bool = False) -> Heads:
-    """Heads of its own for each decoder layer; the first box head has `first_size`.
+    """Separate heads for each decoder layer; the first box head has `first_size`.
 
     Args:
         settings: of the detector.
@@ -143,7 +145,8 @@ def layer_heads(settings: DetectorSettings, *, first_size: float = 0.0, proposal
 class FeedForward(nn.Module):
     """The position-wise part of a transformer layer: norm(x + W2 f(W1 x)), [B, T, D] -> [B, T, D].
 
-    With `pre_norm` it is x + W2 f(W1 norm(x)). f is ReLU, PReLU with one learned slope (DAB-DETR), or GELU (RT-DETR's encoder).
+    With `pre_norm` it is x + W2 f(W1 norm(x)). f is ReLU, PReLU with one learned slope (DAB-DETR), or GELU (RT-DETR's
+    encoder).
     """
 
     def __init__(
@@ -172,11 +175,12 @@ class FeedForward(nn.Module):
 def place_boxes(offsets: Tensor, references: Tensor | None, *, eps: float = 1e-5) -> Tensor:
     """Boxes: sigmoid(offsets + inverse_sigmoid(references)).
 
-    Ends in float32 at least: in half precision a box is up to a quarter of a pixel off.
+    The result is at least float32: in half precision a box is up to a quarter of a pixel off.
 
     Args:
         offsets: [..., 4] from a box head.
-        references: [..., 2 | 4] (cx, cy[, w, h]) fractions that the offsets start from; None: from nothing (vanilla DETR).
+        references: [..., 2 | 4] (cx, cy[, w, h]) fractions that the offsets start from; None: from nothing (vanilla
+            DETR).
         eps: distance that references are kept from 0 and 1; DAB-DETR and its successors have 1e-3.
     Returns:
         [..., 4] (cx, cy, w, h) fractions.

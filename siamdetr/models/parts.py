@@ -35,7 +35,7 @@ class VariantParts:
 
 @runtime_checkable
 class LearnedPoints(Protocol):
-    """A decoder that reads the points it starts from off its queries, unless they bring anchors."""
+    """A decoder that predicts its first reference points from the queries, unless they have anchors."""
 
     def start(self, queries: Queries) -> Tensor:
         """[B, Q, 2] reference points of the first layer, fractions of the unpadded image."""

@@ -1,4 +1,4 @@
-"""From a detector's last layer to boxes in pixels, as the official DETR and Conditional DETR do it."""
+"""Post-processing of the last layer to boxes in pixels, as in the official DETR and Conditional DETR."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Predictions:
     Attributes:
         scores: [B, K] probabilities in [0, 1].
         labels: [B, K] int64, 0..C-1.
-        boxes: [B, K, 4] (x0, y0, x1, y1) pixels of the sizes that were given; may reach outside the image.
-        queries: [B, K] int64, the query that each box is of; several boxes may be of one.
+        boxes: [B, K, 4] (x0, y0, x1, y1) pixels of the given sizes; may reach outside the image.
+        queries: [B, K] int64, the query of each box; several boxes may share one.
     """
 
     scores: Tensor
@@ -37,9 +37,9 @@ def postprocess(
         logits: [B, Q, C] of the last decoder layer.
         boxes: [B, Q, 4] (cx, cy, w, h) fractions of the unpadded image.
         sizes: [B, 2] (H, W) of the images that the pixels shall refer to.
-        classifier: `softmax`: the best class but the last ("no object") of every query, in query order, K = Q; if Q is above
-            `top_k`, the best `top_k` of them, best first.
-            `focal`: the best pairs of query and class, best first, K = min(top_k, Q * C).
+        classifier: `softmax`: the best class but the last ("no object") of every query, in query order, K = Q; if Q is
+            above `top_k`, the best `top_k` of them, best first. `focal`: the best pairs of query and class, best first,
+            K = min(top_k, Q * C).
         top_k: boxes at most; official: 100.
     Returns:
         Predictions on the device of `logits`.

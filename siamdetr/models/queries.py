@@ -1,6 +1,6 @@
-"""Sources of a decoder's queries: learned ones here.
+"""Sources of a decoder's queries; this file has the learned ones.
 
-Those of other detectors follow the same protocol.
+Other detectors' sources follow the same protocol.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class QuerySource(nn.Module, abc.ABC):
     """The queries of a detector, for inference and for training.
 
     Args:
-        region_width: how many channels of a query a pretext may write region features into, the first ones.
+        region_width: the number of first channels of a query into which a pretext may write region features.
     """
 
     def __init__(self, region_width: int) -> None:
@@ -35,7 +35,7 @@ class QuerySource(nn.Module, abc.ABC):
         """The queries for `batch_size` images."""
 
     def for_training(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
-        """The queries of a training step; a detector that denoises puts denoising queries before them.
+        """The queries of a training step; denoising detectors put denoising queries before them.
 
         Args:
             targets: boxes and labels of the images that will be decoded, on the detector's device.

@@ -1,4 +1,4 @@
-"""Queries that the encoder chooses: it proposes a box at each cell, and the best of them are where the decoder starts.
+"""Query selection: the encoder proposes a box at each cell, and the decoder starts from the best.
 
 Deformable DETR calls this "two-stage" (Zhu et al. 2020, arXiv:2010.04159, §4.2); DINO and RT-DETR build on it.
 
@@ -40,7 +40,7 @@ class Proposals:
         )
 
     def outputs(self) -> Outputs:
-        """As predictions of one layer, which have losses of their own."""
+        """The proposals as predictions of one layer, for their own losses."""
         return Outputs(self.logits[None], self.boxes[None], self.features[None])
 
 
@@ -49,10 +49,10 @@ def propose(memory: Memory, heads: Heads, project: Callable[[Tensor], Tensor]) -
 
     Args:
         memory: the encoded images.
-        heads: whose last class head and box head predict.
-        project: [B, N, D] cells -> features; cells that are padded or near the border are zeroed before it.
+        heads: of which the last class head and box head are used.
+        project: [B, N, D] cells -> features; padded cells and cells near the border are zeroed before it.
 
-    As in the official code these cells take part, with an empty feature and the box 1, 1, 1, 1.
+    As in the official code these cells are kept, with an empty feature and the box 1, 1, 1, 1.
     """
     anchors, valid = cell_anchors(memory)
     features = project(memory.tokens.masked_fill(~valid, 0.0))
@@ -75,7 +75,7 @@ def best_cells(scores: Tensor, count: int) -> Tensor:
 
 
 def fewer_queries(queries: Queries, memory: Memory) -> Queries:
-    """The queries, at most as many as there are cells to choose from: of a thin or small image every cell becomes one.
+    """The queries, at most as many as there are cells; in a small image every cell becomes a query.
 
     Denoising queries stay. Ours: the official code ends with an error there.
 
@@ -100,7 +100,7 @@ def fewer_queries(queries: Queries, memory: Memory) -> Queries:
 
 
 def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
-    """A box around each cell, [B, N, 4] fractions of the unpadded image, and whether it counts, [B, N, 1] bool."""
+    """A box around each cell [B, N, 4], fractions of the unpadded image, and its validity [B, N, 1] bool."""
     levels = describe_levels(memory.shapes, memory.padding, device=memory.tokens.device)
     centres = cell_centres(levels, memory.tokens.shape[0])
     sizes = [
@@ -113,7 +113,7 @@ def cell_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
 
 
 class MixedSelection(nn.Module):
-    """Proposals of all cells, of which the best by their largest class logit are chosen."""
+    """Propose a box at every cell, and choose the best by their largest class logit."""
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()

@@ -1,13 +1,14 @@
-"""RT-DETR and RT-DETRv2 (Zhao et al. 2023, arXiv:2304.08069; Lv et al. 2024, arXiv:2407.17140): a detector for real time.
+"""RT-DETR (Zhao et al. 2023, arXiv:2304.08069) and RT-DETRv2 (Lv et al. 2024, arXiv:2407.17140).
 
-A hybrid encoder (`siamdetr.models.hybrid.encoder`) mixes three levels cheaply. Queries are chosen by score, whose training target
-is the overlap of the box (the criterion's `iou_aware`), so that well placed boxes are chosen ("uncertainty-minimal selection", §4.3).
-The decoder layers are Deformable DETR's; a query's position is read off its plain box anew in every layer. Version 2 may look at
-another number of points in each level (`level_points`); with equal numbers it computes what version 1 does.
+A hybrid encoder (`siamdetr.models.hybrid.encoder`) mixes three levels cheaply. Queries are chosen by score, whose
+training target is the overlap of the box (the criterion's `iou_aware`), so that well placed boxes are chosen
+("uncertainty-minimal selection", §4.3). The decoder layers are Deformable DETR's; a query's position is read off its
+plain box anew in every layer. Version 2 may look at another number of points in each level (`level_points`); with equal
+numbers it computes what version 1 does.
 
-As the official code: contents are the chosen features, detached, or learned; each layer has heads of its own, without a norm before
-them; a layer's boxes also train the layer before it, through the reference that it made (look forward twice). Ours: padding,
-which the official code does not know, is kept out of attention and of the boxes' unit.
+As the official code: contents are the chosen features, detached, or learned; each layer has heads of its own, without a
+norm before them; a layer's boxes also train the layer before it, through the reference that it made (look forward
+twice). Ours: padding, which the official code does not know, is kept out of attention and of the boxes' unit.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ _SLOTS = EmptySlots(value=0.0, eps=1e-5)  # the official code clamps a box of ze
 
 
 class ChosenFeatureQueries(QuerySource):
-    """Queries whose contents are the features of the cells that the encoder chooses, or learned; in training denoising ones before.
+    """Queries whose contents are learned, or the features of the cells that the encoder chooses.
 
-    The content here is what a pretext may add to: zeros, to which the decoder adds the chosen features, or the learned contents.
+    In training, denoising queries precede them.
+
+    The content here is what a pretext may add to: zeros, to which the decoder adds the chosen features, or the learned
+    contents.
     """
 
     device_of: Tensor
@@ -48,7 +52,7 @@ class ChosenFeatureQueries(QuerySource):
         self.register_buffer("device_of", torch.zeros(()), persistent=False)
 
     def forward(self, batch_size: int) -> Queries:
-        """The matching queries alone, for `batch_size` images: content [B, Q, D], neither position nor anchors."""
+        """The matching queries alone, for `batch_size` images: content [B, Q, D], no position, no anchors."""
         content = self.device_of.expand(self.num_queries, self.dim) if self.content is None else self.content.weight
         if self.training:  # several processes wait for every gradient, also where nothing was noised
             content = content + 0 * self.labels.weight.sum()
@@ -60,10 +64,12 @@ class ChosenFeatureQueries(QuerySource):
         self.labels = nn.Embedding(last - first, kept.shape[1], _weight=kept)
 
     def for_training(self, targets: Targets, settings: DenoisingSettings, draws: Draws | None = None) -> Queries:
-        """Denoising and matching queries for the images of `targets`; only the matching ones where no image has a box.
+        """Denoising and matching queries for the images of `targets`.
 
-        The draws are for 2 x groups x M boxes; the number of groups is `group_count`'s. Ours: the official code makes up a box
-        where no image has one.
+        Where no image has a box, only the matching queries.
+
+        The draws are for 2 x groups x M boxes; the number of groups is `group_count`'s. Ours: the official code makes
+        up a box where no image has one.
         """
         queries: Queries = self(len(targets.counts))
         return contrastive_queries(queries, targets, settings, draws, labels=self.labels, slots=_SLOTS)
@@ -84,12 +90,13 @@ class RtDetrDecoder(nn.Module):
         """Decode queries with content.
 
         Args:
-            queries: of all images; only denoising queries bring anchors. What a pretext knows of a query is in its content.
+            queries: of all images; only denoising queries bring anchors. What a pretext knows of a query is in its
+                content.
             memory: the encoded images.
             heads: the detector's, one of each a layer, the last for the proposals.
         Returns:
-            References [L, B, Q, 4]: the first are the anchors and the chosen boxes, detached, the others the boxes of the layer
-            before. The proposals are the chosen ones.
+            References [L, B, Q, 4]: the first are the anchors and the chosen boxes, detached, the others the boxes of
+            the layer before. The proposals are the chosen ones.
         Raises:
             ValueError: a pretext's groups of queries do not fit into the cells (`fewer_queries`).
         """

@@ -88,7 +88,7 @@ UPDETR_OPTIONS = DETECTOR_OPTIONS | LOSS_OPTIONS | {"num_patches", "feature_reco
 
 @dataclass(frozen=True)
 class Fact:
-    """An option's value as a tensor shows it."""
+    """The value of an option, as a tensor shows it."""
 
     value: int | str
     tensor: str
@@ -104,7 +104,7 @@ def detector_settings(
 ) -> DetectorSettings:
     """Settings of an official detector.
 
-    From the arguments, else from the tensors, else the official defaults.
+    They come from the arguments, else from the tensors, else they are the official defaults.
 
     Raises:
         OfficialCheckpointError: arguments contradict tensors, or name an option that is not supported.

@@ -64,7 +64,7 @@ class OfficialFile:
 def load_official(
     state_dict: Mapping[str, Tensor], *, family: str, arguments: Mapping[str, Any] | argparse.Namespace
 ) -> Module:
-    """A detector (or pretext module) with the weights of an official checkpoint, every one accounted for.
+    """A detector or pretext with the weights of an official checkpoint, all of them accounted for.
 
     Args:
         state_dict: official names; `module.` of data-parallel training is stripped, half precision becomes float32.
@@ -72,8 +72,8 @@ def load_official(
         arguments: official options. Those that do not concern the modules are ignored and logged. Missing ones are
             inferred from the tensors where possible, and otherwise have the official default.
     Raises:
-        OfficialCheckpointError: unknown or wrong family, a tensor without counterpart, a parameter without tensor, or arguments
-            that contradict tensors.
+        OfficialCheckpointError: unknown or wrong family, a tensor without counterpart, a parameter without tensor, or
+            arguments that contradict tensors.
     """
     return import_official(state_dict, family=family, arguments=arguments).module
 
@@ -134,8 +134,8 @@ def convert_file(
         family: a key of `IMPORTERS`. Of a pretext the detector is written, with the class head of pretraining.
         arguments: official options; they override those in the file.
         output: a .safetensors file, written atomically.
-        class_names: one per class; without them classes are called "class 0", "class 1", ... The official code uses a data set's
-            category ids as labels, so ids are 0, 1, ...
+        class_names: one per class; without them classes are called "class 0", "class 1", ... The official code uses a
+            data set's category ids as labels, so ids are 0, 1, ...
     Raises:
         WeightFileError, OfficialCheckpointError: see `read_official_file` and `load_official`.
         ValueError: another number of class names than classes.

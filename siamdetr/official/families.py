@@ -93,7 +93,7 @@ def looks_like(state_dict: Mapping[str, Tensor]) -> str | None:
 
 
 def _build(variant: str, tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector:
-    """The detector of a file that has nothing else."""
+    """Build the detector of a file without a pretext."""
     classifier = DETECTORS[variant].classifier
     return Detector(detector_settings(arguments, tensors, variant=variant, classifier=classifier))
 
@@ -138,7 +138,7 @@ def _siamese_rules(module: Module) -> Sequence[Rule | Aside]:
 
 
 def _build_updetr(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector | UPDETR:
-    """The pretext; for a finetuned file, which no longer has patches, DETR."""
+    """Build the pretext, or DETR for a finetuned file, which has no patches any more."""
     settings = detector_settings(arguments, tensors, variant="vanilla", classifier="softmax")
     if not any(name.startswith("patch2query.") for name in tensors):
         return Detector(settings)
@@ -152,9 +152,9 @@ def _updetr_rules(module: Module) -> Sequence[Rule | Aside]:
 
 
 def _build_detreg(tensors: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Detector | DETReg:
-    """The pretext over Deformable DETR or DETR.
+    """Build the pretext over Deformable DETR or DETR.
 
-    For a finetuned file, which no longer has embeddings, the detector.
+    For a finetuned file, which has no embeddings any more, build the detector.
     """
     deformable = any("sampling_offsets" in name for name in tensors)
     classifier: Classifier = "focal" if deformable else "softmax"
@@ -182,12 +182,12 @@ def _detreg_rules(module: Module) -> Sequence[Rule | Aside]:
 
 
 def _without_projection(tensors: Mapping[str, Tensor], name: str) -> str | None:
-    """SwAV's network is not in a file of the official DETReg."""
+    """Why SwAV's projection may be missing: official DETReg files do not hold SwAV's network."""
     return "it is SwAV's, whose file fills it: load_projection" if name.startswith("projection.") else None
 
 
 def _dropped_by_converter(tensors: Mapping[str, Tensor], name: str) -> str | None:
-    """The official `convert_to_detr` drops the pretext's own heads."""
+    """Why heads may be missing: the official `convert_to_detr` drops those of the pretext."""
     converted = not any(key.startswith("pred_head.") for key in tensors)
     if converted and name.startswith(("feature_head.", "global_head.", "detector.class_head.")):
         return "the official converter to DETR drops it"
@@ -204,12 +204,12 @@ def _rtdetr_rules(module: Module) -> Sequence[Rule | Aside]:
 
 
 def _without_counter(tensors: Mapping[str, Tensor], name: str) -> str | None:
-    """Counters of batches are left out of files that were made for inference."""
+    """Why batch counters may be missing: files for inference leave them out."""
     return "a counter of batches, from 0" if name.endswith("num_batches_tracked") else None
 
 
 def _nothing(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Every tensor of ours must be in the file."""
+    """No tensor of ours may be missing in the file."""
 
 
 IMPORTERS: dict[str, Importer] = {

@@ -50,12 +50,12 @@ def load_criterion(family: str, arguments: Mapping[str, Any]) -> DetectionCriter
     """The criterion of an official repository.
 
     Args:
-        family: a key of `CLASSIFIERS`; of `siamese-detr` its class and box losses; of detectors that denoise or propose boxes
-            also the losses of these.
+        family: a key of `CLASSIFIERS`; of `siamese-detr` its class and box losses; of detectors that denoise or propose
+            boxes also the losses of these.
         arguments: official options: `num_classes`, `dec_layers`, `set_cost_class`, `set_cost_bbox`, `set_cost_giou`,
-            `cls_loss_coef`, `bbox_loss_coef`, `giou_loss_coef`, `eos_coef`, `focal_alpha`, `interm_loss_coef`; or in short `costs` (class, bbox,
-            giou) and `weights` by loss name (`loss_ce`, `loss_bbox`, `loss_giou`). Missing ones have the official
-            defaults; other options are ignored.
+            `cls_loss_coef`, `bbox_loss_coef`, `giou_loss_coef`, `eos_coef`, `focal_alpha`, `interm_loss_coef`; or in
+            short `costs` (class, bbox, giou) and `weights` by loss name (`loss_ce`, `loss_bbox`, `loss_giou`). Missing
+            ones have the official defaults; other options are ignored.
     Raises:
         ValueError: the family is unknown, or `num_classes` is missing.
     """
@@ -117,8 +117,8 @@ def _rtdetr_settings(arguments: Mapping[str, Any]) -> LossSettings:
     """Costs and weights of RT-DETR's criterion and matcher, which have options of their own.
 
     Args:
-        arguments: `costs` and `weights` (`loss_vfl`, `loss_bbox`, `loss_giou`) as in `load_criterion`, `alpha`, `gamma`,
-            `matcher_alpha`, `matcher_gamma`.
+        arguments: `costs` and `weights` (`loss_vfl`, `loss_bbox`, `loss_giou`) as in `load_criterion`, `alpha`,
+            `gamma`, `matcher_alpha`, `matcher_gamma`.
     """
     for name, only in (("boxes_weight_format", None), ("share_matched_indices", False), ("losses", ["vfl", "boxes"])):
         given = arguments.get(name, only)
@@ -144,8 +144,8 @@ def siamese_settings(arguments: Mapping[str, Any]) -> SiameseSettings:
     """Settings of the pretext from the official Siamese DETR's constructor options.
 
     Args:
-        arguments: `num_patches`, `costs`, `weights` (also `loss_feature` and `loss_enc_global_contra`) and `encoder_head`
-            (False: no global loss). The official box jitter is always ±10 %.
+        arguments: `num_patches`, `costs`, `weights` (also `loss_feature` and `loss_enc_global_contra`) and
+            `encoder_head` (False: no global loss). The official box jitter is always ±10 %.
     """
     weights = arguments.get("weights", {})
     return SiameseSettings(
@@ -160,7 +160,8 @@ def updetr_settings(arguments: Mapping[str, Any]) -> UPDETRSettings:
     """Settings of the pretext from the official UP-DETR's options.
 
     Args:
-        arguments: `num_patches`, `mask_ratio`, `feature_recon`, `feature_loss_coef`, and those of the losses (`load_criterion`).
+        arguments: `num_patches`, `mask_ratio`, `feature_recon`, `feature_loss_coef`, and those of the losses
+            (`load_criterion`).
     """
     weight = arguments.get("weights", {}).get("loss_feature", arguments.get("feature_loss_coef", 1.0))
     return UPDETRSettings(
@@ -175,7 +176,8 @@ def detreg_settings(arguments: Mapping[str, Any], classifier: Classifier) -> DET
     """Settings of the pretext from the official DETReg's options.
 
     Args:
-        arguments: `max_prop`, `obj_embedding_head`, `object_embedding_coef`, and those of the losses (`load_criterion`).
+        arguments: `max_prop`, `obj_embedding_head`, `object_embedding_coef`, and those of the losses
+            (`load_criterion`).
         classifier: of its detector: `focal` of Deformable DETR, `softmax` of DETR.
     """
     weight = arguments.get("weights", {}).get("loss_object_embedding", arguments.get("object_embedding_coef", 1.0))

@@ -1,6 +1,6 @@
-"""Tensors of a checkpoint to their places in a module of ours.
+"""Assign the tensors of a checkpoint to the parameters of a module.
 
-Every tensor is accounted for, every place filled.
+Every tensor is accounted for, and every parameter gets a value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _UNUSED = (UNUSED_ROW, UNUSED_ROWS)
 
 @dataclass(frozen=True)
 class Coverage:
-    """The assignment of every tensor of a checkpoint and of every tensor of ours."""
+    """The account of an import: the place of every tensor, and the origin of every parameter."""
 
     used: tuple[str, ...]  # official names
     left_aside: Mapping[str, str]  # official name: reason why it has no counterpart here
@@ -71,7 +71,7 @@ def distribute(
 
 
 def _unused_rows(tensor: Tensor, kept: Sequence[Tensor], last: str) -> list[Tensor]:
-    """A tensor of the shape of the rows beyond those that are kept; none where all are used."""
+    """An empty tensor with the shape of the rows that are not kept; None if all are used."""
     if last not in _UNUSED:
         return []
     rows = 1 if last == UNUSED_ROW else max(1, len(tensor) - sum(len(part) for part in kept))
@@ -79,9 +79,9 @@ def _unused_rows(tensor: Tensor, kept: Sequence[Tensor], last: str) -> list[Tens
 
 
 def _split(name: str, tensor: Tensor, targets: Sequence[Tensor]) -> Sequence[Tensor]:
-    """A tensor in as many parts as it has targets.
+    """Split a tensor into as many parts as it has targets.
 
-    Along the first axis, or, of as many rows as each target, along the second.
+    Along the first axis; or along the second, if each target has all its rows.
     """
     first = targets[0]
     axis = int(len(targets) > 1 and first.ndim == tensor.ndim == 2 and tensor.shape[0] == first.shape[0])
@@ -100,9 +100,9 @@ def fill(module: nn.Module, values: Mapping[str, Tensor], *, why: Callable[[str]
     Args:
         module: of ours, changed in place.
         values: tensors by our names.
-        why: the reason why the checkpoint cannot have a tensor of ours; None: it must have it.
-    Returns:
-        Our names that keep their values, with reasons.
+        why: the reason why the checkpoint need not have a tensor of ours; None: it must have it.
+        Returns:
+            Our names that keep their values, with reasons.
     Raises:
         OfficialCheckpointError: a tensor is missing without reason.
     """

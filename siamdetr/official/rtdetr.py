@@ -1,4 +1,4 @@
-"""Official RT-DETR and RT-DETRv2: the sections of their YAML files, and what tensors say where there are none."""
+"""Settings of official RT-DETR and RT-DETRv2 checkpoints, from their YAML files or their tensors."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _FIXED: Mapping[str, Mapping[str, Any]] = {
 
 
 def rtdetr_settings(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DetectorSettings:
-    """Settings of an official detector: from the sections of its YAML file, else from the tensors, else the official defaults.
+    """Settings of an official detector: from its YAML file, else from tensors, else official defaults.
 
     Args:
-        arguments: `PResNet`, `HybridEncoder`, `RTDETRTransformerv2` (or `RTDETRTransformer`) and `num_classes`, after all includes.
+        arguments: `PResNet`, `HybridEncoder`, `RTDETRTransformerv2` (or `RTDETRTransformer`) and `num_classes`, after
+            all includes.
         tensors: by official names.
     Raises:
         OfficialCheckpointError: options that contradict tensors, or ask for what there is not here.
@@ -104,7 +105,10 @@ def _backbone(given: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _points(given: Mapping[str, Any], tensors: Mapping[str, Tensor], levels: int, heads: int) -> tuple[int, ...]:
-    """Points of each level: as said; else read off the scales, which are their reciprocals; else equal ones."""
+    """Number of points of each level: from the options, else from the stored scales, else equal.
+
+    A scale is the reciprocal of the number.
+    """
     told = given.get("num_points", given.get("num_decoder_points"))
     scales = tensors.get("decoder.decoder.layers.0.cross_attn.num_points_scale")
     total = _rows(tensors, "decoder.decoder.layers.0.cross_attn.attention_weights.weight") // heads
@@ -126,7 +130,7 @@ def _points(given: Mapping[str, Any], tensors: Mapping[str, Tensor], levels: int
 
 
 def _rows(tensors: Mapping[str, Tensor], pattern: str, *, none: bool = False) -> Any:
-    """The first axis of the tensor of a name; with `none` None where there is no such tensor."""
+    """The length of a tensor's first axis; with `none`, None if there is no such tensor."""
     for name, tensor in tensors.items():
         if re.fullmatch(pattern, name):
             return tensor.shape[0]
@@ -136,5 +140,5 @@ def _rows(tensors: Mapping[str, Tensor], pattern: str, *, none: bool = False) ->
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbers the names of a pattern have."""
+    """How many different numbers occur in the names that match a pattern."""
     return len({match[1] for name in tensors if (match := re.fullmatch(pattern, name))})

@@ -31,7 +31,7 @@ class Aside:
 
 
 def translate(key: str, rules: Sequence[Rule | Aside]) -> tuple[str, ...] | Aside | None:
-    """Our names of an official tensor, or why it has none; None when no rule knows it."""
+    """Our names of an official tensor, or why it has none; None if no rule matches."""
     for rule in rules:
         match = re.fullmatch(rule.pattern, key)
         if match:
@@ -48,7 +48,7 @@ def inside_pretext(rules: Sequence[Rule | Aside]) -> tuple[Rule | Aside, ...]:
 
 
 def without_prefix(prefix: str, rules: Sequence[Rule | Aside]) -> tuple[Rule | Aside, ...]:
-    """The rules for names that stand below `prefix` (a pattern) in the checkpoint."""
+    """The rules for names that follow `prefix` (a pattern) in the checkpoint."""
     return tuple(
         Rule(prefix + rule.pattern, rule.targets)
         if isinstance(rule, Rule)

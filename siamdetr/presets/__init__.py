@@ -1,6 +1,6 @@
-"""Named recipes, plain nested dicts.
+"""Named recipes as plain nested dicts.
 
-The papers' (`presets/papers.py`) and the small ones of our own (`presets/small.py`).
+Those of the papers are in `presets/papers.py`, our own small ones in `presets/small.py`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The papers' recipes.
 
-Sources: the official Siamese DETR configs (arXiv:2303.18144; the λ of the configs, since the supplement's text has them in
-an order that cannot be right for both data sets), the official scripts of UP-DETR (arXiv:2011.09094) and DETReg (arXiv:2106.04550),
-and the official finetuning scripts of DETR, Conditional DETR, Deformable DETR, DAB-DETR, DN-DETR and DINO. Batch sizes of pretraining are those of all
-processes together in the papers; with N processes set batch_size to that divided by N.
+Sources: the official Siamese DETR configs (arXiv:2303.18144; the λ of the configs, since the supplement's text has them
+in an order that cannot be right for both data sets), the official scripts of UP-DETR (arXiv:2011.09094) and DETReg
+(arXiv:2106.04550), and the official finetuning scripts of DETR, Conditional DETR, Deformable DETR, DAB-DETR, DN-DETR
+and DINO. Batch sizes of pretraining are those of all processes together in the papers; with N processes set batch_size
+to that divided by N.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pretext tasks: what a detector learns from images without labels.
+"""Pretext tasks: pretraining a detector on images without labels.
 
 One method, one file, one entry in `registry.py`.
 """

@@ -1,4 +1,7 @@
-"""Batches of pretraining: what a pretext's data set makes of unlabelled images. uint8 until `normalize` makes them float."""
+"""Batches of pretraining, which a pretext's data set makes of images without labels.
+
+Images are uint8 until `normalize` makes them float.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,22 @@ from siamdetr.structures.targets import Targets, region_targets
 
 
 class PretextSample(Protocol):
-    """The part of a pretext's sample that pictures of a run need."""
+    """The part of a sample that the pictures of a run need."""
 
     @property
     def panels(self) -> list[tuple[NDArray[np.uint8], NDArray[np.float32]]]:
         """One or two images [H, W, 3] uint8 RGB with their regions [n, 4] (cx, cy, w, h) fractions.
 
-        The first is predicted on.
+        Predictions are drawn on the first.
         """
 
 
 class PretextBatch(Protocol):
-    """The part of a pretext's batch that training needs; the pretext knows the rest."""
+    """The part of a batch that training needs; only its pretext reads the rest."""
 
     @property
     def targets(self) -> Targets:
-        """The regions that are to be found in the B images."""
+        """The regions to detect in the B images."""
 
     def normalized(self, normalization: Normalization) -> Self:
         """The same batch with float pixels (`siamdetr.images.normalize`)."""
@@ -75,7 +78,11 @@ class ViewBatch:
         return teacher(self.images)
 
     def crop_features(self, teacher: FrozenTeacher) -> Tensor:
-        """[2B, P, F] of the crops; no more pixels at once than the views have, so that the crops do not set the peak of memory."""
+        """[2B, P, F] features of the crops.
+
+        At most as many pixels as the views have go through the backbone at once, so that crops do not raise the peak of
+        memory.
+        """
         return crop_features(teacher, self.crops, crops_at_once(self.images, self.crops))
 
     def normalized(self, normalization: Normalization) -> ViewBatch:
@@ -109,13 +116,14 @@ class ViewBatch:
 
 @dataclass(frozen=True)
 class RegionBatch:
-    """B unlabelled images with regions to be found in them, as UP-DETR and DETReg take them.
+    """B unlabelled images with the regions to detect in them, for UP-DETR and DETReg.
 
     Attributes:
         images: [B, 3, H, W] RGB; uint8 from the loader, float after `normalize`.
         padding: [B, H, W] bool, True = padded, not image.
         targets: the M regions as boxes, all of one label; an image may have none.
-        crops: [M, 3, C, C] the regions cut out and resized, in the order of the targets; uint8, then float like the images.
+        crops: [M, 3, C, C] the regions cut out and resized, in the order of the targets; uint8, then float like the
+            images.
     """
 
     images: Tensor

@@ -61,7 +61,7 @@ class CachedViewBatch:
         return self.crops.float()
 
     def normalized(self, normalization: Normalization) -> CachedViewBatch:
-        """The batch as it is: its images were normalised when it was made."""
+        """The same batch: its images were normalised before their features were computed."""
         return self
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> CachedViewBatch:
@@ -118,7 +118,7 @@ class CachedViews(Dataset[CachedPair]):
 
     @property
     def num_bytes(self) -> int:
-        """Of the features."""
+        """Bytes of the features."""
         return int(self._ends[-1])
 
     def __getitem__(self, key: tuple[int, int]) -> CachedPair:

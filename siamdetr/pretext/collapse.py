@@ -1,4 +1,4 @@
-"""When pretraining collapses: the figures that say so, and what they say to a person."""
+"""Signs of a collapse of pretraining in the monitors, in words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limit:
-    """A monitor and the value at which it speaks of a collapse."""
+    """A monitor and the value at which it is a sign of collapse."""
 
     monitor: str
     value: float
@@ -27,12 +27,12 @@ COLLAPSE_REMEDY = (
 
 
 def collapsed(figures: Mapping[str, float]) -> dict[str, str]:
-    """The sign of a collapse in the monitors, if there is one.
+    """Signs of a collapse in the monitors.
 
     Args:
-        figures: monitors of a step (mean over some steps) by name; others are not looked at.
+        figures: monitors by name, each a mean over some steps; other figures are ignored.
     Returns:
-        By the monitor's name a sentence with its value; empty where all is well.
+        A sentence with the value by the monitor's name; empty without signs.
     """
     return {
         limit.monitor: (

@@ -1,6 +1,6 @@
 """The parts shared by all pretext methods.
 
-Their shape, a frozen teacher, features of regions and crops, queries that know a region, matched losses.
+Base class, frozen teacher, features of regions and crops, losses and monitors of matched queries.
 
 Letters in shapes: B images, P regions, Q queries, D width, F feature channels, h and w cells of the feature map.
 """
@@ -33,10 +33,12 @@ PRETEXT_CLASSES = 2  # nothing, object; with softmax the head has a third logit,
 
 
 class FrozenTeacher:
-    """The detector's backbone without gradient, BatchNorm folded into the convolutions, channels last (or oneDNN's own layout).
+    """The detector's backbone without gradient, its batch norms folded into the convolutions.
 
-    Not a module, so that its copy of the weights is in no checkpoint. The copy is remade when the backbone's weights were
-    loaded, moved or changed, and is kept in the precision of the autocast region it is called in.
+    Its layout is channels last, or oneDNN's own.
+
+    It is no module, so that no checkpoint has its copy of the weights. The copy is remade when the backbone's weights
+    were loaded, moved or changed, and is kept in the precision of the autocast region it is called in.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -45,7 +47,7 @@ class FrozenTeacher:
         self.folded_from: tuple[object, ...] = ()
 
     def __call__(self, images: Tensor) -> Maps:
-        """[B, 3, H, W] normalised images -> [B, F, h, w] features, of each level (in half precision under autocast)."""
+        """Normalised images [B, 3, H, W] -> features [B, F, h, w] of each level; half under autocast."""
         return self._run(images, lambda network, x: network(x))
 
     def stride8(self, images: Tensor) -> Tensor:
@@ -77,9 +79,10 @@ class FrozenTeacher:
 class Pretext(nn.Module, abc.ABC):
     """A pretraining method: a module that holds its detector.
 
-    The backbone is the frozen teacher and stays as it is.
+    The backbone is the frozen teacher and does not train.
 
-    A method gives `forward(batch)`, its losses by name; `predict(batch)`; and adds the weights of its own losses to `loss_weights`.
+    A method defines `forward(batch)`, which returns its losses by name, and `predict(batch)`, and adds the weights of
+    its own losses to `loss_weights`.
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
@@ -113,11 +116,11 @@ class Pretext(nn.Module, abc.ABC):
     prompts: ClassVar[bool] = False  # whether queries are told regions, so that `usage` has figures
 
     def usage(self, batch: Any) -> dict[str, float]:
-        """Whether what queries are told is of use (`siamdetr.pretext.prompt.region_usage`)."""
+        """Whether the detector uses the regions of its queries (`siamdetr.pretext.prompt.region_usage`)."""
         return {}
 
     def transferred(self, detector: Detector) -> Detector:
-        """A copy of the detector as it goes into model files, changed in place where the method has something to leave in it."""
+        """A copy of the detector for model files, changed in place where the method leaves something in it."""
         return detector
 
     @abc.abstractmethod
@@ -134,7 +137,7 @@ def pretext_settings(settings: DetectorSettings, classifier: Classifier = "softm
 
 
 def check_detector(settings: DetectorSettings, num_regions: int, *, where: str) -> None:
-    """Refuse a detector that cannot be pretrained.
+    """Check that a detector can be pretrained.
 
     Raises:
         ValueError: its class head is not the pretext's, or its queries do not divide among the regions.
@@ -152,12 +155,12 @@ def check_detector(settings: DetectorSettings, num_regions: int, *, where: str) 
 
 
 def jitter_boxes(boxes: Tensor, amount: float, generator: Generator | None = None) -> Tensor:
-    """Move every edge a little, and keep the box inside the image.
+    """Move every edge of the boxes a little, within the image.
 
     Args:
         boxes: [..., 4] (cx, cy, w, h) fractions.
-        amount: the largest move, as a fraction of the box's width or height. The moves are bell-shaped, a normal number
-            through a sigmoid, as in the official code: with .1 their standard deviation is .042.
+        amount: the largest move, as a fraction of the box's width or height. As in the official code, a move is a
+            normal number through a sigmoid: with .1 its standard deviation is .042.
         generator: of random numbers, on the device of the boxes; None: torch's own.
     Returns:
         [..., 4] (cx, cy, w, h) fractions within [0, 1].
@@ -219,12 +222,12 @@ def crop_features(teacher: Callable[[Tensor], Maps], crops: Tensor, at_once: int
 
 
 def crops_at_once(images: Tensor, crops: Tensor) -> int:
-    """How many crops have as many pixels as the images, so that the crops do not set the peak of memory."""
+    """The number of crops that have as many pixels as the images, which bounds the peak of memory."""
     return max(1, images[:, 0].numel() // (crops.shape[-1] * crops.shape[-2]))
 
 
 def matched_feature_loss(head: nn.Module, wanted: Tensor, outputs: Outputs, matches: Matches) -> Tensor:
-    """Loss of the features that matched queries predict for their regions, in every layer.
+    """Loss of the features that matched queries predict, in every layer.
 
     Args:
         head: [K, D] decoder output of a matched query -> [K, F] feature.
@@ -241,10 +244,11 @@ def matched_feature_loss(head: nn.Module, wanted: Tensor, outputs: Outputs, matc
 
 @torch.no_grad()
 def match_monitors(outputs: Outputs, targets: Targets, matches: Matches) -> dict[str, Tensor]:
-    """Scalars to watch, of the last layer.
+    """Monitors of the last layer.
 
-    `monitor_matched_iou`: mean overlap of matched predictions and targets, 0 without targets. `monitor_query_std`: how much the
-    decoder's outputs for the same query differ between images (needs two); 0 = every image answers alike, a collapse.
+    `monitor_matched_iou`: mean IoU of matched predictions and targets, 0 without targets.
+    `monitor_query_std`: standard deviation of the decoder's output for one query over the images (needs two);
+    0 = equal outputs for every image, a collapse.
     """
     last = len(outputs.boxes) - 1
     per_layer = len(matches.query) // len(outputs.boxes)
@@ -260,7 +264,7 @@ def match_monitors(outputs: Outputs, targets: Targets, matches: Matches) -> dict
 def pool_memory(memory: Memory) -> Tensor:
     """Mean over all cells of a level, padded ones included as in the official code: [B, D] float32.
 
-    Of several levels the first three, those of the backbone, side by side: [B, 3 D].
+    With several levels, the means of the first three (those of the backbone) side by side: [B, 3 D].
     """
     means, start = [], 0
     for height, width in memory.shapes[:POOLED_LEVELS]:

@@ -1,4 +1,4 @@
-"""Unlabelled data sets for pretraining: views and regions, functions of (seed, epoch, index) alone."""
+"""Unlabelled data sets for pretraining, whose samples are functions of (seed, epoch, index) alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from siamdetr.data.dataset import ImageDataset, Sample, channels_first, logger, pad_images
 from siamdetr.data.index import DetectionIndex
+from siamdetr.images import opencv as cv2
 from siamdetr.images.open import content_key
 from siamdetr.images.randomness import Random, sample_random
 from siamdetr.pretext.batches import RegionBatch, ViewBatch
@@ -25,13 +26,14 @@ from siamdetr.structures.targets import region_targets
 class UnlabelledDataset(ImageDataset[Sample]):
     """Images with their proposals.
 
-    An image that is not in the store (a file that has changed since) gets EdgeBoxes here.
+    EdgeBoxes are computed for an image that is not in the store, such as a file that has changed.
 
-    Which images those are is kept like the unreadable ones: counted once, in all workers together.
+    Such images are counted once, in all workers together, like unreadable ones.
     """
 
     def __init__(self, index: DetectionIndex, proposals: ProposalStore | None, *, at_least: int, seed: int) -> None:
         super().__init__(index, seed)
+        cv2.setNumThreads(0)  # its thread pool does not survive the fork of workers, which are the parallelism
         self.proposals = proposals
         self._at_least = at_least  # pixels that must be left of a side when a JPEG is decoded smaller
         self._not_stored = torch.zeros(len(index), dtype=torch.bool)
@@ -39,11 +41,14 @@ class UnlabelledDataset(ImageDataset[Sample]):
 
     @property
     def num_without_proposals(self) -> int:
-        """Images that the store lacks, of those read so far in all workers together; 0 where there is no store."""
+        """Images read so far, in all workers, that the store lacks; 0 where there is no store."""
         return int(self._not_stored.sum())
 
     def _read(self, key: tuple[int, int]) -> tuple[Image.Image, NDArray[np.float32] | None, Random]:
-        """The image of (epoch, i); [n, 4] (x0, y0, x1, y1) fractions, best first, None: random regions are wanted; the sample's randomness."""
+        """The image of (epoch, i), its proposals, and the sample's randomness.
+
+        Proposals are [n, 4] (x0, y0, x1, y1) fractions, best first; None: random regions are used.
+        """
         epoch, i = key
         position, data, image = self._files.read(i, self._at_least)
         boxes = None
@@ -68,7 +73,7 @@ class SiameseDataset(UnlabelledDataset[ViewSample]):
     """Unlabelled images as pairs of views with common regions.
 
     Args:
-        index: images; labels are not looked at.
+        index: images; labels are ignored.
         proposals: stored region proposals, or None for random regions.
         settings: of the views.
         seed: of the augmentation.
@@ -87,10 +92,10 @@ class SiameseDataset(UnlabelledDataset[ViewSample]):
 
 
 class RegionDataset(UnlabelledDataset[RegionSample]):
-    """Unlabelled images with regions that are to be found in them (UP-DETR, DETReg).
+    """Unlabelled images with the regions to detect in them (UP-DETR, DETReg).
 
     Args:
-        index: images; labels are not looked at.
+        index: images; labels are ignored.
         proposals: stored region proposals, or None for random regions.
         settings: of the images and regions.
         seed: of the augmentation.

@@ -1,11 +1,11 @@
-"""DETReg (Bar et al. 2022, arXiv:2106.04550): detect the regions that an unsupervised proposer found, and say what they look like.
+"""DETReg (Bar et al. 2022, arXiv:2106.04550): detect proposals, and predict their features.
 
-The queries are the detector's own, without conditioning (§3.1). A matched query predicts its box, the class "object", and,
-in the last decoder layer, the frozen backbone's embedding of the region's crop (§3.2).
+The queries are the detector's own, without conditioning (§3.1). A matched query predicts its box, the class "object",
+and, in the last decoder layer, the frozen backbone's embedding of the region's crop (§3.2).
 
-Ours: the target network is the detector's own frozen backbone (in the official recipe both are SwAV's and neither trains), always
-in eval mode (the official projection head has batch statistics of one image's crops); the embedding loss is divided by the number
-of boxes of all processes, and is 0 where no image has a region.
+Ours: the target network is the detector's own frozen backbone (in the official recipe both are SwAV's and neither
+trains), always in eval mode (the official projection head has batch statistics of one image's crops); the embedding
+loss is divided by the number of boxes of all processes, and is 0 where no image has a region.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ _SWAV = "projection_head."
 
 
 class DETReg(Pretext):
-    """The pretext; the backbone gives the embeddings of the crops and stays as it is.
+    """The pretext; the frozen backbone embeds the crops.
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
-        settings: regions, embedding, loss weights. A `weight_embedding` of 0 leaves that loss and its head out.
+        settings: regions, embedding, loss weights. With `weight_embedding` 0 there is neither that loss nor its head.
     Raises:
-        ValueError: the detector knows no "object", has fewer queries than there are regions, or a backbone without that embedding.
+        ValueError: the detector has no class "object", fewer queries than regions, or a backbone without that
+            embedding.
 
     Attributes: `detector`; `embedding_head` (query to embedding); `projection`: SwAV's, where that is the embedding
     (`load_projection` fills it).
@@ -62,7 +63,7 @@ class DETReg(Pretext):
         return weights
 
     def train(self, mode: bool = True) -> Self:
-        """As any pretext; the projection too is always in eval mode."""
+        """See `Pretext`; the projection is always in eval mode, too."""
         super().train(mode)
         if self.projection is not None:
             self.projection.eval()
@@ -74,9 +75,9 @@ class DETReg(Pretext):
         Args:
             batch: normalised float images; any number of regions an image, also none.
         Returns:
-            Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`; once:
-            `loss_embedding`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
-            `monitor_matched_iou` (see `match_monitors`).
+            Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`;
+            once: `loss_embedding`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
+                `monitor_matched_iou` (see `match_monitors`).
         Raises:
             FloatingPointError: a prediction is not finite.
         """
@@ -84,13 +85,13 @@ class DETReg(Pretext):
         return self.losses(outputs, batch.targets, wanted)
 
     def predict(self, batch: RegionBatch) -> tuple[Outputs, Tensor | None]:
-        """Outputs for the B images, and [M, F] embeddings of the regions in the order of the targets (None without that loss)."""
+        """Outputs for B images, and embeddings [M, F] of the regions in target order (None without that loss)."""
         wanted = self._embeddings(batch) if self.embedding_head is not None else None
         memory = self.detector.encode_features(self.teacher(batch.images), batch.padding)
         return self.detector.decode(self.detector.queries(len(batch.images)), memory), wanted
 
     def losses(self, outputs: Outputs, targets: Targets, wanted: Tensor | None) -> dict[str, Tensor]:
-        """As `forward`, of what `predict` gave."""
+        """As `forward`, from the result of `predict`."""
         losses, matches = self.criterion.losses_and_matches(outputs, targets)
         if self.embedding_head is not None and wanted is not None:
             in_last = slice(len(matches.layer) - len(matches.layer) // len(outputs.hidden), None)
@@ -100,10 +101,10 @@ class DETReg(Pretext):
         return losses | match_monitors(outputs, targets, matches)
 
     def load_weights(self, source: str) -> None:
-        """SwAV's projection, where it is the embedding.
+        """Load SwAV's projection, where it is the embedding.
 
         Raises:
-            SettingsError: `source` is no file that it could be in.
+            SettingsError: `source` is no file.
             WeightFileError: see `load_projection`.
         """
         if self.projection is None:
@@ -130,7 +131,7 @@ class DETReg(Pretext):
 
 
 def embedding_width(detector: Detector, settings: DETRegSettings) -> int:
-    """F: numbers in the embedding of a region.
+    """The length F of a region's embedding.
 
     Raises:
         ValueError: the backbone computes no map of stride 8 and the settings ask for it.

@@ -1,17 +1,18 @@
 """Photometric augmentation of the Siamese views and crops.
 
-Colour jitter, grey, blur (with p .8, .2 and .5 in the official code).
+Colour jitter, grey and blur, with probabilities .8, .2 and .5 as in the official code.
 
-The arithmetic is torchvision's (`ColorJitter(.4, .4, .4, .1)`, `RandomGrayscale`, `GaussianBlur`) on uint8 arrays through OpenCV, where
-one 128-pixel crop costs about .2 ms instead of 2.5 ms: a pretraining sample has 22 images to augment. A test holds the two together.
+The arithmetic is torchvision's (`ColorJitter(.4, .4, .4, .1)`, `RandomGrayscale`, `GaussianBlur`) on uint8 arrays
+through OpenCV, where a crop of 128 pixels takes about .2 ms instead of 2.5 ms: a pretraining sample has 22 images to
+augment. A test compares the two.
 """
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from siamdetr.images import opencv as cv2
 from siamdetr.images.randomness import Random
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] RGB
@@ -29,7 +30,7 @@ def augment(image: Pixels, rng: Random) -> Pixels:
 
     Args:
         image: [H, W, 3] uint8 RGB; not written to.
-        rng: source of every choice; the same number of draws is made whatever they decide.
+        rng: of all choices; the number of draws does not depend on them.
     Returns:
         [H, W, 3] uint8 RGB; may be `image` itself.
     """

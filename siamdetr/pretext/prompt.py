@@ -1,9 +1,17 @@
-"""How queries are told which region they are to find, who may answer for it, and whether that is of use: Siamese DETR and UP-DETR.
+"""Queries conditioned on regions (Siamese DETR, UP-DETR).
 
-Officially a query is told its region in its position, and any query of the image may be matched to any region: whether the regions are
-used is then seen by nobody (arXiv:2303.18144, §3.3; arXiv:2011.09094, §3.2). Ours, each by a setting (`PromptSettings`): the region in the
-content, which attention compares with the image; matching within a region's queries; queries that are told nothing; and the mean region
-folded into the learned content, so that finetuning, where no query has a region, begins with queries that the decoder knows.
+How a query is given its region, which queries may be matched with it, and whether the detector uses it.
+
+Officially the region is added to the query position, and any query of the image may be matched with any region:
+nothing then shows whether the regions are used (arXiv:2303.18144, §3.3; arXiv:2011.09094, §3.2).
+Ours, each by a setting (`PromptSettings`):
+- the region is added to the query content, which attention compares with the image;
+- a region is matched among its own queries only;
+- some queries get no region;
+- the mean region is folded into the learned content, so that finetuning, where no query has a region, starts from
+  queries that the decoder has seen.
+
+In names, a query is "told" a region that it is conditioned on.
 
 Letters in shapes: B images, P regions, Q queries, M = B P targets, D width.
 """
@@ -33,10 +41,10 @@ _TEMPERATURE = 0.03  # of the softmax over cosines
 
 
 def check_start(settings: PromptSettings, detector: Detector, *, where: str) -> None:
-    """Refuse similar starts of a detector that has no reference points to replace.
+    """Check that with `start="similar"` a detector has learned reference points to replace.
 
     Raises:
-        ValueError: with `start="similar"`: attention has none, or the encoder chooses them.
+        ValueError: it has none, or its encoder chooses them.
     """
     if settings.start == "similar" and not detector.settings.learns_references:
         raise ValueError(
@@ -46,10 +54,11 @@ def check_start(settings: PromptSettings, detector: Detector, *, where: str) -> 
 
 
 class RegionPrompt(nn.Module):
-    """Tells queries their regions.
+    """Conditions queries on regions.
 
     Args:
-        settings: where they are told, who may answer, how many are told nothing.
+        settings: where a region is added, which queries may be matched with it, and the share of queries without a
+            region.
         width: D, `detector.region_width`.
 
     Attributes: `mean`: [D] running mean of the projected regions, with `fold_mean`.
@@ -66,13 +75,13 @@ class RegionPrompt(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64) if folds else None)
 
     def features(self, regions: Tensor) -> Tensor:
-        """[..., F] region features as their projection takes them."""
+        """The input [..., F] of the projection, from region features."""
         return F.layer_norm(regions, regions.shape[-1:]) if self.settings.normalize_features else regions
 
     def draw(self, queries: Queries, kind: Told = "own") -> Tensor | None:
-        """[B, Q] bool, True = the query is told its region: drawn in training, none with `kind` "none".
+        """[B, Q] bool, True = the query gets its region: drawn in training, none with `kind` "none".
 
-        None: all are.
+        None: all queries do.
         """
         images, num_queries = queries.content.shape[:2]
         if kind == "none":
@@ -91,7 +100,7 @@ class RegionPrompt(nn.Module):
         Args:
             queries: of B images.
             regions: [B, P, D] projected features; the first Q/P queries are told the first region, and so on.
-            told: [B, Q] bool, False = told nothing (the mean region, with `fold_mean`); None: all are told.
+            told: [B, Q] bool, False = no region (with `fold_mean`, the mean region); None: all queries have one.
             references: of `references`; None: the learned ones.
         """
         if self.training:
@@ -112,14 +121,14 @@ class RegionPrompt(nn.Module):
         regions: Tensor,
         told: Tensor | None = None,
     ) -> Tensor | None:
-        """[B, Q, 2 | 4] where the first layer of each query starts; None: as learned.
+        """References [B, Q, 2 | 4] of the first layer; None: the learned ones.
 
         Args:
-            detector: whose queries they are.
+            detector: that the queries belong to.
             queries: of B images.
-            view: the frozen features of the B images, and [B, H, W] bool where they are padded.
-            regions: [B, P, F] features that the queries are told, not projected.
-            told: as in `forward`; a query that is told nothing keeps its learned reference.
+            view: frozen features of the B images, and their padding [B, H, W] bool.
+            regions: [B, P, F] features of the queries' regions, not projected.
+            told: as in `forward`; a query without a region keeps its learned reference.
         """
         if self.settings.start == "learned":
             return None
@@ -131,9 +140,9 @@ class RegionPrompt(nn.Module):
         return placed if told is None else torch.where(told[..., None], placed, learned)
 
     def allowed(self, outputs: Outputs, told: Tensor | None = None) -> Tensor | None:
-        """[M, Q] bool, True = the query may answer for the region: it was told it, or (`told` False) nothing.
+        """[M, Q] bool, True = the query may be matched with the region: it has this region, or none.
 
-        None: all may.
+        None: all queries may be.
         """
         if self.settings.matching == "image":
             return None
@@ -145,7 +154,10 @@ class RegionPrompt(nn.Module):
 
     @torch.no_grad()
     def told_share(self, outputs: Outputs, matches: Matches, told: Tensor | None = None) -> dict[str, Tensor]:
-        """`monitor_told_share`: of the last layer's matched regions, the share answered by a query that was told them; chance is 1 / P."""
+        """`monitor_told_share`: the share of regions matched with a query that was given them (last layer).
+
+        Chance is 1 / P.
+        """
         last = slice(len(matches.query) - len(matches.query) // len(outputs.boxes), None)
         image, query, target = matches.image[last], matches.query[last], matches.target[last]
         regions = self.settings.num_regions
@@ -155,9 +167,9 @@ class RegionPrompt(nn.Module):
         return {"monitor_told_share": own.float().sum() / max(1, len(own))}
 
     def folded(self, detector: Detector) -> Detector:
-        """The detector, in place, with the mean region in its learned content.
+        """Fold the mean region into the detector's learned content, in place.
 
-        Unchanged without `fold_mean` or such a content.
+        Nothing happens without `fold_mean` or a learned content.
         """
         content = getattr(detector.learned_queries, "content", None)
         if self.mean is not None and self.settings.conditioning == "content" and isinstance(content, nn.Embedding):
@@ -167,7 +179,7 @@ class RegionPrompt(nn.Module):
 
     @torch.no_grad()
     def _remember(self, regions: Tensor) -> None:
-        """A plain mean at first, then one that forgets."""
+        """Update the running mean: a plain mean at first, then an exponential one."""
         if self.mean is None or self.updates is None:
             return
         seen = self.updates.float()
@@ -176,15 +188,16 @@ class RegionPrompt(nn.Module):
 
 
 def condition_queries(queries: Queries, regions: Tensor, *, content: bool = False) -> Queries:
-    """Give every query a region: the first Q/P queries the first region, and so on.
+    """Add a region to every query: the first Q/P queries get the first region, and so on.
 
     Args:
         queries: of B images.
         regions: [B, P, detector.region_width] projected region features; P divides Q.
-        content: True = added to the content in every variant.
+        content: True = add it to the content in every variant.
     Returns:
-        The queries with the region added to their position. Ours: to their content where that is asked for, and where a variant has no
-        learned position (DAB, DN), which the paper leaves open; DN's last channel, which marks denoising queries, stays as it is.
+        The queries with the region added to their position. Ours: to their content where `content` is set, and where a
+        variant has no learned position (DAB, DN), which the paper leaves open. DN's last channel, which marks denoising
+        queries, does not change.
     """
     repeated = regions.repeat_interleave(queries.content.shape[1] // regions.shape[1], dim=1)  # [B, Q, D]
     if content or queries.position is None:
@@ -195,11 +208,13 @@ def condition_queries(queries: Queries, regions: Tensor, *, content: bool = Fals
 
 @torch.no_grad()
 def similar_places(features: Maps, padding: Tensor, regions: Tensor) -> Tensor:
-    """Where an image is similar to a region: the mean place of its cells, weighted by the softmax of their cosines with it.
+    """The place in an image that is most similar to a region.
+
+    The mean of its cell centres, weighted by the softmax of the cells' cosine similarities with the region.
 
     Args:
         features: [B, F_l, h, w] frozen features of each level, finest first.
-        padding: [B, H, W] bool of the images, True = padded; it is at the right and bottom.
+        padding: [B, H, W] bool of the images, True = padded, which is at the right and bottom.
         regions: [B, P, F] features of regions, those of the levels side by side.
     Returns:
         [B, P, 2] (x, y) fractions of the unpadded images, float32.
@@ -239,9 +254,9 @@ def _cell_places(cells: tuple[int, ...], pixels: tuple[int, int], device: torch.
 
 
 def group_mask(num_queries: int, num_groups: int, device: torch.device) -> Tensor:
-    """[Q, Q] bool, True = row must not look at column.
+    """[Q, Q] bool, True = the row's query must not attend to the column's.
 
-    Queries of one region see each other and nobody else.
+    Queries of one region attend to each other only.
 
     `num_groups` divides `num_queries`; the groups are those of `condition_queries`.
     """
@@ -253,15 +268,18 @@ def group_mask(num_queries: int, num_groups: int, device: torch.device) -> Tenso
 def region_usage(
     decode: Callable[[Told], Outputs], targets: Targets, criterion: DetectionCriterion, allowed: Tensor | None
 ) -> dict[str, float]:
-    """Whether regions are used: the mean IoU of matched boxes when queries are told their own regions, another image's, or none.
+    """Measure whether the detector uses the regions that its queries are given.
+
+    The mean IoU of matched boxes with the image's own regions, with those of another image, and with none.
 
     Args:
-        decode: the outputs when queries are told such regions.
+        decode: the outputs with regions of a kind.
         targets: of the images.
-        criterion: whose matching is used.
+        criterion: that matches.
         allowed: as in `match`.
     Returns:
-        `regions_own_iou`, `regions_other_iou`, `regions_none_iou`, of the last layer. Own above other: queries find what they are told.
+        `regions_own_iou`, `regions_other_iou`, `regions_none_iou`, of the last layer. Own above other: the regions are
+        used.
     """
     found: dict[str, float] = {}
     kinds: tuple[Told, ...] = ("own", "other", "none")

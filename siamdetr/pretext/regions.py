@@ -1,11 +1,12 @@
-"""One view of an image with regions to be found in it.
+"""One view of an image with the regions to detect in it.
 
 Samples of UP-DETR (arXiv:2011.09094, §3.1) and DETReg (arXiv:2106.04550, §3.1).
 
-Shortest sides of 320..480 pixels, at most 600 long, flips and crops like a finetuned detector's images, and each region cut out,
-resized and augmented by itself. Ours: regions are cut out of the view, flipped and clipped like it, where the official code cuts
-them out of the file before; an image without proposals has no regions for DETReg (officially another image takes its place) and
-random ones for UP-DETR, which needs its full number.
+Shortest sides are 320..480 pixels, longest at most 600; flips and crops are those of finetuning.
+Each region is cut out, resized and augmented by itself.
+Ours: regions are cut out of the view, flipped and clipped like it; the official code cuts them out of the file.
+An image without proposals has no regions for DETReg (officially another image takes its place),
+and random ones for UP-DETR, which needs its full number.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class RegionSample:
 
 
 def make_regions(image: Image.Image, proposals: Boxes | None, settings: OneViewSettings, rng: Random) -> RegionSample:
-    """Draws the view of an image and cuts the regions out of it.
+    """Draw the view of an image, and cut the regions out of it.
 
     Args:
         image: RGB.
@@ -74,9 +75,11 @@ def make_regions(image: Image.Image, proposals: Boxes | None, settings: OneViewS
 
 
 def random_patches(size: tuple[int, int], count: int, rng: Random) -> Boxes:
-    """[count, 4] random (x0, y0, x1, y1) fractions of an image of (height, width) pixels, as UP-DETR draws its patches.
+    """[count, 4] random patches (x0, y0, x1, y1), fractions, as UP-DETR draws them.
 
-    Width and height are uniform between 8 pixels and 8 less than the image's, then the place is.
+    `size` is the (height, width) of the image in pixels.
+
+    Width and height are uniform between 8 pixels and the image's side less 8, and the position is uniform.
     """
     whole = np.asarray([size[1], size[0]], dtype=np.float64)
     least = np.minimum(LEAST_PATCH, whole / 2)
@@ -94,9 +97,9 @@ def _transform(settings: OneViewSettings) -> FinetuneTransform:
 
 
 def _exactly(boxes: Boxes, wanted: int, pixels: Pixels, rng: Random) -> Boxes:
-    """[wanted, 4] boxes: the first ones, or where there are fewer, repeated ones.
+    """[wanted, 4] boxes: the first ones, repeated where there are fewer.
 
-    Where there is none, random patches.
+    Random patches where there is none.
     """
     height, width = pixels.shape[:2]
     limit = np.asarray([0, 0, width, height], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Which pretexts there are, and all in which one differs from another.
+"""The registry of pretexts: everything in which they differ.
 
 A new pretext is a file and an entry here.
 """
@@ -43,12 +43,13 @@ class PretextEntry:
     Attributes:
         name: in reports and plots, such as "Siamese DETR".
         colour: in plots, "#rrggbb".
-        settings: its class; the settings stand under the key of the entry. `settings.proposals` says where regions come from.
+        settings: their class; they stand under the key of the entry. `settings.proposals` names the source of regions.
         build: (detector, settings) -> the module that holds the detector.
         dataset: (images, stored proposals or None for random regions, settings, seed) -> samples by (epoch, position).
         collate: samples -> a batch.
-        shown: what the pictures of its samples show, in the run's report.
-        cache, collate_cached: make and batch stored features of fixed samples, for `settings.cached_samples` above 0; None: it has none.
+        shown: caption of the pictures of its samples, in the run's report.
+        cache, collate_cached: compute and batch stored features of fixed samples, for `settings.cached_samples` above
+            0; None: the pretext has no cache.
     """
 
     name: str
@@ -94,5 +95,5 @@ PRETEXTS: dict[str, PretextEntry] = {
 
 
 def name_of(method: str) -> str:
-    """The name in reports; of a method that this version does not know, the key itself."""
+    """The method's name in reports; the key itself if this version does not know the method."""
     return PRETEXTS[method].name if method in PRETEXTS else method

@@ -1,4 +1,4 @@
-"""Settings of a pretraining run: those of every run, and those of each pretext under its own key."""
+"""Settings of a pretraining run; those of each pretext stand under its own key."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check_method(value: str) -> str:
 
 
 def _validated(key: str, value: Any) -> Any:
-    """The settings under a pretext's key; an error names its place below the key."""
+    """The settings under a pretext's key; an error names the key and the setting below it."""
     kind = PRETEXTS[key].settings
     try:
         return value if isinstance(value, kind) else kind.model_validate(value)

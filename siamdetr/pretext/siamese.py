@@ -1,9 +1,12 @@
-"""Siamese DETR (Chen et al. 2023, arXiv:2303.18144): detect in one view of an image the regions seen in the other.
+"""Siamese DETR (Chen et al. 2023, arXiv:2303.18144).
 
-Queries made from the regions of one view decode the encoded other view; targets are the same regions' boxes there (§3.3),
-and the frozen backbone's features of the regions' crops in the first view. The encoder sees that both views are one image.
-Ours: both views go through the network in one pass; per-image queries in every variant (the official deformable code gives
-the whole batch the first image's); box jitter is clamped to the view.
+Detect in one view of an image the regions that the other view shows.
+
+Queries conditioned on the regions of one view decode the other view. Their targets are the boxes of these regions there
+(§3.3), and the frozen backbone's features of the regions' crops in the first view.
+A global loss brings the encoder's mean features of the two views together.
+Ours: both views go through the network in one pass; queries belong to their image in every variant (the official
+deformable code gives the whole batch those of the first image); box jitter is clamped to the view.
 """
 
 from __future__ import annotations
@@ -68,16 +71,16 @@ class GlobalHead(nn.Module):
 
 
 class SiameseDETR(Pretext):
-    """The pretext; the backbone gives its features of regions and crops and stays as it is.
+    """The pretext; the frozen backbone computes the features of regions and crops.
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
-        settings: regions, jitter, loss weights. A weight of 0 leaves the loss's head and its computation out.
+        settings: regions, jitter, loss weights. With a weight of 0 there is neither the loss nor its head.
     Raises:
         ValueError: another class head, or queries that do not divide among the regions.
 
-    Attributes: `detector`; `region_projection` (region feature to query), `feature_head` (query to region feature), `global_head`;
-    `box_jitter` can be set to 0 afterwards for repeatable queries (it is off in eval mode).
+    Attributes: `detector`; `region_projection` (region feature to query), `feature_head` (query to region feature),
+    `global_head`; `box_jitter` can be set to 0 afterwards for repeatable queries (it is off in eval mode).
     """
 
     prompts: ClassVar[bool] = True
@@ -113,9 +116,10 @@ class SiameseDETR(Pretext):
             generator: of the box jitter, on the device of the batch; None: torch's own.
         Returns:
             Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`,
-            `loss_region`; once: `loss_global`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
-            `monitor_matched_iou` (`match_monitors`), `monitor_told_share` (`RegionPrompt.told_share`), `monitor_view_cosine` and `monitor_image_cosine` (of the mean memories of
-            two views of an image, and of two images: 1 = the encoder tells no images apart).
+            `loss_region`; once: `loss_global`. Detached: the criterion's `class_error`, `cardinality_error`;
+            `monitor_query_std`, `monitor_matched_iou` (`match_monitors`), `monitor_told_share`
+            (`RegionPrompt.told_share`), `monitor_view_cosine` and `monitor_image_cosine` (of the mean memories of two
+            views of an image, and of two images: 1 = the encoder tells no images apart).
         Raises:
             ValueError: the batch has another number of regions, or the global loss has a batch of one image.
             FloatingPointError: a prediction is not finite.
@@ -161,7 +165,7 @@ class SiameseDETR(Pretext):
     def _decode(
         self, batch: ViewBatch | CachedViewBatch, generator: Generator | None = None, kind: Told = "own"
     ) -> tuple[Outputs, Tensor, Tensor | None]:
-        """As `predict`, and [2B, Q] bool which queries were told a region (None: all)."""
+        """As `predict`, and [2B, Q] bool, True = the query has its region (None: all have)."""
         self._check(batch)
         features = batch.features(self.teacher)
         boxes = batch.boxes
@@ -181,7 +185,7 @@ class SiameseDETR(Pretext):
     def _wanted_features(self, batch: ViewBatch | CachedViewBatch) -> Tensor:
         """[2BP, F] features of the crops, in the order of the targets.
 
-        Image i is asked for the regions of its other view.
+        The queries of image i are conditioned on regions of its other view.
         """
         return swap_views(batch.crop_features(self.teacher)).flatten(0, 1)
 
@@ -195,7 +199,10 @@ class SiameseDETR(Pretext):
 
 
 def _encoder_monitors(view: Tensor, other: Tensor) -> dict[str, Tensor]:
-    """Cosines of mean memories [B, D] between the views of an image, and between neighbouring images of the batch (needs two)."""
+    """Cosine similarities of mean memories [B, D]: between views, and between neighbours in the batch.
+
+    The second needs two images.
+    """
     monitors = {"monitor_view_cosine": F.cosine_similarity(view, other).mean()}
     if len(view) > 1:
         monitors["monitor_image_cosine"] = F.cosine_similarity(view, view.roll(1, 0)).mean()

@@ -1,11 +1,12 @@
-"""UP-DETR (Dai et al. 2021, arXiv:2011.09094): localise in an image the patches cut from it.
+"""UP-DETR (Dai et al. 2021, arXiv:2011.09094): detect in an image the patches cut from it.
 
-Every query is given the frozen backbone's feature of one patch (§3.1); queries of one patch attend to each other and not to those of
-another (§3.2, eq. 4). A share of them is not conditioned, so that boxes are also predicted without a patch. A matched query predicts
-its box, the class "object" and the patch's feature (eq. 3).
+Every query is conditioned on the frozen backbone's feature of one patch (§3.1).
+Queries of one patch attend to each other only (§3.2, eq. 4).
+A share of the queries has no patch, so that the detector also learns to detect without one.
+A matched query predicts its box, the class "object" and the patch's feature (eq. 3).
 
-Ours: the groups of queries are right for any number of patches (the official mask leaves rows empty where there are more patches
-than queries per patch); with several feature levels the patch's features of all levels stand side by side, as in Siamese DETR.
+Ours: the groups are right for any number of patches (the official mask has empty rows where there are more patches than
+queries per patch); with several feature levels a patch's features of all levels are concatenated, as in Siamese DETR.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from siamdetr.settings.pretext import UPDETRSettings
 
 
 class UPDETR(Pretext):
-    """The pretext; the backbone gives the features of the patches and stays as it is.
+    """The pretext; the frozen backbone computes the features of the patches.
 
     Args:
         detector: with the class head of pretraining (`pretext_settings`).
-        settings: patches, mask ratio, loss weights. A `weight_feature` of 0 leaves the reconstruction and its head out.
+        settings: patches, mask ratio, loss weights. With `weight_feature` 0 there is neither the reconstruction nor its
+            head.
     Raises:
         ValueError: another class head, or queries that do not divide among the patches.
 
@@ -69,7 +71,8 @@ class UPDETR(Pretext):
 
         Args:
             batch: normalised float images, `num_regions` patches each.
-            keep: [B, Q] bool, True = the query is told its patch; None: in training drawn with probability 1 - `mask_ratio`, else all.
+            keep: [B, Q] bool, True = the query gets its patch; None: in training drawn with probability 1 -
+                `mask_ratio`, else all.
         Returns:
             Scalars. Losses, for every decoder layer (aux: suffix `_0`, ...): `loss_class`, `loss_bbox`, `loss_giou`,
             `loss_feature`. Detached: the criterion's `class_error`, `cardinality_error`; `monitor_query_std`,
@@ -88,7 +91,7 @@ class UPDETR(Pretext):
         return losses | match_monitors(outputs, batch.targets, matches)
 
     def predict(self, batch: RegionBatch, keep: Tensor | None = None) -> tuple[Outputs, Tensor]:
-        """Decode the images with queries that know their patches.
+        """Decode the images with queries conditioned on their patches.
 
         Args:
             batch: as in `forward`.
@@ -112,7 +115,7 @@ class UPDETR(Pretext):
     def _decode(
         self, batch: RegionBatch, keep: Tensor | None = None, kind: Told = "own"
     ) -> tuple[Outputs, Tensor, Tensor | None]:
-        """As `predict`, and [B, Q] bool which queries were told their patch (None: all)."""
+        """As `predict`, and [B, Q] bool, True = the query has its patch (None: all have)."""
         self._check(batch)
         patches = crop_features(self.teacher, batch.crops, crops_at_once(batch.images, batch.crops))
         images, regions = len(batch.images), self.settings.num_regions

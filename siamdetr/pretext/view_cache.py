@@ -1,10 +1,12 @@
-"""Frozen features of fixed view pairs, kept on disk, so that a pretraining step costs the transformer alone.
+"""Frozen features of fixed view pairs, kept on disk: a step then costs the transformer alone.
 
-The backbone of pretraining never changes, and neither do K pairs of views an image: their feature maps and the features of their crops
-are computed once, stored in one memory-mapped file, and read instead of images. Ours; the official code makes new views at
-every read, which K trades for speed. Features are those of each pair alone, without the padding of a batch, and padded with zeros.
+Neither the backbone of pretraining nor the K pairs of views per image change: their feature maps and the features of
+their crops are computed once, stored in one memory-mapped file, and read instead of images.
+Ours; the official code draws new views at every read. A small K is faster and has less variety.
+Features are those of each pair alone, without the padding of a batch, and padded with zeros.
 
-A folder holds `features.i8`, `tables.npz` (shapes, boxes, sizes) and, written last, `cache.json`: what the features were made from.
+A folder holds `features.i8`, `tables.npz` (shapes, boxes, sizes) and, written last, `cache.json`: the sources of the
+features.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from siamdetr.system.progress import Progress
 
 ABOUT = "cache.json"
 _AT_ONCE = 4  # pairs whose crops go through the backbone together
-# What of the settings the stored pairs depend on.
+# The settings that the stored pairs depend on.
 _VIEW_SETTINGS = (
     "num_regions", "size", "scales", "crop_size", "proposals", "view_iou", "inside", "distinct", "least_area", "cache_views",
 )  # fmt: skip
@@ -47,14 +49,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """The input of a cache, besides the data set.
+    """The place of a cache, and what computes it.
 
     Attributes:
-        folder: in which caches of different settings lie side by side.
-        teacher: the frozen backbone, on the device that computes.
-        device: that computes.
+        folder: of caches, one subfolder each.
+        teacher: the frozen backbone, on `device`.
+        device: that computes features.
         normalization: of the images.
-        workers: processes that make views.
+        workers: processes that draw views.
     """
 
     folder: Path
@@ -65,16 +67,17 @@ class CacheRequest:
 
 
 def cached_views(source: SiameseDataset, request: CacheRequest, progress: Progress) -> CachedViews | None:
-    """The stored pairs of a data set: those that are there, or computed now.
+    """The stored pairs of a data set, computed now if they are not there.
 
     Args:
         source: images, proposals, settings and seed.
-        request: where to, and what computes.
+        request: place of the cache, and what computes it.
         progress: called with (pairs done, pairs in all).
     Returns:
-        None where the disk is full: nothing is left there, the log says so, and the run goes on with new views at every read.
+        None where the disk is full: nothing is left there, the log says so, and the run goes on with new views at every
+            read.
     Raises:
-        DataError: there is a cache in its place that was made from something else; the text lists the differences.
+        DataError: the cache there has other sources; the text lists the differences.
     """
     about = _about(source, request)
     name = hashlib.sha256(json.dumps(about["settings"], sort_keys=True).encode()).hexdigest()[:10]
@@ -95,7 +98,7 @@ def cached_views(source: SiameseDataset, request: CacheRequest, progress: Progre
 
 
 def _about(source: SiameseDataset, request: CacheRequest) -> dict[str, Any]:
-    """Everything that the features depend on, in plain values."""
+    """All that the features depend on, in plain values."""
     backbone, index = request.teacher.backbone, source.index
     settings = to_json(source.settings)
     files = hashlib.sha256()

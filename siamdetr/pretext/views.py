@@ -1,8 +1,12 @@
-"""Two overlapping views of one image with the same regions in both (Siamese DETR, arXiv:2303.18144, §3.1, and its official code).
+"""Two overlapping views of one image with the same regions in both.
 
-Geometry is worked out on the image as it would be after resizing and flipping (the "frame"); pixels are cut from the original in one
-resampling. Ours: the official code resamples twice (whole image, then view), and gives up a sample without a usable region for the one
-before it in the data set; here random regions take their place. Regions repeated to fill up are clamped, never marked invalid.
+Source: Siamese DETR, arXiv:2303.18144, §3.1, and its official code.
+
+Geometry is computed in the "frame", the image after resizing and flipping; pixels are resampled once, from the
+original.
+Ours: the official code resamples twice (image, then view); it replaces a sample without a usable region by the one
+before it in the data set, where random regions are used here.
+Regions that are repeated to fill up are clamped, never marked invalid.
 """
 
 from __future__ import annotations
@@ -10,11 +14,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from siamdetr.images import opencv as cv2
 from siamdetr.images.randomness import Random
 from siamdetr.pretext.photometric import Pixels, augment
 from siamdetr.proposals.methods import pairwise_overlap
@@ -41,7 +45,8 @@ class ViewGeometry:
     """The geometry of the two views of an image.
 
     Attributes:
-        frame: (height, width) in pixels of the resized image; all rectangles are (x0, y0, x1, y1) pixels in it, after the flip.
+        frame: (height, width) in pixels of the resized image; all rectangles are (x0, y0, x1, y1) pixels in it, after
+            the flip.
         flip: True = mirrored left to right; both views are.
         views: the two rectangles.
         intersection: their common part.
@@ -61,8 +66,10 @@ class ViewSample:
 
     Attributes:
         images: 2 arrays [H, W, 3] uint8 RGB of one size.
-        boxes: [2, P, 4] float32 (cx, cy, w, h) fractions of each view: region p of view 1 shows what region p of view 2 shows.
-        crops: [2, P, C, C, 3] uint8 RGB, the regions cut from the views before their augmentation, then augmented each by itself.
+        boxes: [2, P, 4] float32 (cx, cy, w, h) fractions of each view: region p of view 1 shows what region p of view 2
+            shows.
+        crops: [2, P, C, C, 3] uint8 RGB, the regions cut from the views before their augmentation, then augmented each
+            by itself.
     """
 
     images: tuple[Pixels, Pixels]
@@ -76,7 +83,7 @@ class ViewSample:
 
 
 def make_views(image: Image.Image, proposals: Boxes | None, settings: SiameseSettings, rng: Random) -> ViewSample:
-    """Draws the two views of an image and cuts the regions out of them.
+    """Draw the two views of an image, and cut the regions out of them.
 
     Args:
         image: RGB.
@@ -105,11 +112,11 @@ def make_views(image: Image.Image, proposals: Boxes | None, settings: SiameseSet
 
 
 def sample_geometry(size: tuple[int, int], settings: SiameseSettings, rng: Random) -> ViewGeometry:
-    """Draws scale, flip, outer rectangle and the two views.
+    """Draw scale, flip, outer rectangle and the two views.
 
     Args:
         size: (height, width) of the image, pixels.
-        settings: `size`, `scales` and `view_iou` count.
+        settings: of which `size`, `scales` and `view_iou` are used.
         rng: source of every choice.
     """
     reference, sides, longest = SCALES[settings.scales]
@@ -126,17 +133,17 @@ def sample_geometry(size: tuple[int, int], settings: SiameseSettings, rng: Rando
 
 
 def largest_side(settings: PretextSettings) -> int:
-    """The largest shortest side, or the longer side of a fixed size, pixels."""
+    """The largest shortest side in pixels; of a fixed size the longer side."""
     return settings.size if isinstance(settings.size, int) else max(settings.size)
 
 
 def two_views(outer: Rect, least_iou: float, rng: Random) -> tuple[tuple[Rect, Rect], Rect]:
     """Two rectangles inside `outer` that overlap by an IoU in [least_iou, 1), and their intersection.
 
-    The intersection is centred in `outer` with its aspect, its sides r times as long. View A reaches from the outer top left to the
-    intersection's bottom right, view B from its top left to the outer bottom right; both have sides (1 + r)/2. Their IoU is t when
-    (2 + t) r² - 2 t r - t = 0. Then each outer corner moves toward the intersection by a uniform share of the way, and A and B change
-    places half of the time.
+    The intersection is centred in `outer` and has its aspect; its sides are r times as long. View A reaches from the
+    top left of `outer` to the bottom right of the intersection, view B from the top left of the intersection to the
+    bottom right of `outer`; both have sides (1 + r)/2. Their IoU is t if (2 + t) r² - 2 t r - t = 0. Then each outer
+    corner moves toward the intersection by a uniform share of the distance, and half of the time A and B are swapped.
     """
     x0, y0, x1, y1 = outer
     t = least_iou
@@ -159,14 +166,15 @@ def choose_regions(
     distinct: float = 1.0,
     least_area: float = LEAST_AREA,
 ) -> Boxes:
-    """[num_regions, 4] regions inside `intersection`, the first being the intersection itself.
+    """[num_regions, 4] regions inside `intersection`; the first is the intersection itself.
 
     Args:
         proposals: [n, 4] (x0, y0, x1, y1) in the frame of `intersection`, best first; None: random ones.
         intersection: of the views.
         num_regions: at least 1.
         rng: for random regions, and for the jitter of repeated ones.
-        inside: least share of a proposal's area in the intersection. Ours: above 0, what would be clipped to nearly the whole is left out.
+        inside: least share of a proposal's area in the intersection. Ours: above 0, proposals that clipping would turn
+            into nearly the whole intersection are left out.
         distinct: greatest IoU with a region that was chosen before. Ours: below 1, near-duplicates are left out.
         least_area: of the intersection: smaller regions are dropped.
     """
@@ -188,7 +196,7 @@ def choose_regions(
 
 
 def _distinct(boxes: Boxes, whole: Boxes, wanted: int, most: float) -> Boxes:
-    """The first boxes, at most `wanted`, that overlap neither `whole` nor one another by an IoU above `most`."""
+    """The first boxes, at most `wanted`, whose IoU with `whole` and with one another is at most `most`."""
     chosen = whole
     while len(chosen) <= wanted and len(boxes):
         boxes = boxes[pairwise_overlap(boxes, chosen[-1:])[:, 0] <= most]
@@ -198,7 +206,10 @@ def _distinct(boxes: Boxes, whole: Boxes, wanted: int, most: float) -> Boxes:
 
 
 def repeat_regions(regions: Boxes, wanted: int, rect: NDArray[np.float32], rng: Random) -> Boxes:
-    """[wanted, 4] the first of the regions, and where there are fewer (but one), those again and again, jittered inside `rect`."""
+    """[wanted, 4] the first regions; fewer regions are repeated, jittered inside `rect`.
+
+    At least one region is needed.
+    """
     missing = wanted - len(regions)
     if missing <= 0:
         return regions[:wanted]
@@ -208,9 +219,9 @@ def repeat_regions(regions: Boxes, wanted: int, rect: NDArray[np.float32], rng: 
 
 
 def _outer_rect(height: int, width: int, rng: Random) -> Rect:
-    """A rectangle of whole pixels with an area of .5..1 of the image and an aspect of 3/4..4/3.
+    """A rectangle of whole pixels with .5..1 of the image's area and an aspect of 3/4..4/3.
 
-    After 10 tries, a centred one.
+    After 10 failed tries, a centred one.
     """
     for _ in range(10):
         area = rng.uniform(*OUTER_AREA) * height * width
@@ -226,7 +237,7 @@ def _outer_rect(height: int, width: int, rng: Random) -> Rect:
 
 
 def _into_frame(fractions: Boxes, geometry: ViewGeometry) -> Boxes:
-    """[n, 4] boxes in pixels of the frame, of (x0, y0, x1, y1) fractions of the unflipped image."""
+    """(x0, y0, x1, y1) fractions of the unflipped image -> [n, 4] pixels of the frame."""
     height, width = geometry.frame
     boxes = fractions * np.asarray([width, height, width, height], dtype=np.float32)
     if geometry.flip:
@@ -235,7 +246,7 @@ def _into_frame(fractions: Boxes, geometry: ViewGeometry) -> Boxes:
 
 
 def _fractions(boxes: Boxes, view: Rect) -> Boxes:
-    """[n, 4] (cx, cy, w, h) fractions of the view, of boxes (x0, y0, x1, y1) inside it in the frame."""
+    """(x0, y0, x1, y1) in the frame, inside the view -> [n, 4] (cx, cy, w, h) fractions of the view."""
     x0, y0, x1, y1 = view
     corners = (boxes - np.asarray([x0, y0, x0, y0])) / np.asarray([x1 - x0, y1 - y0, x1 - x0, y1 - y0])
     low, high = np.clip(corners[:, :2], 0, 1), np.clip(corners[:, 2:], 0, 1)
@@ -243,7 +254,10 @@ def _fractions(boxes: Boxes, view: Rect) -> Boxes:
 
 
 def _cut(image: Image.Image, view: Rect, geometry: ViewGeometry) -> Pixels:
-    """[H, W, 3] the view's pixels, resampled once from the original (Pillow's bilinear, antialiased as in preprocessing)."""
+    """[H, W, 3] pixels of the view, resampled once from the original.
+
+    Pillow's antialiased bilinear filter, as in preprocessing.
+    """
     (height, width), (x0, y0, x1, y1) = geometry.frame, view
     if geometry.flip:
         x0, x1 = width - x1, width - x0
@@ -255,9 +269,9 @@ def _cut(image: Image.Image, view: Rect, geometry: ViewGeometry) -> Pixels:
 
 
 def cut_region(view: Pixels, box: NDArray[np.float32], side: int) -> Pixels:
-    """[side, side, 3] the region (cx, cy, w, h fractions) of a view, whole pixels.
+    """[side, side, 3] the crop of a region (cx, cy, w, h fractions) of a view, to whole pixels.
 
-    Bilinear up to a reduction of 2, where it still sees every pixel; averaging beyond it.
+    Bilinear up to a reduction by 2, where it still reads every pixel; averaging beyond it.
     """
     height, width = view.shape[:2]
     cx, cy, w, h = (float(value) for value in box)

@@ -1,6 +1,4 @@
-"""Compute the region proposals of a data set once, on all cores or a cluster, into one file.
-
-Resumable.
+"""Compute the region proposals of a data set once, on all cores or a cluster. It can be resumed.
 
 `methods.py` computes the proposals of an image, `store.py` and `writing.py` read and write the file.
 """
@@ -13,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import DataError, UnreadableImageError
+from siamdetr.images import opencv as cv2
 from siamdetr.images.open import content_key, open_untrusted, read_bytes
 from siamdetr.proposals.methods import CENTRED, Boxes, Recipe, propose
 from siamdetr.proposals.opencv_contrib import require_contrib
@@ -33,13 +31,13 @@ __all__ = ["ProposalStore", "compute_proposals", "open_proposals", "propose"]
 logger = logging.getLogger(__name__)
 
 _CHUNK = 8  # images per task
-# At most so many images are compared with a given store by content: a whole ImageNet would have to be read for that.
+# The most images that are compared with a given store by content, since comparing reads them.
 _CHECKED = 20_000
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A few images to compute, for any process: paths, stamps, rows known already, given boxes."""
+    """Some images for one process: paths, stamps, rows that are known already, given boxes."""
 
     paths: tuple[Path, ...]
     stamps: tuple[bytes, ...]
@@ -65,21 +63,22 @@ def compute_proposals(
     part_size: int = 512,
     progress: Progress | None = None,
 ) -> ProposalStore:
-    """Compute the proposals of every image of a data set that the file does not have yet.
+    """Compute the proposals of every image that the file lacks.
 
-    The results are saved after every `part_size` images, so that an interrupted run continues there.
+    Results are saved after every `part_size` images, so that an interrupted run continues there.
 
     Args:
         index: the images; those that cannot be read are left out, with a warning.
         store_path: the file, created if needed. While another program writes it, this one waits.
         recipe: None: EdgeBoxes.
         engine: None: one thread per core, since OpenCV, Pillow and hashing release Python's lock.
-        given: for "objectness-file": image id to [n, 4] xyxy pixels, best first; images without any get the centred box.
+        given: for "objectness-file": image id to [n, 4] xyxy pixels, best first; images without any get the centred
+            box.
         part_size: images between two saves.
         progress: called with (images done, images in all).
     Raises:
-        DataError: the file exists and is not a file of proposals, it cannot be written, no image can be read, or the edge model
-            cannot be read.
+        DataError: the file exists and is not a file of proposals, it cannot be written, no image can be read, or the
+            edge model cannot be read.
     """
     path, recipe = Path(store_path), recipe or Recipe()
     if recipe.method not in ("random", "objectness-file"):
@@ -100,7 +99,7 @@ def _complete(
     part_size: int,
     tell: Progress,
 ) -> None:
-    """Compute the missing rows and write them."""
+    """Compute and write the missing rows."""
     known = read_known(path, text := recipe.text)
     stamps = [file_stamp(index.path(i)) for i in range(len(index))]
     have = frozenset().union(*(store.stamps() for store in known))
@@ -147,18 +146,19 @@ def open_proposals(
 ) -> ProposalStore:
     """Open computed proposals, or their shards, for a data set.
 
-    A warning gives the number of images they lack.
+    A warning counts the images that they lack.
 
-    Images are compared by content, whatever their path; those whose path, size and time are in the store need not be read.
+    Images are compared by content, whatever their path; those whose path, size and time are in the store need not be
+    read.
 
     Args:
         index: the images.
         paths: files of proposals.
         progress: called with (images compared, images to compare).
     Raises:
-        DataError: a file is not a file of proposals, or the store has none of the images.
+        DataError: a file is not a file of proposals or is damaged, or the store has none of the images.
     """
-    store = ProposalStore.open(*paths)
+    store = ProposalStore.open(*paths).verify()
     names = ", ".join(map(str, paths))
     known = store.stamps()
     unknown = [i for i in range(len(index)) if file_stamp(index.path(i)) not in known]
@@ -186,7 +186,7 @@ def open_proposals(
 
 
 def _compute(chunk: _Chunk) -> _Computed:
-    cv2.setNumThreads(0)  # the cores work on several images, not on one
+    cv2.setNumThreads(0)  # the cores share the images, not the work on one image
     rows, problems = [], []
     for i, (path, stamp) in enumerate(zip(chunk.paths, chunk.stamps, strict=True)):
         try:
@@ -214,7 +214,7 @@ def _compute_one(path: Path, stamp: bytes, chunk: _Chunk, given: Boxes | None) -
 
 
 def _count_missing(task: tuple[tuple[Path, ...], ProposalStore]) -> tuple[int, int]:
-    """Numbers of images compared and of images missing in the store; training reports unreadable ones."""
+    """The number of compared images, and of those missing in the store; training reports unreadable ones."""
     paths, store = task
     missing = 0
     for path in paths:

@@ -1,7 +1,7 @@
 """Edge strength and orientation of an image, the input of EdgeBoxes.
 
-They come from a trained model of structured forests (OpenCV's model.yml.gz) or, ours, from a thinned gradient in Lab, cut at a fifth
-of its strong edges, which needs no file.
+They come from a trained model of structured forests (OpenCV's model.yml.gz). Ours: or from a thinned gradient in Lab,
+without edges below a fifth of the strong ones, which needs no file.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ import functools
 import math
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from siamdetr.errors import DataError
+from siamdetr.images import opencv as cv2
 
 EdgeMap = tuple[NDArray[np.float32], NDArray[np.float32]]  # strength, direction
 
 BLUR_SIGMA = 2.0  # pixels at the working size of EdgeBoxes
 STRONG_EDGE = 99.0  # percentile of the thinned gradient that becomes edge strength 1
 WEAK_EDGE = 0.2  # weaker edges are removed
-MOST_EDGES = 0.15  # of the pixels may be edges: grainy images would otherwise take seconds
+MOST_EDGES = 0.15  # greatest share of edge pixels: grainy images would otherwise take seconds
 GRADIENT = f"gradient lab sigma={BLUR_SIGMA} strong={STRONG_EDGE} weak={WEAK_EDGE} share={MOST_EDGES}"  # names all its parameters
 
 
 def gradient_edges(pixels: NDArray[np.uint8]) -> EdgeMap:
     """Edge strength and orientation of an image, without a trained edge detector.
 
-    The gradient of the blurred image in Lab, from each pixel's strongest channel, reduced to ridges (Canny's thinning).
+    The gradient of the blurred image in Lab, of each pixel's strongest channel, thinned to ridges as in Canny.
 
     Args:
         pixels: [H, W, 3] uint8 RGB.
     Returns:
-        strength [H, W] float32 in 0..1, and direction of the gradient [H, W] float32 in 0..pi: across the edge, which is what
-        OpenCV's EdgeBoxes expects (a turn by 90° costs recall).
+        strength [H, W] float32 in 0..1, and direction of the gradient [H, W] float32 in 0..pi: across the edge, which
+        is what OpenCV's EdgeBoxes expects (a turn by 90° costs recall).
     """
     lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)
     smooth = cv2.GaussianBlur(lab, (0, 0), BLUR_SIGMA).astype(np.float32)
@@ -57,7 +57,7 @@ def gradient_edges(pixels: NDArray[np.uint8]) -> EdgeMap:
 
 
 def forest_edges(pixels: NDArray[np.uint8], path: Path) -> EdgeMap:
-    """As `gradient_edges`, from OpenCV's structured forests (Dollár and Zitnick 2013), thinned likewise.
+    """As `gradient_edges`, but from OpenCV's structured forests (Dollár and Zitnick 2013).
 
     Args:
         pixels: [H, W, 3] uint8 RGB.
@@ -65,20 +65,20 @@ def forest_edges(pixels: NDArray[np.uint8], path: Path) -> EdgeMap:
     Raises:
         DataError: the model cannot be read.
     """
-    forest: cv2.ximgproc.StructuredEdgeDetection = _forest(path)  # type: ignore[assignment]
+    forest: cv2.ximgproc.StructuredEdgeDetection = _forest(path)
     strength = forest.detectEdges(pixels.astype(np.float32) / 255)
     direction = forest.computeOrientation(strength)
     return np.asarray(forest.edgesNms(strength, direction), np.float32), np.asarray(direction, np.float32)
 
 
 def check_edge_model(path: Path) -> None:
-    """Raise DataError unless OpenCV can read the edge model."""
+    """Check that OpenCV can read the edge model; raises DataError."""
     _forest(path)
 
 
 @functools.lru_cache(maxsize=1)
 def _forest(path: Path) -> object:
-    """The model, read once per process, because reading takes a second."""
+    """The model, read once per process because reading takes a second."""
     if not path.is_file():
         raise DataError(f"{path}: no such edge model; expected OpenCV's structured forests (model.yml.gz)")
     try:

@@ -1,4 +1,4 @@
-"""Read boxes with objectness scores from another program, in COCO's results format, as proposals."""
+"""Read scored boxes of another program, in COCO's results format, as proposals."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ EXPECTED = (
 def read_objectness(path: str | Path, index: DetectionIndex) -> dict[int, Boxes]:
     """Scored boxes by image.
 
-    Images are found by the name of their file where an entry gives one, else by the data set's own id. Images of data sets
-    without ids (plain folders, YOLO, PASCAL VOC) are found by name alone: their numbers are ours, and would change with every
-    file that is added.
+    An image is found by its file name where the entry has one, else by the data set's own id. Images of data sets
+    without ids (plain folders, YOLO, PASCAL VOC) are found by name only: we number them, and the numbers change with
+    every new file.
 
     Args:
         path: a JSON list of entries, see `EXPECTED`; other fields, such as a category, are ignored.
-        index: the images; boxes of other images are left out, which is said.
+        index: the images; a warning counts the boxes of other images, which are left out.
     Returns:
         image id to [n, 4] float32 xyxy pixels, the highest score first.
     Raises:
@@ -79,10 +79,10 @@ class _Images:
         self.example = ids if ids and not index.numbered else f"such as {next(iter(self.by_path))}"
 
     def position(self, entry: Any, path: Path, number: int) -> int | None:
-        """Of the image in the index; None: it is not there.
+        """The position of an entry's image in the index; None: it is not there.
 
         Raises:
-            DataError: the entry names no image, or has a number where only names count.
+            DataError: the entry names no image, or has a number where images have names only.
         """
         entry = entry if isinstance(entry, dict) else {}
         name, key = entry.get("file_name"), as_id(entry.get("image_id"))
@@ -117,7 +117,7 @@ def _entries(path: Path) -> list[Any]:
 
 
 def _checked(path: Path, number: int, entry: Any) -> tuple[float, list[float]]:
-    """Score and box of an entry; without a score 0, so that the order of the file counts."""
+    """Score and box of an entry; the score is 0 where there is none, which keeps the order of the file."""
     try:
         score, box = float(entry.get("score", 0)), [float(side) for side in entry["bbox"]]
     except (AttributeError, KeyError, TypeError, ValueError):

@@ -1,15 +1,18 @@
 """Compute region proposals of one image without labels.
 
-EdgeBoxes, Selective Search, both merged, or random.
+Methods: EdgeBoxes, Selective Search, both merged, or random boxes.
 
-EdgeBoxes (Zitnick and Dollár 2014) and Selective Search (Uijlings et al. 2013, "fast") are OpenCV's. As in the official Siamese DETR,
-an image without boxes is sharpened and enlarged, and as a last resort gets the centred box of half its sides. Ours:
+EdgeBoxes (Zitnick and Dollár 2014) and Selective Search (Uijlings et al. 2013, "fast") are OpenCV's. As in the official
+Siamese DETR, an image without boxes is sharpened and enlarged; if it still has none, it gets the centred box of half
+its sides. Ours:
 - without a model of structured forests EdgeBoxes uses a thinned gradient (`edge_map.py`);
-- EdgeBoxes works at 256 pixels with a coarser step and a looser suppression (alpha .55, beta .5) than OpenCV's .65 and .75. On the train part of a small COCO
-  subset this finds more among the first ten and the first hundred boxes, three times as fast; docs/results.md has the figures of the val part;
-- Selective Search's random ranks (position in the hierarchy times a random number) are drawn again from a fixed seed, since OpenCV draws them from a
-  global state: the same image gives the same boxes. Near-duplicates are suppressed;
-- "merged" scores each box by its reciprocal rank in its own list plus that of the best match in the other, so that regions of both methods come first.
+- EdgeBoxes works at 256 pixels with a coarser step and a looser suppression (alpha .55, beta .5) than OpenCV's .65 and
+  .75. On the train part of a small COCO subset the first ten and the first hundred boxes cover more objects, in a third
+  of the time; docs/results.md has the figures of the val part;
+- Selective Search's random ranks (position in the hierarchy times a random number) are drawn again from a fixed seed,
+  since OpenCV draws them from a global state: equal images have equal boxes. Near-duplicates are suppressed;
+- "merged" scores each box by its reciprocal rank in its own list plus that of the best match in the other, so that
+  regions of both methods come first.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from siamdetr.images import opencv as cv2
 from siamdetr.images.open import content_key
 from siamdetr.proposals.edge_map import GRADIENT, forest_edges, gradient_edges
 from siamdetr.proposals.opencv_contrib import require_contrib
@@ -34,18 +37,18 @@ Fallback = Literal[0, 1, 2]  # none; boxes after sharpening and enlarging; the c
 
 Boxes = NDArray[np.float32]  # [n, 4]
 
-KEPT_BOXES = 100  # a sample uses 9 of those that lie in both views
+KEPT_BOXES = 100  # a sample uses 9 of the boxes that lie in both views
 WORKING_SIDE = 256  # pixels, longer side: EdgeBoxes
 MAX_BOXES = 512  # requested from EdgeBoxes
 ALPHA, BETA = 0.55, 0.5  # step of its search, and overlap above which a box is suppressed
 MIN_BOX_AREA = 1000.0  # its default, pixels; on small images 1 % of the image
 ENLARGED = 2.0
-SEARCH_SIDE = 128  # pixels: Selective Search works on a square, as the official DETReg
-SEARCH_OVERLAP = 0.8  # above which the later of two of its boxes is suppressed
+SEARCH_SIDE = 128  # pixels: Selective Search runs on a square, as in the official DETReg
+SEARCH_OVERLAP = 0.8  # IoU above which the later of two of its boxes is suppressed
 MERGED_SEARCH_SIDE = 96  # pixels: the square of "merged" is smaller
 MERGED_DEPTH = 200  # boxes of each method that are merged
 MERGED_RANK = 100.0  # added to a rank before its reciprocal is taken
-MERGED_OVERLAP = 0.7  # above which the worse of two boxes is suppressed
+MERGED_OVERLAP = 0.7  # IoU above which the worse of two boxes is suppressed
 CENTRED = (0.25, 0.25, 0.75, 0.75)
 
 
@@ -54,10 +57,10 @@ class Recipe:
     """How proposals are computed.
 
     Attributes:
-        method: see the top of the file; "objectness-file" takes boxes scored by another program.
+        method: see above; "objectness-file" takes boxes scored by another program.
         keep: most boxes of an image.
         edge_model: file of structured forests for EdgeBoxes' edge map (OpenCV's model.yml.gz); None: our gradient.
-        boxes_file: of "objectness-file": its name and content, for `text`.
+        boxes_file: name and content of the file, for `text`, with "objectness-file".
     """
 
     method: Method = "edgeboxes"
@@ -67,7 +70,7 @@ class Recipe:
 
     @property
     def text(self) -> str:
-        """All parameters of the boxes in words: stored with them, and compared before any are added."""
+        """All parameters in words, which are stored with the boxes and compared before boxes are added."""
         if self.method == "random":
             return f"random draws=100 kept={self.keep}"
         if self.method == "objectness-file":
@@ -89,7 +92,7 @@ class Recipe:
 class Proposed:
     """Boxes of one image: [n, 4] float32 (x0, y0, x1, y1) fractions of it, best first, n >= 1.
 
-    And whether they are a fallback.
+    `fallback`: how far the method fell back.
     """
 
     boxes: Boxes
@@ -177,7 +180,7 @@ def selective_search(image: Image.Image, side: int) -> Boxes:
 
 
 def merge_proposals(a: Boxes, b: Boxes) -> Boxes:
-    """Merge two lists: boxes that both methods rank high come first, and overlapping boxes are suppressed.
+    """Merge two lists of boxes: those that both rank high come first, overlapping ones are suppressed.
 
     Args:
         a: [n, 4] (x0, y0, x1, y1) fractions, best first.
@@ -212,9 +215,9 @@ def pairwise_overlap(a: Boxes, b: Boxes) -> NDArray[np.float32]:
 
 
 def _suppressed(boxes: Boxes, scores: NDArray[np.float32], most: float) -> Boxes:
-    """[k, 4] boxes that overlap no better one by more than `most`, best first; scores are above 0."""
+    """[k, 4] boxes whose IoU with every better box is at most `most`, best first; scores are above 0."""
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
-    kept = cv2.dnn.NMSBoxes(sides, scores, 0.0, most)  # type: ignore[arg-type]  # takes arrays as they are
+    kept = cv2.dnn.NMSBoxes(sides, scores, 0.0, most)
     return boxes[np.asarray(kept, dtype=np.int64).reshape(-1)]
 
 

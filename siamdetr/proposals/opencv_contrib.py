@@ -1,10 +1,9 @@
-"""OpenCV's extra modules, which EdgeBoxes and Selective Search are part of: there, or missed by name before work begins."""
+"""Check that OpenCV has its extra modules, which EdgeBoxes and Selective Search need."""
 
 from __future__ import annotations
 
-import cv2
-
 from siamdetr.errors import DataError
+from siamdetr.images import opencv as cv2
 from siamdetr.system.installed import installed
 
 PACKAGE = "opencv-contrib-python-headless"
@@ -13,12 +12,12 @@ _WITHOUT = ("opencv-python", "opencv-python-headless")
 
 
 def require_contrib() -> None:
-    """Make sure that OpenCV has its module `ximgproc`.
+    """Check that OpenCV has its module `ximgproc`.
 
-    All packages of OpenCV install into one folder. One without the extra modules that is installed later hides them.
+    All packages of OpenCV install into one folder: a later one without the extra modules hides them.
 
     Raises:
-        DataError: it has not; the text names the packages that are installed, and the way out.
+        DataError: it has not; the text names the installed packages and the remedy.
     """
     if hasattr(cv2, "ximgproc") and hasattr(cv2.ximgproc, "createEdgeBoxes"):
         return

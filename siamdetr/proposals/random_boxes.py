@@ -15,9 +15,9 @@ MOST_ASPECT = 8.0  # longer side / shorter side
 def random_boxes(rng: Random, draws: int = RANDOM_DRAWS) -> NDArray[np.float32]:
     """[n, 4] random (x0, y0, x1, y1) in the unit square, n >= 1.
 
-    Of `draws` uniform pairs of corners, those of area >= .05 and aspect <= 8.
+    Those of `draws` uniform pairs of corners whose area is >= .05 and whose aspect is <= 8.
 
-    In the unlikely case that none is left, the centred box of half the sides.
+    If none is left, which is unlikely, the centred box of half the sides.
     """
     corners = rng.random((draws, 2, 2))
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Recall of region proposals against labels, which shows what pretraining can learn from them."""
+"""Recall of region proposals on labelled images: an upper bound on the objects that pretraining sees."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ProposalRecall:
     Attributes:
         average: {count: mean over the IoU thresholds .50:.05:.95} ("AR@count").
         at_50: {count: at IoU .5}.
-        num_boxes: objects; crowds left out.
+        num_boxes: objects, without crowds.
         missing: images that the store lacks; their objects count as not covered.
     """
 
@@ -45,8 +45,8 @@ def proposal_recall(
 ) -> ProposalRecall:
     """Recall of stored proposals on labelled images.
 
-    An object is covered when one of the first proposals overlaps it enough; a proposal may cover several objects, as in the EdgeBoxes
-    paper. COCO's AR of detections assigns a detection to one object only.
+    An object is covered if one of the first proposals has enough IoU with it. As in the EdgeBoxes paper a proposal may
+    cover several objects, unlike a detection in COCO's AR.
 
     Args:
         index: images and truth; it must have boxes.

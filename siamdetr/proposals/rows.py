@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +20,15 @@ Fractions = NDArray[np.uint16]  # [n, 4] (x0, y0, x1, y1) in units of 1/65535 of
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One row: stamp, key, (height, width) in pixels, boxes [n, 4] uint16 (x0, y0, x1, y1) in units of 1/65535, fallback 0..2."""
+    """One row: the proposals of one image.
+
+    Attributes:
+        stamp: hash of path, size and time of the file, 16 bytes.
+        key: hash of the file's content, 16 bytes.
+        size: (height, width) in pixels.
+        boxes: [n, 4] uint16 (x0, y0, x1, y1) in units of 1/65535.
+        fallback: 0..2, how far the method fell back.
+    """
 
     stamp: bytes
     key: bytes
@@ -36,10 +47,19 @@ class StoredImage:
         """[n, 4] the boxes as fractions 0..1."""
         return self.boxes.astype(np.float32) / np.float32(UNITS)
 
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of the row, as of `Rows.checksums`."""
+        head = self.key + self.stamp + struct.pack("<2iB", *self.size, self.fallback)
+        return zlib.crc32(self.boxes.astype("<u2").tobytes(), zlib.crc32(head))
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Many rows as arrays: keys and stamps [n, 16] uint8, sizes [n, 2], fallbacks [n], values [m, 4] with offsets [n + 1] into them."""
+    """Many rows as arrays.
+
+    Keys and stamps [n, 16] uint8, sizes [n, 2], fallbacks [n], values [m, 4], and offsets [n + 1] into the values.
+    """
 
     keys: NDArray[np.uint8]
     stamps: NDArray[np.uint8]
@@ -70,8 +90,33 @@ class Rows:
         """All stamps."""
         return set(_as_bytes(self.stamps))
 
+    def checksums(self) -> NDArray[np.uint32]:
+        """[n] CRC-32 of each row.
+
+        Of key, stamp, height and width (4 bytes each), fallback and boxes, all little-endian.
+        """
+        sizes = np.ascontiguousarray(self.sizes, dtype="<i4").view(np.uint8).reshape(-1, 8)
+        heads = np.concatenate([self.keys, self.stamps, sizes, self.fallbacks[:, None]], axis=1)
+        boxes = memoryview(np.ascontiguousarray(self.values, dtype="<u2").reshape(-1).view(np.uint8).data)
+        starts = (self.offsets * 8).tolist()
+        rows = zip(heads, itertools.pairwise(starts), strict=True)
+        crcs = (zlib.crc32(boxes[start:stop], zlib.crc32(head.tobytes())) for head, (start, stop) in rows)
+        return np.fromiter(crcs, dtype=np.uint32, count=len(self))
+
+    def fanout(self) -> NDArray[np.int32]:
+        """[n] the first row of each of n equal shares of the key space; the rows are sorted.
+
+        Share s holds the keys whose first 8 bytes k give floor(k n / 2^64) = s.
+        """
+        count = len(self)
+        first = self.keys[:, :8].copy().view(">u8").reshape(-1).astype(np.uint64)
+        high, low = first >> np.uint64(32), first & np.uint64(0xFFFFFFFF)  # the product needs more than 64 bits
+        n = np.uint64(count)
+        share = (high * n + (low * n >> np.uint64(32))) >> np.uint64(32)
+        return np.searchsorted(share, np.arange(count, dtype=np.uint64)).astype(np.int32)
+
     def sorted(self) -> Rows:
-        """Sorted by key, then by stamp; of rows equal in both the first remains."""
+        """The rows sorted by key, then by stamp; of rows with equal key and stamp the first is kept."""
         order = np.lexsort((*_words(self.stamps), *_words(self.keys)))
         both = np.concatenate([self.keys, self.stamps], axis=1)[order]
         order = order[np.concatenate([[True], (both[1:] != both[:-1]).any(axis=1)])[: len(order)]]

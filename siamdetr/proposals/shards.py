@@ -1,4 +1,4 @@
-"""The part of the images that this process computes when several machines share a data set."""
+"""The shard of the images that this process computes, where several machines share a data set."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Shard:
         return index.subset(range(self.number, len(index), self.count)) if self.count > 1 else index
 
     def name(self, path: Path) -> Path:
-        """The file of this part: `proposals.arrow` becomes `proposals-0-of-4.arrow`; the whole keeps the name."""
+        """The file of this part: `proposals.arrow` becomes `proposals-0-of-4.arrow`; one part keeps the name."""
         return path if self.count == 1 else path.with_stem(f"{path.stem}-{self.number}-of-{self.count}")
 
 
 def find_shard(text: str | None, environment: Mapping[str, str] = os.environ) -> Shard:
-    """The requested part, or the part that torchrun or SLURM assigns to this process; else the whole.
+    """The requested part, or the one that torchrun or SLURM assigns to this process, or all images.
 
     Args:
         text: "i/n", i from 0 to n - 1; None: read the environment.

@@ -1,7 +1,7 @@
-"""Write the proposals file that `store.py` reads: parts while a computation runs, then the whole.
+"""Write the proposals file that `store.py` reads: parts during the computation, then the whole.
 
-Everything is put in place at once: a temporary file in the same folder, flushed to disk, renamed. A finished part
-is named `NAME.part-*` and lies beside the file, so that an interrupted run continues from it.
+Every file is written atomically: a temporary file in the same folder is flushed to disk and renamed. A finished part is
+`NAME.part-*` beside the file, so that an interrupted run continues from it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from siamdetr.system.atomic_file import atomic_write
 
 
 def file_stamp(path: Path) -> bytes:
-    """16 bytes that name a file's path, size and time of change; zeros when there is no such file."""
+    """16 bytes that name a file's path, size and time of change; zeros if there is no such file."""
     try:
         status = path.stat()
     except OSError:
@@ -34,17 +34,17 @@ def file_stamp(path: Path) -> bytes:
 
 
 def read_known(path: Path, recipe: str) -> list[ProposalStore]:
-    """Read the rows on disk for this recipe, from the store and from parts of an interrupted run.
+    """Read and verify the rows on disk for this recipe, from store and parts of an interrupted run.
 
     Raises:
-        DataError: `path` is there and is not a file of proposals.
+        DataError: `path` is there and is not a file of proposals, or is damaged.
     """
-    known = [ProposalStore.open(path)] if path.exists() else []
+    known = [ProposalStore.open(path).verify()] if path.exists() else []
     for part in _parts(path):
         try:
-            known.append(ProposalStore.open(part))
+            known.append(ProposalStore.open(part).verify())
         except DataError:
-            part.unlink(missing_ok=True)  # truncated, or from another version: computed again
+            part.unlink(missing_ok=True)  # truncated, damaged, or from another version: computed again
     return [store for store in known if store.recipe == recipe]
 
 
@@ -67,7 +67,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _write(path: Path, recipe: str, rows: Rows) -> None:
-    """Raises DataError where the disk is full, or nothing may be written."""
+    """Write a file; raises DataError if the disk is full or writing is not allowed."""
     rows = rows.sorted()
     columns = [
         _fixed_column(rows.keys),
@@ -75,8 +75,9 @@ def _write(path: Path, recipe: str, rows: Rows) -> None:
         pa.array(np.ascontiguousarray(rows.sizes[:, 0])),
         pa.array(np.ascontiguousarray(rows.sizes[:, 1])),
         pa.array(rows.fallbacks),
-        pa.array(_fanout(rows.keys)),
+        pa.array(rows.fanout()),
         pa.LargeListArray.from_arrays(pa.array(rows.offsets * 4), pa.array(rows.values.reshape(-1))),
+        pa.array(rows.checksums()),
     ]
     schema = SCHEMA.with_metadata({"siamdetr.proposals": FORMAT, "recipe": recipe})
 
@@ -92,19 +93,6 @@ def _write(path: Path, recipe: str, rows: Rows) -> None:
             f"{path}: cannot be written ({getattr(cause, 'strerror', cause)}); what was written before is kept. Make room there, "
             "or choose another place"
         ) from error
-
-
-def _fanout(keys: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """[n] the first row of each of n equal shares of the key space.
-
-    Share s holds the keys whose first 8 bytes k give floor(k n / 2^64) = s.
-    """
-    count = len(keys)
-    first = keys[:, :8].copy().view(">u8").reshape(-1).astype(np.uint64)
-    high, low = first >> np.uint64(32), first & np.uint64(0xFFFFFFFF)  # the product needs more than 64 bits
-    n = np.uint64(count)
-    share = (high * n + (low * n >> np.uint64(32))) >> np.uint64(32)
-    return np.searchsorted(share, np.arange(count, dtype=np.uint64)).astype(np.int32)
 
 
 def _fixed_column(values: NDArray[np.uint8]) -> pa.Array:

@@ -1,4 +1,4 @@
-"""A video with its detections: the frames with boxes drawn, and a line of JSON a frame."""
+"""Write a video with its detections: frames with boxes, and one line of JSON per frame."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Detect = Callable[[Sequence[Frame]], list[sv.Detections]]
 
 @dataclass(frozen=True)
 class AnnotatedVideo:
-    """What was written.
+    """The files and figures of an annotated video.
 
     Attributes:
         video: the MP4 file.

@@ -73,7 +73,10 @@ def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.floa
 
 
 def _shown(curves: tuple[ThresholdCurve, ...]) -> list[tuple[ThresholdCurve, str, float]]:
-    """All classes in the text's colour, then the most frequent classes: curve, colour, line width."""
+    """(curve, colour, line width) of all classes together, then of the most frequent classes.
+
+    The first has the colour of the text.
+    """
     classes = sorted(curves[1:], key=lambda curve: -curve.num_objects)[:_MOST_CLASSES]
     each = [(curve, colour, 1.3) for curve, colour in zip(classes, _COLOURS, strict=False)]
     assert curves[0].name == ALL_CLASSES

@@ -2,7 +2,8 @@
 
 COCO's figures, thresholds, confusion, curves, and the worst mistakes as pictures.
 
-What it leaves in a folder: report.html, plots/*.png and *.svg, mistakes/*.jpg, thresholds.csv, confusion.csv, mistakes.csv.
+What it leaves in a folder: report.html, plots/*.png and *.svg, mistakes/*.jpg, thresholds.csv, confusion.csv,
+mistakes.csv.
 """
 
 from __future__ import annotations

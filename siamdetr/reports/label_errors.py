@@ -1,4 +1,6 @@
-"""The report of likely label errors: crops with the labelled box dashed and the model's solid, and where the decoder looked.
+"""The report of likely label errors, as crops with the decoder's attention.
+
+The labelled box is dashed, the model's box is solid.
 
 What it leaves in a folder: report.html, suspects.csv, suspects/*.jpg.
 """
@@ -94,7 +96,7 @@ def picture_of(suspect: Suspect, index: DetectionIndex, inspect: Inspect) -> byt
 
 
 def _number(suspect: Suspect, seen: Inspection) -> int:
-    """The number of the suspect's detection among those of its image: the nearest in box and score."""
+    """The number of the suspect's detection in its image: the nearest in box and score."""
     apart = np.abs(seen.scored.boxes[0] - np.array(suspect.box, dtype=np.float32)).max(-1)
     scores = np.abs(seen.scored.scores[0] - suspect.score) * max(seen.size)
     return int((apart + scores).argmin())

@@ -38,7 +38,7 @@ class PredictedImage:
 
 
 def write_txt(folder: Path, images: Sequence[PredictedImage], categories: Mapping[int, str]) -> Path:
-    """A label file an image, empty where nothing was found; `classes.txt` names the labels."""
+    """One label file per image, empty without detections; `classes.txt` names the labels."""
     for image in images:
         lines = []
         for row in image.rows:
@@ -53,7 +53,7 @@ def write_txt(folder: Path, images: Sequence[PredictedImage], categories: Mappin
 
 
 def write_csv(folder: Path, images: Sequence[PredictedImage], categories: Mapping[int, str]) -> Path:
-    """A row a detection: image, class, label, score, and the box in pixels."""
+    """One row per detection: image, class, label, score, and the box in pixels."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "class", "label", "score", "x0", "y0", "x1", "y1"])

@@ -100,7 +100,7 @@ class DetectorSettings(Settings):
                 f"two_stage is on: the queries of '{self.variant}' start from learned boxes, not from the encoder's; "
                 "leave it out, or take the variant 'deformable'"
             )
-        if self.two_stage and not self.refine:
+        if self.two_stage and "refine" in self.entry.options and not self.refine:
             raise ValueError("two_stage is on and refine is off: the encoder's boxes are refined; set refine as well")
         return self
 
@@ -133,7 +133,7 @@ class DetectorSettings(Settings):
 
     @property
     def most_detections(self) -> int:
-        """Boxes of an image at most."""
+        """The largest number of boxes of an image."""
         return self.max_detections or max(100, self.num_queries)
 
     @property
@@ -148,7 +148,7 @@ class DetectorSettings(Settings):
 
     @property
     def learns_references(self) -> bool:
-        """Whether each query has a learned point or box of its own, around which the first layer looks."""
+        """Whether each query has a learned point or box, around which the first layer attends."""
         return (self.entry.learned_boxes or self.entry.learned_points) and not self.two_stage
 
     @property
@@ -158,7 +158,7 @@ class DetectorSettings(Settings):
 
     @property
     def points_of_levels(self) -> tuple[int, ...]:
-        """Points that a decoder's head looks at, for each level."""
+        """Sampling points of a decoder's head in each level."""
         return self.level_points or (self.decoder_points,) * self.levels
 
     @property

@@ -18,7 +18,7 @@ Augmentation = Literal["none", "flip", "scale", "detr"]
 class PretextSettings(Settings):
     """Settings of every pretraining method.
 
-    Its images, its regions, and the weights of the matched box losses.
+    They are about images, regions, and the weights of the matched box losses.
     """
 
     num_regions: int = Field(10, ge=1, description="regions of an image that are to be found")
@@ -39,12 +39,12 @@ class PretextSettings(Settings):
 
     @property
     def cached_samples(self) -> int:
-        """How many fixed samples of each image are kept as features of the frozen backbone; 0: samples are always new."""
+        """How many samples of each image are fixed and kept as frozen features; 0: samples are always new."""
         return 0
 
 
 class PromptSettings(PretextSettings):
-    """How queries are told their regions, and who may answer for one: Siamese DETR and UP-DETR.
+    """How queries are conditioned on regions, and which may be matched with one (Siamese DETR, UP-DETR).
 
     The defaults are the official ones.
     """
@@ -110,7 +110,7 @@ class SiameseSettings(PromptSettings):
 
 
 class UPDETRSettings(PromptSettings):
-    """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): localise patches of an image in it.
+    """UP-DETR pretraining (Dai et al. 2021, arXiv:2011.09094): detect patches of an image in it.
 
     The defaults are the official ones.
     """

@@ -1,8 +1,8 @@
-"""The detectors there are: one `DetectorEntry` each, which holds all that varies between them.
+"""The registry of detectors: one `DetectorEntry` each, which holds all that varies between them.
 
-A new detector is one file of `siamdetr/models/` and one entry here. Settings, presets, training, export, reports, tests and documents
-read the entry; nothing else lists detectors. This file imports no torch: an entry names its builder as an entry point
-does, "module:function", and the module is imported when a detector is built.
+A new detector is one file of `siamdetr/models/` and one entry here. Settings, presets, training, export, reports, tests
+and documents read the entry; nothing else lists detectors. This file imports no torch: an entry names its builder as an
+entry point does, "module:function", and the module is imported when a detector is built.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ANCHORS = frozenset({"num_patterns"})
 
 @dataclass(frozen=True)
 class DetectorEntry:
-    """The entry of a detector, for the rest of the code.
+    """All facts about a detector that the rest of the code needs.
 
     Attributes:
         name: as its paper calls it.
@@ -41,8 +41,8 @@ class DetectorEntry:
         learned_boxes: its queries are learned boxes, so that it has no use for the encoder's proposals.
         learned_points: its queries attend around learned points, and a pretext may give them others.
         padding_invariant: its answers do not depend on the size that an image is padded to.
-        proposes: its queries always start from the encoder's best boxes, which are trained to know classes. Others start from
-            them with `two_stage`, where they only know objects.
+        proposes: its queries always start from the encoder's best boxes, which are trained to know classes. Others
+            start from them with `two_stage`, where they only know objects.
         denoises: in training its decoder also repairs noised copies of the targets (`DenoisingSettings`).
         contrastive: it also learns to reject copies that are noised more.
         iou_aware: the class loss of its recipe is the varifocal one (`LossSettings.iou_aware`).
@@ -72,7 +72,7 @@ class DetectorEntry:
 
     @property
     def multi_scale(self) -> bool:
-        """Whether it can look at several feature levels."""
+        """Whether it can use several feature levels."""
         return "levels" in self.options
 
 
@@ -198,5 +198,5 @@ def detector_entry(variant: str) -> DetectorEntry:
 
 
 def takers(option: str) -> list[str]:
-    """The detectors that take a setting."""
+    """The detectors that have a setting."""
     return [variant for variant, entry in DETECTORS.items() if option in entry.options]

@@ -20,7 +20,7 @@ Logger = Literal["wandb", "mlflow"]
 
 
 class DataSettings(Settings):
-    """The paths of the images, and the way they are read."""
+    """The images, and how they are read."""
 
     paths: tuple[str, ...] = Field(..., min_length=1, description="data sets or folders of images")
     format: str = Field("auto", description="auto, coco, voc, yolo or folder")
@@ -107,7 +107,7 @@ class RunSettings(Settings):
     deterministic: bool = Field(False, description="only deterministic kernels, at some cost of speed")
     workers: int = Field(2, ge=0, description="processes that load images")
     worker_timeout: int = Field(300, ge=0, description="seconds after which a hung worker stops the run; 0: never")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     devices: int = Field(
         1, ge=1, description="processes on this machine, one device each (torchrun and SLURM say it themselves)"
     )

@@ -14,8 +14,9 @@ from torch import Tensor
 class Queries:
     """The input of the decoder, besides the memory.
 
-    `content` and `position` are added or concatenated by each decoder in its own way. A pretext that conditions queries on image regions adds to
-    `position` with `dataclasses.replace`; a decoder derives everything else, such as reference points, from its input.
+    `content` and `position` are added or concatenated by each decoder in its own way. A pretext that conditions queries
+    on image regions adds to `position` with `dataclasses.replace`; a decoder derives everything else, such as reference
+    points, from its input.
     """
 
     content: Tensor  # [B, Q, D]

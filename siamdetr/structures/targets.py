@@ -30,7 +30,7 @@ class Targets:
         counts: boxes of each image; on the host, so that sizes are known without asking the device. Sum M, length B.
         window: `counts` of every batch whose gradients make one step (gradient accumulation); empty: this batch alone.
     Raises:
-        ValueError: the three do not fit each other.
+        ValueError: boxes, labels and counts do not fit each other.
     """
 
     boxes: Tensor
@@ -85,9 +85,9 @@ class Targets:
 
 
 def in_one_window(batches: Sequence[Batch]) -> list[Batch]:
-    """Batches whose gradients make one step: the targets of each know the counts of all.
+    """Join batches whose gradients make one step: the targets of each get the counts of all.
 
-    Batches that do not hold targets, such as pairs of views, have as many regions each and are returned as they are.
+    Batches without targets, such as pairs of views, all have the same number of regions and are returned unchanged.
     """
     if len(batches) == 1 or not all("targets" in batch.__dataclass_fields__ for batch in batches):
         return list(batches)
@@ -96,7 +96,7 @@ def in_one_window(batches: Sequence[Batch]) -> list[Batch]:
 
 
 def region_targets(boxes: Tensor, counts: Sequence[int]) -> Targets:
-    """[M, 4] regions of images that have `counts` of them, as targets that are all labelled "an object"."""
+    """[M, 4] regions, of which each image has `counts`, as targets that are all labelled "an object"."""
     return Targets(boxes, torch.full((len(boxes),), OBJECT_LABEL, device=boxes.device), tuple(counts))
 
 

@@ -1,1 +1,1 @@
-"""Studies of pretraining: the paper's protocols as resumable grids of runs, with intervals and a report."""
+"""Studies of pretraining: the papers' protocols as resumable grids of runs, with intervals."""

@@ -14,8 +14,8 @@ class Cell:
     """One run of a grid.
 
     Attributes:
-        kind: pretrain; finetune; agnostic: score a pretrained detector without finetuning, as one class; cost: time and memory of
-            pretraining steps; qualitative: pictures of a pretrained detector.
+        kind: pretrain; finetune; agnostic: score a pretrained detector without finetuning, as one class; cost: time and
+            memory of pretraining steps; qualitative: pictures of a pretrained detector.
         init: the pretext, or "scratch".
         seed: of the run; pretraining has seed 0 and is shared by the seeds that start from it.
         fraction: finetune: of the labelled images.

@@ -25,7 +25,7 @@ _TRIED = 4  # steps, of which the first is not counted
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a cell and their source, "finished cells" like it or "steps tried here"; None: unknown."""
+    """Seconds of a cell, and their source: "finished cells" or "steps tried here"; None: unknown."""
 
     seconds: float | None
     source: str
@@ -47,7 +47,7 @@ def estimate(grid: Grid, *, device: str = "auto", told: Callable[[str], None]) -
     Args:
         grid: of `open_grid`.
         device: of the runs.
-        told: called with the cell before it is tried.
+        told: called with each cell before its trial.
     """
     num_unlabelled = 0
     rates: dict[str, _Rate] = {}

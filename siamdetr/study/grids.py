@@ -142,7 +142,7 @@ def _own(study: StudySettings) -> dict[str, str]:
 
 
 def _text(value: object) -> str:
-    """As an assignment writes it."""
+    """The value as an assignment writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -1,4 +1,4 @@
-"""Images that are pretrained on and scored as well: their content, not their names, tells."""
+"""Images that are both pretrained on and scored, found by content, not by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from siamdetr.images.open import content_key, read_bytes
 
 @dataclass(frozen=True)
 class Overlap:
-    """One image that is in both: its file among the unlabelled images, and its file among the held-out ones."""
+    """One image that is in both sets: its unlabelled file and its held-out file."""
 
     unlabelled: Path
     held_out: Path

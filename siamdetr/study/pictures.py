@@ -28,8 +28,8 @@ _TRUTH_COLOUR, _FOUND_COLOUR = "#ffffff", "#ffd23f"
 def save_qualitative(model: SiamDETR, index: DetectionIndex, folder: Path) -> None:
     """Write `I-truth.jpg`, `I-boxes.jpg` and `I-attention.jpg` of each image.
 
-    The number of boxes is that of the objects, at most 8, best first. The attention is that of their queries in the last decoder
-    layer, mean over heads and maximum over queries.
+    The number of boxes is that of the objects, at most 8, best first. The attention is that of their queries in the
+    last decoder layer, mean over heads and maximum over queries.
 
     Args:
         model: of one class, "object".

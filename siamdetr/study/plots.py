@@ -203,7 +203,7 @@ def _line(axes: Axes, line: Line) -> None:
 
 
 def _name_the_ends(axes: Axes, series: Sequence[Line]) -> None:
-    """Write the names right of the lines' ends, moved apart where they would overlap."""
+    """Write the names to the right of the lines' ends, moved apart where they would overlap."""
     ends = [(line.points[-1][1].mean, line) for line in series if line.points]
     ends.sort(key=_height)
     low, high = axes.get_ylim()

@@ -43,10 +43,15 @@ def write_study_report(grid: Grid) -> Path:
     save_plots(grid.place, drawn)
     text = study_csv(grid)
     atomic_text(grid.place / CSV_FILE, text)
-    html = page(TITLES[grid.study.study], answer(grid), [*sections, *_state(grid), _method(grid)])
+    html = page(TITLES[grid.study.study], f"{answer(grid)}{_of_start(grid)}", [*sections, *_state(grid), _method(grid)])
     path = grid.place / REPORT_FILE
     atomic_text(path, html)
     return path
+
+
+def _of_start(grid: Grid) -> str:
+    start = grid.study.start
+    return "" if start is None else f" Every run starts from {start}; “scratch” is that start without pretraining."
 
 
 Drawn = tuple[list[Plot], list[Section]]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import resource
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +29,11 @@ from siamdetr.study.cell import SCRATCH, Cell
 from siamdetr.study.pictures import save_qualitative
 from siamdetr.study.settings import StudySettings, finetune_settings, images_of, pretrain_settings
 from siamdetr.system.atomic_file import atomic_text
+from siamdetr.system.processes import peak_mib
 from siamdetr.system.signals import Interrupted, SignalWatch
 from siamdetr.training.callbacks.evaluator import scores
 from siamdetr.training.finetune import finetune
-from siamdetr.training.initial_weights import fill_backbone
+from siamdetr.training.initial_weights import read_start, start
 from siamdetr.training.pretrain import pretrain
 from siamdetr.training.pretrain_module import class_agnostic
 from siamdetr.training.pretrain_setup import pretraining_detector
@@ -192,19 +191,6 @@ def _cost(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
     )
 
 
-def peak_mib() -> float:
-    """The peak memory of this process, MiB.
-
-    On Linux ru_maxrss would include the process that started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, else KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
 def _qualitative(task: CellTask, place: Path, watch: SignalWatch) -> CellResult:
     _, index = scored_index(task.study)
     shown = [i for i in range(len(index)) if index.box_counts()[i] > 0][: task.study.shown]
@@ -232,13 +218,16 @@ def _pretrained(task: CellTask) -> SiamDETR:
 
 
 def _untrained(task: CellTask, place: Path) -> SiamDETR:
-    """The detector that pretraining starts from: the backbone's weights, all others random."""
+    """The detector that pretraining starts from: the study's `start`, or the backbone's weights and all others random."""
     settings = _pretrain_settings(dataclasses.replace(task, cell=Cell("pretrain", task.study.methods[0])), place)
     torch.manual_seed(settings.seed)
     detector = Detector(pretraining_detector(settings))
-    fill_backbone(detector, settings)
-    spec = PreprocessingSpec.from_size(settings.of_method.size)
-    spec = spec.normalized_by(backbone_normalization(settings.detector.backbone))
+    start(detector, settings, (OBJECT,), resumed=False)
+    if settings.init is None:
+        normalization = backbone_normalization(settings.detector.backbone)
+    else:
+        normalization = read_start(settings.init).metadata.preprocessing.normalization
+    spec = PreprocessingSpec.from_size(settings.of_method.size).normalized_by(normalization)
     return SiamDETR.from_parts(
         class_agnostic(detector).eval(), class_names=(OBJECT,), preprocessing=spec, class_agnostic=True
     )

@@ -79,8 +79,8 @@ def open_grid(study: StudySettings, folder: str | Path, *, write: bool = True) -
         folder: of this and other studies with these settings; created if needed.
         write: False changes nothing on disk (a dry run).
     Raises:
-        StudyError: the folder holds studies with other settings, or of images that have changed since; the text lists the differences.
-            Or the unlabelled images hold some of those that choose or score the models.
+        StudyError: the folder holds studies with other settings, or of images that have changed since; the text lists
+            the differences. Or the unlabelled images hold some of those that choose or score the models.
         DataError: the data cannot be used.
     """
     folder = Path(folder).resolve()
@@ -102,8 +102,8 @@ def run_grid(
 ) -> Grid:
     """Run the missing cells, pretraining first; returns the grid with the new results.
 
-    After SIGINT or SIGTERM no further cell begins, and running cells save their state and end. A `SignalWatch` around the call
-    tells which signal came.
+    After SIGINT or SIGTERM no further cell begins, and running cells save their state and end. A `SignalWatch` around
+    the call tells which signal came.
 
     Args:
         grid: of `open_grid`.

@@ -13,6 +13,7 @@ from siamdetr.settings.base import Settings
 from siamdetr.settings.resolve import resolve
 from siamdetr.settings.training import FinetuneSettings
 from siamdetr.study.cell import Cell
+from siamdetr.training.initial_weights import read_start
 
 StudyName = Literal[
     "data-efficiency", "initialization", "sensitivity", "ablation", "cost", "convergence", "qualitative"
@@ -71,6 +72,10 @@ class StudySettings(Settings):
         None, description="the part that is scored; None: test, where there is one, else val"
     )
     preset: str = "small"
+    start: str | None = Field(
+        None,
+        description="the model that every run starts from, pretraining too, such as hf:ORG/NAME; None: the backbone's weights",
+    )
     methods: tuple[Annotated[str, AfterValidator(check_method)], ...] = Field(
         default_factory=lambda: tuple(PRETEXTS), min_length=1, description="compared with scratch"
     )
@@ -113,6 +118,14 @@ def _fast_methods() -> dict[str, Any]:
     return {f"{method}.{key}": value for method in PRETEXTS for key, value in _FAST_METHOD.items()}
 
 
+def _detector_of(start: str | None) -> dict[str, Any]:
+    """The shape of the start, over the preset's; classes and classifier follow the task."""
+    if start is None:
+        return {}
+    shape = read_start(start).detector.model_dump(exclude={"num_classes", "classifier"})
+    return {f"detector.{name}": value for name, value in shape.items()}
+
+
 def pretrain_settings(study: StudySettings, cell: Cell, folder: Path, *, device: str = "auto") -> PretrainSettings:
     """Settings of a pretraining cell; `folder` is its run folder."""
     flags: dict[str, Any] = {
@@ -124,7 +137,9 @@ def pretrain_settings(study: StudySettings, cell: Cell, folder: Path, *, device:
         "seed": cell.seed,
         "device": device,
         "output": str(folder),
+        "init": study.start,
         **(_FAST_DETECTOR | _fast_methods() if study.fast else {}),
+        **_detector_of(study.start),
     }
     timing = ("log_every=1", "checkpoint_every=1000000") if cell.kind == "cost" else ()
     varied = (f"{key}={value}" for key, value in cell.variation)
@@ -141,7 +156,7 @@ def finetune_settings(
         study: the study.
         cell: the cell.
         folder: its run folder.
-        init: the pretrained run; None: from scratch.
+        init: the pretrained run; None: from scratch, or from the study's `start` alone.
         num_train: labelled images of the whole train part.
         device: of the run.
     """
@@ -151,12 +166,13 @@ def finetune_settings(
         "data.split": study.split,
         "data.val_split": study.val_split,
         "data.fraction": cell.fraction,
-        "init": None if init is None else str(init),
+        "init": study.start if init is None else str(init),
         "steps": study.finetune_steps,
         "seed": cell.seed,
         "device": device,
         "output": str(folder),
         **(_FAST_DETECTOR | _FAST_FINETUNE | {"val_limit": study.score_limit} if study.fast else {}),
+        **_detector_of(study.start),
     }
     own = () if cell.freeze == "none" else (f"freeze={cell.freeze}",)  # over a user's freeze=backbone
     assignments = [*study.both, *study.finetune, *own]

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from siamdetr.errors import CheckpointError
+from siamdetr.system.processes import lives
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -74,8 +76,11 @@ def atomic_bytes(path: str | Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make renames in a folder survive power loss, where folders can be opened: not on Windows."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
     finally:
@@ -87,13 +92,13 @@ def sweep_temporaries(folder: str | Path, *, owned: bool = False) -> int:
 
     Args:
         folder: where to look; not in its folders.
-        owned: nobody else writes there (its lock is held): all go. Otherwise those whose process lives stay; and a process number is no
-            proof of life where containers begin with the same numbers again and again.
+        owned: nobody else writes there, because its lock is held: remove all. Otherwise files of living processes stay;
+            a process number is no proof of life, because containers start with the same numbers again and again.
     """
     swept = 0
     for stale in Path(folder).glob(".*.tmp"):
         owner = stale.name.split(".")[-2]
-        if owner.isdigit() and (owned or not _alive(int(owner))):
+        if owner.isdigit() and (owned or not lives(int(owner))):
             with contextlib.suppress(FileNotFoundError):
                 stale.unlink()
                 swept += 1
@@ -119,17 +124,6 @@ class _Guard:
 
 
 def _disk_full(path: Path) -> str:
-    stats = os.statvfs(path.parent)
-    free = stats.f_bavail * stats.f_frsize / 2**20
+    free = shutil.disk_usage(path.parent).free / 2**20
     old = "the file that was there is intact" if path.exists() else "nothing was written"
     return f"{path}: the disk is full ({free:.0f} MiB free); {old}. Free some space, then go on with --resume auto"
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -26,7 +26,7 @@ def started() -> bool:
 
 
 def world_size() -> int:
-    """Processes that train together."""
+    """The number of processes that train together."""
     return int(distributed.get_world_size()) if started() else 1
 
 
@@ -47,18 +47,18 @@ def largest(value: int, device: torch.device) -> int:
 
 
 class PatientGroup:
-    """All processes of a run, waiting for the first as long as it works.
+    """A group of all processes of a run, in which the others wait for the first without a time limit.
 
-    PyTorch gives up on a process after 10 or 30 minutes, and computing proposals or an evaluation may take longer. Here there is no limit;
-    a process that dies is noticed at once, since its connections close. All processes must make the group together, before one of
-    them begins to work alone.
+    PyTorch gives up on a process after 10 or 30 minutes, and computing proposals or an evaluation may take longer. Here
+    there is no limit; a process that dies is noticed at once, since its connections close. All processes must make the
+    group together, before one of them begins to work alone.
     """
 
     def __init__(self) -> None:
         self._group: Any = distributed.new_group(backend="gloo", timeout=_PATIENCE) if started() else None
 
     def wait(self, poll: Callable[[], object] = lambda: None) -> None:
-        """Until all processes have come here.
+        """Wait until all processes have come here.
 
         Args:
             poll: called again and again meanwhile; may raise to give up.
@@ -75,7 +75,7 @@ class PatientGroup:
         work.wait()
 
     def from_first(self, value: Any) -> Any:
-        """The first process's value, in all of them. Numbers and texts only."""
+        """Return the first process's value in all processes. Numbers and texts only."""
         if self._group is None:
             return value
         shared = [value]
@@ -85,9 +85,10 @@ class PatientGroup:
 
 @contextmanager
 def first_process_first(poll: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """The first process goes in alone; the others go in when it has left, and find its work done.
+    """Let the first process in alone, and the others when it has left, so that they find its work done.
 
-    Processes of torchrun meet here for it. Others (SLURM's, Lightning's) go in together: what they do there must be safe for that.
+    Processes of torchrun meet here for it. Others (SLURM's, Lightning's) go in together: what they do there must be
+    safe for that.
     """
     this = launch()
     together = this.by == "torchrun" and (this.world_size or 1) > 1

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock of the operating system, which ends with its process, however that ends (filelock)."""
+"""One writer at a time: a lock of the operating system that ends with its process (filelock)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _LOCK = ".lock"  # in a folder that has an owner
 
 @contextlib.contextmanager
 def only_writer(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Within it no other program of this kind writes `path`; its folder is made. While another one does, this one waits.
+    """Hold the lock of `path`, so that no other program of this kind writes it; waits for the lock.
+
+    The folder of `path` is made.
 
     Args:
         path: the file to write; the lock is a hidden file beside it.
@@ -50,7 +52,9 @@ def only_writer(path: Path, waiting: Callable[[], object] = lambda: None) -> Ite
 
 @contextlib.contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
-    """Within it no other program of this kind writes into a folder, which is made. The lock file names the owner.
+    """Hold the lock of a folder, so that no other program of this kind writes into it.
+
+    The folder is made, and the lock file names the owner.
 
     Raises:
         FolderInUseError: another program does; the text says which.
@@ -73,7 +77,10 @@ def sole_owner(folder: Path) -> Iterator[None]:
 
 
 def _acquired(lock: FileLock, timeout: float = 0) -> bool:
-    """Whether this program gets the lock within some seconds. Where the file system knows no locks, nobody is kept out."""
+    """Whether this program gets the lock within some seconds.
+
+    A file system without locks keeps nobody out.
+    """
     try:
         lock.acquire(timeout=timeout, poll_interval=_POLL_SECONDS / 4)
     except Timeout:

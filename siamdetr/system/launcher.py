@@ -1,6 +1,6 @@
 """The launcher of this process, its rank and the number of processes.
 
-Torchrun, SLURM's srun, Lightning for `devices`, or a person. Imports no torch.
+The launcher is torchrun, SLURM's srun, Lightning (for `devices`), or a person. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Launch:
     Attributes:
         by: who started it; "lightning" starts the further processes of a run with `devices` above 1.
         world_size: processes that were started together; None: as the settings say.
-        number: of this process among them (its rank); None: node and local number make it up.
+        number: of this process among them (its rank); None: it follows from node and local number.
         local_number: of this process on its machine.
         node: of this machine.
         num_nodes: machines; None: as the settings say.
@@ -46,8 +46,8 @@ class Launch:
 def launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Read from the environment how this process was started.
 
-    SLURM announces tasks in every shell of a job (`salloc`, a script of `sbatch`); only srun starts them. So its variables count in a
-    step of srun, and there those of the step.
+    SLURM announces tasks in every shell of a job (`salloc`, a script of `sbatch`), but only srun starts them. So its
+    variables are used only in a step of srun, and only those of the step.
     """
 
     def number(*names: str, default: int = 0) -> int:

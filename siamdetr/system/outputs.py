@@ -50,8 +50,8 @@ def check_outputs(
     Args:
         reads: what the command reads.
         files: single files that it writes.
-        folders: folders that it fills with files which a reader of `reads` could take for its own.
-        replaced: folders that it removes and makes anew.
+        folders: folders that it fills with files which a reader of `reads` could read, too.
+        replaced: folders that it deletes and creates again.
     Raises:
         OutputError: naming the option and what it would fall on.
     """
@@ -90,9 +90,9 @@ def check_empty(folder: Path) -> None:
 
 
 def model_reads(name: str, path: Path) -> list[Read]:
-    """What opening a model reads.
+    """The files that opening a model reads.
 
-    Its file, or the files of its run folder or bundle, not what lies deeper.
+    They are its file, or the files of its run folder or bundle, without subfolders.
     """
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     return [Read(name, file) for file in files]
@@ -117,9 +117,9 @@ def _check_file(
 
 
 def _identities(path: Path) -> list[Identity]:
-    """The names of a file under which two paths are the same.
+    """The identities of a file, of which equal files share one.
 
-    By inode also where upper and lower case are not told apart.
+    The inode also identifies it on file systems that ignore case.
     """
     found: list[Identity] = [path.resolve()]
     try:

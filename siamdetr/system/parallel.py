@@ -34,8 +34,8 @@ class TaskRunner:
     """The place where tasks run.
 
     Attributes:
-        kind: "here", one after the other; "threads" of this process (for functions that release Python's lock); "processes",
-            spawned, which end with this one however it ends; or "ray".
+        kind: "here", one after the other; "threads" of this process (for functions that release Python's lock);
+            "processes", spawned, which end with this one however it ends; or "ray".
         workers: threads or processes; None: one for each core that this process may use. Ray counts for itself.
         address: of the Ray cluster: "auto", "ray://host:port", or "local" to start one on this machine.
         cpus, gpus: resources of a task on the Ray cluster.
@@ -61,8 +61,9 @@ class TaskRunner:
         Args:
             function: of a module's top level; with "processes" and "ray" it and the tasks are sent to other processes.
             tasks: taken from the iterable only as workers become free.
-            stopped: asked again and again; once it says True no task begins any more. Those that run go on to their end and give their
-                results; in processes, where a `SignalWatch` in them finds SIGTERM received. Ray's are given up.
+            stopped: polled; once it returns True, no further task begins. Running tasks go on to their end
+                and give their results; in processes, where a `SignalWatch` in them finds SIGTERM received. Ray's are
+                given up.
         Raises:
             EngineError: Ray is not installed, or cannot be reached; a process was killed.
         """
@@ -147,11 +148,12 @@ def _run_in_processes(
 
 
 def _begin_worker(lifeline: connection.Connection) -> None:
-    """In a new process: from now on only the pipe stops it, not the terminal's signals."""
+    """Prepare a new process: from now on only the pipe stops it, not the terminal's signals."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     watch = SignalWatch().__enter__()  # never left: it is the outermost of this process
     threading.Thread(target=_hang_on, args=(lifeline, watch), daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _hang_on(lifeline: connection.Connection, watch: SignalWatch) -> None:
@@ -164,7 +166,7 @@ def _hang_on(lifeline: connection.Connection, watch: SignalWatch) -> None:
 
 
 def _unless_called_off(task: tuple[Callable[[Task], Result], Task]) -> list[Result]:
-    """A task's result; none if the task was sent before the stop and would begin after it."""
+    """The result of a task; none if it was sent before the stop and would begin after it."""
     function, argument = task
     with SignalWatch() as watch:
         return [] if watch.received is not None else [function(argument)]
@@ -172,7 +174,10 @@ def _unless_called_off(task: tuple[Callable[[Task], Result], Task]) -> list[Resu
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Processes started inside the block begin with SIGINT and SIGTERM blocked."""
+    """Start processes inside the block with SIGINT and SIGTERM blocked (not on Windows)."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

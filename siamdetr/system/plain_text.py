@@ -1,4 +1,4 @@
-"""Names from files as plain text: no terminal obeys them, and no spreadsheet computes them."""
+"""Names from files as plain text, which no terminal or spreadsheet interprets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def visible(text: str) -> str:
-    """Text in which control characters, and those that turn the direction of writing, are written as escapes such as \\x1b."""
+    """The text with control characters, and those that change the writing direction, as escapes.
+
+    An escape looks like \\x1b.
+    """
     if text.isprintable():
         return text
     return "".join(

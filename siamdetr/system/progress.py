@@ -1,4 +1,4 @@
-"""The callback of long functions of the core."""
+"""The progress callback of the core's long functions."""
 
 from __future__ import annotations
 

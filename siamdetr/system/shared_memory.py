@@ -1,32 +1,33 @@
-"""Limits that loading processes meet: shared memory for the batches they hand over, and open files."""
+"""Limits on loading processes: shared memory for their batches, and open files."""
 
 from __future__ import annotations
 
-import os
-import resource
+import shutil
 from pathlib import Path
 
 from siamdetr.errors import LoadingError
+from siamdetr.system.processes import resource
 
 _SHM = Path("/dev/shm")
 _WAYS_OUT = "start the container with --shm-size=2g (or --ipc=host), take a smaller batch, or load in this process with --workers 0"
 
 
 def check_shared_memory(batch_bytes: int, batches: int, place: Path = _SHM) -> None:
-    """Refuse to start loading processes for whose batches there is no room; without it they die or hang in the middle of a run.
+    """Check that the batches of the loading processes fit into shared memory.
+
+    Without room they die or hang in the middle of a run.
 
     Args:
         batch_bytes: of one batch.
-        batches: that may lie there at the same time.
-        place: where they lie; a system without it has no such limit.
+        batches: that may be there at the same time.
+        place: the folder of shared memory; a system without it has no such limit.
     Raises:
         LoadingError: there is not enough.
     """
     try:
-        stats = os.statvfs(place)
+        free, needed = shutil.disk_usage(place).free, batch_bytes * batches
     except OSError:
         return
-    free, needed = stats.f_bavail * stats.f_frsize, batch_bytes * batches
     if needed > free:
         raise LoadingError(
             f"{place}: {free / 2**20:.0f} MiB of shared memory are free, but {batches} batches of {batch_bytes / 2**20:.1f} MiB pass "
@@ -35,7 +36,12 @@ def check_shared_memory(batch_bytes: int, batches: int, place: Path = _SHM) -> N
 
 
 def allow_open_files() -> None:
-    """Raise the limit of open files as far as the system lets a user: each tensor that a loading process hands over takes one."""
+    """Raise the limit of open files as far as the system lets a user.
+
+    Each tensor that a loading process hands over takes one.
+    """
+    if resource is None:  # Windows has no such limit
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard and hard != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -51,9 +57,9 @@ def explained(error: BaseException, timeout: int) -> LoadingError | None:
     text = " ".join(str(error).split())
     low = text.lower()
     if "too many open files" in low or "received 0 items of ancdata" in low:
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        soft = "" if resource is None else f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]} "
         return LoadingError(
-            f"loading: the limit of {soft} open files is reached (ulimit -n); raise it, for example ulimit -n 65536, take fewer "
+            f"loading: the limit of {soft}open files is reached (ulimit -n); raise it, for example ulimit -n 65536, take fewer "
             "--workers, or load in this process with --workers 0"
         )
     if "bus error" in low or "shared memory" in low or "/torch_" in low or "no space left on device" in low:

@@ -31,9 +31,9 @@ class Interrupted(SystemExit):
 class SignalWatch:
     """While entered, SIGINT and SIGTERM only set a flag that long work polls.
 
-    Nested watches share one flag, so that a signal between two pieces of work is not lost. A signal that was ignored before stays
-    ignored, as SIGINT is for background jobs of a shell without job control. Outside the main thread, where Python allows no
-    handlers, a watch shares the flag of the main thread's watch, if there is one.
+    Nested watches share one flag, so that a signal between two pieces of work is not lost. A signal that was ignored
+    before stays ignored, as SIGINT is for background jobs of a shell without job control. Outside the main thread,
+    where Python allows no handlers, a watch shares the flag of the main thread's watch, if there is one.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The number of processor cores that this process may use.
 
-The machine's, less what affinity and the container's limit take away.
+They are the machine's cores, limited by affinity and by the container.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _ROOT = Path("/")
 def usable_cores(root: Path = _ROOT) -> int:
     """Cores that this process may use, at least 1.
 
-    `os.cpu_count` counts the host's. A container with a limit of one core would start a thread for each of them, and all of these would
-    share the one.
+    `os.cpu_count` counts the host's. A container with a limit of one core would start a thread for each of them, and
+    all of these would share the one.
 
     Args:
         root: of the file system in which Linux describes the limits.
@@ -31,14 +31,15 @@ def cgroup_quota(root: Path = _ROOT) -> float | None:
 
     None: no limit, or no control groups.
 
-    Every group above limits as well, so the least limit counts (Linux, Documentation/admin-guide/cgroup-v2.rst, "CPU interface files").
+    Every group above limits as well, so the least limit counts (Linux, Documentation/admin-guide/cgroup-v2.rst, "CPU
+    interface files").
     """
     quotas = [quota for folder in _groups(root) if (quota := _quota(folder)) is not None]
     return min(quotas, default=None)
 
 
 def limit_numeric_libraries(environment: dict[str, str] | os._Environ[str] = os.environ) -> None:
-    """Tell OpenMP, before it is loaded, of a limit that it does not see.
+    """Give OpenMP, before it is loaded, a limit that it does not see.
 
     It knows affinity, but no container's quota.
     """
@@ -50,7 +51,7 @@ def limit_numeric_libraries(environment: dict[str, str] | os._Environ[str] = os.
 def _groups(root: Path) -> list[Path]:
     """The folders of this process's control groups and of those above them.
 
-    Version 2, and the `cpu` controller of version 1.
+    For version 2, and for the `cpu` controller of version 1.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()

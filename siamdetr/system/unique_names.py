@@ -1,4 +1,4 @@
-"""File names that do not fall on each other."""
+"""Unique file names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def unique_stems(stems: Sequence[str]) -> list[str]:
-    """The stems, in order; one that was there before gets a number, also if only upper and lower case differ.
+    """The stems in order; a repeated one gets a number, also if it differs in upper and lower case only.
 
     Some file systems do not tell A from a.
     """

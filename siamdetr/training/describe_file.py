@@ -19,7 +19,7 @@ from siamdetr.training.run_folder import method_of
 def describe(path: str | Path) -> dict[str, Any]:
     """Explain a run folder, model file, training checkpoint, exported model, bundle or proposal store.
 
-    Opening checks: a damaged file is an error here and not a surprise later.
+    Each file is opened and checked, so that damage is an error here and not later.
 
     Raises:
         CheckpointError: nothing there, or none of our files; the text says what to do with it.
@@ -63,7 +63,7 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 def _resumable(folder: Path) -> dict[str, Any]:
-    """Whether a run can go on, and from which checkpoint; reading it verifies every byte."""
+    """Whether a run can continue, and from which checkpoint; reading it verifies every byte."""
     found = newest_valid(folder, read_resumable)
     if found is None:
         return {"to resume": False}

@@ -27,7 +27,7 @@ from siamdetr.training.loop import TrainingJob, run_length, save_detector, seed_
 from siamdetr.training.open_datasets import FinetuneData, open_labelled
 from siamdetr.training.optim import freeze
 from siamdetr.training.pictures import save_pictures
-from siamdetr.training.precision import prepare_arithmetic
+from siamdetr.training.precision import training_arithmetic
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
 from siamdetr.training.run_folder import RunFolder, open_run
 from siamdetr.training.run_report import write_report
@@ -46,8 +46,7 @@ def finetune(
 ) -> RunResult:
     """Supervised training of a detector; arguments and errors as of `pretrain`."""
     sink = progress or Silent()
-    prepare_arithmetic(settings.tf32)
-    with SignalWatch() as watch:
+    with training_arithmetic(settings.tf32), SignalWatch() as watch:
         data = open_labelled(settings, as_callback(sink, "read", watch.raise_if_received))
         settings = resolved(settings, data.train)
         warn_of_many_objects(data, settings)
@@ -61,7 +60,7 @@ def finetune(
 
 
 def _parts(data: FinetuneData, settings: FinetuneSettings) -> dict[str, DetectionIndex]:
-    """What must stay as it is; `val_limit` may change, so with it the val part has no fingerprint."""
+    """The parts of the data that must not change; with `val_limit`, which may, not the val part."""
     fixed_val = {} if data.val is None or settings.val_limit is not None else {"val": data.val}
     return {"train": data.train} | fixed_val
 

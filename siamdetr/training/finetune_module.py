@@ -40,5 +40,5 @@ class FinetuneModule(StepModule):
     def transfer_batch_to_device(
         self, batch: DetectionBatch, device: torch.device, dataloader_idx: int
     ) -> DetectionBatch:
-        """uint8 to the device, without waiting where the memory is pinned."""
+        """Copy uint8 batches to the device, without waiting if the memory is pinned."""
         return batch.to(device, non_blocking=True)

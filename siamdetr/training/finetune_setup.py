@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 def resolved(settings: FinetuneSettings, index: DetectionIndex) -> FinetuneSettings:
     """Complete the settings from the data and the starting model.
 
-    The number of classes is that of the data. With `init`, settings of the detector that were not given are those of that
-    model; of a Hugging Face checkpoint also the size of the images.
+    The number of classes is that of the data. With `init`, settings of the detector that were not given are those of
+    that model; of a Hugging Face checkpoint also the size of the images.
 
     Raises:
         SettingsError: another number of classes was asked for.
@@ -54,7 +54,7 @@ def resolved(settings: FinetuneSettings, index: DetectionIndex) -> FinetuneSetti
 
 
 def _image_size(spec: PreprocessingSpec) -> dict[str, Any]:
-    """The size settings of a recipe; a letterbox, which training has not, becomes its longest side."""
+    """The size settings of a recipe; a letterbox, which training does not have, becomes its longest side."""
     if spec.mode == "letterbox":
         assert isinstance(spec.size, tuple)
         return {"size": max(spec.size), "max_size": max(spec.size)}
@@ -62,13 +62,13 @@ def _image_size(spec: PreprocessingSpec) -> dict[str, Any]:
 
 
 def first_batch(index: DetectionIndex, settings: FinetuneSettings) -> DetectionIndex:
-    """The images of one batch over all processes, those with boxes first: for `overfit_batch`."""
+    """The images of one batch over all processes, first those with boxes, for `overfit_batch`."""
     with_boxes = np.flatnonzero(index.box_counts() > 0)
     return index.subset(with_boxes[: settings.batch_size * world_size(settings)])
 
 
 def warn_of_many_objects(data: FinetuneData, settings: FinetuneSettings) -> None:
-    """A word in the log where images have more objects than the detector has queries, or than AP counts detections."""
+    """Warn of images with more objects than the detector has queries, or than AP counts detections."""
     queries = settings.detector.num_queries
     objects = object_counts(data.train)
     crowded = int((objects > queries).sum())

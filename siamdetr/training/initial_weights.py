@@ -1,6 +1,6 @@
-"""Starting weights and their normalization: from a pretrained run or model file, what fits.
+"""Initial weights and their normalization: all that fits in a pretrained run or model file.
 
-The rest starts afresh and is named.
+Other parameters keep random values, and the log names them.
 """
 
 from __future__ import annotations
@@ -98,11 +98,13 @@ def fill_backbone(detector: Detector, settings: RunSettings) -> None:
 def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Path) -> Start:
     """Copy into `detector` every tensor of the model at `path` that fits.
 
-    The class head (and label contents) are taken over only where the classes are the same; they and the query embeddings (whose number may differ)
-    may keep their random values. Any other difference is an error, since it would silently lose the pretraining.
+    The class head (and label contents) are taken over only where the classes are the same; they and the query
+    embeddings (whose number may differ) may keep their random values. Any other difference is an error, since it would
+    silently lose the pretraining.
 
     Raises:
-        CheckpointError: no readable model there, or its body is not this detector's; the text names settings that differ.
+        CheckpointError: no readable model there, or its body is not this detector's; the text names settings that
+            differ.
         HubError, OfficialCheckpointError: the same of a Hugging Face checkpoint.
     """
     source, metadata = _open(path)
@@ -124,8 +126,9 @@ def load_start(detector: Detector, class_names: tuple[str, ...], path: str | Pat
 def run_normalization(settings: RunSettings, run: RunFolder) -> Normalization:
     """The normalization that belongs to the weights a run has or starts from.
 
-    A resumed run keeps its normalization; older checkpoints, which do not store it, used ImageNet's. A run with `init` takes that of the
-    model it starts from. A run whose `backbone_weights` are a model file of ours takes that file's. Else it is the backbone's.
+    A resumed run keeps its normalization; older checkpoints, which do not store it, used ImageNet's. A run with `init`
+    takes that of the model it starts from. A run whose `backbone_weights` are a model file of ours takes that file's.
+    Else it is the backbone's.
     """
     if run.content is not None:
         stored = run.content[STATE].get(NORMALIZATION)
@@ -136,7 +139,7 @@ def run_normalization(settings: RunSettings, run: RunFolder) -> Normalization:
 
 
 def _of_weight_file(path: str) -> Normalization | None:
-    """Of a model file of ours; None: weights of another program, which do not say."""
+    """The normalization of a model file of ours; None: a file of another program, which stores none."""
     if not path.endswith(".safetensors"):
         return None
     try:
@@ -153,7 +156,7 @@ def _open(source: str | Path) -> tuple[Detector, ModelMetadata]:
 
 
 def _module(name: str) -> str:
-    """The module of a tensor; of the queries their part, since only some of them depend on the classes."""
+    """The module of a tensor; for the queries, the part of them, because not all depend on the classes."""
     parts = name.split(".")
     return ".".join(parts[: 2 if parts[0] == _QUERIES else 1])
 

@@ -1,7 +1,7 @@
-"""The data loader, which can begin at any position of the sample order.
+"""The data loader, which can start at any position of the sample order.
 
-Training is one endless stream of batches: batch b of process r is a function of (seed, b, r), so that a resumed run, another
-number of workers or another number of processes (with the same total batch) sees the same samples.
+Training is one endless stream of batches: batch b of process r is a function of (seed, b, r), so that a resumed run,
+another number of workers or another number of processes (with the same total batch) sees the same samples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class BatchStream:
     Args:
         dataset: takes (epoch, position) and must be a function of them and its seed alone.
         collate: samples to a batch.
-        order: which samples.
+        order: of the samples.
         start: number of the first batch.
         stop: number of the batch after the last.
         workers: loading processes; 0 loads in this one.
@@ -80,13 +80,13 @@ class BatchStream:
             raise known from error
 
     def _batch_bytes(self) -> int:
-        """Of the first batch, made here."""
+        """Bytes of the first batch, which is made for this."""
         order, first = self._first
         return _num_bytes(self._collate([self._dataset[sample] for sample in order.batch(first)]))
 
 
 def _num_bytes(batch: Any) -> int:
-    """Of the tensors of a batch."""
+    """Bytes of the tensors of a batch."""
     if isinstance(batch, Tensor):
         return batch.numel() * batch.element_size()
     if dataclasses.is_dataclass(batch):

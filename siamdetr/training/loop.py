@@ -157,7 +157,9 @@ def _with_precision(job: TrainingJob, settings: RunSettings, run: RunFolder) -> 
 
 
 def _restore(job: TrainingJob, run: RunFolder) -> None:
-    """The weights of the checkpoint, and the model file that belongs to them: a kill between the two may have left an older one.
+    """The weights of the checkpoint, and the model file that belongs to them.
+
+    A kill between the two may have left an older model file.
 
     Raises:
         CheckpointError: the checkpoint does not fit the run.
@@ -184,7 +186,7 @@ def _misfit(run: RunFolder, error: Exception) -> CheckpointError:
 
 
 def _stopped(run: RunFolder, settings: RunSettings) -> bool:
-    """Whether the run ended early, by the rule that still holds."""
+    """Whether the run has ended early, by a rule that still holds."""
     rule = getattr(settings, "early_stopping", None)
     return run.state is not None and run.state.stopped and run.state.settings.get("early_stopping") == rule
 

@@ -25,7 +25,7 @@ class _RunLogger(Logger):
 
     @property
     def version(self) -> str:
-        """Lightning asks for one."""
+        """Required by Lightning."""
         return ""
 
     @rank_zero_only
@@ -36,7 +36,7 @@ class _RunLogger(Logger):
 class MetricsCsv(_RunLogger):
     """Writes each row at once. A new column rewrites the file.
 
-    Rows after `resume_step` belong to a lost future and go.
+    Rows after `resume_step`, from the interrupted session, are removed.
     """
 
     def __init__(self, folder: Path, resume_step: int) -> None:
@@ -49,7 +49,7 @@ class MetricsCsv(_RunLogger):
 
     @property
     def name(self) -> str:
-        """Lightning asks for one."""
+        """Required by Lightning."""
         return "csv"
 
     @rank_zero_only
@@ -85,7 +85,7 @@ class TensorBoardEvents(_RunLogger):
 
     @property
     def name(self) -> str:
-        """Lightning asks for one."""
+        """Required by Lightning."""
         return "tensorboard"
 
     @rank_zero_only

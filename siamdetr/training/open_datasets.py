@@ -1,4 +1,4 @@
-"""Open the data sets of a run, and log what they hold."""
+"""Open the data sets of a run, and log their sizes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class FinetuneData:
 class PretrainData:
     """Images to pretrain on, without labels.
 
-    And where there are labels, some of the images with theirs, to judge the proposals by.
+    If there are labels, also some labelled images, on which proposals are scored.
     """
 
     images: DetectionIndex
@@ -50,7 +50,7 @@ def open_pretraining(data: DataSettings, progress: Progress | None = None) -> Pr
 
     If there are labels, the log points to `siamdetr finetune`.
 
-    Of a data set that is divided only its train part is taken: what is scored later is not seen here either.
+    Of a data set with splits only the train part is used, so that no scored image is pretrained on.
     """
     sources = [find_source(path, data.format) for path in data.paths]
     parts = [
@@ -86,10 +86,7 @@ def open_labelled(settings: FinetuneSettings, progress: Progress | None = None) 
     """
     data = settings.data
     find = _finder(data)
-    split = data.split or find(data.paths[0]).first_split(_TRAIN_PARTS)
-    parts = [find(path).open(split, strict=data.strict, progress=progress) for path in data.paths]
-    train = require_labels(concatenate(parts), ", ".join(data.paths))
-    train = require_labels(train.fraction(data.fraction, seed=settings.seed), f"{data.fraction:.3g} of the data")
+    train = _training(settings, find, progress)
     part = _validation(data, find)
     if part is None:
         _log.warning("%s has no val part: nothing is evaluated, and the last weights are the result", data.paths[0])
@@ -108,6 +105,11 @@ def open_labelled(settings: FinetuneSettings, progress: Progress | None = None) 
     return FinetuneData(train, _limited(val, settings))
 
 
+def open_training(settings: FinetuneSettings, progress: Progress | None = None) -> DetectionIndex:
+    """The train part of `open_labelled` alone."""
+    return _training(settings, _finder(settings.data), progress)
+
+
 def open_validation(settings: FinetuneSettings, progress: Progress | None = None) -> DetectionIndex | None:
     """The val part of `open_labelled` alone; None: there is none."""
     part = _validation(settings.data, _finder(settings.data))
@@ -116,10 +118,19 @@ def open_validation(settings: FinetuneSettings, progress: Progress | None = None
     return _limited(part[0].open(part[1], strict=settings.data.strict, progress=progress), settings)
 
 
+def _training(settings: FinetuneSettings, find: Callable[[str], Source], progress: Progress | None) -> DetectionIndex:
+    data = settings.data
+    split = data.split or find(data.paths[0]).first_split(_TRAIN_PARTS)
+    parts = [find(path).open(split, strict=data.strict, progress=progress) for path in data.paths]
+    train = require_labels(concatenate(parts), ", ".join(data.paths))
+    return require_labels(train.fraction(data.fraction, seed=settings.seed), f"{data.fraction:.3g} of the data")
+
+
 def _validation(data: DataSettings, find: Callable[[str], Source]) -> tuple[Source, str | None] | None:
     """Data set and split of the images that a finetuning run is validated on; None: there are none.
 
-    Without `val_paths` and `val_split` that is the val part, else the test part, of a data set that has a train part as well.
+    Without `val_paths` and `val_split` that is the val part, else the test part, of a data set that has a train part as
+    well.
     """
     source = find((data.val_paths or data.paths)[0])
     divided = data.split is not None or find(data.paths[0]).first_split(_TRAIN_PARTS) is not None
@@ -129,7 +140,7 @@ def _validation(data: DataSettings, find: Callable[[str], Source]) -> tuple[Sour
 
 
 def _finder(data: DataSettings) -> Callable[[str], Source]:
-    """Recognises each path once."""
+    """Recognise each path once."""
     return functools.cache(lambda path: find_source(path, data.format))
 
 

@@ -1,7 +1,4 @@
-"""A few pictures for the report.
-
-The truth beside what the best weights find, and where the decoder looked for it.
-"""
+"""Pictures for the report: targets beside detections of the best weights, and their attention."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ _DPI = 160
 def save_pictures(run_folder: Path, index: DetectionIndex, *, count: int = 6, threshold: float = 0.4) -> None:
     """Write targets and detections of `count` images, spread evenly over the data set, as jpg files.
 
-    For every other one also the attention of its best boxes.
+    For every other image also the attention of its best boxes.
     """
     detector, metadata = load_model(run_folder)
     predictor = PyTorchPredictor(detector, metadata.class_names, metadata.preprocessing)

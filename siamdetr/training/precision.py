@@ -1,4 +1,4 @@
-"""How numbers are computed while training: subnormals on a CPU, float32 on a GPU, and the choice of `precision: auto`.
+"""Numeric precision of training: subnormals on a CPU, float32 on a GPU, and `precision: auto`.
 
 `auto` is fp32 or bf16, whichever trains faster on this device and stays finite; measured once, then part of the run.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,23 +22,35 @@ _log = logging.getLogger(__name__)
 _STEPS = 3  # of which the first warms up
 
 
-def prepare_arithmetic(tf32: TF32) -> None:
-    """Set the arithmetic of a training process. Call it before anything is computed.
+@contextmanager
+def training_arithmetic(tf32: TF32) -> Iterator[None]:
+    """Set the arithmetic of a training inside the block, which starts before any computation.
 
-    Subnormal numbers (below 1.2e-38) count as zero. One or two in a hundred factors of the backward pass are subnormal, and some
-    processors multiply them more than ten times slower. OpenMP's threads inherit the setting from the thread that starts them,
-    so it has to be made before the first parallel operation.
+    Subnormal numbers (below 1.2e-38) count as zero. One or two in a hundred factors of the backward pass are subnormal,
+    and some processors multiply them more than ten times slower. OpenMP's threads inherit the setting from the thread
+    that starts them, so it has to be made before the first parallel operation.
 
     Args:
         tf32: which float32 products may round their factors to 10 bits on a GPU that knows TF32 (Ampere and later).
     """
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = _flushes_subnormals(), convolutions.allow_tf32, products.allow_tf32
     torch.set_flush_denormal(True)
-    torch.backends.cudnn.allow_tf32 = tf32 != "none"
-    torch.backends.cuda.matmul.allow_tf32 = tf32 == "all"
+    convolutions.allow_tf32, products.allow_tf32 = tf32 != "none", tf32 == "all"
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before[0])
+        convolutions.allow_tf32, products.allow_tf32 = before[1:]
+
+
+def _flushes_subnormals() -> bool:
+    """PyTorch sets this and does not tell it."""
+    return float(torch.full((), 1e-40) * 1) == 0.0
 
 
 def recorded_precision(settings: RunSettingsType, run: RunFolder) -> RunSettingsType:
-    """The settings with the precision that a resumed run began with, where they leave it open."""
+    """The settings with the precision that a resumed run began with, if they leave it open."""
     if settings.precision != "auto" or run.state is None:
         return settings
     return settings.model_copy(update={"precision": run.state.settings["precision"]})
@@ -45,7 +59,7 @@ def recorded_precision(settings: RunSettingsType, run: RunFolder) -> RunSettings
 def choose_precision(
     module: StepModule, batch: Any, settings: RunSettings, device: torch.device, *, processes: int
 ) -> Precision:
-    """The faster of fp32 and bf16, said in the log.
+    """Choose the faster of fp32 and bf16, and log it.
 
     Several processes must agree without asking one another, so they take bf16 where the GPU has it.
 
@@ -58,6 +72,8 @@ def choose_precision(
     """
     if settings.precision != "auto":
         return settings.precision
+    if device.type == "mps":  # its bf16 has not been tried
+        return "fp32"
     if processes > 1:
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     seconds: dict[Precision, float] = {"fp32": _step_seconds(module, batch, device, None)}

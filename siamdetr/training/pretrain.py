@@ -23,7 +23,7 @@ from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.initial_weights import run_normalization, start
 from siamdetr.training.loop import TrainingJob, run_length, seed_weights, train
 from siamdetr.training.open_datasets import PretrainData, open_pretraining
-from siamdetr.training.precision import prepare_arithmetic
+from siamdetr.training.precision import training_arithmetic
 from siamdetr.training.pretrain_module import PretrainModule, class_agnostic
 from siamdetr.training.pretrain_setup import resolved_pretraining, stored_proposals, training_samples
 from siamdetr.training.progress import ProgressSink, Silent, as_callback
@@ -48,15 +48,15 @@ def pretrain(
         settings: see `resolve`.
         progress: draws the progress; None: silent.
         resume: "auto" (go on if there is a checkpoint, else begin), a checkpoint, a run folder; None: begin.
-        allow_changes: go on although the length, the rates or the data are not those of the checkpoint; the lineage says so.
+        allow_changes: go on although the length, the rates or the data are not those of the checkpoint; the lineage
+            says so.
     Raises:
         Interrupted: SIGINT or SIGTERM, after saving; a SystemExit with code 130 or 143.
         DataError, CheckpointError, SettingsError, NonFiniteLossError, LoadingError: see there.
     """
     sink = progress or Silent()
-    prepare_arithmetic(settings.tf32)
     _log.info("Self-supervised pretraining: no labels are used. To train on labels: siamdetr finetune")
-    with SignalWatch() as watch:
+    with training_arithmetic(settings.tf32), SignalWatch() as watch:
         settings = resolved_pretraining(settings)
         data = open_pretraining(settings.data, as_callback(sink, "read", watch.raise_if_received))
         with open_run(settings, resume, {"images": data.images}, allow_changes=allow_changes) as run:

@@ -45,17 +45,17 @@ class PretrainModule(StepModule):
         return total
 
     def transfer_batch_to_device(self, batch: PretextBatch, device: torch.device, dataloader_idx: int) -> PretextBatch:
-        """uint8 to the device, without waiting where the memory is pinned."""
+        """Copy uint8 batches to the device, without waiting if the memory is pinned."""
         return batch.to(device, non_blocking=True)
 
 
 def class_agnostic(detector: Detector) -> Detector:
     """A copy of a pretrained detector as a detector of one class, "object".
 
-    The pretext's class head has three logits (nothing, object, no object), of which the first never is the answer; the copy
-    keeps the other two, or with focal loss, where "no object" has none, the one of "object", so that a pretrained model
-    predicts, is scored and exported like any other.
-    Of the proposals of a two-stage Deformable DETR all objects are class 0: there the last of the three takes the second place.
+    The pretext's class head has three logits (nothing, object, no object), of which the first is never a target. The
+    copy keeps the other two, or with focal loss, which has no logit for "no object", that of "object". So a pretrained
+    model predicts, is scored and is exported like any other. In the proposals of a two-stage Deformable DETR all
+    objects are class 0: there the first and the last logit are kept.
     """
     copied = copy.deepcopy(detector)
     no_object = (detector.settings.num_classes,) if detector.settings.classifier == "softmax" else ()

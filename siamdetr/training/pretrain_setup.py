@@ -1,7 +1,4 @@
-"""Resolve the settings of pretraining.
-
-The detector's class head, the regions, and the samples.
-"""
+"""Resolve the settings of pretraining: class head, regions and samples."""
 
 from __future__ import annotations
 
@@ -38,9 +35,9 @@ def pretraining_detector(settings: PretrainSettings) -> DetectorSettings:
 
 
 def resolved_pretraining(settings: PretrainSettings) -> PretrainSettings:
-    """The settings with what the starting model decides.
+    """Complete the settings from the starting model.
 
-    With `init`, whatever was not said about the detector is as in it.
+    With `init`, settings of the detector that were not given are those of that model.
 
     Raises:
         CheckpointError, HubError, OfficialCheckpointError: `init` cannot be read.
@@ -54,7 +51,7 @@ def resolved_pretraining(settings: PretrainSettings) -> PretrainSettings:
 def stored_proposals(
     settings: PretrainSettings, run_folder: Path, index: DetectionIndex, progress: Progress
 ) -> ProposalStore | None:
-    """Those that were given; else computed once, and kept beside the run for the next one.
+    """Open the given proposals, or compute them once and keep them beside the run for the next one.
 
     None: the method draws random regions.
 
@@ -78,12 +75,12 @@ def training_samples(
     normalization: Normalization,
     progress: Progress,
 ) -> tuple[Dataset[Any], Callable[[list[Any]], PretextBatch]]:
-    """What training reads, and how it makes a batch.
+    """The samples of training, and the function that batches them.
 
-    The data set, or stored features of fixed samples beside the run.
+    Samples come from the data set, or from stored features of fixed samples beside the run.
 
     Raises:
-        DataError: features are stored there that were made from something else.
+        DataError: the features stored there have other sources.
     """
     entry = PRETEXTS[settings.method]
     if not settings.of_method.cached_samples or entry.cache is None or entry.collate_cached is None:

@@ -1,7 +1,4 @@
-"""Figures of a pretraining run's proposals.
-
-How they were found, and what share of labelled objects they cover. For log and report.
-"""
+"""Figures of a pretraining run's proposals for log and report: how they were found, and their recall."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ProposalFigures:
-    """Of a store of proposals.
+    """Figures of a store of proposals.
 
     Attributes:
         recipe: how they were computed.
@@ -44,11 +41,11 @@ class ProposalFigures:
 
 
 def measure_proposals(store: ProposalStore | None, labelled: DetectionIndex | None) -> ProposalFigures | None:
-    """Figures of a store, said in the log; None where regions are random.
+    """Measure a store, and log its figures; None if regions are random.
 
     Args:
         store: of the run.
-        labelled: images with boxes, of which those count that the store has.
+        labelled: images with boxes; those that the store has are used.
     """
     if store is None:
         return None
@@ -65,9 +62,9 @@ def measure_proposals(store: ProposalStore | None, labelled: DetectionIndex | No
 
 
 def save_proposal_figures(folder: Path, figures: ProposalFigures | None, dataset: UnlabelledDataset[Any]) -> None:
-    """Leave the figures in the run folder, with what the data set has counted.
+    """Write the figures into the run folder, with the counts of the data set.
 
-    Warn of what it had to make do without.
+    Warn of images without proposals.
     """
     if dataset.num_unreadable:
         _log.warning("%d images could not be read; others took their places", dataset.num_unreadable)

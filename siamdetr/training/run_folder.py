@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from siamdetr.system.launcher import launch
 from siamdetr.training.checkpoints.checkpoint_file import newest_valid
 from siamdetr.training.checkpoints.fingerprint import changes, fingerprint
 from siamdetr.training.checkpoints.run_state import RunState, read_resumable, run_state
-from siamdetr.training.open_datasets import open_validation
+from siamdetr.training.open_datasets import open_training, open_validation
 
 _log = logging.getLogger(__name__)
 RUNS = Path("runs")
@@ -44,7 +44,7 @@ _CHANGEABLE = {"steps", "epochs", "optimizer", "schedule", "val_every"}
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run lives.
+    """An opened run folder, and what it resumes from.
 
     Attributes:
         path: the folder.
@@ -77,18 +77,27 @@ def method_of(config: Mapping[str, Any]) -> str | None:
 def validation_part(run: Path) -> DetectionIndex | None:
     """The labelled images that a finetuning run was validated on.
 
-    None where `run` is not the folder of one, its data has no such part, or is not there any more (which is warned of).
+    None if `run` is not the folder of one, or if its data has no such part; or, with a warning, if the data is gone.
     """
+    return _part(run, "validation", open_validation)
+
+
+def training_part(run: Path) -> DetectionIndex | None:
+    """The labelled images that a finetuning run was trained on; None as of `validation_part`."""
+    return _part(run, "training", open_training)
+
+
+def _part(run: Path, name: str, opened: Callable[[FinetuneSettings], DetectionIndex | None]) -> DetectionIndex | None:
     config = run / CONFIG_FILE
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
         if not isinstance(values, dict) or method_of(values) is not None:
             return None
-        return open_validation(FinetuneSettings.model_validate(values))
+        return opened(FinetuneSettings.model_validate(values))
     except ValidationError as error:  # a run of another version
-        _log.warning("The run's validation images are not to be had: %s", explain(error))
+        _log.warning("The run's %s images are not to be had: %s", name, explain(error))
     except (DataError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:  # data that has moved, a damaged file
-        _log.warning("The run's validation images are not to be had: %s", error)
+        _log.warning("The run's %s images are not to be had: %s", name, error)
     return None
 
 
@@ -134,7 +143,7 @@ def write_config(settings: RunSettings, folder: Path) -> None:
 def check_same_run(
     run: RunFolder, settings: RunSettings, data: Mapping[str, DetectionIndex], *, allow_changes: bool = False
 ) -> tuple[str, ...]:
-    """Refuse to go on with other settings or other data than the checkpoint's.
+    """Check that settings and data are those of the checkpoint.
 
     Args:
         run: with its checkpoint.
@@ -170,10 +179,10 @@ def check_same_run(
 def _data_changes(
     state: RunState, data: Mapping[str, DetectionIndex], path: Path | None, *, allow_changes: bool
 ) -> list[str]:
-    """What differs in the parts of the data of which the checkpoint has a fingerprint.
+    """The differences between the data now and the fingerprints in the checkpoint.
 
     Raises:
-        CheckpointError: something does, and it is not allowed.
+        CheckpointError: there are differences, and they are not allowed.
     """
     found = [
         f"{name}: {change}"
@@ -211,7 +220,10 @@ def _place(settings: RunSettings, resume: str | None) -> tuple[Path, Path | None
 
 
 def _numbered(stage: str, *, newest: bool) -> Path:
-    """runs/<stage>-<n>: the newest with a checkpoint, or the next that is free, made here, so that two runs never choose the same."""
+    """runs/<stage>-<n>: the newest with a checkpoint, or the next free one.
+
+    It is made here, so that two runs never choose the same.
+    """
     number = 1
     while (RUNS / f"{stage}-{number}").exists():
         number += 1
@@ -238,7 +250,7 @@ def _resumed(folder: Path, checkpoint: Path | None) -> RunFolder:
 def _completed(stored: dict[str, Any], cls: type[RunSettings]) -> dict[str, Any]:
     """The settings of a checkpoint.
 
-    Those that its version did not have yet have their defaults, which are what it did.
+    Settings that its version did not have yet get their defaults, which reproduce its behaviour.
     """
     try:
         completed: dict[str, Any] = to_json(cls.model_validate(stored))

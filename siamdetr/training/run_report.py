@@ -72,9 +72,9 @@ def _lead(
 
 
 def _usage_sentence(rows: Sequence[Mapping[str, float]]) -> str:
-    """Whether queries find the regions they are told, of the last diagnostics.
+    """A sentence on whether regions are used, from the last diagnostics.
 
-    "" where the method tells none.
+    "" if the method has no such figures.
     """
     last = next((row for row in reversed(rows) if "regions_own_iou" in row), None)
     if last is None:
@@ -88,7 +88,7 @@ def _usage_sentence(rows: Sequence[Mapping[str, float]]) -> str:
 
 
 def _name(variant: str) -> str:
-    """A detector's name; of one that this version does not know, what its settings call it."""
+    """The name of a detector; its key in the settings if this version does not know it."""
     return DETECTORS[variant].name if variant in DETECTORS else variant
 
 
@@ -136,7 +136,7 @@ def _evaluation_sections(evaluation: Mapping[str, Any] | None) -> list[Section]:
 
 
 def _proposal_sections(folder: Path) -> list[Section]:
-    """Recall of the proposals of a pretraining run."""
+    """Sections on the recall of a pretraining run's proposals."""
     path = folder / PROPOSALS_FILE
     if not path.is_file():
         return []

@@ -1,6 +1,6 @@
 """The Lightning module shared by both stages.
 
-The step counter, the losses kept for the log, the optimiser.
+It has the step counter, the losses for the log, and the optimiser.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class StepModule(LightningModule):
 
     `step` is saved and restored, Lightning's own counters start at 0 in every session.
 
-    Randomness inside the step (dropout, region jitter) is seeded from (seed, step, process), so that a resumed run repeats
-    it without any generator's state. Ours.
+    Randomness inside the step (dropout, region jitter) is seeded from (seed, step, process), so that a resumed run
+    repeats it without any generator's state. Ours.
     """
 
     detector: Detector
@@ -77,7 +77,7 @@ class StepModule(LightningModule):
         self.underway = False  # restored, and every callback has begun
 
     def on_train_start(self) -> None:
-        """After a resumed run's state is there: what of it cannot be used is an error now; rates are those of the settings.
+        """Check the restored state of a resumed run, and take the rates from the settings.
 
         Raises:
             ValueError: the optimiser's state has other shapes than the weights.
@@ -92,7 +92,7 @@ class StepModule(LightningModule):
         self.underway = True
 
     def _renew_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        """Rates of the settings in place of the checkpoint's, at this step of the schedule."""
+        """Replace the checkpoint's learning rates by those of the settings, at this step of the schedule."""
         scheduler = self.trainer.lr_scheduler_configs[0].scheduler
         factor = rate_factor(self.run_settings.schedule, self.total_steps)(self.step)
         now = build_optimizer(self, self.run_settings.optimizer, fused=False)
@@ -106,7 +106,7 @@ class StepModule(LightningModule):
         torch.manual_seed((self.run_settings.seed * 1_000_003 + number * 4_099 + self.global_rank) % 2**63)
 
     def batch_number(self, batch_idx: int) -> int:
-        """Lightning's batch counter, which starts at 0 in every session, as a count from the start of the run."""
+        """The number of a batch from the start of the run; Lightning's counter starts at 0 in every session."""
         accumulate = self.run_settings.grad_accum
         return self.step * accumulate + batch_idx % accumulate
 
@@ -122,7 +122,7 @@ class StepModule(LightningModule):
 
     @contextmanager
     def naming_the_step(self, images: tuple[int, ...]) -> Iterator[None]:
-        """Predictions that are not finite stop the run with the step and the images in the text."""
+        """Stop the run at predictions that are not finite; the message names the step and the images."""
         try:
             yield
         except FloatingPointError as error:
@@ -134,16 +134,26 @@ class StepModule(LightningModule):
         super().optimizer_step(*args, **keywords)
         self.step += 1
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm of all gradients.
+
+        Lightning refuses this for a fused optimiser under bf16, although nothing is scaled there.
+        """
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         """AdamW and its schedule."""
         settings = self.run_settings
-        # Lightning clips no gradients that a fused optimiser would still have to unscale.
+        # A fused optimiser unscales float16's gradients itself, after they should have been clipped.
         optimizer = build_optimizer(self, settings.optimizer, fused=settings.precision != "fp16")
         schedule = build_schedule(optimizer, settings.schedule, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Ours: Lightning's loop counters stay out: our `step` says where the run is."""
+        """Leave Lightning's loop counters out (ours): our `step` says where the run is."""
         checkpoint.pop("loops", None)
         checkpoint["step"] = self.step
 
@@ -154,5 +164,5 @@ class StepModule(LightningModule):
 
 
 def completed_step(trainer: Any, batch_idx: int) -> bool:
-    """Whether this batch ended an optimizer step, rather than only adding to its gradients."""
+    """Whether this batch ended an optimizer step, and did not only add to its gradients."""
     return bool((batch_idx + 1) % trainer.accumulate_grad_batches == 0)

@@ -1,6 +1,6 @@
 """The Lightning trainer of a run: one endless epoch of steps.
 
-Order, counters, saving and evaluation are ours.
+Order, counters, saving and evaluation are ours, not Lightning's.
 """
 
 from __future__ import annotations
@@ -89,12 +89,16 @@ def _device(settings: RunSettings) -> tuple[str, int | list[int]]:
     device = run_device(settings)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError(f"--device {settings.device}: PyTorch sees no GPU here; use --device cpu")
+    if device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise SettingsError("--device mps: PyTorch sees no Apple GPU here; use --device cpu")
+        return "mps", 1
     here = world_size(settings) // _num_nodes(settings)
     if device.type == "cpu":
         return "cpu", here
     if device.type == "cuda":
         return "gpu", [device.index] if settings.device != "auto" and device.index is not None and here == 1 else here
-    raise SettingsError(f"--device got '{settings.device}', expected auto, cpu, cuda or cuda:N")
+    raise SettingsError(f"--device got '{settings.device}', expected auto, cpu, cuda, cuda:N or mps")
 
 
 def _num_nodes(settings: RunSettings) -> int:
@@ -102,9 +106,9 @@ def _num_nodes(settings: RunSettings) -> int:
 
 
 def _environment() -> ClusterEnvironment:
-    """The environment that tells Lightning of the other processes.
+    """The environment from which Lightning learns of the other processes.
 
-    Left to itself it takes the variables of any shell of a SLURM job for srun's.
+    By default it would mistake the variables of any shell in a SLURM job for those of srun.
     """
     by = launch().by
     if by == "torchrun":

@@ -1,4 +1,4 @@
-"""The command line as a person types it: help, mistakes and their answers, and the verbs on a tiny model."""
+"""The command line: help, messages for mistakes, and every verb on a tiny model."""
 
 from __future__ import annotations
 

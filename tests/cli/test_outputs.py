@@ -1,4 +1,7 @@
-"""No command writes over what it reads, or where the next call would read it: refused before the first write."""
+"""No command writes over what it reads, or into what the next call would read.
+
+It is refused before the first write.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An option that a call does not use is refused and the way is named: for every command and every option of it."""
+"""An option that a call does not use is refused with a remedy, for every option of every command."""
 
 from __future__ import annotations
 
@@ -98,6 +98,13 @@ CALLS: list[tuple[tuple[str, ...], str, tuple[str, ...], str]] = [
     (("label", "run", "a.jpg", "-o", "out"), "data_format", ("--format", "coco"), _DATA_NEEDED),
     (("predict", "run", "a.jpg"), "overlap", ("--overlap", ".3"), "give --tile SIDE"),
     (("predict", "run", "a.jpg"), "stride", ("--stride", "2"), "these are images"),
+    *(
+        (("doctor", "data"), name, option, "give --model")
+        for name, option in {
+            "output": ("-o", "out"), "device": ("--device", "cpu"), "backend": ("--backend", "onnxruntime"),
+        }.items()
+    ),
+    (("predict", "run", "a.mp4"), "save", ("--save", "csv"), "each video has its lines"),
     (("predict", "run", "a.mp4"), "json_file", ("--json", "a.json"), "each video has its lines"),
     (("attention", "run", "a.jpg", "--point", "1,1"), "boxes", ("--boxes", "2"), "of no box"),
     (("attention", "run", "a.jpg", "-o", "a.pdf"), "dpi", ("--dpi", "200"), "has no dots"),

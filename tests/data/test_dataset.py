@@ -1,4 +1,7 @@
-"""Data sets and order: items are functions of (seed, epoch, index), batches fit the seam, bad files are survived and counted."""
+"""Data sets and their order.
+
+Items are functions of (seed, epoch, index), batches have the agreed form, unreadable files are skipped and counted.
+"""
 
 from __future__ import annotations
 

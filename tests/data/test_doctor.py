@@ -1,4 +1,4 @@
-"""The doctor names every kind of defect with its file and place, raises nothing, and is silent on healthy data."""
+"""The doctor names every kind of defect with its file and place, and is silent on healthy data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JSON = "annotations/instances_train.json"
 
 
 def defect(kind: str) -> Callable[[Defect], Defect]:
-    """Lists a fixture under the kind of problem that it must be found as."""
+    """Register a fixture under the kind of problem that the doctor must find in it."""
 
     def keep(function: Defect) -> Defect:
         DEFECTS.append((kind, function))

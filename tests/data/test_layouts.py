@@ -1,4 +1,4 @@
-"""Layouts that people have: each is found, its files are read, and what is not read is named."""
+"""Common layouts: each is recognised, its files are read, and unread files are named."""
 
 from __future__ import annotations
 

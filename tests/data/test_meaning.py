@@ -1,4 +1,7 @@
-"""Each field is taken as it was meant or refused by name: sizes, ids, names, flags, numbers, and rows of other tasks."""
+"""Each field of an annotation is read as it was meant, or refused by name.
+
+Sizes, ids, names, flags, numbers, and rows of other tasks.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ from siamdetr.errors import DataError
 
 
 def coco_with(root: Path, **changes: dict[str, Any]) -> DetectionIndex:
-    """A data set of one image and one box; `images`, `annotations`, `categories` change fields of the first entries."""
+    """A data set of one image and one box.
+
+    `images`, `annotations` and `categories` change fields of the first entries.
+    """
     document = coco_document(1)
     document["annotations"] = document["annotations"][:1]
     write_coco(root, document)

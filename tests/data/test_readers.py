@@ -1,4 +1,4 @@
-"""Readers: what the four layouts mean, what is skipped and counted, and what every refusal says."""
+"""Readers of the four layouts: meaning of fields, skipped entries, and messages of refusals."""
 
 from __future__ import annotations
 
@@ -413,6 +413,21 @@ def test_parts_join_and_keep_their_paths(tmp_path: Path) -> None:
     np.testing.assert_array_equal(joined.boxes, np.concatenate([part.boxes for part in parts]))
     with pytest.raises(DataError, match=r"classes \[\] differ from \[cat, dog\]"):
         concatenate([joined, joined.without_labels()])
+
+
+def test_the_same_classes_with_other_ids_are_not_called_other_classes(tmp_path: Path) -> None:
+    other = coco_document()
+    for entry in other["categories"]:
+        entry["id"] += 6
+    for entry in other["annotations"]:
+        entry["category_id"] += 6
+    write_coco(tmp_path / "one")
+    write_coco(tmp_path / "two", other)
+    parts = [open_dataset(tmp_path / name) for name in ("one", "two")]
+    with pytest.raises(
+        DataError, match=r"two: its classes have the ids \[7, 8\], in .*one the same classes have \[1, 2\]; give"
+    ):
+        concatenate(parts)
 
 
 def test_arrays_cannot_be_written_to_but_copies_can(index: DetectionIndex) -> None:

@@ -1,4 +1,4 @@
-"""The doctor's remarks: near-duplicates inside and across splits, rare and unscored classes, skewed splits."""
+"""Remarks of the doctor: near-duplicates within and across splits, rare classes, uneven splits."""
 
 from __future__ import annotations
 

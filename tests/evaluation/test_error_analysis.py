@@ -1,4 +1,4 @@
-"""Matching, thresholds, confusion and mistakes: counts that can be checked by hand, and equality with COCO's AP50."""
+"""Matching, thresholds, confusion and mistakes, counted by hand; AP50 equals COCO's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ def results(*rows: tuple[int, int, tuple[float, float, float, float], float]) ->
 
 
 def every_kind(index: DetectionIndex) -> Matched:
-    """Image 1: cat found, found again, a dog called cat nearby is the dog's box; image 2: poor and empty; image 3: nothing."""
+    """Three images with one mistake of every kind.
+
+    Image 1: a cat detected twice, and a dog next to a detection called cat, which takes the dog's box.
+    Image 2: a loose box, and a detection of nothing. Image 3: no detection.
+    """
     return match_results(
         results(
             (1, 1, CAT, 0.9),  # right

@@ -31,7 +31,7 @@ TINY = {"backbone": "resnet18", "dim": 32, "heads": 2, "encoder_layers": 1, "dec
 
 
 def data_set(root: Path, *, seed: int = 0, images: int = 6) -> Path:
-    """A COCO data set of three classes with gaps in its category ids, crowds, and an image without objects."""
+    """A COCO data set of three classes: gaps in its category ids, crowds, an image without objects."""
     generator = np.random.default_rng(seed)
     (root / "val").mkdir(parents=True)
     (root / "annotations").mkdir()
@@ -66,7 +66,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> DetectionIndex:
 
 
 def noisy(index: DetectionIndex, *, seed: int = 1, extra: int = 20) -> ScoredBoxes:
-    """For every image its boxes, moved a little and half of them lost, and some that are nothing."""
+    """Detections of every image: half of its boxes, moved a little, and some false ones."""
     generator = np.random.default_rng(seed)
     most = int(index.box_counts().max()) + extra
     scores, labels, boxes = (

@@ -1,4 +1,4 @@
-"""Evaluation of odd data: ids of every kind, more objects than COCO counts, images that a model fails on, a class called object."""
+"""Evaluation of odd data: ids of every kind, crowded images, failing images, a class named object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every runtime behind one protocol: the same preprocessing, the same detections, and no silent change of runtime."""
+"""Every runtime has the same protocol, preprocessing and detections, and never changes silently."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def assert_same(answer: str, folder: Path, pictures: list[Path]) -> None:
 def test_infer_py_runs_where_only_three_packages_are_installed(
     bundle: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
-    """A new environment with numpy, Pillow and ONNX Runtime: their installed files, linked, so that nothing is downloaded."""
+    """A new environment of numpy, Pillow and ONNX Runtime, linked so that nothing is downloaded."""
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=False, symlinks=True)
     (site,) = environment.glob("lib/python*/site-packages")

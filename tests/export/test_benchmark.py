@@ -1,4 +1,4 @@
-"""`siamdetr benchmark`: times apart, sweeps, and the same figures on the terminal, in the CSV and in the plot."""
+"""`siamdetr benchmark`: times, sweeps, and equal figures on the terminal, in the CSV and in the plot."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from siamdetr.cli.__main__ import main
 from siamdetr.cli.benchmark import split_backend
 from siamdetr.data.synthetic.shapes import write_synthetic
 from siamdetr.export.gate.images import drawn_images
-from siamdetr.export.timing.benchmark import measure, process_memory, with_ap, write_csv, write_plot
+from siamdetr.export.timing.benchmark import measure, with_ap, write_csv, write_plot
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
 from siamdetr.inference.predictor import ScoredBoxes
+from siamdetr.system.processes import memory_mib
 
 IMAGES = [image.transpose(1, 2, 0) for image in drawn_images(3, 40, 60)]
 
 
 class Recorder:
-    """A model that finds nothing and remembers what it was asked."""
+    """A model that detects nothing and remembers its inputs."""
 
     class_names = ("thing",)
     category_ids = ()
@@ -83,7 +84,7 @@ def test_numbers_that_make_no_sense_are_refused() -> None:
 
 
 def test_memory_is_what_the_process_grew_by() -> None:
-    before = process_memory()
+    before = memory_mib()
     if before is None:
         pytest.skip("this system does not say how much memory a process holds")
     held = np.ones(16 * 2**20)  # 128 MiB

@@ -23,7 +23,7 @@ from siamdetr.export.bundle import METADATA_KEY, digest_file
 from siamdetr.export.end_to_end import DETECTIONS, padding_of
 from siamdetr.export.gate.difference import difference
 from siamdetr.export.gate.images import drawn_images, drawn_samples
-from siamdetr.export.onnx import export_onnx, write_bundle
+from siamdetr.export.onnx import export_onnx
 from siamdetr.export.onnx_graph import check_free_dimensions, simplify, with_outputs
 from siamdetr.export.options import ExportOptions, Precision
 from siamdetr.export.runtime import OnnxDetector
@@ -62,7 +62,7 @@ def listed(found: sv.Detections | list[sv.Detections]) -> list[sv.Detections]:
 
 
 def same(a: list[sv.Detections], b: list[sv.Detections]) -> bool:
-    """Whether two lists hold the same detections but for rounding."""
+    """Whether two lists hold the same detections, except for rounding."""
     return all(same_detections(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -304,9 +304,10 @@ def test_int8_measures_its_scales_on_images(tmp_path: Path, pictures: list[Image
     with pytest.raises(ExportError, match=r"int8: got no images, and the range .* give --data DIR"):
         export_onnx(model_of("conditional"), tmp_path / "none", options=options)
     assert not (tmp_path / "none").exists()
-    result = write_bundle(
-        model_of("conditional"), traced("conditional"), tmp_path, options=options, samples=drawn_samples()
-    )
+    model = copy.deepcopy(model_of("conditional"))
+    for parameter in (*model.detector.class_head.parameters(), *model.detector.box_head.parameters()):
+        parameter.detach().mul_(0.25)  # random heads enlarge every error, where trained ones bring queries together
+    result = export_onnx(model, tmp_path, options=options, samples=drawn_samples())
     assert result.gate is not None
     assert result.gate.passed
     assert result.num_bytes < 0.75 * result.precision["bytes_fp32"]

@@ -1,4 +1,7 @@
-"""`siamdetr export` and what is done with its bundle, as a person types it. The trace is taken from the other tests."""
+"""`siamdetr export` and the use of its bundle on the command line.
+
+The trace is taken from the other tests.
+"""
 
 from __future__ import annotations
 

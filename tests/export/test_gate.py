@@ -1,4 +1,4 @@
-"""The gate: what it lets pass, what it stops, and that it minds everything but the order of boxes."""
+"""The gate: files that pass, files that fail, and that only the order of boxes is ignored."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def moved(model: SiamDETR, by: float) -> SiamDETR:
-    """The same model, its boxes elsewhere."""
+    """The same model with moved boxes."""
     detector = copy.deepcopy(model.detector)
     with torch.no_grad():
         detector.box_head.layers[-1].bias.add_(by)
@@ -49,7 +49,7 @@ def moved(model: SiamDETR, by: float) -> SiamDETR:
 
 
 def reference(by: float = 0.0) -> PyTorchPredictor:
-    """PyTorch's answers; with `by` those of a model whose boxes lie elsewhere."""
+    """PyTorch's outputs; with `by`, those of a model with moved boxes."""
     model = model_of("conditional")
     return pytorch_reference(moved(model, by) if by else model, model.preprocessing)
 

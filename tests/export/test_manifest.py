@@ -1,4 +1,7 @@
-"""A manifest is enough: a second client, written from its entries alone with another library, sees the same pixels and boxes."""
+"""A manifest suffices to write a client.
+
+A second client, written from its entries alone with another library, sees the same pixels and boxes.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ def wanted_size(spec: dict[str, Any], height: int, width: int) -> tuple[int, int
 
 
 def prepared(spec: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
-    """Entries 3_size and 4_filter, with PyTorch instead of Pillow: one pass a direction, rounded to 8 bits after each."""
+    """Entries 3_size and 4_filter, with PyTorch instead of Pillow.
+
+    One pass per direction, each rounded to 8 bits.
+    """
     height, width = wanted_size(spec, *pixels.shape[:2])
     values = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().contiguous()
     for size in ((values.shape[2], width), (height, width)):

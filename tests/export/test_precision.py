@@ -1,4 +1,4 @@
-"""Half precision lives in the graph: what multiplies is half, the islands are not, and nothing leaves its range."""
+"""Half precision in the graph: multiplications are half, the islands are not, no value overflows."""
 
 from __future__ import annotations
 

@@ -1,14 +1,20 @@
-"""TensorRT: engines of every variant are built by the real parser and builder (TensorRT-RTX, which needs no GPU), and what is wrong
-is said. Nothing here runs an engine: that takes a GPU."""
+"""TensorRT: engines of every variant are built by the real parser and builder, and errors are named.
+
+TensorRT-RTX builds without a GPU. Nothing here runs an engine: that takes a GPU.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from helpers.exported import VARIANTS, export_variant, model_of, traced
@@ -30,7 +36,7 @@ from siamdetr.export.onnx_graph import with_outputs
 from siamdetr.export.options import ExportOptions, Precision
 from siamdetr.export.precision import to_half
 from siamdetr.export.tensorrt import EngineOptions, Profile, build_engine, default_profile, failure_reason, find_module
-from siamdetr.images.preprocessing import PreprocessingSpec
+from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
 
 PROFILE = Profile(batch=(1, 2, 4), height=(65, 96, 160), width=(65, 128, 160))
 RTX = EngineOptions(module="tensorrt_rtx")
@@ -291,7 +297,7 @@ def test_a_build_that_fails_leaves_the_bundle_as_it_was(
 
 
 def test_an_engine_that_differs_is_rejected(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the ONNX file of another model in the engine's place: no GPU is needed to see what the gate does with it."""
+    """With the ONNX file of another model in place of the engine: the gate needs no GPU to reject it."""
     shutil.copytree(bundle, tmp_path / "copy")
     other = export_variant("vanilla", tmp_path / "other").folder
     monkeypatch.setattr(adding.torch.cuda, "is_available", lambda: True)
@@ -304,3 +310,26 @@ def test_an_engine_that_differs_is_rejected(bundle: Path, tmp_path: Path, monkey
     names = {path.name for path in (tmp_path / "copy").iterdir()}
     assert {"model.engine", "model.engine.rejected"} <= names
     assert digest_file(tmp_path / "copy" / "model.engine") == digest_file(bundle / "model.engine")
+
+
+def test_threads_take_turns_with_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, most = 0, 0
+
+    def run(self: EngineDetector, index: int, feed: dict[str, Any], number: int) -> dict[str, Any]:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        inside -= 1
+        return {"scores": np.zeros((number, 2)), "labels": np.zeros((number, 2)), "boxes": np.zeros((number, 2, 4))}
+
+    detector = EngineDetector.__new__(EngineDetector)  # opening an engine needs a GPU
+    detector.engine_facts, detector._inputs, detector._turn = facts(), ("images",), threading.Lock()
+    monkeypatch.setattr(EngineDetector, "_run", run)
+    profile = detector.engine_facts.profiles[0]
+    sizes = np.array([[profile.height[0], profile.width[0]]] * 3, np.int64)
+    batch = Prepared(np.zeros((3, 3, profile.height[0], profile.width[0]), np.uint8), None, sizes, sizes)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(detector.predict_batch, [batch] * 8))
+    assert [len(one.scores) for one in found] == [3] * 8
+    assert most == 1

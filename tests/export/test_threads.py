@@ -1,4 +1,4 @@
-"""Runtimes that several threads ask at the same time, and their memory when every picture has another size."""
+"""Runtimes shared by several threads, and their memory when every picture has another size."""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ SIZES = [(128, 64), (70, 96), (96, 96)]  # height and width of the images of `pa
 
 
 def own_settings(variant: str) -> dict[str, Any]:
-    """Its name and classifier; three feature levels where the encoder chooses queries, since a tiny image has few cells."""
+    """The detector's name and classifier; three feature levels where the encoder chooses queries.
+
+    One level of a tiny image has too few cells for them.
+    """
     entry = DETECTORS[variant]
     levels = {"levels": 3} if entry.proposes else {}
     return {"variant": variant, "classifier": entry.classifier, **levels}

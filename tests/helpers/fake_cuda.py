@@ -1,7 +1,9 @@
-"""A CUDA device that computes nothing: shapes, types and devices are as on a GPU, and whatever would make the host wait is noted.
+"""A CUDA device that computes nothing, but has the shapes, types and devices of a GPU.
 
-PyTorch's fake tensors carry a device without having it. Operations that mix tensors of the host and of the device raise there
-already, save for some that a GPU refuses all the same; those are noted too.
+It records every operation that would make the host wait.
+
+PyTorch's fake tensors name a device that need not exist. Most operations that mix tensors of host and device raise by
+themselves; others that a GPU would refuse are recorded, too.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 @dataclass
 class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """What was seen: waits and mixtures, each with the line of ours that caused it."""
+    """The recorded waits and mixed operations, each with the line of our code that caused it."""
 
     waits: list[str] = field(default_factory=list)
     mixtures: list[str] = field(default_factory=list)
@@ -97,7 +99,10 @@ class Event:
 
 
 def in_a_child(work: Callable[[], None]) -> None:
-    """Run in a forked process that leaves without tidying up: collecting fakes of a device that is not there crashes Python."""
+    """Run in a forked process that exits without cleaning up.
+
+    Freeing tensors of a device that is not there crashes Python.
+    """
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:
@@ -118,14 +123,14 @@ def in_a_child(work: Callable[[], None]) -> None:
 
 
 def _line() -> str:
-    """The line of ours that an operation comes from."""
+    """The line of our code that an operation comes from."""
     ours = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(ROOT / "siamdetr"))]
     return f"{ours[-1].filename.removeprefix(str(ROOT) + '/')}:{ours[-1].lineno}" if ours else "outside"
 
 
 @contextmanager
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    """Inside, tensors are fake, and `module.to("cuda")` works."""
+    """Make tensors fake inside the block, so that `module.to("cuda")` works."""
     patch = monkeypatch.setattr
     numpy = Tensor.numpy
 

@@ -151,7 +151,7 @@ def contrastive_queries_like_the_official_ones(
 
 
 def gradients_equal_the_official_ones(case: Case, family: str, detector: Detector) -> None:
-    """The norm of each parameter's gradient, but for those that are noise."""
+    """Compare the norm of each parameter's gradient, except those that are noise."""
     meta, stored = case
     parameters, rules = dict(detector.named_parameters()), IMPORTERS[family].rules(detector)
     largest, compared = float(stored["grad_norms"].max()), 0

@@ -74,7 +74,7 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make(name: str, **options: Any) -> Any:
-    """The model of a form, in evaluation mode, with weights of which every one shows in the outputs."""
+    """The model of a form, in evaluation mode, with weights that all affect the outputs."""
     kind, own = FORMS[name]
     width = {"hidden_size": 32} if kind == "DabDetr" else {"d_model": 32}
     config = getattr(transformers, f"{kind}Config")(**SMALL | width | own | options)

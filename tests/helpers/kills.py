@@ -1,69 +1,106 @@
-"""Kill a process at a chosen operation on files: what a crash at any moment leaves behind."""
+"""The effect of a kill: copies of a folder from before every operation on its files."""
 
 from __future__ import annotations
 
 import builtins
 import os
-import signal
-from collections.abc import Callable
+import shutil
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def run_until(work: Callable[[], None], folder: Path, fatal: int | None) -> int:
-    """Do the work in a forked process that kills itself right before its operation number `fatal` on files of a folder.
+def in_own_processes(tasks: Sequence[Callable[[], object]], *, at_once: int = 1) -> None:
+    """Run each task in a fork of this process, which has imported everything."""
+    running: list[int] = []
+    for task in tasks:
+        if len(running) == at_once:
+            _finish(running.pop(0))
+        running.append(_start(task))
+    for process in running:
+        _finish(process)
 
-    Returns:
-        With `fatal` None the number of operations; else 0.
-    """
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+def _start(task: Callable[[], object]) -> int:
+    process = os.fork()
+    if process == 0:
         try:
-            count = _watched(folder, fatal)
-            work()
-            os.write(write, str(count[0]).encode())
+            task()
             os._exit(0)
         except BaseException:
-            import traceback
-
             traceback.print_exc()
             os._exit(1)
-    os.close(write)
-    with os.fdopen(read) as answer:
-        text = answer.read()
-    _, status = os.waitpid(child, 0)
-    if fatal is None:
-        assert os.waitstatus_to_exitcode(status) == 0
-        return int(text)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    return 0
+    return process
 
 
-def _watched(folder: Path, fatal: int | None) -> list[int]:
-    """Count operations on files below a folder; the list holds the count."""
-    count, home = [0], os.fspath(folder)
+def _finish(process: int) -> None:
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
 
-    def tick(*paths: Any) -> None:
-        if any(isinstance(path, str | os.PathLike) and os.fspath(path).startswith(home) for path in paths):
-            if count[0] == fatal:
-                os.kill(os.getpid(), signal.SIGKILL)
-            count[0] += 1
 
-    def wrap(owner: Any, name: str) -> None:
+def remains(work: Callable[[], None], folder: Path, into: Path) -> list[Path]:
+    """Work in a process of its own, and copy the folder before every operation on its files.
+
+    SIGKILL leaves what the operating system has been given: the files as they are, and no lock. So does a copy in which
+    hard links stay hard links. What the process still holds in its own memory is in neither.
+
+    Args:
+        folder: that the work writes into; tensorboard's events do not count.
+        into: folder of the copies.
+    Returns:
+        The copies, first to last.
+    """
+    into.mkdir()
+
+    def watched() -> None:
+        _watch(folder, into)
+        work()
+
+    in_own_processes([watched])
+    return sorted(into.iterdir())
+
+
+def _watch(folder: Path, into: Path) -> None:
+    home, busy, count = os.fspath(folder), False, 0
+
+    def before(*paths: Any) -> None:
+        nonlocal busy, count
+        names = [os.fspath(path) for path in paths if isinstance(path, str | os.PathLike)]
+        if busy or "tensorboard" in names[0] or not any(name.startswith(home) for name in names):
+            return
+        busy = True
+        _copy(folder, into / f"{count:03d}")
+        busy, count = False, count + 1
+
+    def wrap(owner: Any, name: str, writes: Callable[..., bool] = lambda *_, **__: True) -> None:
         real = getattr(owner, name)
 
         def watched(*arguments: Any, **keywords: Any) -> Any:
-            modes = [*arguments[1:2], keywords.get("mode", "r")]
-            writes = name != "open" or any(set("wax+") & set(str(mode)) for mode in modes)
-            if writes and "tensorboard" not in str(arguments[0]):
-                tick(*arguments[:2])
+            if isinstance(arguments[0], str | os.PathLike) and writes(*arguments, **keywords):
+                before(*arguments[:2])
             return real(*arguments, **keywords)
 
         setattr(owner, name, watched)
 
-    for name in ("replace", "link", "unlink", "rename"):
+    for name in ("replace", "link", "unlink", "remove", "rename", "mkdir", "rmdir"):
         wrap(os, name)
-    wrap(Path, "open")
-    wrap(builtins, "open")
-    return count
+    wrap(shutil, "rmtree")
+    wrap(os, "open", lambda path, flags, *_, **__: bool(flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)))
+    for owner in (Path, builtins):
+        wrap(owner, "open", lambda path, mode="r", *_, **__: bool(set("wax+") & set(mode)))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy of a folder, perhaps one that is not there, in which hard links are hard links."""
+    target.mkdir()
+    seen: dict[int, Path] = {}
+    for path in sorted(source.rglob("*")):
+        new = target / path.relative_to(source)
+        if path.is_dir():
+            new.mkdir()
+        elif (inode := path.stat().st_ino) in seen:
+            os.link(seen[inode], new)
+        else:
+            seen[inode] = new
+            shutil.copy2(path, new)

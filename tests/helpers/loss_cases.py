@@ -1,4 +1,7 @@
-"""Made-up predictions and targets, and the worker of the two-process test (spawned processes import it from here)."""
+"""Invented predictions and targets, and the worker of the two-process test.
+
+Spawned processes import it from here.
+"""
 
 from __future__ import annotations
 

@@ -78,7 +78,10 @@ def total_like_the_official_one(
     name: str,
     weights: dict[str, float] | None = None,
 ) -> torch.Tensor:
-    """Each loss and their weighted sum are those of the scenario; returns the sum. `weights`: of losses named otherwise."""
+    """Compare each loss and their weighted sum with the scenario; returns the sum.
+
+    `weights`: for losses with other names than the criterion's.
+    """
     stored = {
         key.removeprefix(f"{name}/loss/"): value for key, value in arrays.items() if key.startswith(f"{name}/loss/")
     }

@@ -1,4 +1,4 @@
-"""A small ONNX file of ours, made by hand: two boxes that never change, with or without an attention output."""
+"""A small ONNX file made by hand: two constant boxes, with or without an attention output."""
 
 from __future__ import annotations
 

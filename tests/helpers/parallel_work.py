@@ -1,4 +1,7 @@
-"""Tasks for other processes, which import this file and no PyTorch; run as a program, an engine with two of them."""
+"""Tasks for other processes, which import this file and no PyTorch.
+
+Run as a program, it is a task runner with two of them.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,12 @@ from siamdetr.system.signals import SignalWatch
 
 
 def process_id(task: object) -> int:
-    """Of the process that does the task."""
+    """The id of the process that does the task."""
     return os.getpid()
 
 
 def killed(task: object) -> None:
-    """The process dies as of lack of memory."""
+    """Die as for lack of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""Programs in a process group of their own, waiting for what they do, and looking at what they leave behind."""
+"""Programs in a process group of their own: start, wait, and see what they leave behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def program(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def waited_for(what: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
-    """Until something holds, for at most five minutes, and not beyond the end of a process."""
+    """Wait until a condition holds, for at most five minutes, and not beyond the end of a process."""
     end = time.monotonic() + 300
     while not what():
         assert time.monotonic() < end
@@ -39,7 +39,7 @@ def waited_for(what: Callable[[], bool], process: subprocess.Popen[str] | None =
 
 
 def alive(process: int) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

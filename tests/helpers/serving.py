@@ -1,4 +1,4 @@
-"""What the tests of the server share: pictures as files, requests, a model of no weight, and a server in a process."""
+"""Helpers for tests of the server: picture files, requests, a model without weights, and servers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ class StubModel:
 
 @contextmanager
 def client(model: Predictor, settings: ServeSettings = SETTINGS) -> Iterator[TestClient]:
-    """A client of a server in this process, once that is ready. Exceptions of the server are its own affair, as on the wire."""
+    """A client of a server in this process, once the server is ready.
+
+    Exceptions of the server do not reach the client, as over a network.
+    """
     with TestClient(create_app(model, settings), raise_server_exceptions=False) as opened:
         while opened.get("/v2/health/ready").status_code != 200:
             pass
@@ -113,7 +116,7 @@ def wait_until_ready(url: str, seconds: float = 60) -> None:
 
 
 def figures(url: str) -> dict[str, float]:
-    """What /metrics says."""
+    """The figures of /metrics."""
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
         lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}

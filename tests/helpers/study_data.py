@@ -18,7 +18,7 @@ def quiet(*arguments: Any) -> None:
 
 
 def settings(data: Path, study: str = "data-efficiency", **changes: Any) -> StudySettings:
-    """Of a study whose cells take a second each."""
+    """Settings of a study whose cells take a second each."""
     values: dict[str, Any] = {
         "study": study,
         "data": [str(data)],

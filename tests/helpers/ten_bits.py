@@ -1,4 +1,4 @@
-"""Products as a GPU's tensor cores take them: factors rounded to 10 bits of fraction (TF32), sums in float32."""
+"""Products as on a GPU's tensor cores: factors rounded to 10 bits (TF32), sums in float32."""
 
 from __future__ import annotations
 

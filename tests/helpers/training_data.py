@@ -33,7 +33,10 @@ METHODS: dict[str, Any] = {
 
 
 def write_data(root: Path, *, train: int = 8, val: int = 3, empty: tuple[int, ...] = ()) -> Path:
-    """Squares of two colours (classes "red" and "blue") on noise, COCO layout; images in `empty` have none."""
+    """Squares of two colours (classes "red" and "blue") on noise, in COCO's layout.
+
+    Images in `empty` have none.
+    """
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         images, annotations = [], []

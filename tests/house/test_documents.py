@@ -1,7 +1,11 @@
-"""The commands in README.md and docs/ are commands that there are: verbs, options and values are parsed, nothing is run."""
+"""The commands in README.md and docs/ exist, and docstrings begin with a short line.
+
+Commands are parsed with verbs, options and values; none is run.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 
@@ -14,10 +18,12 @@ from siamdetr.cli.__main__ import app
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 ASSIGNMENT = re.compile(r'([A-Z]+)="([^"]*)"')
+SOURCES = ("siamdetr", "export", "serve", "cli", "benchmarks", "examples", "tests")
+LONGEST_FIRST_LINE = 100  # characters of a docstring
 
 
 def commands() -> list[tuple[str, str]]:
-    """(file, command) of every line of a block of code that starts with `siamdetr`; line ends with a backslash are joined."""
+    """(file, command) of every code line that starts with `siamdetr`; continued lines are joined."""
     found = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for language, block in BLOCK.findall(path.read_text(encoding="utf-8")):
@@ -62,3 +68,13 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     missing = [path.name for path in (ROOT / "docs").glob("*.md") if f": {path.name}\n" not in navigation]
     assert not missing, f"mkdocs.yml: `nav` lacks {', '.join(missing)}"
+
+
+def test_docstrings_begin_with_a_short_line() -> None:
+    """A first line stands alone in lists of functions, such as those of the reference."""
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+                first = (ast.get_docstring(node) or "").partition("\n")[0]
+                place = f"{path.relative_to(ROOT)}, {getattr(node, 'name', 'the file itself')}"
+                assert len(first) <= LONGEST_FIRST_LINE, f"{place}: a first line of {len(first)} characters: {first}"

@@ -1,4 +1,7 @@
-"""The arrows of docs/architecture.md, read off the syntax trees: who may import whom, and which library lives where."""
+"""The arrows of docs/architecture.md, read from the syntax trees.
+
+Who may import whom, where each library lives, and how large rooms and functions may be.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ def _is_deferred(node: ast.AST) -> bool:
 
 @cache
 def imports(path: Path) -> tuple[tuple[str, bool], ...]:
-    """Every imported module of a file, and whether the import stands at the top level (else inside a function)."""
+    """Every imported module of a file, and whether the import is at the top level or in a function."""
     return tuple(_imports(ast.parse(path.read_text(encoding="utf-8"))))
 
 

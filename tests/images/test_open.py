@@ -1,4 +1,4 @@
-"""Opening files: one set of limits, one list of endings, and deep pixels that keep their grey levels, alike everywhere."""
+"""Opening files: one set of limits, one list of suffixes, and deep pixels keep their grey levels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tiff(values: NDArray[Any], **options: Any) -> bytes:
 
 
 def colours(bits: int, channels: int = 3) -> NDArray[np.uint16]:
-    """[20, 30, channels] every value up to the depth; alpha, where there is one, is that of an opaque image."""
+    """[20, 30, channels] pixels with every value of the bit depth; alpha, if any, is opaque."""
     values = np.random.default_rng(0).integers(0, 2**bits, (20, 30, channels)).astype(np.uint16)
     values[0, 0] = 2**bits - 1
     if channels == 4:

@@ -1,4 +1,4 @@
-"""What a model saw: attention of every variant, computed on demand, equals what the detector itself computed."""
+"""Attention of every variant, computed on demand, equals what the detector itself computed."""
 
 from __future__ import annotations
 
@@ -144,7 +144,10 @@ def test_of_a_letterboxed_image_only_the_image_is_shown(model: SiamDETR, picture
 
 
 def _box_inside(seen: Inspection) -> int:
-    """The first box whose query has sampling points inside the image; one of a proposal in the padding has none."""
+    """The first box whose query has sampling points inside the image.
+
+    The query of a proposal in the padding has none.
+    """
     for box in range(seen.scored.scores.shape[1]):
         points = seen.decoder_attention(box).points
         if points is None or ((points[0] > 0.05) & (points[0] < 0.95)).all(-1).any():

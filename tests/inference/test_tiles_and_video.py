@@ -1,4 +1,7 @@
-"""Tiles find what the whole image is too small for; video frames keep their times; broken videos keep what was read."""
+"""Tiles find objects that are too small in the whole image; video frames keep their times.
+
+A broken video keeps what was read.
+"""
 
 from __future__ import annotations
 

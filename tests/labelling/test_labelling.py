@@ -1,7 +1,9 @@
-"""Pre-labels: bands, the files of every label tool read back by other readers, and which images come next."""
+"""Pre-labels: their bands, the files of every labelling tool read back, and the choice of next images."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -150,6 +152,13 @@ def test_the_table_and_the_counts_tell_bands(tmp_path: Path, prelabels: list[Pre
         "empty images": 1,
         "sure images": 1,
     }
+
+
+def test_names_in_the_table_are_no_formulas(tmp_path: Path, prelabels: list[Prelabel]) -> None:
+    named = dataclasses.replace(prelabels[0], name="=cmd|'calc'!A1.png")
+    write_prelabels(tmp_path / "out", [named], CLASSES, to="yolo")
+    with (tmp_path / "out" / "prelabels.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1][0] == "'=cmd|'calc'!A1.png"
 
 
 def test_images_of_one_name_get_names_of_their_own_and_bad_files_do_not_stop_the_others(tmp_path: Path) -> None:

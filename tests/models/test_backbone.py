@@ -24,7 +24,7 @@ from siamdetr.models.backbone.weights import efficientnet_lite0_weights, load_ba
 
 
 def with_statistics(backbone: Backbone) -> Backbone:
-    """Batch norms that do something."""
+    """Give batch norms statistics that have an effect."""
     generator = torch.Generator().manual_seed(0)
     for name, buffer in backbone.named_buffers():
         noise = torch.rand(buffer.shape, generator=generator)
@@ -113,7 +113,7 @@ def test_folding_does_not_depend_on_the_arithmetic_of_the_device(name: str, stri
 
 
 class TwoUses(nn.Module):
-    """A convolution whose output goes elsewhere too."""
+    """A convolution whose output is used twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -250,9 +250,9 @@ def test_an_unknown_model_is_answered_with_the_nearest() -> None:
 
 def test_a_model_without_the_stride_says_which_it_has() -> None:
     with pytest.raises(
-        ValueError, match=r"expected 'vit_tiny_patch16_224' to have a feature map of stride 32, got strides \[16"
+        ValueError, match=r"expected 'test_resnet' to have a feature map of stride 64, got strides \[2, 4"
     ):
-        Backbone("vit_tiny_patch16_224", stride=32)
+        Backbone("test_resnet", stride=64)
 
 
 class Bomb:

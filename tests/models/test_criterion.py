@@ -1,4 +1,7 @@
-"""Matcher, criterion and post-processing beyond the golden cases: empty targets, bad values, several processes, one transfer."""
+"""Matcher, criterion and post-processing beyond the golden cases.
+
+Empty targets, bad values, several processes, one transfer.
+"""
 
 from __future__ import annotations
 

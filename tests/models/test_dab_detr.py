@@ -1,4 +1,4 @@
-"""DAB-DETR: boxes as queries, refined from layer to layer; and what holds for it and DN-DETR at any size."""
+"""DAB-DETR: queries are boxes, refined from layer to layer; and properties of DN-DETR at any size."""
 
 from __future__ import annotations
 

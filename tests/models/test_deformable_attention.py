@@ -1,4 +1,4 @@
-"""Deformable attention: four forms of one sampling, their gradients, and the pictures of where a query looks."""
+"""Deformable attention: four forms of one sampling, their gradients, and maps of sampling points."""
 
 from __future__ import annotations
 
@@ -222,7 +222,10 @@ def test_valid_parts_are_measured_on_each_level() -> None:
 
 
 def test_splat_of_one_point_by_hand() -> None:
-    """A point of weight .75 at x = 1.75, y = 1.0 (cell corners) on a 2 x 3 grid: centres are at .5, 1.5, 2.5."""
+    """A point of weight .75 at x = 1.75, y = 1.0 (cell corners) on a 2 x 3 grid.
+
+    Cell centres are at .5, 1.5 and 2.5.
+    """
     points = torch.tensor([1.75 / 3, 1.0 / 2, 5.0, 0.5]).view(1, 1, 1, 1, 2, 2)
     weights = torch.tensor([0.75, 0.25]).view(1, 1, 1, 1, 2)
     picture = splat(points, weights, (2, 3))

@@ -1,4 +1,7 @@
-"""What every form of Deformable DETR promises, DAB- and DN-DAB-Deformable-DETR included, alone and in pretraining."""
+"""Properties of every form of Deformable DETR, alone and in pretraining.
+
+DAB- and DN-DAB-Deformable-DETR included.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,10 @@ def close(a: Tensor, b: Tensor) -> None:
 @pytest.mark.parametrize("form", BOXES)
 @torch.no_grad()
 def test_more_padding_changes_the_query_position_of_boxes_alone(form: str) -> None:
-    """As in the official code: the position is that of the box in the padded level, all else is in the unpadded image."""
+    """As in the official code, the position is that of the box in the padded level.
+
+    All else refers to the unpadded image.
+    """
     model, (images, padding) = detector(form), padded_batch()
     memory, queries = model.encode(images[:1], padding[:1]), model.queries(1)
     width = 64 / 96  # of the padded width

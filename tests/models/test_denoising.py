@@ -1,4 +1,4 @@
-"""Denoising queries: made from the targets, seen by nobody else, with losses of their own, and gone outside training."""
+"""Denoising queries: made from targets, hidden from all others, with own losses, only in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What every detector of the registry can do: the tables in docs/detectors.md are written from it and from the tests that passed.
+"""The abilities of every detector of the registry.
+
+The tables in docs/detectors.md are written from it, and from the tests that passed.
 
 pytest tests/models/test_detectors.py --write-docs
 """
@@ -59,7 +61,7 @@ Shown = dict[tuple[str, str], str]  # (variant, column): what the table says
 
 @pytest.fixture(scope="module")
 def shown() -> Shown:
-    """What the tests of this run have shown."""
+    """Results of the tests of this run."""
     return {}
 
 
@@ -69,7 +71,10 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny(variant: str) -> Detector:
-    """A small one whose outputs depend on the image; one of them has three levels (each makes the export longer)."""
+    """A small detector whose outputs depend on the image.
+
+    One of them has three levels; each level makes the export longer.
+    """
     torch.manual_seed(3)
     levels = {"levels": 3} if variant == "dn_deformable" else {}
     values = DETECTOR | own_settings(variant) | levels | {"num_classes": 3, "decoder_layers": 1}

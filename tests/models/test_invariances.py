@@ -1,4 +1,4 @@
-"""What every detector of the registry promises about images of a batch: they do not see each other, nor their padding."""
+"""Properties of every detector in the registry: an image is independent of others and of its padding."""
 
 from __future__ import annotations
 
@@ -115,7 +115,10 @@ def test_no_mask_equals_a_mask_without_padding(form: str) -> None:
 @pytest.mark.parametrize("form", PADDING_INVARIANT)
 @torch.no_grad()
 def test_more_padding_changes_nothing(form: str) -> None:
-    """Of the projected maps; what convolutions see beyond the image, zeros or features of zeros, is another matter."""
+    """Of the projected maps.
+
+    What convolutions see beyond the image (zeros, or features of zeros) does change.
+    """
     detector = build(form)
     image = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(3))
     projected = detector.input_projection(detector.backbone(image))

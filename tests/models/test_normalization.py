@@ -1,4 +1,7 @@
-"""Images are normalised as the backbone's weights expect: by name, by preset, and measured at the first frozen batch norm."""
+"""Images are normalised as the backbone's weights expect.
+
+By name, by preset, and measured at the first frozen batch norm.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from torch import Tensor
 
 from siamdetr.api import SiamDETR
 from siamdetr.images.normalize import normalize_images
-from siamdetr.images.preprocessing import IMAGENET, Normalization
+from siamdetr.images.preprocessing import IMAGENET, PLAIN, Normalization
 from siamdetr.models.backbone.batchnorm import FrozenBatchNorm2d
 from siamdetr.models.backbone.body import RESNETS, Backbone
 from siamdetr.models.backbone.normalization import backbone_normalization
+from siamdetr.models.backbone.resnet_vd import RESNETS_VD
 from siamdetr.models.backbone.weights import load_backbone_weights
 from siamdetr.presets import PRESETS
 
@@ -23,7 +27,10 @@ HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def variance_ratio(backbone: Backbone, normalization: Normalization) -> float:
-    """Variance that photos reach the first frozen batch norm with, over the variance it expects: median over channels."""
+    """Variance of photos at the first frozen batch norm, over the variance it expects.
+
+    The median over channels.
+    """
     norm = next(module for module in backbone.modules() if isinstance(module, FrozenBatchNorm2d))
     seen: list[Tensor] = []
     handle = norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -48,9 +55,14 @@ def test_photos_reach_the_first_batch_norm_with_the_variance_it_expects() -> Non
 
 @pytest.mark.parametrize("name", backbones_of_presets())
 def test_the_backbone_of_every_preset_has_the_figures_of_its_weights(name: str) -> None:
-    """torchvision's ResNets were trained with ImageNet's figures, the others as timm says."""
-    configuration = None if name in RESNETS else timm.get_pretrained_cfg(name)
-    expected = IMAGENET if configuration is None else (configuration.mean, configuration.std)
+    """ImageNet's figures for torchvision's ResNets, none for RT-DETR's, and timm's for the others."""
+    if name in RESNETS:
+        expected: Normalization | tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    elif name in RESNETS_VD:
+        expected = PLAIN
+    else:
+        configuration = timm.get_pretrained_cfg(name)
+        expected = configuration.mean, configuration.std
     assert backbone_normalization(name) == expected
 
 

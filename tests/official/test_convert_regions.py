@@ -1,4 +1,4 @@
-"""Importing UP-DETR and DETReg: pretraining files, finetuned files, pre-norm transformers, and what is refused."""
+"""Importing UP-DETR and DETReg: pretrained, finetuned and pre-norm checkpoints, and refusals."""
 
 from __future__ import annotations
 

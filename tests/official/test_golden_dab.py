@@ -1,4 +1,7 @@
-"""DAB-DETR and DN-DETR equal the official implementations: forward, denoising, losses and gradients, through the importer."""
+"""DAB-DETR and DN-DETR equal the official implementations, read through the importer.
+
+Forward, denoising, losses and gradients.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""DAB- and DN-DAB-Deformable-DETR equal the official implementations through the importer, which also reads other sizes."""
+"""DAB- and DN-DAB-Deformable-DETR equal the official code, read through the importer.
+
+The importer also reads other sizes.
+"""
 
 from __future__ import annotations
 

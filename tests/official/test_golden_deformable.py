@@ -1,4 +1,7 @@
-"""Deformable DETR in its four forms equals the official implementation through the importer, which also reads other sizes."""
+"""Deformable DETR in its four forms equals the official code, read through the importer.
+
+The importer also reads other sizes.
+"""
 
 from __future__ import annotations
 

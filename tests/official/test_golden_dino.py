@@ -1,4 +1,7 @@
-"""DINO equals the official implementation through the importer, which also reads other sizes and refuses other forms."""
+"""DINO equals the official code, read through the importer.
+
+The importer also reads other sizes, and refuses other forms.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ def official_name(name: str) -> str:
 
 
 def denoising_of(case: Case) -> tuple[Targets, DenoisingSettings, Draws]:
-    """The official options: from 50 on `dn_number` counts queries, below it half the groups; half of a label noise is used."""
+    """The official options: from 50 on `dn_number` counts queries, below 50 half the groups.
+
+    Half of a label noise is used.
+    """
     meta, stored = case
     noise, images = meta["spec"]["dn"], range(len(meta["spec"]["sizes"]))
     number = noise["dn_number"]
@@ -120,7 +126,10 @@ def test_proposals_are_matched_as_by_the_official_code(name: str) -> None:
 
 
 def other_checkpoint() -> dict[str, Tensor]:
-    """As data-parallel training saves it: five levels, one decoder layer, 9 queries, 4 classes of a label book of 91."""
+    """A checkpoint of other sizes, as data-parallel training saves it.
+
+    Five levels, one decoder layer, 9 queries, 4 classes, and a label embedding of 91 classes.
+    """
     meta, _ = read("A_dino")
     state = fill(dict(meta["state_dict"]), meta["aliases"])
     dropped = (

@@ -19,7 +19,7 @@ CASES = [("A_detr", "detr"), ("A_detr_dc5", "detr"), ("A_conditional", "conditio
 
 
 def helper(name: str) -> ModuleType:
-    """A reader that came with the figures."""
+    """A reader that came with the golden figures."""
     spec = importlib.util.spec_from_file_location(name, GOLDEN / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

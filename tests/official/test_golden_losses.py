@@ -1,4 +1,7 @@
-"""Losses, matches and gradients equal the official DETR, Conditional, DAB- and Deformable DETR; so does post-processing."""
+"""Losses, matches and gradients equal the official DETR, Conditional, DAB- and Deformable DETR.
+
+So does post-processing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""UP-DETR and DETReg equal their official code: masks, predictions, features, matches, losses and gradients."""
+"""UP-DETR and DETReg equal their official code.
+
+Masks, predictions, features, matches, losses and gradients.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ def assert_predictions_and_matches(outputs: Outputs, matches: Matches, targets: 
 def assert_losses_and_gradients(
     model: nn.Module, losses: dict[str, Tensor], meta: dict[str, Any], arrays: Arrays, *, family: str, feature: str
 ) -> None:
-    """Every entry of the official loss dict, the weights, the total, and the norm of every parameter's gradient."""
+    """Compare every official loss, the weights, the total, and the norm of every parameter's gradient."""
     names = {"loss_class": "loss_ce", feature.split("/")[0]: feature.split("/")[1]}
 
     def official(name: str) -> str:

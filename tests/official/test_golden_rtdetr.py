@@ -1,4 +1,7 @@
-"""RT-DETR and RT-DETRv2 equal the official implementation through the importer, which also reads files without options."""
+"""RT-DETR and RT-DETRv2 equal the official code, read through the importer.
+
+The importer also reads files without options.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Pretraining equals the official Siamese DETR: queries, hidden states, predictions, targets, matches, losses and gradients."""
+"""Pretraining equals the official Siamese DETR.
+
+Queries, hidden states, predictions, targets, matches, losses and gradients.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers in and out, on models that transformers itself makes: the same boxes, tensor for tensor."""
+"""Checkpoints of transformers in and out, of models that transformers makes: equal boxes and tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What every pretraining method promises over every detector: symmetries, what trains and what does not, and the error texts."""
+"""Properties of every pretraining method over every detector.
+
+Symmetries, which parameters train, and error messages.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,10 @@ def test_batched_equals_single(variant: str, method: str) -> None:
 
 
 class OnWiderCanvas:
-    """A teacher whose feature maps of images go on for a cell beyond them, with what RoIAlign takes to be there."""
+    """A teacher whose feature maps are one cell larger than the image.
+
+    The further cell has the values that RoIAlign assumes there.
+    """
 
     def __init__(self, model: Pretext, shape: tuple[int, int]) -> None:
         self.teacher, self.shape = model.teacher, shape
@@ -132,7 +138,7 @@ class OnWiderCanvas:
 @pytest.mark.parametrize("variant", [variant for variant, entry in DETECTORS.items() if not entry.multi_scale])
 @torch.no_grad()
 def test_more_padding_changes_nothing(variant: str, method: str) -> None:
-    """Of one level; with several the group norm before the encoder sees the padding, as in the official code."""
+    """With one level; with several, the group norm before the encoder sees the padding, as officially."""
     model, batch = pretext(variant, method), batch_of(method, 2)
     if isinstance(batch, ViewBatch):  # RoIAlign enlarges small regions to a cell, which here must not leave the image
         batch = dataclasses.replace(batch, boxes=batch.boxes * 0.5)

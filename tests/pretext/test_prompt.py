@@ -1,4 +1,7 @@
-"""Queries that are told regions: who may answer, who is told nothing, what is left in the detector, and whether regions are used."""
+"""Queries conditioned on regions: who may be matched, who gets no region, and what a detector keeps.
+
+Also whether the detector uses the regions.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +164,7 @@ def test_a_variant_without_references_of_its_own_is_refused_similar_starts(varia
 
 @pytest.mark.parametrize("variant", ["deformable", "dn", "dn_deformable", "dab_deformable"])
 def test_the_mean_region_is_left_in_the_learned_content(variant: str) -> None:
-    """A detector told nothing then begins where it was with every query told the mean region."""
+    """Without regions the detector then equals the one whose queries all have the mean region."""
     model = siamese(variant, conditioning="content", fold_mean=True).train()
     model(views())
     model.eval()
@@ -182,7 +185,7 @@ def test_nothing_is_left_where_it_is_not_asked_for() -> None:
 
 
 def test_usage_compares_own_regions_with_those_of_another_image_and_with_none() -> None:
-    """A decoder that draws the box of the region it is told uses it; one that ignores it scores alike."""
+    """A decoder that predicts its region's box uses it; one that ignores it has equal figures."""
     model, batch = siamese(conditioning="content", matching="group").eval(), views()
     found = model.usage(batch)
     assert list(found) == ["regions_own_iou", "regions_other_iou", "regions_none_iou"]

@@ -1,4 +1,7 @@
-"""Samples of one view: regions show what their boxes say, counts are the method's, all is a function of the numbers."""
+"""Samples of one view: regions show what their boxes say, and counts are those of the method.
+
+A sample is a function of (seed, epoch, index).
+"""
 
 from __future__ import annotations
 

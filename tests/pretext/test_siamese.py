@@ -1,4 +1,7 @@
-"""Siamese pretraining beyond the golden cases: symmetries, what trains and what does not, odd sizes, and the error texts."""
+"""Siamese pretraining beyond the golden cases.
+
+Symmetries, which parameters train, odd sizes, and error messages.
+"""
 
 from __future__ import annotations
 

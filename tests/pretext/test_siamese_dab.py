@@ -1,4 +1,7 @@
-"""Siamese pretraining over variants whose queries are boxes: regions in the content, no denoising; and what finetuning takes over."""
+"""Siamese pretraining of detectors whose queries are boxes.
+
+Regions are in the content, there is no denoising, and finetuning takes the weights over.
+"""
 
 from __future__ import annotations
 

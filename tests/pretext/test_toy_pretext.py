@@ -1,4 +1,4 @@
-"""A new pretext is one class and one entry of `PRETEXTS`: a toy, added from this file alone, goes all the way."""
+"""A new pretext is one class and one entry of `PRETEXTS`: a toy of this file goes all the way."""
 
 from __future__ import annotations
 

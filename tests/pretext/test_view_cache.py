@@ -1,4 +1,4 @@
-"""Cached views: the features that a step would compute, wrong caches refused, and a full disk survived."""
+"""Cached views: equal to the features that a step computes, refused if wrong, and a full disk."""
 
 from __future__ import annotations
 

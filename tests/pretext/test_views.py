@@ -1,4 +1,4 @@
-"""The two views: their geometry, that both show the same regions, and that photometrics are torchvision's."""
+"""The two views: their geometry, the regions that both show, and torchvision's photometrics."""
 
 from __future__ import annotations
 

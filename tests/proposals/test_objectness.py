@@ -1,4 +1,4 @@
-"""Boxes of another program: images are found by name or by the data set's own ids, never by their place in a listing."""
+"""Boxes of another program: images are found by name or id, never by their place in a list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proposals: they find things, are computed once, survive interruption, and their file is checked when opened."""
+"""Proposals: they find objects, are computed once, survive interruption, and are checked when opened."""
 
 from __future__ import annotations
 

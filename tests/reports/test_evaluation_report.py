@@ -1,4 +1,4 @@
-"""The report of an evaluation: what it shows, what it leaves in the folder, and that it survives what is missing."""
+"""The report of an evaluation: its content, its files, and that missing pictures do not stop it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the world sends to a server: each gets the right word, none gets a 500, and the next request works."""
+"""Bad requests: each gets the right status, none gets a 500, and the next request works."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def answer_of(connection: socket.socket) -> tuple[int, dict[str, Any]]:
 
 
 def works(url: str) -> bool:
-    """Whether a request is answered, if need be after those that were broken off have been noticed."""
+    """Whether a request is answered, if necessary after broken connections were noticed."""
     body, _ = form(GOOD)
     for _ in range(100):
         with connect(url) as connection:

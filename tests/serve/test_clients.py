@@ -1,4 +1,7 @@
-"""What clients of the Open Inference Protocol and browsers ask: versions, health, HEAD, CORS, a proxy's prefix, odd bodies."""
+"""Requests of Open Inference clients and of browsers.
+
+Versions, health, HEAD, CORS, a proxy's prefix, odd bodies.
+"""
 
 from __future__ import annotations
 
@@ -180,7 +183,7 @@ def test_a_proxy_may_take_its_prefix_off_or_leave_it() -> None:
 
 
 class Broken(StubModel):
-    """Its answer of a picture that is not black holds a value that is no number."""
+    """A model whose output is NaN for every picture that is not black."""
 
     def __init__(self, value: float = float("nan"), *, where: str = "scores") -> None:
         super().__init__()

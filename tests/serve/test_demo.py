@@ -1,4 +1,4 @@
-"""The demo behind its page: what the page is told, what is refused, and how the server is closed off."""
+"""The demo's server: answers to its page, refusals, and isolation from other hosts."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_models_stand_side_by_side_and_old_pictures_are_let_go(picture: Image.Im
 
 
 def test_pictures_of_several_people_at_once_are_not_mixed_up(picture: Image.Image) -> None:
-    """What attentions are asked is kept through hooks in the one model: two passes at a time would keep each other's."""
+    """Attention is recorded by hooks in the one model: two passes at once would record each other's."""
     model = tiny_model("deformable")
     model.detector.eval()
     turned = picture.transpose(Image.Transpose.ROTATE_180)
@@ -223,7 +223,7 @@ def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_page_is_part_of_the_package() -> None:
-    """Files that are no Python are listed apart: forgotten, they are missing from the wheel alone."""
+    """Files other than Python are listed separately; a forgotten one is missing only from the wheel."""
     page = importlib.resources.files("siamdetr.serve.demo") / "page"
     names = {file.name for file in page.iterdir()}
     assert names == {"viewer.html", "viewer.css", "viewer.js", "stage.js", "heat.js"}

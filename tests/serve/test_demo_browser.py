@@ -1,4 +1,7 @@
-"""The demo's page in a real browser: what a person does, and what the server refuses. Screenshots go to build/screenshots/."""
+"""The demo's page in a real browser: what a person does, and what the server refuses.
+
+Screenshots go to build/screenshots/.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 class Visit:
-    """A page, and what it complained about or fetched."""
+    """A page, with its errors and the addresses that it fetched."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -150,8 +153,11 @@ def test_an_uploaded_picture_is_seen_by_both_models(visit: Visit, tmp_path: Path
 def test_what_is_no_image_is_refused_in_words_and_the_next_picture_works(visit: Visit, tmp_path: Path) -> None:
     page = visit.page
     (tmp_path / "page.png").write_text("<html>hello</html>")
-    (tmp_path / "large.png").write_bytes(b"x" * 10_000_001)
-    for name, words in (("page", "This is no image in the formats"), ("large", "The file has 10 MB, at most 10 MB")):
+    (tmp_path / "large.png").write_bytes(b"x" * (10 * 2**20 + 1))
+    for name, words in (
+        ("page", "not an image, or none of the formats"),
+        ("large", "The file has 10 MB, at most 10 MB"),
+    ):
         with page.expect_file_chooser() as chooser:
             page.get_by_role("button", name="Open picture").click()
         chooser.value.set_files(tmp_path / f"{name}.png")

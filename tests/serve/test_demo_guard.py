@@ -1,4 +1,4 @@
-"""The demo answers pages of its own machine alone, keeps uploads in a folder of its own, and works behind a proxy's prefix."""
+"""The demo answers only its own machine, keeps uploads private, and works behind a prefix."""
 
 from __future__ import annotations
 

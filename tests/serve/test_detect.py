@@ -1,4 +1,4 @@
-"""`POST /v1/detect`: boxes as the model finds them, and a word for whatever else is sent."""
+"""`POST /v1/detect`: the model's detections, and messages for invalid requests."""
 
 from __future__ import annotations
 

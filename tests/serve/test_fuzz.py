@@ -1,4 +1,4 @@
-"""Machines that think of what we did not: schemathesis over the OpenAPI document, hypothesis over image files."""
+"""Generated requests and files: schemathesis over the OpenAPI document, hypothesis over images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ def description(request: pytest.FixtureRequest) -> Iterator[openapi.loaders.Open
 
 
 def sayable(case: schemathesis.Case) -> bool:
-    """Whether what the case means to be wrong is so on the wire: of a list, a form shows none as no field and one as a field."""
+    """Whether the fault that a case intends can be expressed in the request.
+
+    A form cannot: it sends an empty list as no field, and a list of one as one field.
+    """
     if case.media_type != "multipart/form-data" or not isinstance(case.body, dict):
         return True
     return not any(isinstance(value, list) and len(value) < 2 for name, value in case.body.items() if name != "images")
@@ -98,7 +101,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 def outcome(work: Callable[[], Any]) -> Any:
-    """What it returns, or how it refuses; any other exception passes."""
+    """The result or the refusal of a call; any other exception is raised."""
     try:
         return work()
     except Refused as refused:

@@ -1,4 +1,4 @@
-"""Models that pad their images, over the Open Inference Protocol: `valid_sizes` says which part of an image is picture."""
+"""Models that pad their images, over the Open Inference Protocol with `valid_sizes`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def request(valid: list[int], shape: tuple[int, ...] = (1, 3, 4, 6)) -> dict[str
 
 
 def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
-    """But for the last digits, which ONNX Runtime's sums change with the size of a batch."""
+    """Equal except for the last digits, which in ONNX Runtime depend on the batch size."""
     return np.array_equal(found["labels"], expected["labels"]) and all(
         np.allclose(found[name], expected[name], rtol=0, atol=tolerance)
         for name, tolerance in (("boxes", 0.01), ("scores", 1e-5))
@@ -64,7 +64,10 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "pytorch"])
 def test_the_client_finds_what_detect_finds_bit_for_bit(runtime: str, letterbox_bundle: Path, tmp_path: Path) -> None:
-    """With the exported model also what `infer.py` finds. No training letterboxes, but a model in memory may."""
+    """The exported model also equals `infer.py`.
+
+    No training letterboxes, but a model in memory may.
+    """
     bundle = runtime == "onnxruntime"
     model: Predictor = OnnxDetector(letterbox_bundle, threads=1) if bundle else tiny_model(spec=SPEC)
     exif = Image.Exif()
@@ -95,7 +98,7 @@ def test_pictures_of_several_shapes_in_one_batch_are_found_as_one_by_one(letterb
 
 
 class Held(OnnxDetector):
-    """Computes nothing before `gate` opens; remembers the sizes of its batches."""
+    """A model that waits for `gate`, and remembers the sizes of its batches."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, threads=1)

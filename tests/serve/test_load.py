@@ -1,4 +1,4 @@
-"""More requests than a server can answer: what waits, what is refused, what is joined, and that nothing is left over."""
+"""More requests than a server can answer: some wait, some are refused, some are joined, none is left."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_client_that_leaves_frees_its_place() -> None:
 
 def test_runners_work_at_the_same_time() -> None:
     class Meeting(StubModel):
-        """Answers only when two calls are there together."""
+        """A model that answers only when two calls run at the same time."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -181,7 +181,7 @@ def test_a_server_is_live_before_it_is_ready() -> None:
         body, headers = form(GOOD)
         answer = server.post("/v1/detect", content=body, headers=headers)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        assert answer.json() == {"error": "the server is warming up or about to stop"}
+        assert answer.json() == {"error": "the server is warming up or about to stop", "ready": False}
         model.gate.set()
         eventually(lambda: server.get("/v2/health/ready").status_code == 200)
         assert server.post("/v1/detect", content=body, headers=headers).status_code == 200

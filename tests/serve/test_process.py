@@ -1,4 +1,4 @@
-"""`siamdetr serve` as a process: what it says, that it answers what it has begun when it is told to stop, and its workers."""
+"""`siamdetr serve` as a process: its messages, its workers, and that it finishes what it began."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_twenty_of_twenty_in_flight_at_sigterm_are_answered(tiny_bundle: Path, w
 
 
 def test_answers_are_sent_at_once() -> None:
-    """Without TCP_NODELAY the second packet of an answer waits 40 ms for the client to acknowledge the first."""
+    """Without TCP_NODELAY the second packet of an answer waits 40 ms for the client's acknowledgement."""
 
     async def accepted() -> int:
         found: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: tensors as JSON and as bytes, the client of the model repository, and what is refused."""
+"""The Open Inference Protocol: tensors as JSON and as bytes, the client of Triton, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings come from preset, file, flags and --set, later wins, and a typo is answered."""
+"""Settings come from preset, file, flags and --set; later ones override, and typos are explained."""
 
 from __future__ import annotations
 

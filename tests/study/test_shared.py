@@ -1,4 +1,4 @@
-"""One folder, several questions: studies of the same settings share cells and splits, and each keeps its own answer."""
+"""Several studies in one folder: equal settings share cells and splits, each study keeps its answer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def finish(grid: Grid) -> None:
 
 
 def as_written_at_first(data: Path, folder: Path, **changes: Any) -> Grid:
-    """A finished study in a folder as it was when each study had one of its own: its name and extent in study.json, its report in the root."""
+    """A finished study in a folder of its own, as earlier versions wrote it.
+
+    Its name and extent are in study.json, and its report is in the root.
+    """
     study = settings(data, **changes)
     grid = open_grid(study, folder)
     finish(grid)

@@ -1,4 +1,4 @@
-"""A study that is stopped: SIGTERM ends its cells, leaves a report of what is finished, and no process."""
+"""A stopped study: SIGTERM ends its cells, and leaves a report of finished cells and no process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_background(data: Path, folder: Path, jobs: int) -> AbstractContextManager[subprocess.Popen[str]]:
-    """The command line's study of two pretrainings without end, with SIGINT ignored, as a script's `&` starts it."""
+    """A study of two endless pretrainings with SIGINT ignored, as `&` in a script starts it."""
     arguments = ["--fast", "--methods", "siamese,detreg", "--seeds", "0", "--fractions", "1", "--device", "cpu"]
     arguments += ["--pretrain-steps", "1000000", "--jobs", str(jobs), "--data", str(data), "-o", str(folder)]
     study = [sys.executable, "-m", "siamdetr.cli", "study", "data-efficiency", *arguments]

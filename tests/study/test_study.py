@@ -1,4 +1,4 @@
-"""Studies: grids that are kept and gone on with, fair comparisons, figures with intervals, and a report that answers."""
+"""Studies: grids that are kept and continued, fair comparisons, intervals, and a report that answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from helpers.study_data import invented, quiet, settings
-from helpers.training_data import write_data
+from helpers.training_data import DETECTOR, write_data
+from helpers.training_data import finetune_settings as settings_of_a_run
 from typer.testing import CliRunner
 
 from siamdetr.cli.__main__ import app
@@ -26,6 +27,8 @@ from siamdetr.study.settings import finetune_settings
 from siamdetr.study.statistics import interval, paired_difference
 from siamdetr.study.summary import answer, gain_sentence
 from siamdetr.system.parallel import TaskRunner
+from siamdetr.training.finetune import finetune
+from siamdetr.training.initial_weights import read_start
 
 STUDIES = ("data-efficiency", "initialization", "sensitivity", "ablation", "cost", "convergence", "qualitative")
 
@@ -187,6 +190,23 @@ def test_a_study_runs_from_end_to_end_keeps_what_is_finished_and_goes_on(data: P
     assert all(one.seconds is not None and one.seconds > 0 for one in found.values())
 
 
+def test_every_run_starts_from_the_model_that_is_given(data: Path, tmp_path: Path) -> None:
+    """Pretraining, and finetuning without it; the detector's shape is that of the start, not of the preset."""
+    begun = finetune(settings_of_a_run(data, tmp_path / "begun", detector={**DETECTOR, "num_queries": 15})).folder
+    study = settings(data, methods=["siamese"], fractions=[1.0], seeds=[0], start=str(begun))
+    outcomes: list[CellOutcome] = []
+    grid = open_grid(study, tmp_path / "study")
+    done = run_grid(grid, engine=TaskRunner("here"), progress=quiet, told=outcomes.append)
+    assert [outcome.error for outcome in outcomes] == [""] * 3
+    first = read_start(str(begun)).metadata.lineage
+    for cell in done.cells:
+        found = read_start(str(cell_folder(done.folder, cell)))
+        assert found.metadata.lineage[: len(first)] == first, cell.key
+        assert found.detector.num_queries == 15
+    page = write_study_report(done).read_text(encoding="utf-8")
+    assert f"Every run starts from {begun}; “scratch” is that start without pretraining." in page
+
+
 def test_other_settings_are_refused_with_the_difference(data: Path, tmp_path: Path) -> None:
     open_grid(settings(data), tmp_path / "study")
     open_grid(settings(data, seeds=[0, 1, 2], fractions=[0.2, 0.4]), tmp_path / "study")  # may grow
@@ -322,7 +342,7 @@ def test_cells_run_in_processes(data: Path, tmp_path: Path) -> None:
         (["data-efficiency", "--fractions", "0.1,2"], "fractions: got 2.0, expected shares above 0 and at most 1"),
         (
             ["ablation", "--methods", "detreg"],
-            "ablation varies settings of Siamese DETR; put siamese among the methods",
+            "--methods: has no effect here: this study varies settings of Siamese DETR alone",
         ),
         (["data-efficiency", "--seeds", "a"], "--seeds got 'a', expected numbers with commas between them"),
     ],

@@ -1,4 +1,4 @@
-"""How many processes a run has: what was started counts, not what was announced."""
+"""The number of processes of a run: started ones count, announced ones do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines: how tasks in other processes are stopped, and that none of these stays behind."""
+"""Task runners: tasks in other processes are stopped, and no process stays behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a resumed run refuses, and what it goes on with when it is told to."""
+"""Changes that a resumed run refuses, and those that it accepts when they are allowed."""
 
 from __future__ import annotations
 

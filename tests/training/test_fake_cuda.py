@@ -1,4 +1,4 @@
-"""A step and a prediction on a GPU, checked without one: no mixture of devices, and one wait a step, that of the matching."""
+"""A step and a prediction on a pretended GPU: devices never mix, and a step waits once, to match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What finetuning says of odd data before it starts: crowded images, and a pretrained start whose class is called object."""
+"""Warnings before finetuning: crowded images, and a pretrained start with a class "object"."""
 
 from __future__ import annotations
 

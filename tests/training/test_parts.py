@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import signal
@@ -34,7 +35,10 @@ CONTENT: dict[str, Any] = {"siamdetr": {"format_version": 1}, "weights": {"a": t
 
 
 def forked(work: Callable[[], None]) -> int:
-    """Run `work` in a child process and leave; returns its id. Forking saves the seconds of importing torch again."""
+    """Start `work` in a child process; returns its id.
+
+    Forking saves the seconds of importing torch again.
+    """
     process = os.fork()
     if process == 0:
         work()
@@ -190,7 +194,7 @@ def test_a_foreign_or_damaged_checkpoint_is_refused_and_nothing_runs(tmp_path: P
 
 
 def test_kill_during_a_save_leaves_a_whole_file(tmp_path: Path) -> None:
-    """SIGKILL at random moments of a tight loop of saves: the file always loads, and stale temporaries are swept."""
+    """SIGKILL at random moments of a loop of saves: the file always loads; old temporary files go."""
     path = tmp_path / "last.ckpt"
 
     def save_for_ever() -> None:
@@ -212,7 +216,7 @@ def test_kill_during_a_save_leaves_a_whole_file(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_old_file_and_says_so(tmp_path: Path) -> None:
-    """A limit on the size of files stands for the disk: the write fails half way, as on a full one."""
+    """A limit on the file size simulates a full disk: the write fails half-way."""
     path, answer = tmp_path / "last.ckpt", tmp_path / "answer.txt"
     AtomicCheckpointIO().save_checkpoint(CONTENT, path)
 
@@ -250,6 +254,26 @@ def test_metrics_grow_columns_and_forget_the_lost_future(tmp_path: Path) -> None
     MetricsCsv(tmp_path, resume_step=10).log_metrics({"loss": 1.5}, step=20)
     assert read_metrics(tmp_path)[-1] == {"step": 20, "loss": 1.5}
     assert len(read_metrics(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["30,0.", "30,0.5,7\r\n", "30\r\n", "30,abc\r\n", ",0.5\r\n", "\0\0\0\r\n", "\x80\x81"],
+)
+def test_a_damaged_row_of_metrics_is_left_out_and_said(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = MetricsCsv(tmp_path, resume_step=0)
+    log.log_metrics({"loss": 2.0}, step=10)
+    log.log_metrics({"loss": 1.0}, step=20)
+    with (tmp_path / "metrics.csv").open("ab") as file:
+        file.write(damage.encode("latin-1"))
+    whole = [{"step": 10, "loss": 2}, {"step": 20, "loss": 1}]
+    with caplog.at_level(logging.WARNING):
+        assert read_metrics(tmp_path) == whole
+    assert "metrics.csv: damaged rows that are left out: 1" in caplog.text
+    MetricsCsv(tmp_path, resume_step=40).log_metrics({"loss": 0.5}, step=50)
+    assert read_metrics(tmp_path) == [*whole, {"step": 50, "loss": 0.5}]
 
 
 def test_a_run_of_before_a_setting_existed_goes_on(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`precision: auto`: the faster precision that stays finite, decided once and without a trace in the model."""
+"""`precision: auto`: the faster precision whose values stay finite, chosen once, not in the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from siamdetr.settings.training import FinetuneSettings
 from siamdetr.structures.targets import DetectionBatch, Targets
 from siamdetr.training.checkpoints.run_state import RunState
 from siamdetr.training.finetune_module import FinetuneModule
-from siamdetr.training.precision import choose_precision, recorded_precision
+from siamdetr.training.precision import choose_precision, recorded_precision, training_arithmetic
 from siamdetr.training.run_folder import RunFolder
 
 CPU = torch.device("cpu")
@@ -78,3 +78,14 @@ def test_a_resumed_run_keeps_what_was_decided(tmp_path: Path) -> None:
     assert recorded_precision(AUTO, RunFolder(tmp_path)).precision == "auto"
     fixed = AUTO.model_copy(update={"precision": "fp32"})
     assert recorded_precision(fixed, resumed).precision == "fp32"
+
+
+def test_a_training_leaves_the_arithmetic_as_it_was() -> None:
+    """A program that trains and then goes on computes as before: subnormals, and products on a GPU."""
+    least, flags = torch.full((), 1e-40), torch.backends.cuda.matmul.allow_tf32
+    assert float(least * 1) > 0
+    with training_arithmetic("all"):
+        assert float(least * 1) == 0
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert float(least * 1) > 0
+    assert torch.backends.cuda.matmul.allow_tf32 == flags

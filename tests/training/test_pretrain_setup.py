@@ -1,4 +1,4 @@
-"""What a pretraining run is given: boxes of the wanted kind, SwAV's projection, and answers where they are missing."""
+"""Setup of a pretraining run: proposals of the right kind, SwAV's projection, and their absence."""
 
 from __future__ import annotations
 

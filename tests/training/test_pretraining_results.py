@@ -1,4 +1,4 @@
-"""What a pretraining run hands on: the proposals' figures in its report, whole weights, and all of them to finetuning."""
+"""Results of a pretraining run: proposal figures in its report, and all weights for finetuning."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The classes of a data set.
 
-Ids and names become labels 0..C-1, and categories of one name become one class.
+Ids and names become labels 0..C-1; categories of the same name become one class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ClassList:
     Args:
         labels: category id -> label; several ids may have one label.
         names: C names, all different.
-        ids: C ids that stand for the classes wherever detections are written, ascending.
+        ids: C ascending ids, which are written for the classes of detections.
     """
 
     labels: dict[int, int]
@@ -31,13 +31,13 @@ def class_list(
 ) -> ClassList:
     """Classes in the order of their ids.
 
-    Categories of one name are one class: two labels of one name could not be told apart by any score. The id of the class is that
-    with the most boxes (Roboflow exports an empty category 0 that is named like its project); of equal ones the last.
+    Categories of the same name are one class, because no score could distinguish them. The class has the id with the
+    most boxes (Roboflow exports an empty category 0 with the name of the project), and of several such ids the last.
 
     Args:
         names: category id -> name.
         file: named in the log.
-        log: notes ids that share a name.
+        log: of ids that share a name.
         counts: category id -> number of boxes.
     """
     of_name: dict[str, list[int]] = {}

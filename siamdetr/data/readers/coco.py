@@ -1,8 +1,8 @@
 """COCO detection JSON (https://cocodataset.org/#format-data).
 
-Boxes are x y w h in pixels of the upright file, whose size decides; category ids may have gaps and keep their value in
-`category_ids`, labels are their rank. Outlines are not read where there is a box; a crowd is flagged. One pass over the parsed
-JSON fills arrays, nothing else stays behind.
+Boxes are x y w h in pixels of the upright file, whose own size is used. Category ids may have gaps: `category_ids`
+keeps their values, and labels are their ranks. Outlines are read only where there is no box; crowds are flagged. One
+pass over the parsed JSON fills arrays, and nothing else is kept.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from siamdetr.system.progress import Progress
 def read_coco(
     file: Path, *, root: Path, log: ProblemLog, image_folder: Path | None = None, progress: Progress | None = None
 ) -> DetectionIndex:
-    """Reads one annotation file.
+    """Read one annotation file.
 
     Args:
         file: the JSON.
         root: folder that the index's paths start from.
-        log: notes what is left out.
-        image_folder: where `file_name` starts; None looks in the usual places.
+        log: of what is left out.
+        image_folder: that `file_name` is relative to; None: the usual places.
         progress: called with (headers or annotations read, all of them).
     Raises:
         DataError: the file is not JSON (with line and column) or not COCO.
@@ -83,7 +83,7 @@ def _read_annotations(
     builder: IndexBuilder,
     progress: Progress | None,
 ) -> None:
-    """Adds the boxes, and notes those that belong to nothing."""
+    """Add the boxes, and note those without an image or a category."""
     log, ids, suspicion = builder.log, array("q"), CornerSuspicion()
     for number, annotation in enumerate(annotations):
         if progress is not None and number % 10000 == 0:
@@ -135,7 +135,7 @@ def _read_annotations(
 def _position(value: Any, positions: dict[int | str, int]) -> int | None:
     """The position of an image by its id.
 
-    An id that is a text in one place and a number in the other is found, too.
+    An id may be a text in one place and a number in the other.
     """
     if type(value) is int and value in positions:
         return positions[value]
@@ -147,7 +147,7 @@ def _position(value: Any, positions: dict[int | str, int]) -> int | None:
 
 
 def _box_of(entry: dict[str, Any], where: str, name: str, log: ProblemLog) -> list[float] | None:
-    """[x, y, width, height] of an annotation, or of its outline; None: four numbers are not given."""
+    """[x, y, width, height] of an annotation, or of its outline; None: neither has four numbers."""
     box = entry.get("bbox")
     if not box and OUTLINE_KEY in entry:
         box = entry[OUTLINE_KEY]

@@ -1,4 +1,4 @@
-"""COCO's annotation files: which files are some, and how one is parsed without keeping its outlines in memory."""
+"""COCO annotation files: recognise them, and parse them without keeping the outlines in memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from siamdetr.data.readers.paths import visible_files
 from siamdetr.data.splits import ALIASES, UNDIVIDED, common_name
 from siamdetr.errors import DataError
 
-OUTLINE_KEY = "box of outline"  # of an annotation without a box: that of its segmentation
+OUTLINE_KEY = "box of outline"  # bounds of the segmentation, in an annotation without a box
 OTHER_TASKS = ("captions_", "image_info_", "stuff_", "panoptic_")
-KEYPOINTS = "person_keypoints_"  # these have boxes; they are read where there is nothing else
+KEYPOINTS = "person_keypoints_"  # these have boxes, and are read if there is nothing else
 PEEK_BYTES = 65536
 EXPECTED = 'expected COCO JSON: {"images": [...], "annotations": [...], "categories": [...]}'
-# Names that say nothing of a split: the folder does.
+# Names that name no split: their folder does.
 _COMMON_STEMS = (
     "_annotations.coco",
     "labels",
@@ -50,11 +50,10 @@ def find_coco_files(root: Path) -> dict[str, Path]:
 
 
 def load_coco_file(file: Path) -> dict[str, Any]:
-    """Parses an annotation file.
+    """Parse an annotation file.
 
-    Segmentations are dropped while parsing, which halves the memory of the parse.
-
-    Of an annotation that has a segmentation and no box, the bounds of the segmentation are kept under `OUTLINE_KEY`.
+    Segmentations are dropped while parsing, which halves the memory. An annotation with a segmentation and no box keeps
+    the bounds of the segmentation under `OUTLINE_KEY`.
 
     Raises:
         DataError: not readable, not JSON, or without the list "images".
@@ -87,9 +86,9 @@ def _is_coco(file: Path) -> bool:
 
 
 def _looks_like_coco(file: Path) -> bool:
-    """Whether the beginning or the end of a file names a COCO key.
+    """Whether the beginning or the end of a file has a key of COCO.
 
-    Results, settings and other JSON are passed over.
+    Results, settings and other JSON files have none.
     """
     try:
         with file.open("rb") as stream:
@@ -111,7 +110,7 @@ def _without_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bounds(outline: Any) -> list[float] | None:
-    """[x, y, width, height] of polygons, or of a run-length code; None: it is neither."""
+    """[x, y, width, height] of polygons or of a run-length code; None: it is neither."""
     if isinstance(outline, dict):
         return _bounds_of_code(outline)
     try:

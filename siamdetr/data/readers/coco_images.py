@@ -1,4 +1,4 @@
-"""The image entries of a COCO file: which file on this machine each means, and whose id is its own."""
+"""Image entries of a COCO file: their files on this machine, and which ids are unique."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ from siamdetr.data.splits import common_name
 from siamdetr.images.header import is_image
 from siamdetr.system.progress import Progress
 
-LEFT_OUT = -1  # position of an image that is listed but was left out: its boxes go with it, silently
-AMBIGUOUS = -2  # position of an id that several files have: its boxes are counted
+LEFT_OUT = -1  # position of an image that was left out: its boxes are left out without a note
+AMBIGUOUS = -2  # position of an id that several files have: its boxes are counted in a note
 NAME_KEYS = ("file_name", "coco_url", "flickr_url")  # LVIS has no file_name
-_OTHER_FOLDERS = 50  # looked into for images, beside those with the usual names
+_OTHER_FOLDERS = 50  # folders that are searched for images, besides the usual ones
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """An image entry: its own id, its name in the file and on this machine, and the annotated (height, width), 0 = not given."""
+    """An entry of `images`: its own id, file name, path on this machine, and annotated (height, width).
+
+    The size is 0 where it is not given.
+    """
 
     key: int | str
     name: str
@@ -40,7 +43,10 @@ class _Entry:
 
 
 def image_folders(file: Path, root: Path) -> list[Path]:
-    """Where images may lie: beside the JSON, in root, images/, data/, <split>/, images/<split>/, then in any other folder there."""
+    """The folders in which images may lie, in the order of the search.
+
+    Beside the JSON, the root, images/, data/, <split>/, images/<split>/, then any other folder there.
+    """
     stem = file.stem.removeprefix("instances_")
     splits = dict.fromkeys((stem, common_name(stem)))
     if common_name(stem) == "val":
@@ -62,7 +68,7 @@ def image_folders(file: Path, root: Path) -> list[Path]:
 def read_images(
     entries: list[Any], folders: list[Path], name: str, builder: IndexBuilder, progress: Progress | None
 ) -> dict[int | str, int]:
-    """Adds the images; returns image id -> position, `LEFT_OUT` or `AMBIGUOUS` for those that were left out."""
+    """Read the images; returns the position of each id, `LEFT_OUT` or `AMBIGUOUS`."""
     log = builder.log
     named = list(_named_entries(entries, name, log))
     names = [text for _, text, _ in named]
@@ -92,9 +98,9 @@ def read_images(
 
 
 def _named_entries(entries: list[Any], name: str, log: ProblemLog) -> Iterator[tuple[int | str, str, tuple[int, int]]]:
-    """(own id, name of the file, annotated (height, width)) of the entries that have both.
+    """(own id, file name, annotated (height, width)) of the entries that have an id and a name.
 
-    Ids that are used twice are still there.
+    Ids may be repeated here.
     """
     for number, item in enumerate(entries):
         entry = item if isinstance(item, dict) else {}
@@ -118,7 +124,7 @@ def _kept_entries(
     name: str,
     log: ProblemLog,
 ) -> Iterator[_Entry]:
-    """The entries whose id is theirs alone and whose file is there; `positions` gets the others."""
+    """The entries with a unique id and an existing file; `positions` gets the others."""
     files_of: dict[int | str, set[str]] = {}
     for key, text, _ in named:
         files_of.setdefault(key, set()).add(text)
@@ -148,12 +154,12 @@ def _kept_entries(
 
 
 def _from_root(local: str, head: str, folder: Path, root: Path) -> str:
-    """The path of a file from `root`; absolute names stay what they are."""
+    """The path of a file relative to `root`; an absolute name does not change."""
     return relative(folder / local, root) if local.startswith(("/", "..")) or "/../" in local else head + local
 
 
 def _side(entry: dict[str, Any], field: str, key: int | str, name: str, log: ProblemLog) -> int:
-    """An annotated height or width in pixels; 0: not given, or nonsense, which is said."""
+    """An annotated height or width in pixels; 0: not given, or invalid, which is noted."""
     value = entry.get(field)
     number = as_number(value)
     if number is not None and 0 <= number < 2**31:
@@ -164,7 +170,7 @@ def _side(entry: dict[str, Any], field: str, key: int | str, name: str, log: Pro
 
 
 def _note_unlisted(listing: FolderListing, files: set[str], head: str, log: ProblemLog) -> None:
-    """Images that lie in the folders of the listed ones and are not listed."""
+    """Note images that lie in the folders of listed images and are not listed."""
     for path in listing.names():
         if is_image(path) and path not in files:
             log.add("unlisted-image", head + path)

@@ -1,6 +1,6 @@
-"""Fields of annotation files.
+"""Fields of annotation files: a value of the wrong type is read as it was meant, or as None.
 
-A value of the wrong type is read as it was meant, or as None, which the reader then names.
+The reader then names the field.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _TRUE, _FALSE = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no", 
 def as_id(value: Any) -> int | str | None:
     """An id: an integer (also one written as 7.0) or a text.
 
-    None for everything else, such as a flag or 1.5.
+    None: anything else, such as a flag or 1.5.
     """
     if isinstance(value, bool):
         return None
@@ -24,18 +24,18 @@ def as_id(value: Any) -> int | str | None:
 
 
 def as_integer(value: Any) -> int | None:
-    """A 64-bit integer, also one written as 7.0; None for everything else."""
+    """A 64-bit integer, also written as 7.0; None: anything else."""
     found = as_id(value)
     return found if isinstance(found, int) and fits_64_bits(found) else None
 
 
 def fits_64_bits(value: int | str | None) -> bool:
-    """Whether an id is an integer that an array of int64 holds."""
+    """Whether an id is an integer that fits into int64."""
     return isinstance(value, int) and -(2**63) <= value < 2**63
 
 
 def as_number(value: Any) -> float | None:
-    """A real number, also one written as a text; integers beyond the range of floats are infinite.
+    """A real number, also written as a text; integers beyond the range of floats become infinite.
 
     None for everything else.
     """
@@ -50,7 +50,7 @@ def as_number(value: Any) -> float | None:
 
 
 def as_flag(value: Any) -> bool | None:
-    """A flag: true or false, 1 or 0, also as texts; what is not given is false. None for everything else."""
+    """A flag: true or false, 1 or 0, also as texts; false if not given. None: anything else."""
     if value is None or isinstance(value, bool):
         return bool(value)
     if isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""A plain folder of images, however deep, without labels: what pretraining reads."""
+"""A folder of images without labels, with all its subfolders, for pretraining."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from siamdetr.system.progress import Progress
 def read_folder(
     root: Path, *, log: ProblemLog, asked: bool = False, progress: Progress | None = None
 ) -> DetectionIndex:
-    """All image files below `root`, sorted by folder and name; files are not opened, so sizes are (0, 0).
+    """All image files below `root`, sorted by folder and name.
+
+    Files are not opened, so their sizes are (0, 0).
 
     Args:
         root: the folder.
-        log: notes pictures in other formats and, unless the folder was asked for as one, files that may hold labels.
-        asked: the user said that it is a folder of images: labels are left aside on purpose.
+        log: of pictures in other formats and, without `asked`, of files that may hold labels.
+        asked: the user called it a folder of images: labels are ignored on purpose.
         progress: called with (images found, 0).
     """
     builder = IndexBuilder(root, log)
@@ -50,9 +52,9 @@ def read_folder(
 
 
 def _note_class_folders(builder: IndexBuilder, log: ProblemLog) -> None:
-    """Folders that sort pictures by class, as classification data sets do.
+    """Note folders that sort pictures by class, as in classification data sets.
 
-    Several folders of one depth, all pictures in them.
+    They are several folders of the same depth that hold all pictures.
     """
     folders = {builder.path_of(i).rpartition("/")[0] for i in range(len(builder))}
     depths = {folder.count("/") for folder in folders if folder}

@@ -1,4 +1,4 @@
-"""The files of a data set: which there are, and what names in annotation files mean on this machine."""
+"""The files of a data set, and the files that names in annotations mean on this machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pathlib import Path
 
 from siamdetr.images.header import is_companion_folder, is_image
 
-_SAMPLE = 50  # names that decide where a data set's images lie
+_SAMPLE = 50  # names that are tried to find the folder of the images
 
 
 def walk_files(root: Path) -> Iterator[str]:
     """Paths of all files below `root`, relative with forward slashes, sorted folder by folder.
 
-    Hidden files and the companion folders of operating systems are left out. Links to folders are followed, each real folder once.
+    Without hidden files and the companion folders of operating systems. Links to folders are followed, each real folder
+    once.
     """
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
@@ -34,12 +35,12 @@ def walk_files(root: Path) -> Iterator[str]:
 
 
 def walk_images(root: Path) -> Iterator[str]:
-    """`walk_files`, of files that end like an image that is decoded."""
+    """As `walk_files`, for files with the suffix of an image format that is decoded."""
     return (path for path in walk_files(root) if is_image(path))
 
 
 def visible_subfolders(root: Path) -> list[Path]:
-    """The folders directly in `root`, sorted; hidden ones and companion folders are left out."""
+    """The folders directly in `root`, sorted, without hidden and companion folders."""
     if not root.is_dir():
         return []
     return [
@@ -48,7 +49,7 @@ def visible_subfolders(root: Path) -> list[Path]:
 
 
 def visible_files(root: Path, *patterns: str) -> list[Path]:
-    """Files below `root` that fit a glob pattern, sorted.
+    """Files below `root` that match a glob pattern, sorted.
 
     Hidden ones such as ._a.json (which macOS writes) are left out.
     """
@@ -57,7 +58,7 @@ def visible_files(root: Path, *patterns: str) -> list[Path]:
 
 
 class FolderListing:
-    """Answers "does this file exist?" with one directory listing per folder instead of one call per file."""
+    """Tell whether files exist, by one directory listing per folder instead of one call per file."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -65,7 +66,7 @@ class FolderListing:
         self._folded: dict[str, dict[str, str]] = {}
 
     def names(self) -> Iterator[str]:
-        """The files of every folder that was asked about so far, sorted folder by folder.
+        """The files of every folder that was listed so far, sorted folder by folder.
 
         Hidden ones are left out.
         """
@@ -80,7 +81,7 @@ class FolderListing:
     def find(self, path: str) -> str | None:
         """The file that `path` means.
 
-        Itself, else the only one in its folder that differs in case or Unicode form alone.
+        The file itself, else the only file in its folder whose name differs only in case or Unicode form.
         """
         if path in self:
             return path
@@ -103,30 +104,29 @@ class FolderListing:
 
 @dataclass(frozen=True)
 class NamedFiles:
-    """Where the files lie that an annotation file names.
+    """The folder of the files that an annotation file names.
 
     Args:
-        folder: that the names start from.
-        kept: last components of each name that count; 0: all. Names from another machine, such as C:\\data\\a.jpg, and addresses
-            begin with components that mean nothing here.
+        folder: that the names are relative to.
+        kept: how many last components of a name are used; 0: all. Names from another machine, such as C:\\data\\a.jpg,
+            and addresses begin with components that do not exist here.
     """
 
     folder: Path
     kept: int
 
     def local(self, name: str) -> str:
-        """`name` with forward slashes, from `folder`."""
+        """`name` with forward slashes, relative to `folder`."""
         if self.kept == 0 and "\\" not in name:
             return os.path.normpath(name) if "./" in name or "//" in name else name
         return "/".join(split_name(name)[-self.kept :])
 
 
 def locate(names: Sequence[str], folders: Sequence[Path]) -> NamedFiles | None:
-    """Where most of a sample of `names` lie.
+    """The folder that holds most of a sample of `names`.
 
-    The first best folder, with as many components of the names as possible.
-
-    Names that differ from the files' in case or Unicode form alone count where nothing else fits.
+    The first best folder, with as many components of the names as possible. Names that differ from the files' only in
+    case or Unicode form count if nothing else matches.
 
     Args:
         names: as an annotation file writes them.
@@ -154,9 +154,9 @@ def _best_place(
 
 
 def repeated_locals(names: Sequence[str], place: NamedFiles) -> frozenset[str]:
-    """Local names that several different `names` become once their beginnings are cut off.
+    """Local names to which several different `names` are shortened.
 
-    Which file is meant is not known.
+    They do not say which file is meant.
     """
     if place.kept == 0:
         return frozenset()
@@ -165,13 +165,16 @@ def repeated_locals(names: Sequence[str], place: NamedFiles) -> frozenset[str]:
 
 
 def split_name(name: str) -> list[str]:
-    """The components of a path or address of any system: "C:\\\\a\\\\b.jpg", "file:///a/b.jpg" and "/a/b.jpg" give a, b.jpg."""
+    """The components of a path or address of any operating system.
+
+    "C:\\a\\b.jpg", "file:///a/b.jpg" and "/a/b.jpg" give a, b.jpg.
+    """
     plain = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://[^/]*/|[A-Za-z]:)", "", name).split("?")[0] if ":" in name else name
     return [part for part in re.split(r"[/\\]+", plain) if part not in ("", ".")]
 
 
 def relative(path: Path, root: Path) -> str:
-    """`path` as seen from `root`, with forward slashes; "." for the root itself."""
+    """`path` relative to `root`, with forward slashes; "." for the root itself."""
     return os.path.relpath(path, root).replace(os.sep, "/")
 
 

@@ -1,6 +1,4 @@
-"""Recognises a data set in any of the layouts we read.
-
-Which layout it is, which splits it has, and how each is read.
+"""Recognise a data set in any of the layouts that we read: its layout, splits, and readers.
 
 A command recognises its data once and passes the `Source` on.
 """
@@ -47,7 +45,7 @@ class Source:
     Args:
         path: as the user gave it; named in messages.
         format: its layout.
-        root: folder that paths start from.
+        root: folder that paths are relative to.
         splits: the data set's own name of each split -> its reader.
         everything: reads all images; None = the splits one after the other, which then do not overlap.
     """
@@ -60,27 +58,27 @@ class Source:
 
     @property
     def split_names(self) -> tuple[str, ...]:
-        """Names that `open` takes as `split`, train first; empty for a data set that is not divided.
+        """Names that `open` accepts as `split`, train first; empty for a data set without splits.
 
-        A common name ("train", "val", "test") stands for the data set's own wherever only one has it.
+        A common name ("train", "val", "test") stands for the data set's own name if only one split has it.
         """
         return split_names(self.splits)
 
     def first_split(self, names: Sequence[str]) -> str | None:
-        """The first of `names` that is a split of this data set; None: none of them."""
+        """The first of `names` that is a split of this data set; None: none of them is."""
         return next((name for name in names if name in self.split_names), None)
 
     def open(
         self, split: str | None = None, *, strict: bool = False, progress: Progress | None = None
     ) -> DetectionIndex:
-        """Reads the data set, or one split of it, into an index.
+        """Read the data set, or one split of it, into an index.
 
         Args:
-            split: the data set's own name or a common one ("train", "val", "test"); None = all that there is.
+            split: the data set's own name or a common one ("train", "val", "test"); None = all images.
             strict: refuse data with any error or warning, instead of skipping and counting.
             progress: called with (done, total); total 0 = not known.
         Raises:
-            DataError: no such split, unreadable annotations, not one image; with `strict`, any problem.
+            DataError: no such split, unreadable annotations, or no image; with `strict`, any problem.
         """
         limit = None if strict else ProblemLog().limit
         if split is not None:
@@ -103,7 +101,7 @@ class Source:
         return index
 
     def _with_unread(self, index: DetectionIndex, used: frozenset[str]) -> DetectionIndex:
-        """The index with a word about each file that may hold the labels that were not found."""
+        """The index with a problem for each unread file that may hold labels, if no label was found."""
         log = ProblemLog()
         for path, remedy in unread_labels(self.root, used):
             log.add("unread-labels", path, "", remedy)
@@ -118,7 +116,7 @@ def open_dataset(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> DetectionIndex:
-    """Recognises and reads a data set, or one split of it; see `find_source` and `Source.open`."""
+    """Recognise and read a data set, or one split of it; see `find_source` and `Source.open`."""
     return find_source(path, format).open(split, strict=strict, progress=progress)
 
 
@@ -128,7 +126,7 @@ def available_splits(path: str | Path, *, format: str = "auto") -> tuple[str, ..
 
 
 def detect_format(path: str | Path) -> Format:
-    """Which layout `path` has.
+    """The layout of `path`.
 
     Raises:
         DataError: it does not exist, or has none of them.
@@ -137,13 +135,13 @@ def detect_format(path: str | Path) -> Format:
 
 
 def find_source(path: str | Path, format: str = "auto") -> Source:
-    """Recognises a data set without reading it.
+    """Recognise a data set without reading it.
 
     Args:
         path: folder, COCO JSON, YOLO data.yaml or Darknet obj.data.
         format: "auto", or one of "coco", "voc", "yolo", "folder". "folder" takes all images below `path`, unlabelled.
     Raises:
-        DataError: it does not exist, has none of the layouts, or `format` is not one of ours or does not fit.
+        DataError: it does not exist, has none of the layouts, or `format` is unknown or does not fit.
     """
     if format != "auto" and format not in FORMATS:
         raise DataError(f"format '{format}' is not known; expected auto, {', '.join(FORMATS)}")
@@ -205,7 +203,7 @@ def _yolo_source(path: Path) -> Source | None:
 
 
 def _names_source(path: Path) -> Source | None:
-    """YOLO labels without a description, beside a list of names."""
+    """YOLO labels without a description file, but with a list of class names."""
     file = find_yolo_names(path)
     return None if file is None else _described(path, file)
 

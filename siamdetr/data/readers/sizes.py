@@ -1,8 +1,7 @@
-"""The sizes of image files: they decide, not what an annotation file says of them.
+"""Sizes of image files, which are used instead of the sizes in annotation files.
 
-Each header is read once and remembered.
-
-Of large data sets the headers are kept on disk, in the user's cache folder, under each file's path, length and time.
+Each header is read once. For large data sets the sizes are kept on disk, in the user's cache folder, under each file's
+path, length and time.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from siamdetr.images.header import Header, read_headers
 from siamdetr.system.atomic_file import atomic_write
 from siamdetr.system.progress import Progress
 
-CACHED_FROM = 5000  # images; the headers of fewer are read in a second
+CACHED_FROM = 5000  # images; headers of fewer images are read within a second
 _KINDS = {
     "missing": "missing-image",
     "empty": "empty-file",
@@ -33,13 +32,13 @@ _KINDS = {
 
 
 class HeaderReader:
-    """Reads headers of one data set's images.
+    """Reads the headers of one data set's images.
 
-    A context, at whose end those of a large one are kept on disk.
+    A context manager; at its end the sizes of a large data set are written to disk.
 
     Args:
         root: folder that the paths start from.
-        total: images that will be read, about.
+        total: approximate number of images that will be read.
     """
 
     def __init__(self, root: Path, total: int) -> None:
@@ -83,7 +82,7 @@ class HeaderReader:
 
 
 def usable_size(header: Header, file: str, where: str, log: ProblemLog) -> tuple[int, int] | None:
-    """(height, width) of an upright image; None, with a word in the log, of one that cannot be opened."""
+    """(height, width) of an upright image; None, with a note in the log, if it cannot be opened."""
     if not header.problem:
         return header.size
     log.add(_KINDS[header.problem], file, where)
@@ -91,7 +90,7 @@ def usable_size(header: Header, file: str, where: str, log: ProblemLog) -> tuple
 
 
 def note_mismatch(annotated: tuple[int, int], header: Header, file: str, where: str, log: ProblemLog) -> None:
-    """A word in the log where an annotated (height, width) is not the file's.
+    """Note in the log that an annotated (height, width) is not the file's.
 
     (0, 0): nothing was annotated.
     """
@@ -119,13 +118,13 @@ def _cache_file(root: Path) -> Path:
 
 
 def _read_cache(file: Path | None) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-    """Keys, ascending, and rows of (height, width, turned).
+    """Ascending keys, and rows of (height, width, turned).
 
-    Nothing where there is no file, or a damaged one.
+    Both are empty if there is no file or it is damaged.
     """
     if file is not None:
-        with suppress(Exception):  # a cache costs nothing but time: numpy and zipfile raise many kinds on damaged files
-            with np.load(file, allow_pickle=False) as content:
+        with suppress(Exception):  # a lost cache costs only time; damaged files raise many errors
+            with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
                 keys, rows = content["keys"], content["rows"]
             if keys.dtype == np.uint64 and rows.dtype == np.int32 and rows.shape == (len(keys), 3):
                 return keys, rows
@@ -136,5 +135,5 @@ def _write_cache(file: Path, keys: NDArray[np.uint64], rows: NDArray[np.int32]) 
     keys, first = np.unique(keys, return_index=True)
     content = io.BytesIO()
     np.savez(content, keys=keys, rows=rows[first])
-    with suppress(OSError, CheckpointError):  # a home that cannot be written to costs nothing but time
+    with suppress(OSError, CheckpointError):  # a cache that cannot be written costs only time
         atomic_write(file, lambda stream: stream.write(content.getvalue()))

@@ -1,6 +1,6 @@
-"""Suspicions that a column means something else.
+"""Suspicions that columns have another meaning than the format says.
 
-Corners written as sizes, keypoints that look like polygons.
+Corners in place of sizes, or keypoints that look like polygons.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 class CornerSuspicion:
-    """Counts whether boxes make sense as x y w h, and whether they would as x1 y1 x2 y2."""
+    """Count the boxes that are valid as x y w h, and those that are valid as x1 y1 x2 y2."""
 
     LEAST_BOXES = 3
     SHARE_BEYOND = 0.2
@@ -19,14 +19,14 @@ class CornerSuspicion:
         self.seen = self.beyond = self.corners = 0
 
     def look(self, x: float, y: float, width: float, height: float, size: tuple[int, int]) -> None:
-        """Counts one box, pixels; `size` is the (height, width) of its image."""
+        """Count one box, in pixels; `size` is the (height, width) of its image."""
         self.seen += 1
         self.beyond += x + width > size[1] + 1 or y + height > size[0] + 1
         self.corners += x < width <= size[1] + 1 and y < height <= size[0] + 1
 
     @property
     def justified(self) -> bool:
-        """Many boxes leave the image as x y w h, and nearly all fit as x1 y1 x2 y2."""
+        """Whether many boxes leave the image as x y w h, and nearly all fit into it as x1 y1 x2 y2."""
         enough = self.seen >= self.LEAST_BOXES
         return (
             enough and self.beyond >= self.SHARE_BEYOND * self.seen and self.corners >= self.SHARE_CORNERS * self.seen
@@ -39,18 +39,21 @@ class CornerSuspicion:
 
 
 class KeypointSuspicion:
-    """Counts whether rows that could be polygons make sense as a box with keypoints inside it (a pose data set without kpt_shape)."""
+    """Count the rows that could be polygons, but also a box with its keypoints inside.
+
+    Many of them suggest a pose data set whose kpt_shape is missing.
+    """
 
     LEAST_ROWS = 3
     SHARE = 0.95
-    SLACK = 0.1  # of the box's sides, by which a keypoint may lie outside
+    SLACK = 0.1  # share of the box's sides by which a keypoint may lie outside
 
     def __init__(self) -> None:
         self.seen = self.fitting = 0
         self.lengths: set[int] = set()
 
     def look(self, values: Sequence[float]) -> None:
-        """Counts the numbers of one row behind its class, fractions of the image."""
+        """Count one row, given as its numbers after the class, fractions of the image."""
         self.seen += 1
         self.lengths.add(len(values))
         self.fitting += any(
@@ -59,7 +62,7 @@ class KeypointSuspicion:
 
     @property
     def justified(self) -> bool:
-        """All rows have one length, and nearly all are boxes whose points lie inside them."""
+        """Whether all rows have the same length, and nearly all are boxes with their points inside."""
         return self.seen >= self.LEAST_ROWS and len(self.lengths) == 1 and self.fitting >= self.SHARE * self.seen
 
     def _fits(self, box: Sequence[float], points: Sequence[float], step: int) -> bool:

@@ -1,6 +1,6 @@
-"""Files that may hold labels and that no reader takes.
+"""Files that may hold labels but that no reader reads.
 
-Said, so that data whose labels are unread never looks healthy.
+They are reported, so that data with unread labels never looks healthy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from siamdetr.data.readers.paths import walk_files
 from siamdetr.images.header import is_image
 
-# Endings of files of labels, and what helps.
+# Suffixes of label files, and the remedy.
 _CONVERT = "not a layout that is read: convert it to COCO, YOLO or PASCAL VOC"
 _REMEDIES = {
     ".json": "JSON without COCO's lists of images and annotations: convert it to COCO",
@@ -25,7 +25,7 @@ _REMEDIES = {
     ".tfrecord": "TensorFlow's records are not read: convert them to COCO",
     ".record": "TensorFlow's records are not read: convert them to COCO",
 }
-# Endings that speak of labels only where the name is that of an image.
+# Suffixes of label files, if the name is that of an image.
 _REMEDIES_BY_NAME = {
     ".txt": "YOLO's label files need data.yaml, obj.data or classes.txt with the names of the classes",
     ".mat": _CONVERT,
@@ -39,12 +39,12 @@ _LABEL_NAMES = frozenset(
 
 
 def unread_labels(root: Path, used: Collection[str]) -> Iterator[tuple[str, str]]:
-    """(path from the root, what helps) of every file below `root` that may hold labels and is not in `used`."""
+    """(path from the root, remedy) of every file below `root` that may hold labels and was not used."""
     return unread_among(walk_files(root), used)
 
 
 def unread_among(paths: Iterable[str], used: Collection[str] = ()) -> Iterator[tuple[str, str]]:
-    """As `unread_labels`, of the files of a data set."""
+    """As `unread_labels`, among the given files."""
     candidates, stems = [], set[str]()
     for path in paths:
         stem, ending = os.path.splitext(os.path.basename(path))

@@ -1,8 +1,9 @@
 """PASCAL VOC XML (http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf).
 
-Coordinates count pixels from 1, both ends included: (1, 1, W, H) is the whole image. The left edge of pixel 1 lies at 0,
-so xyxy = (xmin - 1, ymin - 1, xmax, ymax). Ours: xmin = xmax, by the letter one pixel wide, counts as a box without area,
-because in practice it is a slip of the mouse. Boxes are pixels of the upright file, whose size decides.
+Coordinates count pixels from 1, both ends included: (1, 1, W, H) is the whole image. The left edge of pixel 1 is 0, so
+xyxy = (xmin - 1, ymin - 1, xmax, ymax). Boxes refer to the upright file, whose own size is used.
+Ours: a box with xmin = xmax, strictly one pixel wide, counts as a box without area, because it is usually a slip of the
+mouse.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 @dataclass(frozen=True)
 class _Annotated:
-    """One parsed XML file and the image it belongs to, both from the root."""
+    """One parsed XML file and its image, both relative to the root."""
 
     source: str
     image: str
@@ -46,12 +47,12 @@ def read_voc(
     class_names: tuple[str, ...],
     progress: Progress | None = None,
 ) -> DetectionIndex:
-    """Reads one split.
+    """Read one split.
 
     Args:
         split: one value of `find_voc_splits`.
         root: folder that the index's paths start from.
-        log: notes what is left out.
+        log: of what is left out.
         class_names: in label order, see `voc_class_names`.
         progress: called with (annotation files read, all of them).
     Raises:
@@ -79,9 +80,9 @@ def read_voc(
 
 
 def voc_class_names(root: Path, folders: Iterable[Path]) -> tuple[str, ...]:
-    """Lines of labels.txt or classes.txt in `root`.
+    """Class names: the lines of labels.txt or classes.txt in `root`.
 
-    Without them every name in any XML below `folders`, sorted.
+    Without such a file, every name in an XML file below `folders`, sorted.
     """
     for file in (root / name for name in LABEL_FILES):
         if file.is_file():
@@ -99,7 +100,7 @@ def voc_class_names(root: Path, folders: Iterable[Path]) -> tuple[str, ...]:
 
 
 class ImageNames:
-    """The images below a folder, found by their path without ending, or by a name in an XML file."""
+    """The images below a folder, by their path without suffix or by a name in an XML file."""
 
     def __init__(self, folder: Path) -> None:
         paths = list(walk_files(folder))
@@ -113,11 +114,11 @@ class ImageNames:
             self._by_name.setdefault(os.path.basename(path).casefold(), []).append(path)
 
     def of(self, stem: str, tree: ElementTree.Element) -> list[str]:
-        """The images that an XML file may mean; one: it is clear which.
+        """The images that an XML file may mean; exactly one if it is clear.
 
         Args:
-            stem: path of the XML file without ending, from the folder of annotations.
-            tree: its content; <filename> decides between images of one stem, and counts where there is none.
+            stem: path of the XML file without suffix, relative to the folder of annotations.
+            tree: its content; <filename> decides between several images of this stem, and is used if there is none.
         """
         parts = split_name(_text(tree, "filename"))
         named = ["/".join(parts[i:]) for i in range(len(parts))]
@@ -131,7 +132,7 @@ class ImageNames:
 
 
 def _parse(files: list[str], split: VocFolder, images: ImageNames, root: Path, log: ProblemLog) -> Iterator[_Annotated]:
-    """The XML files that can be read and whose image is there, in order."""
+    """The readable XML files whose image exists, in order."""
     for path in files:
         file = split.annotations / path
         tree = _read_tree(file, root, log)
@@ -149,9 +150,9 @@ def _parse(files: list[str], split: VocFolder, images: ImageNames, root: Path, l
 
 
 def _add_image(builder: IndexBuilder, entry: _Annotated, header: Header, labels: dict[str, int]) -> bool:
-    """Adds one image with its objects, numbered from 1 in the order of the file.
+    """Add one image with its objects, numbered from 1 in the order of the file.
 
-    False: it cannot be opened.
+    Returns False if it cannot be opened.
     """
     log, where = builder.log, f"image {len(builder) + 1}"
     size = usable_size(header, entry.image, where, log)
@@ -165,7 +166,7 @@ def _add_image(builder: IndexBuilder, entry: _Annotated, header: Header, labels:
 
 
 def _annotated_size(entry: _Annotated, log: ProblemLog) -> tuple[int, int]:
-    """The (height, width) that the XML file gives; (0, 0): none, or nonsense, which is said."""
+    """The (height, width) in the XML file; (0, 0): none, or an invalid one, which is noted."""
     sides = []
     for name in ("height", "width"):
         side = _number(entry.tree, f"size/{name}")
@@ -199,7 +200,7 @@ def _add_object(
 
 
 def _files(split: VocFolder, root: Path, log: ProblemLog) -> Iterator[str]:
-    """The split's XML files, from the folder of annotations, each once."""
+    """The split's XML files, relative to the folder of annotations, each once."""
     there = list(annotation_files(split.annotations))
     if split.listing is None:
         yield from there
@@ -219,7 +220,10 @@ def _files(split: VocFolder, root: Path, log: ProblemLog) -> Iterator[str]:
 
 
 def _listed_stem(line: str, known: Mapping[str, str]) -> str:
-    """The image of one line: its name, also with spaces, ending or folders in front, or VOC's "name 1" of a class."""
+    """The image that a line of a list names.
+
+    Its name may have spaces, a suffix, or folders in front; lists of a class have "name 1".
+    """
     words = line.split()
     if not words:
         return ""
@@ -246,7 +250,7 @@ def _read_tree(file: Path, root: Path, log: ProblemLog) -> ElementTree.Element |
 
 
 def _note_unlisted(images: ImageNames, split: VocFolder, root: Path, log: ProblemLog) -> None:
-    """Images without an XML file, whatever the split."""
+    """Note images that have no XML file in any split."""
     annotated = {path[:-4] for path in annotation_files(split.annotations)}
     for path in sorted(images.paths):
         if os.path.splitext(path)[0] not in annotated:

@@ -1,4 +1,4 @@
-"""Where a PASCAL VOC data set keeps its XML files, its images and the lists of its splits, in the layouts that people have."""
+"""Folders of a PASCAL VOC data set: XML files, images and lists of splits, in the common layouts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from siamdetr.data.splits import ALIASES, UNDIVIDED, common_name
 ANNOTATION_FOLDERS = ("annotations", "annotation", "xml", "xmls", "labels", "label", "ann", "anno", "annos")
 IMAGE_FOLDERS = ("jpegimages", "images", "image", "imgs", "img", "photos", "pictures", "data", "jpgs", "pngs")
 _LISTS = ("ImageSets/Main/*.txt", "ImageSets/*.txt")
-_SUBFOLDERS = 50  # looked into, at two depths
+_SUBFOLDERS = 50  # folders that are searched, at two depths
 _PEEK_FILES = 20
 
 
 @dataclass(frozen=True)
 class VocFolder:
-    """Where a split lives: the folder of XML files, that of images, and the file that lists the split (None: all XML)."""
+    """The folders of a split: its XML files, its images, and the file that lists it (None: all XML files)."""
 
     annotations: Path
     images: Path
@@ -29,8 +29,8 @@ class VocFolder:
 def find_voc_splits(root: Path, depth: int = 2) -> dict[str, VocFolder]:
     """Split name -> folders.
 
-    ImageSets/Main/*.txt beside Annotations and JPEGImages, folders of other names, or XML beside images; in `root`, or in each
-    of its subfolders (Roboflow's train/ and valid/, VOCdevkit's VOC2007/).
+    Layouts: ImageSets/Main/*.txt beside Annotations and JPEGImages, folders of other names, or XML files beside images;
+    in `root`, or in each of its subfolders (Roboflow's train/ and valid/, VOCdevkit's VOC2007/).
     """
     subfolders = visible_subfolders(root)
     annotations = next(
@@ -59,13 +59,13 @@ def annotation_files(folder: Path) -> Iterator[str]:
 
 
 def has_annotations(folder: Path, *, deep: bool = False) -> bool:
-    """Whether one of the first XML files in `folder` has VOC's outermost element.
+    """Whether one of the first XML files in `folder` has VOC's root element.
 
-    One that breaks off counts.
+    The file may be truncated.
 
     Args:
-        folder: to be looked into.
-        deep: look into its subfolders, too.
+        folder: to search.
+        deep: also search its subfolders.
     """
     paths = (
         (folder / path for path in annotation_files(folder)) if deep else iter(visible_files(folder, "*.xml", "*.XML"))
@@ -78,7 +78,10 @@ def has_annotations(folder: Path, *, deep: bool = False) -> bool:
 
 
 def _image_folder(root: Path, annotations: Path, subfolders: list[Path]) -> Path:
-    """The folder of the usual names, else the one beside the annotations with most of the first images, else root."""
+    """The image folder: one of the usual names, else one beside the annotations, else the root.
+
+    Beside the annotations, the folder with most of the first images is taken.
+    """
     usual = (folder for name in IMAGE_FOLDERS for folder in subfolders if folder.name.lower() == name)
     stems = {path[:-4] for _, path in zip(range(_PEEK_FILES), annotation_files(annotations), strict=False)}
     others = [folder for folder in subfolders if folder != annotations]
@@ -89,7 +92,7 @@ def _image_folder(root: Path, annotations: Path, subfolders: list[Path]) -> Path
 
 
 def _parted(annotations: Path, images: Path) -> dict[str, VocFolder]:
-    """Annotations/train, Annotations/val beside images/train, images/val."""
+    """Splits as Annotations/train, Annotations/val beside images/train, images/val."""
     parts = [folder for folder in visible_subfolders(annotations) if common_name(folder.name) in ALIASES.values()]
     if not parts or has_annotations(annotations):
         return {}
@@ -117,5 +120,5 @@ def _merged(found: dict[Path, dict[str, VocFolder]]) -> dict[str, VocFolder]:
 
 
 def _is_class_list(stem: str) -> bool:
-    """VOC also lists the images of each class of each split, as in "aeroplane_train"."""
+    """Whether a list is that of one class of a split, such as "aeroplane_train"."""
     return "_" in stem and stem.rsplit("_", 1)[1] in ALIASES

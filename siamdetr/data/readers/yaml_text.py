@@ -1,4 +1,4 @@
-"""YAML with every scalar as the text that stands in the file.
+"""YAML in which every scalar is the text of the file.
 
 `no` is a class name, not False, and 007 is not 7.
 """
@@ -14,17 +14,17 @@ from siamdetr.errors import DataError
 
 Tree: TypeAlias = "str | list[Tree] | dict[str, Tree]"
 
-NOT_GIVEN = frozenset({"", "~", "null", "Null", "NULL"})  # what YAML reads as nothing
+NOT_GIVEN = frozenset({"", "~", "null", "Null", "NULL"})  # texts that YAML reads as null
 
 
 def read_yaml_text(file: Path, expected: str) -> Tree:
-    """Parses a file; nothing in it is executed.
+    """Parse a file; nothing in it is executed.
 
     Args:
         file: UTF-8.
-        expected: ends every error.
+        expected: last part of every error message.
     Raises:
-        DataError: not readable, not YAML (with its line), or a key that stands twice.
+        DataError: not readable, not YAML (with the line), or a repeated key.
     """
     try:
         node = yaml.compose(file.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)

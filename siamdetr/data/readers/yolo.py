@@ -1,8 +1,11 @@
 """YOLO text labels: one .txt per image, beside `images/` in `labels/` or beside the image.
 
-A row is `class cx cy w h`, fractions of the image; or `class x1 y1 x2 y2 x3 y3 ...`, a polygon or a rotated box, whose bounds are
-taken; or, where data.yaml has kpt_shape, box and keypoints, whose box is taken. Pixels need the image's size, so the header of
-every image is read. An image without a .txt is one without objects.
+A row is one of these, in fractions of the image:
+- `class cx cy w h`;
+- `class x1 y1 x2 y2 x3 y3 ...`, a polygon or a rotated box, of which the bounds are taken;
+- if data.yaml has kpt_shape, a box and keypoints, of which the box is taken.
+
+Pixels need the image's size, so the header of every image is read. An image without a .txt has no objects.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from siamdetr.errors import DataError
 from siamdetr.images.header import is_foreign_image, is_image
 from siamdetr.system.progress import Progress
 
-FRACTION_SLACK = 1.5  # beyond it a coordinate is not a fraction that rounding or a cut object explains, but a pixel
+FRACTION_SLACK = 1.5  # a coordinate beyond it is a pixel, not the fraction of a truncated object
 BOX_COLUMNS = 5
 LEAST_POLYGON_COLUMNS = 7
 
@@ -32,16 +35,16 @@ Row = tuple[int, tuple[float, float, float, float]]  # class id, xyxy fractions
 def read_yolo(
     data: YoloData, split: str, *, root: Path, log: ProblemLog, progress: Progress | None = None
 ) -> DetectionIndex:
-    """Reads one split.
+    """Read one split.
 
     Args:
         data: from `load_yolo`.
         split: a key of `data.splits`.
         root: folder that the index's paths start from.
-        log: notes what is left out.
+        log: of what is left out.
         progress: called with (images read, all images).
     Raises:
-        DataError: the list of images cannot be read, or the rows look like keypoints and data.yaml does not say so.
+        DataError: the list of images cannot be read, or rows look like keypoints that data.yaml does not declare.
     """
     description = relative(data.file, root)
     log.note_read(description)
@@ -78,7 +81,7 @@ def read_yolo(
 
 
 def _label_lines(file: Path, source: str, log: ProblemLog) -> list[str] | None:
-    """The lines of a label file; None, with a word in the log: it cannot be read."""
+    """The lines of a label file; None, with a note in the log, if it cannot be read."""
     log.note_read(source)
     try:
         return file.read_text(encoding="utf-8-sig").splitlines()
@@ -97,7 +100,7 @@ def _add_rows(
     keypoints: int,
     suspicion: KeypointSuspicion,
 ) -> None:
-    """Adds the rows of one label file."""
+    """Add the rows of one label file."""
     height, width = builder.size_of(image)
     for number, line in enumerate(lines, start=1):
         columns = line.split()
@@ -123,7 +126,10 @@ def _add_rows(
 
 
 def _parse_row(columns: list[str], keypoints: int, suspicion: KeypointSuspicion) -> Row | None:
-    """Class and box of one row; None when it is neither a box, nor a polygon, nor a box with the keypoints that were declared."""
+    """Class and box of one row.
+
+    None: it is no box, no polygon, and no box with as many keypoints as were declared.
+    """
     try:
         category = float(columns[0])
         values = [float(column) for column in columns[1:]]
@@ -144,9 +150,9 @@ def _parse_row(columns: list[str], keypoints: int, suspicion: KeypointSuspicion)
 
 
 def _list_images(sources: tuple[Path, ...], root: Path, log: ProblemLog) -> list[str]:
-    """Images of a split, from the root.
+    """Images of a split, relative to the root.
 
-    A list file names one a line, from its own folder or from the root.
+    A list file has one image per line, relative to its own folder or to the root.
     """
     images: dict[str, None] = {}
     for source in sources:
@@ -176,7 +182,7 @@ def _list_images(sources: tuple[Path, ...], root: Path, log: ProblemLog) -> list
 def _listed_image(text: str, source: Path, root: Path) -> Path:
     """The image that a line of a list means.
 
-    Of another machine's path the leading folders are left out until a file is there.
+    If it is a path of another machine, leading folders are dropped until the file exists.
     """
     parts = split_name(text)
     tails = ["/".join(parts[i:]) for i in range(len(parts)) if parts[i] != ".."]
@@ -192,7 +198,7 @@ def _lines(source: Path) -> list[str]:
 
 
 def _note_orphans(images: list[str], listing: FolderListing, log: ProblemLog) -> None:
-    """Label files in the folders that were looked into, to which no image belongs."""
+    """Note label files without an image, in the folders that were read."""
     used = {path for image in images for path in label_choices(image)}
     for path in listing.names():
         if path.endswith(".txt") and "labels" in path.split("/") and path not in used and path[-11:] != "classes.txt":

@@ -1,6 +1,6 @@
-"""Where a YOLO data set keeps its names, images and labels.
+"""Class names, images and labels of a YOLO data set.
 
-Data.yaml, Darknet's obj.data (CVAT "YOLO 1.1"), or classes.txt alone.
+They are described by data.yaml, by Darknet's obj.data (CVAT "YOLO 1.1"), or by classes.txt alone.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _PEEK_IMAGES = 50
 
 @dataclass(frozen=True)
 class YoloData:
-    """What describes a YOLO data set.
+    """The description of a YOLO data set.
 
     Args:
-        file: the description.
+        file: that it was read from.
         names: class id -> name, as text.
         splits: split -> folders or list files of images.
         declared_classes: `nc`; None: not given.
-        keypoints: numbers of a row behind class and box (kpt_shape); 0: rows are boxes or polygons.
+        keypoints: count of numbers in a row after class and box (kpt_shape); 0: rows are boxes or polygons.
     """
 
     file: Path
@@ -51,16 +51,16 @@ def find_yolo_file(root: Path) -> Path | None:
             load_yolo(file)
         except DataError:
             if file.stem in ("data", "dataset", "obj"):
-                return file  # let the reader say what is wrong with it
+                return file  # the reader says what is wrong with it
         else:
             return file
     return None
 
 
 def find_yolo_names(root: Path) -> Path | None:
-    """A list of class names, where label files lie beside the images or in labels/.
+    """The list of class names, if label files lie beside the images or in labels/.
 
-    None: there is no such list or no label.
+    None: there is no such list, or no label.
     """
     places = (root, root / "labels", *visible_subfolders(root))
     found = next((file for place in places for name in NAME_FILES for file in visible_files(place, name)), None)
@@ -71,7 +71,7 @@ def find_yolo_names(root: Path) -> Path | None:
 
 
 def load_yolo(file: Path) -> YoloData:
-    """Reads a description.
+    """Read a description.
 
     Raises:
         DataError: not readable, not YAML (with its line), or not a YOLO data set.
@@ -82,7 +82,10 @@ def load_yolo(file: Path) -> YoloData:
 
 
 def label_choices(image: str) -> tuple[str, str]:
-    """labels/a/b.txt for images/a/b.jpg (the last folder of that name counts), and b.txt beside the image."""
+    """Label files of an image: labels/a/b.txt for images/a/b.jpg, and b.txt beside the image.
+
+    The last folder named images is replaced.
+    """
     stem = image.rpartition(".")[0] + ".txt"
     head, found, tail = f"/{stem}".rpartition("/images/")
     return (f"{head}/labels/{tail}"[1:] if found else stem), stem
@@ -134,7 +137,7 @@ def _load_names_alone(file: Path) -> YoloData:
 
 
 def _listed_names(file: Path) -> dict[int, str]:
-    """One name a line; the first is class 0."""
+    """Class names, one per line; the first is class 0."""
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -147,7 +150,7 @@ def _listed_names(file: Path) -> dict[int, str]:
 
 
 def _keypoints(shape: Tree | None, file: Path) -> int:
-    """Numbers of a row behind class and box, of kpt_shape [points, 2 or 3]."""
+    """Count of numbers in a row after class and box, from kpt_shape [points, 2 or 3]."""
     if shape is None:
         return 0
     numbers = (
@@ -159,9 +162,9 @@ def _keypoints(shape: Tree | None, file: Path) -> int:
 
 
 def _base_folder(file: Path, path: Tree | None) -> Path:
-    """What the splits are relative to: `path`, from the file's folder.
+    """The folder that splits are relative to: `path`, relative to the file's folder.
 
-    That folder itself when `path` is not there.
+    The file's folder itself if there is no such folder.
     """
     folder = file.parent / path if isinstance(path, str) else file.parent
     return folder if folder.is_dir() else file.parent
@@ -175,10 +178,10 @@ def _image_sources(value: Tree, base: Path, file: Path) -> tuple[Path, ...]:
 
 
 def _existing(bases: tuple[Path, ...], item: str) -> Path:
-    """`item` from one of the folders.
+    """`item`, relative to one of the folders.
 
-    Roboflow writes ../train/images for train/images, and other machines' paths begin with folders that are not here: if nothing
-    is there, leading folders are left out until something is.
+    Roboflow writes ../train/images for train/images, and paths of other machines begin with folders that do not exist
+    here: leading folders are dropped until the path exists.
     """
     parts = split_name(item)
     tails = ["/".join(parts[i:]) for i in range(len(parts)) if parts[i] != ".."]

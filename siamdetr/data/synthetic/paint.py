@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from siamdetr.images import opencv as cv2
 from siamdetr.images.randomness import Random
 
 Picture = NDArray[np.float32]
@@ -87,7 +87,7 @@ def background(rng: Random, size: int, colours: Palette) -> Picture:
 
 
 def clutter(picture: Picture, rng: Random, colours: Palette) -> None:
-    """Paint half-transparent lines, blobs and specks on `picture`, which are not objects."""
+    """Paint half-transparent lines, blobs and specks on `picture` as distractors."""
     size = picture.shape[0]
     layer = np.clip(picture, 0, 255).astype(np.uint8)  # OpenCV smooths edges in 8 bits only
     for _ in range(int(rng.integers(1, 5))):

@@ -1,7 +1,8 @@
 """A drawn detection data set in COCO layout: textured shapes on varied backgrounds, made from a seed.
 
-Each image holds one to three shapes of 25 to 60 % of its side, rotated, stretched, shaded and partly overlapping, among lines, blobs
-and small distractors. An image is a function of (seed, part, number), so that more images do not change the earlier ones.
+Each image holds one to three shapes of 25 to 60 % of its side, rotated, stretched, shaded and partly overlapping, among
+lines, blobs and small distractors. An image is a function of (seed, part, number), so that more images do not change
+the earlier ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Batch norms that never change.
-
-Frozen while training, folded into the convolutions when nothing trains.
-"""
+"""Frozen batch norms: fixed in training, folded into convolutions where nothing trains."""
 
 from __future__ import annotations
 
@@ -25,8 +22,8 @@ class FrozenBatchNorm2d(nn.Module):
 
     A scale and a shift per channel, then an optional activation.
 
-    Detectors train on batches too small for statistics of their own (DETR §A.4). Weight, bias, mean and variance are buffers
-    under the names of `nn.BatchNorm2d`, so that its state dicts load; `num_batches_tracked` in them is ignored.
+    Detectors train on batches too small for statistics of their own (DETR §A.4). Weight, bias, mean and variance are
+    buffers under the names of `nn.BatchNorm2d`, so that its state dicts load; `num_batches_tracked` in them is ignored.
     """
 
     weight: Tensor
@@ -76,11 +73,12 @@ def freeze_batchnorm(module: nn.Module) -> nn.Module:
 
 
 def fold_batchnorm(network: Network) -> Network:
-    """A frozen copy of a network with every frozen batch norm folded into the convolution before it, channels last.
+    """A frozen copy of a network, its batch norms folded into the convolutions, channels last.
 
-    Faster where nothing trains, since a layer passes over its output once less. Folding is exact algebra as long as nothing
-    but the norm reads the convolution's output. That is checked on the graph of operations, not on numbers, because a GPU
-    rounds the factors of a convolution to 10 bits (TF32) and would differ by more than any useful tolerance.
+    Faster where nothing trains, since a layer passes over its output once less. Folding is exact algebra as long as
+    nothing but the norm reads the convolution's output. That is checked on the graph of operations, not on numbers,
+    because a GPU rounds the factors of a convolution to 10 bits (TF32) and would differ by more than any useful
+    tolerance.
 
     Args:
         network: maps [B, 3, H, W] to a tensor, or to a tuple of them. Unchanged.
@@ -113,9 +111,9 @@ class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _pairs(network: nn.Module) -> dict[str, str]:
-    """Names of convolutions, each with the frozen batch norm that alone reads its output.
+    """Pairs of names: a convolution and the frozen batch norm that is the only reader of its output.
 
-    Seen in one pass of a copy on the meta device, which has shapes but no numbers.
+    They are observed in one pass of a copy on the meta device, which has shapes but no values.
 
     Raises:
         ValueError: a convolution whose output goes into a norm, or that norm, is used more than once.
@@ -164,7 +162,7 @@ def _fold(convolution: nn.Module, norm: nn.Module) -> None:
 
 
 def _replace(module: nn.Module, norms: set[nn.Module]) -> None:
-    """Put a batch norm's activation in its place."""
+    """Replace a batch norm by its activation."""
     for name, child in module.named_children():
         if isinstance(child, FrozenBatchNorm2d) and child in norms:
             setattr(module, name, child.act)

@@ -2,8 +2,8 @@
 
 The last feature map or three, batch norms frozen.
 
-Stride 16 is DETR's DC5 for ResNets (the last stage keeps its resolution and is dilated). For timm models it is the model's own
-`output_stride=16` or, where there is none, its last feature map at a sixteenth of the image.
+Stride 16 is DETR's DC5 for ResNets (the last stage keeps its resolution and is dilated). For timm models it is the
+model's own `output_stride=16` or, where there is none, its last feature map at a sixteenth of the image.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from siamdetr.models.backbone.batchnorm import FrozenBatchNorm2d, fold_batchnorm, freeze_batchnorm
+from siamdetr.models.backbone.plain_vit import PlainViT, has_one_map
 from siamdetr.models.backbone.pyramid import Maps
 from siamdetr.models.backbone.resnet_vd import RESNETS_VD, ResNetVd, vd_channels
 from siamdetr.models.backbone.same_padding import make_same_padding_symbolic
@@ -40,8 +41,8 @@ _RESNET_STAGES = ("layer2", "layer3", "layer4")
 class Backbone(nn.Module):
     """Images [B, 3, H, W] to their last feature map [B, C, h, w], or to a pyramid of three.
 
-    Random weights; `siamdetr.models.backbone.weights.load_backbone_weights` fills them. Stem and first stage of a ResNet never
-    train, as in DETR; of a timm model only the batch norms are frozen.
+    Random weights; `siamdetr.models.backbone.weights.load_backbone_weights` fills them. Stem and first stage of a
+    ResNet never train, as in DETR; of a timm model only the batch norms are frozen.
 
     Args:
         name: resnet18/34/50/101, the same with "vd" at the end (RT-DETR's), or a timm model.
@@ -72,7 +73,7 @@ class Backbone(nn.Module):
         self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
 
     def train(self, mode: bool = True) -> Backbone:
-        """As any module, but batch norms that do not learn keep their statistics."""
+        """Set training mode; frozen batch norms keep their statistics."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm) and not any(weight.requires_grad for weight in module.parameters()):
@@ -103,9 +104,9 @@ class Backbone(nn.Module):
         return self.channels[0] if self.strides[0] == FINER_STRIDES[0] else None
 
     def stride8(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C, h, w], the map of stride 8 (C3), whether or not `forward` gives it out.
+        """[B, 3, H, W] -> [B, C, h, w], the map of stride 8 (C3), also if `forward` does not return it.
 
-        Of a ResNet nothing beyond it is computed.
+        In a ResNet no later layer is computed.
         """
         if isinstance(self.body, nn.Sequential):
             for part_name, part in self.body.named_children():
@@ -118,10 +119,10 @@ class Backbone(nn.Module):
 
 
 def takes_blocked_layout(backbone: Backbone, images: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a backbone without gradient had better be given images in oneDNN's own layout (`Tensor.to_mkldnn`).
+    """Whether a frozen backbone is faster with images in oneDNN's own layout (`Tensor.to_mkldnn`).
 
-    On processors ResNet-50 and -101 are a quarter faster in it than channels last, in float32; the smaller ones and bfloat16 gain
-    nothing, and timm models pad by hand, which that layout does not know.
+    On processors ResNet-50 and -101 are a quarter faster in it than channels last, in float32; the smaller ones and
+    bfloat16 gain nothing, and timm models pad by hand, which that layout does not know.
     """
     wanted = backbone.name in ("resnet50", "resnet101") and dtype == torch.float32
     has_onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
@@ -146,7 +147,8 @@ def _dilate(stage: nn.Module) -> None:
 
     Each 3x3 convolution after the one that lost its stride is dilated by 2.
 
-    Ours: also for the basic blocks of ResNet-18 and -34, where torchvision offers none. In bottlenecks it is torchvision's.
+    Ours: also for the basic blocks of ResNet-18 and -34, where torchvision offers none. In bottlenecks it is
+    torchvision's.
     """
     lost_stride = False
     for convolution in stage.modules():
@@ -168,6 +170,8 @@ def _timm(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ..
     body = create_timm_body(name, strides, pretrained=False)
     freeze_batchnorm(body)
     make_same_padding_symbolic(body)
+    if isinstance(body, PlainViT):
+        return body, (body.width,) * len(strides)
     return body, tuple(body.feature_info.channels())
 
 
@@ -189,6 +193,8 @@ def create_timm_body(name: str, strides: tuple[int, ...], *, pretrained: bool) -
         except (TypeError, NotImplementedError, AssertionError):
             pass  # this family cannot be dilated: an earlier map will do
     probe: Any = timm.create_model(name, pretrained=False, features_only=True)
+    if has_one_map(probe):
+        return _plain(name, strides, pretrained=pretrained)
     reductions = probe.feature_info.reduction()
     missing = [str(stride) for stride in strides if stride not in reductions or strides.count(stride) > 1]
     if missing:
@@ -198,3 +204,12 @@ def create_timm_body(name: str, strides: tuple[int, ...], *, pretrained: bool) -
         )
     last = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in strides)
     return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=last)
+
+
+def _plain(name: str, strides: tuple[int, ...], *, pretrained: bool) -> PlainViT:
+    """A model of one map, for images of any size where it can be asked for that."""
+    options: Any = {"pretrained": pretrained, "features_only": True, "out_indices": (-1,)}
+    try:
+        return PlainViT(timm.create_model(name, dynamic_img_size=True, **options), strides)
+    except TypeError:  # its positions need no size, as those of DINOv3
+        return PlainViT(timm.create_model(name, **options), strides)

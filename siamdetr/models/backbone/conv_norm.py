@@ -1,4 +1,4 @@
-"""A convolution, a batch norm, an activation: the block that ResNet-vd and RT-DETR's encoder are made of."""
+"""Convolution, batch norm and activation: the block of ResNet-vd and of RT-DETR's encoder."""
 
 from __future__ import annotations
 

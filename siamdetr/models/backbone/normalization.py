@@ -1,7 +1,8 @@
 """The mean and standard deviation of the images that a backbone's pretrained weights were trained on.
 
-Frozen batch norms keep the statistics of that training: images normalised with other figures reach them at another scale (for
-`tf_efficientnet_lite0`, trained with .5 and .5, ImageNet's figures give several times the expected variance at the first one).
+Frozen batch norms keep the statistics of that training: images normalised with other figures reach them at another
+scale (for `tf_efficientnet_lite0`, trained with .5 and .5, ImageNet's figures give several times the expected variance
+at the first one).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ def backbone_normalization(name: str) -> Normalization:
     """The normalization that the weights of a backbone expect.
 
     Args:
-        name: resnet18/34/50/101 (torchvision's weights: ImageNet's figures), those of RT-DETR ("vd": none), or a timm model (its pretrained configuration).
+        name: resnet18/34/50/101 (torchvision's weights: ImageNet's figures), those of RT-DETR ("vd": none), or a timm
+            model (its pretrained configuration).
     Returns:
         Per channel (RGB), of values in 0..1; ImageNet's figures for a model of which timm knows no configuration.
     """

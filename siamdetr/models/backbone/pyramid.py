@@ -1,7 +1,4 @@
-"""Feature maps of several levels.
-
-What a backbone gives, and their projection to one width (Deformable DETR, §A.4).
-"""
+"""Feature maps of several levels, and their projection to one width (Deformable DETR, §A.4)."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ Maps = Tensor | tuple[Tensor, ...]  # one map [B, C, h, w], or one a level, fine
 
 
 def as_levels(maps: Maps) -> tuple[Tensor, ...]:
-    """The maps as a tuple, also where there is one."""
+    """The maps as a tuple, also if there is only one."""
     return (maps,) if isinstance(maps, Tensor) else maps
 
 
@@ -32,7 +29,8 @@ class LastMapProjection(nn.Conv2d):
 class LevelProjections(nn.Module):
     """Backbone maps to `levels` maps of one width, each normalised in groups.
 
-    Levels beyond the backbone's are strided convolutions, the first of them of the last *backbone* map, not of a projected one.
+    Levels beyond the backbone's are strided convolutions, the first of them of the last *backbone* map, not of a
+    projected one.
 
     Args:
         channels: of the backbone's maps, finest first; at most `levels`.
@@ -55,7 +53,7 @@ class LevelProjections(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """As the official code: Xavier, biases 0."""
+        """Initialise as the official code: Xavier, biases 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)

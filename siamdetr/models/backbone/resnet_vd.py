@@ -1,7 +1,7 @@
-"""ResNet-vd (He et al. 2019, arXiv:1812.01187, fig. 2), as RT-DETR (arXiv:2304.08069) has it, under its official names.
+"""ResNet-vd (He et al. 2019, arXiv:1812.01187, fig. 2) in the form and with the names of RT-DETR.
 
-The stem is three 3x3 convolutions; a strided shortcut is a 2x2 average pool and a 1x1 convolution. As the official code the first
-block of every stage has a projection, also in the 18-layer network, where shapes do not ask for one.
+The stem is three 3x3 convolutions; a strided shortcut is a 2x2 average pool and a 1x1 convolution. As in the official
+code, the first block of every stage has a projection, also in the 18-layer network, whose shapes need none.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Block(nn.Module):
         return F.relu(self.branch(x) + self.short(x))
 
     def branch(self, x: Tensor) -> Tensor:
-        """What is added to the shortcut."""
+        """The branch that is added to the shortcut."""
         raise NotImplementedError
 
 
@@ -110,8 +110,8 @@ class ResNetVd(nn.Module):
     Args:
         name: a key of `RESNETS_VD`.
         strides: of the maps that come out, some of the last of 4, 8, 16, 32.
-        frozen: batch norms never change, and the stem does not train, as in the recipes for 50 and 101 layers; else everything
-            trains, as in those for 18 and 34.
+        frozen: batch norms never change, and the stem does not train, as in the recipes for 50 and 101 layers; else
+            everything trains, as in those for 18 and 34.
     Raises:
         ValueError: there is no map of one of the strides.
     """

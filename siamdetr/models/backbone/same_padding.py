@@ -10,8 +10,8 @@ from torch.nn import functional as F
 class SamePadConv2d(nn.Module):
     """A convolution with TensorFlow's "same" padding: the odd pixel is right and below.
 
-    timm computes the padding with a branch on the image's size; this form, for kernels that reach at least as far as their
-    stride, has none, so that an exported graph keeps height and width dynamic.
+    timm computes the padding with a branch on the image's size; this form, for kernels that reach at least as far as
+    their stride, has none, so that an exported graph keeps height and width dynamic.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:

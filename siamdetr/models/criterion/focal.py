@@ -1,4 +1,7 @@
-"""The focal loss of independent classes (Lin et al. 2017, arXiv:1708.02002), and the varifocal one (arXiv:2008.13367)."""
+"""Focal loss (Lin et al. 2017, arXiv:1708.02002) and varifocal loss (arXiv:2008.13367).
+
+Classes are independent: one sigmoid each.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float, gamma: 
         logits: [...] class logits.
         targets: [...] 1 for the right class, else 0.
         alpha: weight of positives; negatives have 1 - alpha.
-        gamma: how fast easy examples fade.
+        gamma: focusing exponent, which reduces the weight of easy examples.
     Returns:
         [...] losses >= 0.
     """
@@ -28,10 +31,10 @@ def varifocal_loss(logits: Tensor, scores: Tensor, positives: Tensor, *, alpha: 
 
     Args:
         logits: [...] class logits.
-        scores: [...] the overlap that a positive is to promise, in [0, 1]; 0 for negatives.
+        scores: [...] IoU that a positive should predict, in [0, 1]; 0 for negatives.
         positives: [...] 1 for the right class, else 0.
         alpha: weight of negatives.
-        gamma: how fast easy negatives fade.
+        gamma: focusing exponent, which reduces the weight of easy negatives.
     Returns:
         [...] losses >= 0. Neither the scores nor the weights have a gradient.
     """

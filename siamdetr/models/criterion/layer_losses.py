@@ -23,7 +23,7 @@ def name_layers(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The scalar to differentiate: the losses that have a weight, each times it.
+    """The total loss: the weighted sum of the losses that have a weight.
 
     Raises:
         ValueError: no loss has a weight.

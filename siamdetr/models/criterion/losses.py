@@ -2,10 +2,10 @@
 
 `softmax`: cross entropy with a "no object" class of small weight (DETR). `focal`: sigmoid focal loss, no such class
 (arXiv:1708.02002, as Deformable and Conditional DETR use it). Every layer has its own matching and its own losses.
-Ours: the number of boxes and the classes' normaliser are averaged over processes and over the batches of a step (gradient accumulation),
-and the number of boxes of ALL of them (not of each) is at least 1: two processes, or two batches a step, train exactly what one batch of
-all their images trains.
-Denoising queries (DN-DETR) have the same losses against the boxes they were made from, without matching.
+Ours: the number of boxes and the classes' normaliser are averaged over processes and over the batches of a step
+(gradient accumulation), and the number of boxes of ALL of them (not of each) is at least 1: two processes, or two
+batches a step, train exactly what one batch of all their images trains. Denoising queries (DN-DETR) have the same
+losses against the boxes they were made from, without matching.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class DetectionCriterion(nn.Module):
         denoising: the detector has denoising queries; their losses have the same weights.
         contrastive: half of these are negatives, whose class loss is that of "no object" (DINO).
         proposals: the encoder's boxes have the same losses and, times `weight_proposals`, the same weights.
-        proposal_classes: they are to know the classes of objects (DINO); else all objects are class 0 (Deformable DETR).
+        proposal_classes: they are to know the classes of objects (DINO); else all objects are class 0 (Deformable
+            DETR).
         box_parts: also report the parts of `loss_bbox`, centres and sizes, as the criteria of DAB-DETR and DN-DETR do.
     """
 
@@ -104,16 +105,17 @@ class DetectionCriterion(nn.Module):
         Args:
             outputs: predictions of `num_layers` layers for B images.
             targets: their boxes; images, or all, may have none.
-            num_boxes: divisor of box and focal losses; None: the boxes of the targets' window, averaged over its batches and over
-                processes.
+            num_boxes: divisor of box and focal losses; None: the boxes of the targets' window, averaged over its
+                batches and over processes.
         Returns:
-            Scalars: `loss_class`, `loss_bbox`, `loss_giou` of the last layer, the same with suffix `_0`, `_1`, ... of the
-            earlier ones, and without weight or gradient `class_error` (percent of matched boxes, last layer) and
+            Scalars: `loss_class`, `loss_bbox`, `loss_giou` of the last layer, the same with suffix `_0`, `_1`, ... of
+            the earlier ones, and without weight or gradient `class_error` (percent of matched boxes, last layer) and
             `cardinality_error` (boxes an image, each layer). With `denoising` also `loss_class_dn`, `loss_bbox_dn`,
-            `loss_giou_dn` and `class_error_dn` of each layer: 0 where no image has a box, or there were no such queries.
-            With `contrastive` denoising there is `cardinality_error_dn` instead of `class_error_dn`.
-            With `proposals` also `loss_class_enc`, `loss_bbox_enc`, `loss_giou_enc` and `cardinality_error_enc`.
-            With `box_parts` also, without weight or gradient, `loss_xy` and `loss_hw` of each layer, which sum to `loss_bbox`.
+            `loss_giou_dn` and `class_error_dn` of each layer: 0 where no image has a box, or there were no such
+            queries. With `contrastive` denoising there is `cardinality_error_dn` instead of `class_error_dn`. With
+            `proposals` also `loss_class_enc`, `loss_bbox_enc`, `loss_giou_enc` and `cardinality_error_enc`. With
+            `box_parts` also, without weight or gradient, `loss_xy` and `loss_hw` of each layer, which sum to
+            `loss_bbox`.
         Raises:
             ValueError: the outputs have another number of layers or classes.
             FloatingPointError: a prediction is not finite.
@@ -130,7 +132,8 @@ class DetectionCriterion(nn.Module):
     ) -> tuple[dict[str, Tensor], Matches]:
         """Like `forward`, with the matches: what a pretext needs for losses of its own.
 
-        `allowed` [M, Q] bool, True = the query may answer for the box (see `match`); a two-stage detector's proposals may for any.
+        `allowed` [M, Q] bool, True = the query may answer for the box (see `match`); a two-stage detector's proposals
+        may for any.
         """
         self._check(outputs)
         losses, matches = self._of_layers(outputs, targets, num_boxes, denoising=self.denoising, allowed=allowed)
@@ -202,8 +205,10 @@ class DetectionCriterion(nn.Module):
     def _box_losses(
         self, boxes: Tensor, targets: Targets, matches: Matches, num_boxes: Tensor | float
     ) -> dict[str, Tensor]:
-        """[L] each: L1 distance of (cx, cy, w, h) and 1 - GIoU, summed over matches and divided by the number of boxes; the
-        distance's parts where asked for."""
+        """[L] each: L1 distance of (cx, cy, w, h) and 1 - GIoU, summed over matches, per box.
+
+        With `box_parts` also the parts of the distance.
+        """
         predicted = boxes[matches.layer, matches.image, matches.query]  # [K, 4]
         wanted = targets.boxes.float()[matches.target]
         shape = (boxes.shape[0], len(wanted) // boxes.shape[0], 4)
@@ -246,7 +251,10 @@ class DetectionCriterion(nn.Module):
     def _contrastive_losses(
         self, denoised: Outputs | None, targets: Targets, num_boxes: Tensor | float, logits: Tensor
     ) -> dict[str, Tensor]:
-        """[L] each; positives answer for their targets, all other slots for "no object"; divided by the number of positives."""
+        """[L] each, divided by the number of positives.
+
+        Positives are matched with their targets; every other slot should say "no object".
+        """
         if denoised is None:
             parts = ("loss_xy", "loss_hw") if self.box_parts else ()
             names = (*LOSSES, *parts, "cardinality_error")
@@ -275,9 +283,9 @@ class DetectionCriterion(nn.Module):
     ) -> tuple[Tensor | float, Tensor | float]:
         """Number of boxes, and summed class weights of all queries.
 
-        Known on the host, averaged over the window and over processes.
+        They are known on the host, and averaged over the window and over processes.
 
-        With `groups` every box counts so many times.
+        With `groups` every box counts that many times.
         """
         queries, class_weight = logits.shape[2], 0.0
         for counts in targets.window_counts:
@@ -307,7 +315,7 @@ class DetectionCriterion(nn.Module):
 
 
 def _positives(targets: Targets, logits: Tensor) -> tuple[Matches, int]:
-    """Which slots of contrastive denoising answer for which box, in every layer; and the number of groups."""
+    """The matches of contrastive denoising in every layer, slots with boxes; and the number of groups."""
     layers, device, group_size = logits.shape[0], logits.device, 2 * max(targets.counts)
     groups = logits.shape[2] // group_size
     image, query = denoising_slots(targets.counts, groups, device, group_size=group_size)

@@ -1,8 +1,8 @@
 """Hungarian matching of predictions to targets in one transfer (DETR, arXiv:2005.12872, §3.1).
 
-Ours: the costs of every decoder layer and image are computed together, and only the entries that the assignment needs (the
-queries of an image against the boxes of the same image) travel to the host, packed into one tensor. The official code
-makes one transfer per layer, of the whole batch against the boxes of the whole batch.
+Ours: the costs of every decoder layer and image are computed together, and only the entries that the assignment needs
+(the queries of an image against the boxes of the same image) travel to the host, packed into one tensor. The official
+code makes one transfer per layer, of the whole batch against the boxes of the whole batch.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def match(
         targets: the boxes of the B images, on the device of the predictions.
         settings: the three costs and `matcher_alpha`.
         classifier: what the logits mean.
-        allowed: [M, Q] bool, True = the query may answer for the box; None: all may. Where an assignment within it exists, it is kept.
+        allowed: [M, Q] bool, True = the query may be matched with the box; None: all may. It is obeyed wherever such an
+            assignment exists.
     Returns:
         min(Q, boxes) matches of each image in each layer, on the device of `logits`.
     Raises:
@@ -142,6 +143,6 @@ def _refuse_non_finite(costs: NDArray[np.float32], counts: tuple[int, ...]) -> N
 
 
 def _to_device(indices: NDArray[np.int64], device: torch.device) -> Tensor:
-    """A copy that does not wait: page-locked memory may be read while the host goes on."""
+    """Copy without waiting: page-locked memory may be read while the host continues."""
     tensor = torch.from_numpy(indices)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,4 +1,4 @@
-"""Figures beside the losses, without weight or gradient: how many boxes are found, and how many matched ones are named right."""
+"""Monitors without weight or gradient: the number of detections, and the class error of matches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from siamdetr.structures.targets import Targets
 
 
 def match_figures(logits: Tensor, targets: Targets, matches: Matches) -> dict[str, Tensor]:
-    """[L] each. As in the official code, "not the last class" counts as a box with the focal classifier too."""
+    """[L] each; as in the official code, an argmax that is not the last class counts as a detection.
+
+    This holds for the focal classifier, too.
+    """
     layers = logits.shape[0]
     answers = logits.argmax(-1)  # [L, B, Q]
     boxes = (answers != logits.shape[-1] - 1).sum(2)

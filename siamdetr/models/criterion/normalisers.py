@@ -1,4 +1,4 @@
-"""What losses are divided by: the same figure in all processes, known on the host without asking the device."""
+"""Normalisers of the losses: equal in all processes, and known without synchronising the device."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from siamdetr.system import distributed
 
 
 def boxes_per_process(targets: Targets) -> Tensor | float:
-    """Number of boxes of a batch, averaged over its window and over processes.
+    """The number of boxes per batch, averaged over the window and over processes.
 
-    All together count at least 1.
+    The total is at least 1.
     """
     return mean_over_window(targets, 0.0, targets.boxes.device)[0]
 
@@ -22,10 +22,10 @@ def mean_over_window(
 ) -> tuple[Tensor | float, Tensor | float]:
     """(boxes, class weight) of the targets' window, averaged over its batches and over processes.
 
-    All boxes together count at least 1.
+    The total number of boxes is at least 1.
 
-    The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one batch with all
-    images of the window.
+    The gradients of a window are averaged over its batches and processes. Divided by these means, they are those of one
+    batch with all images of the window.
 
     Args:
         targets: of one batch.

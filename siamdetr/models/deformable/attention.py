@@ -1,5 +1,7 @@
-"""Multi-scale deformable attention (Zhu et al. 2020, arXiv:2010.04159, §4.1): a query looks at a few points around its reference
-in each feature level, and decides itself which points and how much each counts.
+"""Multi-scale deformable attention (Zhu et al. 2020, arXiv:2010.04159, §4.1).
+
+A query attends to a few points around its reference point in each feature level;
+it predicts their sampling offsets and attention weights itself.
 
 Letters in shapes: B images, N cells of all levels, Q queries, D width, M heads, L levels, P points.
 """
@@ -34,7 +36,8 @@ def describe_levels(shapes: Shapes, padding: Tensor | None, *, device: torch.dev
         padding: [B, N] bool, True = padded; None = nothing is.
         device: of the sizes.
 
-    As in the official code the valid part is measured along the first row and column: padding is at the right and bottom.
+    As in the official code the valid part is measured along the first row and column: padding is at the right and
+    bottom.
     """
     # Filled on the device, so that nothing waits for a copy, and traced sizes stay symbolic.
     sides = [
@@ -102,7 +105,10 @@ class DeformableAttention(Observed):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Initially each head has its own direction, with points 1, 2, ... cells away and equal weights (§A.2)."""
+        """Set the initial sampling offsets (§A.2): a direction per head, points 1, 2, ... cells away.
+
+        All attention weights are equal.
+        """
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().max(-1, keepdim=True).values  # [M, 2], on a square
@@ -122,11 +128,11 @@ class DeformableAttention(Observed):
         """
         Args:
             query: [B, Q, D], with its position added.
-            references: [B, Q, L, 2] points or [B, Q, L, 4] boxes (cx, cy, w, h), fractions of each level's whole map. Offsets
-                from a point are in cells; from a box in half boxes, divided by the number of points.
-            tokens: [B, N, D] to look at.
+            references: [B, Q, L, 2] points or [B, Q, L, 4] boxes (cx, cy, w, h), fractions of each level's whole map.
+                Offsets from a point are in cells; from a box in half boxes, divided by the number of points.
+            tokens: [B, N, D] that the queries attend to.
             padding: [B, N] bool, True = padded, which counts as zero; None = nothing is.
-            levels: where the tokens stand.
+            levels: of the tokens.
         Returns:
             [B, Q, D].
         """
@@ -144,12 +150,16 @@ class DeformableAttention(Observed):
         """Sampling points and weights of each query; arguments as in `forward`.
 
         Returns:
-            [B, Q, M, L, P, 2] (x, y) fractions of each level's map, and [B, Q, M, L, P] weights, which sum to 1 over levels and points.
+            [B, Q, M, L, P, 2] (x, y) fractions of each level's map, and [B, Q, M, L, P] weights, which sum to 1 over
+            levels and points.
         """
         return self._points(query, references, levels), self._weights(query)
 
     def _points(self, query: Tensor, references: Tensor, levels: Levels) -> Tensor:
-        """[B, Q, M, L, P, 2] fractions of each level's map, in float32: half precision moves a point by half a cell."""
+        """Sampling points [B, Q, M, L, P, 2], fractions of each level's map, in float32.
+
+        Half precision would move a point by half a cell.
+        """
         flat: Tensor = self.offsets(query).to(references.dtype)
         around = references[:, :, None, :, None]  # [B, Q, 1, L, 1, 2 | 4]
         parts = flat.reshape(*flat.shape[:2], self.heads, -1, 2).split_with_sizes(self.points, dim=3)  # of each level
@@ -165,7 +175,7 @@ class DeformableAttention(Observed):
         return self._stack(shares.split_with_sizes(self.points, dim=3), axis=3)
 
     def _stack(self, parts: Sequence[Tensor], *, axis: int) -> Tensor:
-        """One tensor of each level, [..., P_l, ...] -> [..., L, P, ...]; where a level has fewer points, the rest is zero."""
+        """One tensor per level, [..., P_l, ...] -> [..., L, P, ...], zero where a level has fewer points."""
         most = max(self.points)
         if min(self.points) == most:
             return torch.stack(list(parts), dim=axis)
@@ -179,11 +189,13 @@ def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
     """Draw the points as a map: the weight of each is distributed over the four cells around it.
 
     Args:
-        points: [B, Q, M, L, P, 2] (x, y) fractions of each level's map; all levels cover one image, so all go on one grid.
+        points: [B, Q, M, L, P, 2] (x, y) fractions of each level's map; all levels cover one image, so all go on one
+            grid.
         weights: [B, Q, M, L, P].
         grid: (H, W) of the picture, in cells.
     Returns:
-        [B, M, Q, H, W]; sums over H and W to the weights' sum, less what lies outside the map or within half a cell of its edge.
+        [B, M, Q, H, W]; sums over H and W to the weights' sum, less what lies outside the map or within half a cell of
+        its edge.
     """
     height, width = grid
     picture = weights.new_zeros((*weights.shape[:3], height * width))
@@ -193,5 +205,5 @@ def splat(points: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def has_deformable_attention(detector: nn.Module) -> bool:
-    """Whether a detector has deformable attention anywhere."""
+    """Whether a detector has any deformable attention."""
     return any(isinstance(module, DeformableAttention) for module in detector.modules())

@@ -1,15 +1,15 @@
-"""Deformable attention's sampling on a processor: the weighted sum of a query is a bag of rows of one table.
+"""Sampling of deformable attention on a CPU: a query's weighted sum is a bag of rows of one table.
 
-A bilinear sample is a weighted sum of four cells, so a query and head sum 4 L P rows of d numbers. PyTorch's `embedding_bag`
-adds such rows as it reads them and writes no sample to memory. The bags are the rows of a sparse matrix S with 4 L P entries
-each: forward is S V, the gradient of the values Sᵀ G, and that of the entries the products of G and V at the places of S.
-Each of the three reads a row once. Queries go in tiles whose indices and shares stay in the cache; they are computed again in
-the backward pass, which is cheaper than keeping them.
+A bilinear sample is a weighted sum of four cells, so a query and head sum 4 L P rows of d numbers. PyTorch's
+`embedding_bag` adds such rows as it reads them and writes no sample to memory. The bags are the rows of a sparse matrix
+S with 4 L P entries each: forward is S V, the gradient of the values Sᵀ G, and that of the entries the products of G
+and V at the places of S. Each of the three reads a row once. Queries go in tiles whose indices and shares stay in the
+cache; they are computed again in the backward pass, which is cheaper than keeping them.
 
 Every level has a border of zero cells in the table, so that a neighbour outside the map needs no test of its own.
 
-Letters in shapes: B images, N cells of all levels, N' with borders, Q queries, T of a tile, M heads, d channels a head, L levels,
-P points, K = L P.
+Letters in shapes: B images, N cells of all levels, N' with borders, Q queries, T of a tile, M heads, d channels a head,
+L levels, P points, K = L P.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ENTRIES_PER_ROW = 16  # of the table, at least, before a gradient as large as t
 
 
 def sample_bags(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of samples; arguments as in `sample_points`, on the CPU, all of one type, float32 or float64."""
+    """Weighted sums of samples on a CPU; arguments as of `sample_points`, all float32 or all float64."""
     out: Tensor = _Bags.apply(values, points, weights, shapes)
     return out
 
@@ -87,7 +87,10 @@ class _Bags(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where the levels lie in the table, for each point. Written out over heads and points, so that inner loops are long."""
+    """The place of each point's level in the table.
+
+    Expanded over heads and points, so that the inner loops are long.
+    """
 
     width: Tensor  # [M, K] of each map, in cells, in the type of the points
     height: Tensor  # [M, K]
@@ -128,7 +131,10 @@ class _Axis:
 
     @classmethod
     def of(cls, coordinates: Tensor, size: Tensor) -> _Axis:
-        """Of fractions of a map of `size` cells. NaN is outside, and its fraction NaN, so that the sum shows it."""
+        """Positions on a map of `size` cells, from fractions of it.
+
+        NaN counts as outside and stays NaN, so that the sum shows it.
+        """
         place = coordinates * size - 0.5
         clamped = torch.minimum(place.clamp(min=-1), size)
         cell = torch.minimum(clamped.floor(), size - 1).nan_to_num_(-1.0)
@@ -137,7 +143,7 @@ class _Axis:
 
 @dataclass(frozen=True)
 class _Tile:
-    """The bags of T queries of one image; corners in the order top left, top right, bottom left, bottom right."""
+    """The bags of T queries of one image; corners: top left, top right, bottom left, bottom right."""
 
     image: int
     queries: slice
@@ -223,7 +229,7 @@ def _chain(products: Tensor, tile: _Tile, weights: Tensor, grid: _Grid) -> tuple
 
 
 def _groups(tiles: Iterator[_Tile], entries: int) -> Iterator[list[_Tile]]:
-    """Neighbouring tiles of one image, together with at least `entries` entries where there are so many."""
+    """Group neighbouring tiles of one image into at least `entries` entries, if there are so many."""
     group: list[_Tile] = []
     for tile in tiles:
         if group and (tile.image != group[0].image or sum(one.rows.numel() for one in group) >= entries):
@@ -235,7 +241,7 @@ def _groups(tiles: Iterator[_Tile], entries: int) -> Iterator[list[_Tile]]:
 
 
 def _scatter(tiles: list[_Tile], upstream: Tensor, *, rows: int) -> NDArray[Any]:
-    """[N' M, d]: what the bags of some tiles give back to the table, from their gradients [T M, d]."""
+    """[N' M, d]: gradient of the table from the gradients [T M, d] of some tiles' bags."""
     shares = np.concatenate([tile.shares.numpy().ravel() for tile in tiles])
     places = np.concatenate([tile.rows.numpy().ravel() for tile in tiles])
     starts = np.arange(0, len(shares) + 1, tiles[0].rows[0, 0].numel(), dtype=np.int32)
@@ -247,7 +253,7 @@ def _scatter(tiles: list[_Tile], upstream: Tensor, *, rows: int) -> NDArray[Any]
 def _in_background(
     function: Callable[[list[_Tile]], tuple[int, NDArray[Any]]], groups: Iterator[list[_Tile]]
 ) -> Iterator[tuple[int, NDArray[Any]]]:
-    """`map`, with the function on further threads while this one makes the groups; of one thread, one after the other."""
+    """`map` on further threads, while this one forms the groups; in sequence if there is one thread."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield from map(function, groups)

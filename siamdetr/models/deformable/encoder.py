@@ -1,4 +1,6 @@
-"""The encoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159, §4.2): each cell attends to points near itself in all levels.
+"""The encoder of Deformable DETR (Zhu et al. 2020, arXiv:2010.04159, §4.2).
+
+Each cell attends to points near itself in all levels.
 
 The position of a cell is the sine position of its centre plus a learned embedding of its level.
 """
@@ -55,7 +57,7 @@ class DeformableEncoder(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Of the level embedding alone."""
+        """Initialise the level embedding only."""
         nn.init.normal_(self.level_embedding)
 
     def forward(self, levels: tuple[Tensor, ...], padding: Tensor | None) -> Memory:
@@ -74,7 +76,7 @@ class DeformableEncoder(nn.Module):
         return Memory(tokens=tokens, position=position, padding=start.padding, shapes=start.shapes)
 
     def _level_positions(self, memory: Memory) -> Tensor:
-        """[N, D]: of each cell the embedding of its level."""
+        """[N, D]: the level embedding of each cell."""
         embeddings = self.level_embedding.to(memory.position.dtype)
         return torch.cat(
             [one.expand(height * width, -1) for one, (height, width) in zip(embeddings, memory.shapes, strict=True)]
@@ -82,7 +84,7 @@ class DeformableEncoder(nn.Module):
 
 
 def cell_centres(levels: Levels, batch_size: int) -> Tensor:
-    """Centres of all cells as fractions of the unpadded image (above 1 in the padding): [B, N, 2] (x, y) float32."""
+    """Centres of all cells: [B, N, 2] (x, y) float32, fractions of the unpadded image, above 1 in padding."""
     parts = []
     for index, (height, width) in enumerate(levels.shapes):
         device = levels.sizes.device

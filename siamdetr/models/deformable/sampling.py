@@ -1,9 +1,11 @@
-"""Sampling of feature maps at points, weighted: the inner step of deformable attention (arXiv:2010.04159, eq. 3), in four forms.
+"""Weighted sampling of feature maps at points, in four forms.
 
-`reference` says in PyTorch what is meant; `kernel` (`triton_kernel`) computes it on CUDA in one pass, `bags` on a processor; `gather`
-needs no GridSample, which TensorRT and opset 20 get wrong, and keeps batch, height and width dynamic when exported.
-Coordinates are (x, y) fractions of a level's whole map, padding included: 0 is the outer edge of the first cell, 1 that of the last.
-Outside the map there are zeros, between cells values are bilinear.
+The inner step of deformable attention (arXiv:2010.04159, eq. 3).
+
+`reference` says in PyTorch what is meant; `kernel` (`triton_kernel`) computes it on CUDA in one pass, `bags` on a
+processor; `gather` needs no GridSample, which TensorRT and opset 20 get wrong, and keeps batch, height and width
+dynamic when exported. Coordinates are (x, y) fractions of a level's whole map, padding included: 0 is the outer edge of
+the first cell, 1 that of the last. Outside the map there are zeros, between cells values are bilinear.
 
 Letters in shapes: B images, N cells of all levels, Q queries, M heads, d channels a head, L levels, P points.
 """
@@ -37,8 +39,8 @@ def sample_points(
         shapes: (height, width) of the L levels; they sum to N.
         points: [B, Q, M, L, P, 2] (x, y) fractions of each level's map.
         weights: [B, Q, M, L, P].
-        form: `auto` is the kernel on CUDA where Triton is installed, bags on the CPU, the gather form while exporting, else the
-            reference, which then keeps no samples for the backward pass but takes them again.
+        form: `auto` is the kernel on CUDA where Triton is installed, bags on the CPU, the gather form while exporting,
+            else the reference, which then keeps no samples for the backward pass but takes them again.
     Returns:
         [B, Q, M * d] in the type of `values`. Points and weights count in float32 at least, whatever autocast says:
         bfloat16 would move a point by up to half a cell of a large map.
@@ -62,7 +64,10 @@ def sample_points(
 def sample_reference(
     values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor, *, resample: bool = False
 ) -> Tensor:
-    """The definition; arguments as in `sample_points`. `resample` trades a second sampling in the backward pass for memory."""
+    """The definition; arguments as of `sample_points`.
+
+    `resample` saves memory by sampling again in the backward pass.
+    """
     narrow, values = values.dtype, at_least_float32(values)
     batch, _, heads, channels = values.shape
     levels = torch.split(values, [height * width for height, width in shapes], dim=1)
@@ -84,7 +89,7 @@ def _bilinear(maps: Tensor, grid: Tensor) -> Tensor:
 
 
 class _Resampled(torch.autograd.Function):
-    """`(_bilinear(maps, grid) * strength).sum(P)` of one level, which takes its samples again rather than keeping them."""
+    """`(_bilinear(maps, grid) * strength).sum(P)` of one level, sampled again in the backward pass."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, maps: Tensor, grid: Tensor, strength: Tensor) -> Tensor:
@@ -105,10 +110,11 @@ class _Resampled(torch.autograd.Function):
 
 
 def sample_gather(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
-    """The same by looking up cells in one table; arguments as in `sample_points`.
+    """Sampling by look-ups in one table of cells; arguments as of `sample_points`.
 
-    All levels at once: an exported graph is then no larger for having more of them. A row of the table holds a cell and the one
-    before it, so that the four cells around a point are two rows, and a product of matrices weights and sums what was found.
+    All levels at once: an exported graph is then no larger for having more of them. A row of the table holds a cell and
+    the one before it, so that the four cells around a point are two rows, and a product of matrices weights and sums
+    what was found.
     """
     batch, cells, heads, channels = values.shape
     queries, sampled = points.shape[1], points.shape[3] * points.shape[4]
@@ -173,7 +179,7 @@ def corner_cells(points: Tensor, height: int | Tensor, width: int | Tensor) -> l
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision becomes float32; float64 stays."""
+    """Half precision becomes float32; float64 does not change."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -197,7 +203,7 @@ def _sample_kernel(values: Tensor, shapes: Shapes, points: Tensor, weights: Tens
 
 
 def _check(values: Tensor, shapes: Shapes, points: Tensor, weights: Tensor) -> None:
-    """Sizes that tracing keeps constant; the number of cells is left to indexing while exporting."""
+    """Check the sizes that tracing keeps constant; the number of cells is not checked while exporting."""
     levels = len(shapes)
     if points.shape[3] != levels or weights.shape != points.shape[:-1] or points.shape[-1] != 2:
         raise ValueError(

@@ -1,11 +1,12 @@
-"""The sampling of deformable attention as one Triton kernel forward and one backward, an operator that PyTorch knows.
+"""Sampling of deformable attention as a Triton kernel forward and one backward: a PyTorch operator.
 
-A program takes a tile of queries of one image and head, and walks over levels, points and the four cells around each point; it
-keeps sums in float32 and stores nothing but the result. The backward pass looks the values up again. The gradient of the values is
-added up with atomics, hence differs in its last bits from run to run, as that of `grid_sample` on CUDA.
+A program takes a tile of queries of one image and head, and walks over levels, points and the four cells around each
+point; it keeps sums in float32 and stores nothing but the result. The backward pass looks the values up again. The
+gradient of the values is added up with atomics, hence differs in its last bits from run to run, as that of
+`grid_sample` on CUDA.
 
-Ours: levels' sizes are plain arguments of the kernel (up to five levels), so that a new image size neither compiles anew nor
-copies to the device.
+Ours: levels' sizes are plain arguments of the kernel (up to five levels), so that a new image size neither compiles
+anew nor copies to the device.
 """
 
 from __future__ import annotations

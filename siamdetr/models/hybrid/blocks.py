@@ -1,8 +1,9 @@
-"""Blocks of RT-DETR's encoder: re-parametrised convolutions (RepVGG, Ding et al. 2021, arXiv:2101.03697) in a cross-stage
-partial block (CSPNet, Wang et al. 2020, arXiv:1911.11929).
+"""Blocks of RT-DETR's encoder: re-parametrised convolutions in a cross-stage partial block.
 
-In training a RepVGG block is a 3x3 and a 1x1 convolution side by side, each with a batch norm; for deployment both become one 3x3
-convolution that computes the same.
+RepVGG (Ding et al. 2021, arXiv:2101.03697) in CSPNet (Wang et al. 2020, arXiv:1911.11929).
+
+In training a RepVGG block is a 3x3 and a 1x1 convolution side by side, each with a batch norm; for deployment both
+become one 3x3 convolution that computes the same.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ class CrossStagePartial(nn.Module):
 
 @torch.no_grad()
 def fuse_branches(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose RepVGG blocks are one convolution each; a module without such blocks is copied too."""
+    """A copy in evaluation mode, each of whose RepVGG blocks is one convolution.
+
+    A module without such blocks is copied, too.
+    """
     fused = copy.deepcopy(module).eval()
     _fuse(fused)
     return fused

@@ -1,9 +1,13 @@
-"""The hybrid encoder of RT-DETR (Zhao et al. 2023, arXiv:2304.08069, §4.2): self-attention within the coarsest level alone
-("AIFI"), then convolutions that mix the levels, from coarse to fine and back ("CCFF").
+"""The hybrid encoder of RT-DETR (Zhao et al. 2023, arXiv:2304.08069, §4.2).
 
-Positions are sines and cosines of the cell number itself. The official code lays them out column by column over cells that stand
-row by row: the same for squares, scrambled for other shapes. Ours: row by row, unless `column_positions` asks for theirs.
-Ours: images need not be multiples of 32, since what was doubled is cut to the finer level's size; padded cells are not attended to.
+Self-attention within the coarsest level alone ("AIFI"), then convolutions that fuse the levels from coarse to fine
+and back ("CCFF").
+
+Positions are sines and cosines of the cell number itself. The official code lays them out column by column over cells
+that stand row by row: the same for squares, scrambled for other shapes. Ours: row by row, unless `column_positions`
+asks for theirs.
+Ours: images need not be multiples of 32, since what was doubled is cut to the finer level's size; padded cells are not
+attended to.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ from siamdetr.structures.model import Memory
 class ConvProjections(nn.Module):
     """Maps to `levels` maps of one width, each a convolution and a batch norm.
 
-    Levels beyond the given ones are strided convolutions, the first of them of the last given map, not of a projected one.
+    Levels beyond the given ones are strided convolutions, the first of them of the last given map, not of a projected
+    one.
 
     Args:
         channels: of the given maps, finest first.
@@ -99,7 +104,7 @@ class HybridEncoder(nn.Module):
         return Memory(tokens=tokens, position=nowhere, padding=cells, shapes=shapes)
 
     def _attend(self, level: Tensor, padding: Tensor | None) -> Tensor:
-        """[B, E, h, w] -> [B, E, h, w]: every cell of the level has looked at all others."""
+        """[B, E, h, w] -> [B, E, h, w]: self-attention among the cells of the level."""
         height, width = level.shape[2:]
         cells = None if padding is None else resize_padding(padding, (height, width)).flatten(1)
         position = cell_number_positions(
@@ -128,7 +133,7 @@ class HybridEncoder(nn.Module):
 
 
 def double(coarse: Tensor, fine: Tensor) -> Tensor:
-    """Every cell of `coarse` four times, cut to the size of `fine`: [B, E, h, w] -> [B, E, H, W], H = 2 h or 2 h - 1."""
+    """Nearest upsampling by 2, cropped to `fine`: [B, E, h, w] -> [B, E, H, W], H = 2 h or 2 h - 1."""
     doubled = nn.functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
     return doubled[..., : fine.shape[2], : fine.shape[3]]
 
@@ -136,7 +141,9 @@ def double(coarse: Tensor, fine: Tensor) -> Tensor:
 def cell_number_positions(
     shape: tuple[int, int], dim: int, *, temperature: float, by_columns: bool, device: torch.device
 ) -> Tensor:
-    """Sines, then cosines of the row number, then of the column number, at D/4 wavelengths: [1, h w, D] float32.
+    """Sines and cosines of row and column number at D/4 wavelengths: [1, h w, D] float32.
+
+    First the sines, then the cosines of the row, then those of the column.
 
     `by_columns`: as the official code, for a map of w rows and h columns.
     """

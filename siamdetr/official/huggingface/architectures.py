@@ -1,4 +1,4 @@
-"""The detectors of Hugging Face's transformers that there are here too, one entry of `ARCHITECTURES` each."""
+"""The detectors that transformers and siamdetr share, one entry of `ARCHITECTURES` each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""config.json of Hugging Face's detectors, and the `DetectorSettings` that it means.
+"""config.json of Hugging Face's detectors, and the `DetectorSettings` that correspond to it.
 
-Each class has the fields of transformers' configuration that say something about the modules, with its defaults: what a file
-leaves out has them. Whatever else a file says, about losses or training there, is not read.
+Each class has the fields of transformers' configuration that describe modules, with its defaults for missing ones.
+Other fields, about losses or training, are not read.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class HuggingFaceConfig(BaseModel):
         """Our settings of this detector with `num_classes` classes.
 
         Raises:
-            OfficialCheckpointError: something is asked for that there is not here.
+            OfficialCheckpointError: the file needs something that siamdetr does not have.
         """
         require(self.position_embedding_type, "sine", "position_embedding_type")
         require(self.decoder_ffn_dim, self.encoder_ffn_dim, "decoder_ffn_dim beside encoder_ffn_dim")
@@ -80,10 +80,10 @@ class HuggingFaceConfig(BaseModel):
 
 
 def require(got: object, expected: object, name: str) -> None:
-    """Refuse a value of config.json that there is no code for.
+    """Check that a value of config.json is the supported one.
 
     Raises:
-        OfficialCheckpointError: it is not the expected one.
+        OfficialCheckpointError: it is another.
     """
     if got != expected:
         raise OfficialCheckpointError(

@@ -1,6 +1,6 @@
 """Heads that transformers shares: between the decoder and the detector, and between layers.
 
-A file names a shared tensor once, or each time; here every head has one name.
+A file may have a shared tensor under one or all of its names; here every head has one name.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ def untie_dab(tensors: Mapping[str, Tensor], config: HuggingFaceConfig) -> dict[
 def untie_deformable(tensors: Mapping[str, Tensor], config: HuggingFaceConfig) -> dict[str, Tensor]:
     """Deformable DETR: the decoder's heads are the detector's; one class head may stand for all layers.
 
-    transformers ties the class heads of all layers also where refinement gives each layer its own: such a file has the first alone.
+    transformers ties the class heads of all layers, also if refinement gives each layer its own: such a file has only
+    the first.
 
     Raises:
-        OfficialCheckpointError: a shared tensor differs where it is named twice, or is missing where nothing is shared.
+        OfficialCheckpointError: two copies of a shared tensor differ, or a tensor that is not shared is missing.
     """
     assert isinstance(config, DeformableDetrConfig)
     merged = _merge(tensors, {"bbox_embed": "bbox_embed", "class_embed": "class_embed"})
@@ -74,7 +75,7 @@ def _merge(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str,
 
 
 def _repeat(merged: dict[str, Tensor], name: str, copies: list[str], *, tied: bool) -> None:
-    """The first layer's head for all layers, where no other is in the file."""
+    """Use the first layer's head for all layers, if the file has no other."""
     missing = [copy for copy in copies if copy not in merged]
     if tied and missing == copies:
         merged |= dict.fromkeys(copies, merged[name])
@@ -85,7 +86,7 @@ def _repeat(merged: dict[str, Tensor], name: str, copies: list[str], *, tied: bo
 
 
 def _collapse(merged: dict[str, Tensor], name: str, copies: list[str]) -> None:
-    """One head for all layers, where a file lists it for each."""
+    """Keep one head for all layers, if the file lists it for each."""
     for copy in copies:
         if copy in merged and not torch.equal(merged.pop(copy), merged[name]):
             raise OfficialCheckpointError(

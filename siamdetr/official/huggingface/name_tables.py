@@ -1,5 +1,6 @@
-"""Tables of the names of tensors in Hugging Face checkpoints and in ours, one a detector, read in both directions.
+"""Names of tensors in Hugging Face checkpoints and in ours, one table per detector.
 
+The tables are read in both directions.
 They have the names that transformers writes into files (`names` makes them of newer ones).
 In a name, `{n}` and `{m}` stand for a number, `{p}` for weight or bias, and `{r}` for any rest.
 """
@@ -16,7 +17,7 @@ from siamdetr.official.rules import UNUSED_ROW
 class Pair:
     """A tensor of transformers and its names here.
 
-    Several of ours stand side by side in it, along its last axis.
+    Several of ours are concatenated in it along its last axis.
     """
 
     theirs: str

@@ -1,4 +1,4 @@
-"""Translate names of tensors between Hugging Face checkpoints and ours, by the tables of `name_tables`.
+"""Translate names of tensors between Hugging Face checkpoints and ours (`name_tables`).
 
 transformers writes the names of its older versions into files and translates them on loading.
 Its files, and those of the hub, also hold the newer names: `written_name` makes the older ones of them.
@@ -45,9 +45,9 @@ _BACKBONE_FORMS = re.compile(r"^model\.backbone\.(?:conv_encoder\.)?model\.(?:_b
 
 
 def written_name(name: str, model_type: str) -> str:
-    """The name that transformers writes into files, of the one that a tensor has in a file.
+    """Translate the name of a tensor in a file of any version into the name that transformers writes.
 
-    Backbones as torchvision names them.
+    Backbones get torchvision's names.
 
     Args:
         name: as in a file of any version.
@@ -81,7 +81,7 @@ def _resnet_names(model_type: str) -> tuple[Pair, ...]:
 
 
 def import_rules(pairs: Sequence[Pair], *, keeps_counters: bool) -> tuple[Rule | Aside, ...]:
-    """The pairs, and a backbone with the names of torchvision, from theirs to ours.
+    """Rules from their names to ours: the pairs, and a backbone with torchvision's names.
 
     `keeps_counters`: the backbone's batch norms train, and so count their batches.
     """
@@ -97,9 +97,9 @@ def import_rules(pairs: Sequence[Pair], *, keeps_counters: bool) -> tuple[Rule |
 
 
 def export_rules(pairs: Sequence[Pair]) -> tuple[Rule, ...]:
-    """The pairs from ours to theirs, the backbone left out.
+    """Rules from our names to theirs: the pairs, without the backbone.
 
-    Those of ours that share a tensor come in its order.
+    Our names that share a tensor are in its order.
     """
     return tuple(_rule(ours, (pair.theirs,)) for pair in pairs for ours in pair.ours if ours != UNUSED_ROW)
 
@@ -115,7 +115,7 @@ def _rule(source: str, targets: tuple[str, ...]) -> Rule:
 
 
 def _renamed(name: str, pairs: Sequence[Pair], *, reverse: bool) -> str:
-    """The other name of a pair with one of each; a name in no pair stays."""
+    """The other name in a pair of single names; a name in no pair does not change."""
     for pair in pairs:
         source, target = (pair.ours[0], pair.theirs) if reverse else (pair.theirs, pair.ours[0])
         rule = _rule(source, (target,))

@@ -16,7 +16,7 @@ _BILINEAR = 2  # Pillow's number
 
 
 class ImageProcessor(BaseModel):
-    """What is read of preprocessor_config.json.
+    """The fields of preprocessor_config.json that are read.
 
     The defaults are those of transformers' `DetrImageProcessor`.
     """

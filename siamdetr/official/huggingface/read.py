@@ -1,6 +1,6 @@
-"""Checkpoints of Hugging Face's transformers as detectors of ours.
+"""Read checkpoints of Hugging Face's transformers as detectors of ours.
 
-Every tensor accounted for, nothing but tensors read.
+Every tensor is accounted for, and nothing but tensors is read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OURS = "siamdetr"  # the key of config.json under which our export keeps what tr
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A detector, on the CPU and in evaluation mode, with what a model file says of it, and the account of the tensors."""
+    """A detector in evaluation mode on the CPU, with its metadata and the account of its tensors."""
 
     detector: Detector
     metadata: ModelMetadata
@@ -54,7 +54,7 @@ def import_huggingface(source: str | Path) -> ImportedModel:
         source: a folder of `save_pretrained`, `hf:ORG/NAME` or `hf:ORG/NAME@REVISION`.
     Raises:
         HubError: it is not there, cannot be fetched, or holds no safetensors.
-        OfficialCheckpointError: an architecture that there is not here, or tensors that do not fit config.json.
+        OfficialCheckpointError: an unsupported architecture, or tensors that do not fit config.json.
         WeightFileError: a damaged file.
     """
     repository = open_repository(source)
@@ -137,7 +137,7 @@ def _parse(values: Mapping[str, Any], repository: Repository) -> tuple[Architect
 
 
 def _canonical(tensors: Mapping[str, Tensor], config: HuggingFaceConfig) -> dict[str, Tensor]:
-    """In float32, under the names that transformers writes; a file may have the newer ones."""
+    """The tensors in float32 and under the names that transformers writes; a file may have newer ones."""
     return {
         written_name(name, config.model_type): tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()
@@ -162,10 +162,10 @@ def _metadata(
 def class_names(id2label: Mapping[int, str], num_classes: int, where: str) -> tuple[str, ...]:
     """The names of the outputs 0..C-1.
 
-    An output without name is "N/A", and without any name they are called by number.
+    An output without a name is "N/A"; if no output has a name, all are called by number.
 
     Raises:
-        OfficialCheckpointError: a name is of an output that there is not.
+        OfficialCheckpointError: there is a name for an output that does not exist.
     """
     strange = sorted(label for label in id2label if not 0 <= label < num_classes)
     if strange:

@@ -1,8 +1,9 @@
-"""Where a Hugging Face checkpoint lies.
+"""The place of a Hugging Face checkpoint: a folder, or a repository of the hub.
 
-A folder of `save_pretrained`, or a repository of the hub, fetched into its cache.
+Repositories are fetched into the hub's cache.
 
-Only JSON and safetensors are fetched and read. `HF_HUB_OFFLINE=1`, `HF_HOME`, `HF_TOKEN` and the like mean what they mean to huggingface_hub.
+Only JSON and safetensors are fetched and read. `HF_HUB_OFFLINE=1`, `HF_HOME`, `HF_TOKEN` and the like mean what they
+mean to huggingface_hub.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ def is_huggingface(source: str | Path) -> bool:
 
 
 def open_repository(source: str | Path) -> Repository:
-    """The checkpoint that `source` means.
+    """Open the checkpoint that `source` names.
 
-    A folder, or `hf:ORG/NAME`, `hf:ORG/NAME@REVISION`, fetched if need be.
+    It is a folder, `hf:ORG/NAME` or `hf:ORG/NAME@REVISION`, which is fetched if necessary.
 
     Raises:
         HubError: it is not there, or cannot be fetched; the text says what to bring and where.
@@ -105,7 +106,7 @@ def read_tensors(repository: Repository) -> dict[str, Tensor]:
 
 
 def send(folder: Path, repository: str) -> str:
-    """Create the repository if need be, and upload the folder's files; returns its address.
+    """Upload the folder's files, after creating the repository if necessary; returns its address.
 
     Raises:
         HubError: no network, no right to write there, or no such name.

@@ -29,7 +29,7 @@ _FIXED = {
 
 
 class HasBackbone(Protocol):
-    """A configuration, as far as its backbone goes."""
+    """The fields of a configuration that describe its backbone."""
 
     @property
     def backbone_config(self) -> dict[str, Any] | None: ...
@@ -45,7 +45,7 @@ def read_resnet(config: HasBackbone) -> tuple[str, Literal[16, 32]]:
     """Name and stride of the backbone that a configuration describes.
 
     Raises:
-        OfficialCheckpointError: it is none of the ResNets that batch norms of the same kind are known for.
+        OfficialCheckpointError: it is no ResNet whose batch norms are known to be the same.
     """
     described = config.backbone_config or {}
     kind = described.get("model_type", "timm_backbone" if config.use_timm_backbone else "resnet")
@@ -62,9 +62,9 @@ def read_resnet(config: HasBackbone) -> tuple[str, Literal[16, 32]]:
 
 
 def backbone_config(settings: DetectorSettings) -> dict[str, Any]:
-    """What config.json says of the backbone: transformers' own ResNet.
+    """The backbone's part of config.json: transformers' own ResNet, or timm's if it is dilated.
 
-    Dilated, which that cannot be, timm's.
+    transformers' own cannot be dilated.
 
     Raises:
         OfficialCheckpointError: the backbone is no ResNet.

@@ -110,7 +110,9 @@ class RTDetrV2Config(RTDetrConfig):
 
 
 def write_rtdetr(settings: DetectorSettings) -> RTDetrConfig:
-    """The configuration of transformers for an RT-DETR of ours: version 2, which needs two decoder layers, else version 1.
+    """The transformers configuration of an RT-DETR of ours.
+
+    Version 2, which needs two decoder layers; version 1 for fewer.
 
     Raises:
         OfficialCheckpointError: transformers has no such detector; the text says which part of it.
@@ -157,7 +159,7 @@ def write_rtdetr(settings: DetectorSettings) -> RTDetrConfig:
 
 
 def rtdetr_forms(tensors: dict[str, Tensor], model_type: str, settings: DetectorSettings) -> dict[str, Tensor]:
-    """What transformers has beside the renamed tensors: heads below the decoder, the padding row, the scales of the points."""
+    """The tensors in transformers' forms: heads also under the decoder, a padding row, and point scales."""
     forms = dict(tensors)
     for name, tensor in tensors.items():
         if name.startswith(("class_embed.", "bbox_embed.")):
@@ -174,7 +176,7 @@ def rtdetr_forms(tensors: dict[str, Tensor], model_type: str, settings: Detector
 
 
 def require_square(spec: PreprocessingSpec) -> None:
-    """Refuse positions by columns, which transformers has not, where images are not squares.
+    """Refuse positions by columns for images that are not squares; transformers has no such positions.
 
     Raises:
         OfficialCheckpointError: images may have another shape.

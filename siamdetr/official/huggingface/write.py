@@ -1,4 +1,4 @@
-"""A detector of ours as a folder that transformers' `AutoModelForObjectDetection.from_pretrained` loads."""
+"""Write a detector as a folder for `AutoModelForObjectDetection.from_pretrained` of transformers."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _BODY = "backbone.body."
 def export_huggingface(detector: Detector, metadata: ModelMetadata, folder: Path) -> list[Path]:
     """Write config.json, model.safetensors and preprocessor_config.json; returns their paths.
 
-    What transformers has no field for (the data set's ids, lineage, metrics) is kept in config.json under "siamdetr", which
-    transformers does not look at: importing the folder gives the same model back.
+    The data set's ids, lineage and metrics, for which transformers has no field, are kept in config.json under
+    "siamdetr", which transformers ignores. So importing the folder restores the same model.
 
     Raises:
         HubError: the folder is one of our runs.
@@ -59,7 +59,7 @@ def export_huggingface(detector: Detector, metadata: ModelMetadata, folder: Path
 
 
 def huggingface_tensors(detector: Detector, config: HuggingFaceConfig) -> dict[str, Tensor]:
-    """The detector's tensors under the names that transformers writes, shared heads under each of their names."""
+    """The detector's tensors under transformers' names; shared heads under each of their names."""
     pairs = ARCHITECTURES[config.model_type].pairs(detector.settings)
     own_names = (config.backbone_config or {}).get("model_type") != "timm_backbone"
     state = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
@@ -76,9 +76,9 @@ def huggingface_tensors(detector: Detector, config: HuggingFaceConfig) -> dict[s
 
 
 def _renamed(state: dict[str, Tensor], pairs: tuple[Pair, ...]) -> dict[str, Tensor]:
-    """Their names of all but the backbone's tensors.
+    """The tensors, without the backbone's, under transformers' names.
 
-    Those that share one of theirs are joined along the last axis.
+    Tensors that share one of theirs are concatenated along the last axis.
     """
     rules = export_rules(pairs)
     order = {ours: place for pair in pairs for place, ours in enumerate(pair.ours)}
@@ -96,7 +96,7 @@ def _renamed(state: dict[str, Tensor], pairs: tuple[Pair, ...]) -> dict[str, Ten
 
 
 def _aliases(tensors: dict[str, Tensor], settings: DetectorSettings) -> dict[str, Tensor]:
-    """Shared heads again, under the other names that transformers has for them."""
+    """Shared heads under the further names that transformers has for them."""
     aliases: dict[str, Tensor] = {}
     if settings.variant == "dab":
         for name, tensor in tensors.items():

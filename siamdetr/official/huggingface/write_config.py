@@ -1,4 +1,4 @@
-"""The configuration of transformers for a detector of ours, and what its config.json says."""
+"""Write the configuration of transformers for a detector of ours."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_config(settings: DetectorSettings, class_names: tuple[str, ...]) -> tu
 
 
 def _require_known(settings: DetectorSettings) -> None:
-    """Refuse a detector that transformers has not, or has otherwise."""
+    """Check that transformers has this detector in this form."""
     if settings.variant not in _VARIANTS:
         raise OfficialCheckpointError(
             f"transformers has no '{settings.variant}'; it has {', '.join(_VARIANTS)}. Export it instead: `siamdetr export`"

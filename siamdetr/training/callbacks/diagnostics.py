@@ -1,6 +1,6 @@
-"""Pictures of a pretraining run.
+"""Pictures of a pretraining run: samples of the method, and predictions against targets over time.
 
-What the method is shown, and the same few images again and again, predictions against targets.
+The predictions are always on the same few images.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _WIDTH = 640  # pixels at most: the report carries the pictures inside
 class Diagnostics(Callback):
     """Draws into the run folder; the report shows the pictures.
 
-    Draws nothing at random, so that training is not changed.
+    It draws no random numbers, so that training does not change.
 
-    The samples are those of epoch 0 of a few images spread over the data; the detector is in eval mode meanwhile. With several
-    processes the first one draws.
+    The samples are those of epoch 0 of a few images spread over the data; the detector is in eval mode meanwhile. With
+    several processes the first one draws.
 
     Args:
         folder: of the run.
@@ -85,7 +85,7 @@ class Diagnostics(Callback):
 
     @torch.no_grad()
     def _look(self, trainer: Any, module: PretrainModule) -> None:
-        """Pictures of a few images; on more of them, whether queries find the regions they are told."""
+        """Draw predictions on a few images; on more images, measure whether regions are used."""
         pretext, was_training = module.pretext, module.pretext.training
         pretext.eval()
         self._draw(module)

@@ -1,6 +1,6 @@
-"""Scores the detector while it trains.
+"""Score the detector during training.
 
-The best weights by AP are kept, and training may stop when they no longer improve.
+The weights with the best AP are kept, and training may stop when AP no longer improves.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Evaluator(Callback):
         self.processes: PatientGroup
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make ready to wait for the first process, which scores.
+        """Prepare the wait for the first process, which scores.
 
-        Repeat an evaluation that a signal broke off.
+        Repeat an evaluation that a signal interrupted.
         """
         self.processes = PatientGroup()
         if self._due(pl_module) and self.evaluated_at != pl_module.step:

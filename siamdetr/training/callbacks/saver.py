@@ -1,4 +1,4 @@
-"""When a run is written: every N steps, after an evaluation, at the end, and when a signal asks it to stop."""
+"""When a run is saved: every N steps, after an evaluation, at the end, and on a signal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _POLL_EVERY = 10  # steps between two questions among several processes: each co
 def agreed(watch: SignalWatch, device: torch.device) -> int | None:
     """The signal that any of the training's processes received; None: none did.
 
-    All processes must ask together.
+    All processes must call it together.
     """
     return distributed.largest(watch.received or 0, device) or None
 
@@ -36,7 +36,7 @@ def agreed(watch: SignalWatch, device: torch.device) -> int | None:
 class Saver(Callback):
     """Writes last.ckpt (to resume) and last.safetensors (to use); polls for signals.
 
-    The last of the callbacks.
+    It must be the last callback.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Saver(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Take the signals back from Lightning.
 
-        Write a first checkpoint, so that a full disk shows now and not in an hour.
+        Write a first checkpoint, so that a full disk is noticed now and not in an hour.
         """
         self.watch.install()
         self._saved_at = pl_module.step
@@ -84,7 +84,7 @@ class Saver(Callback):
             self.save(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Our section: what the run is, so that resuming can refuse another one."""
+        """Add our section, which identifies the run, so that resuming can refuse another one."""
         checkpoint[STATE] = {
             "format_version": FORMAT_VERSION,
             "stage": pl_module.run_settings.stage,

@@ -1,7 +1,4 @@
-"""Reads the figures of the steps when they have arrived.
-
-Stops at a loss that is not finite, averages the rest for the log.
-"""
+"""Read the figures of steps once they are on the host: stop at a bad loss, average the others."""
 
 from __future__ import annotations
 
@@ -22,11 +19,13 @@ _log = logging.getLogger(__name__)
 
 
 class StepLog(Callback):
-    """Checks every step's losses as soon as they are on the host, logs their mean every `log_every` steps, feeds the bar.
+    """Check the losses of every step, log their mean every `log_every` steps, and move the bar.
+
+    Losses are checked as soon as they are on the host.
 
     On the CPU a bad loss stops the run at its own step; on a GPU the figures arrive a step or two later, which costs no
-    waiting. `check` waits for all of them, and is called before anything is saved. A monitor that speaks of a collapse is said
-    once a session.
+    waiting. `check` waits for all of them, and is called before anything is saved. A sign of collapse is logged once
+    per session.
     """
 
     def __init__(self, log_every: int, progress: ProgressSink) -> None:

@@ -1,7 +1,4 @@
-"""Exponential moving average of the weights.
-
-What is scored and saved, while the raw weights go on learning.
-"""
+"""Exponential moving average of the weights, which is scored and saved instead of them."""
 
 from __future__ import annotations
 
@@ -18,10 +15,12 @@ from siamdetr.training.step_module import completed_step
 
 
 class WeightAverage(Callback):
-    """Keeps `shadow ← d·shadow + (1-d)·weights` after each step, d = min(decay, (1+t)/(10+t)): short runs forget their start.
+    """Exponential moving average of the weights: `shadow ← d·shadow + (1-d)·weights` after each step.
 
-    Only what learns is averaged; the rest is the detector's own. Saved in every checkpoint, for a resumed run must go on
-    with the same average: losing it shows in no loss.
+    d = min(decay, (1+t)/(10+t)), so that short runs forget their start.
+
+    Only trainable parameters are averaged; all else is the detector's own. The average is saved in every checkpoint,
+    because a resumed run must continue with it: no loss would show that it was lost.
     """
 
     def __init__(self, decay: float) -> None:

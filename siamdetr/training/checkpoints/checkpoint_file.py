@@ -1,7 +1,10 @@
-"""Training checkpoints: one file with tensors, numbers and texts only, written atomically, checked by SHA-256, never unpickled.
+"""Training checkpoints: one file of tensors, numbers and texts, written atomically, never unpickled.
 
-The file is PyTorch's zip archive. The archive's comment holds the SHA-256 of every byte before it, so that damage anywhere is noticed, also
-where no tensor lies. Files of siamdetr 0.1.0 have no such comment; theirs is checked by the digest of the contents alone.
+SHA-256 finds damage.
+
+The file is PyTorch's zip archive. The archive's comment holds the SHA-256 of every byte before it, so that damage
+anywhere is noticed, also where no tensor lies. Files of siamdetr 0.1.0 have no such comment; theirs is checked by the
+digest of the contents alone.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ _CHUNK = 2**20
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Write a checkpoint as one file that is always whole; the one before it is kept as previous.ckpt.
+    """Write a checkpoint atomically, and keep the one before it as previous.ckpt.
 
     Raises:
         CheckpointError: the disk is full; the old checkpoint is intact.
@@ -85,7 +88,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def newest_valid(
     folder: str | Path, read: Callable[[Path], dict[str, Any]] = read_checkpoint
 ) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The newest readable checkpoint of a run folder, its content, and what was wrong with those passed over.
+    """The newest readable checkpoint of a run folder, its content, and what was wrong with newer ones.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read.
@@ -124,7 +127,7 @@ class _SealingFile:
         self._file.flush()
 
     def seal(self) -> None:
-        """Write the comment: the last that is written."""
+        """Write the comment, the last part of the file."""
         self._put(memoryview(_SEAL_BYTES.to_bytes(2, "little")))
         self._file.write(_SEAL + self._sha.hexdigest().encode())
 
@@ -140,7 +143,7 @@ def _save_sealed(checkpoint: Mapping[str, Any], file: IO[bytes]) -> None:
 
 
 def _check_seal(path: Path) -> bool:
-    """Whether the file has a seal, which is then right.
+    """Check the seal of a file; returns whether it has one.
 
     Raises:
         CheckpointError: it is wrong.
@@ -162,10 +165,10 @@ def _check_seal(path: Path) -> bool:
 
 
 def _check_archive(path: Path) -> None:
-    """An archive that unpacks to no more than its own size.
+    """Check that an archive unpacks to no more than its own size.
 
     Raises:
-        ValueError: it is none; nothing was unpacked.
+        ValueError: it does not; nothing was unpacked.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError("not a zip archive, as torch.save writes it")
@@ -178,10 +181,10 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_sizes(tree: Any) -> None:
-    """Tensors hold what they claim, and the whole unfolds to a bounded number of values.
+    """Check that tensors hold what they claim, and that all together have a bounded number of values.
 
     Raises:
-        ValueError: it does not.
+        ValueError: they do not.
     """
     left, count = [tree], 0
     while left:

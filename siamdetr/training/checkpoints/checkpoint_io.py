@@ -1,4 +1,4 @@
-"""How Lightning's checkpoints reach the disk: as our files.
+"""Write Lightning's checkpoints as our files.
 
 Ours: Lightning's own writing has no fsync, puts its temporary file elsewhere, and its reading may unpickle.
 """

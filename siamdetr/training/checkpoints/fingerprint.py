@@ -1,7 +1,7 @@
-"""The fingerprint of a data set in a checkpoint: a resumed run notices images and labels that are not those it began with.
+"""The fingerprint of a data set in a checkpoint: a resumed run notices other images and labels.
 
-A number an image for its name, its labels and its size, and for a sample of the images their content; small beside the weights, and enough
-to say what has changed.
+It has a number per image for its name, its labels and its size, and for a sample of the images their content.
+That is small compared to the weights, and enough to tell what has changed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _Hashes = NDArray[np.int64]
 
 
 def fingerprint(index: DetectionIndex) -> dict[str, Any]:
-    """Of the images of an index, in its order: tensors, texts and numbers only.
+    """The fingerprint of an index, in the order of its images: tensors, texts and numbers only.
 
     Returns:
-        `names`, `labels`, `sizes`, `ids`: [N] int64; `sampled`, `contents`: [S] int64, positions of images and hashes of their files (0:
-        unreadable); `classes`: names in label order.
+        `names`, `labels`, `sizes`, `ids`: [N] int64; `sampled`, `contents`: [S] int64, positions of images and hashes
+        of their files (0: unreadable); `classes`: names in label order.
     """
     names = _hashes(index.relative_path(i).encode("utf-8", "surrogateescape") for i in range(len(index)))
     sampled = np.unique(np.linspace(0, max(0, len(index) - 1), min(_SAMPLED, len(index))).round().astype(np.int64))
@@ -46,7 +46,7 @@ def fingerprint(index: DetectionIndex) -> dict[str, Any]:
 
 
 def changes(then: Mapping[str, Any], index: DetectionIndex) -> list[str]:
-    """What is different now, a text each; none: nothing.
+    """The differences from an earlier fingerprint, one text each.
 
     Args:
         then: the fingerprint in a checkpoint.

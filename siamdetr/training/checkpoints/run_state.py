@@ -1,4 +1,7 @@
-"""What a training checkpoint says about its run, read with every type checked: a damaged one is an error in a line, not a traceback."""
+"""The state of a run in its checkpoint, read with every type checked.
+
+So a damaged checkpoint is an error in one line, not a traceback.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class RunState:
 
 
 def run_state(content: Mapping[str, Any], path: Path) -> RunState:
-    """Our section of a checkpoint that `read_checkpoint` gave.
+    """Our section of the result of `read_checkpoint`.
 
     Raises:
         CheckpointError: a value is missing or of another type; the text names it.
@@ -62,10 +65,11 @@ def run_state(content: Mapping[str, Any], path: Path) -> RunState:
 
 
 def read_resumable(path: Path) -> dict[str, Any]:
-    """A checkpoint that a run can go on from.
+    """Read a checkpoint from which a run can continue.
 
     Raises:
-        CheckpointError: as of `read_checkpoint`; or a part that training needs is missing, of another type, or not finite.
+        CheckpointError: as of `read_checkpoint`; or a part that training needs is missing, of another type, or not
+            finite.
     """
     content = read_checkpoint(path)
     state = run_state(content, path)
