@@ -133,7 +133,7 @@ class CachedViews(Dataset[CachedPair]):
         for channels, height, width in self._shapes[record].tolist():
             stop, last = start + 2 * channels * height * width, first + channels
             codes = flat[start:stop].reshape(2, channels, height, width)
-            levels.append(codes * floats[:, -1, first:last, None, None])
+            levels.append(codes.astype(np.float16) * floats[:, -1, first:last, None, None])
             start, first = stop, last
         height, width = self._sizes[record].tolist()
         return CachedPair(tuple(levels), self._boxes[record], floats[:, :-1], (height, width))
