@@ -63,7 +63,7 @@ def label(
         found = list(prelabel(opened, files, bands, batch_size=batch_size, progress=update, objects=objects))
     prelabels = [one for one in found if isinstance(one, Prelabel)]
     if next_images is not None:
-        prelabels = _choose(opened, prelabels, next_images)
+        prelabels = _choose(opened, model, prelabels, next_images)
     main = write_prelabels(output, prelabels, classes_of(opened, objects=objects), to=to)
     if next_images is not None and prelabels:
         _save_contact_sheet(output / "contact-sheet.jpg", prelabels)
@@ -112,18 +112,23 @@ def _bands(
     return Bands(sure=upper, look=min(chosen.look, upper) if look is None else look)
 
 
-def _choose(opened: Model | SiamDETR, prelabels: list[Prelabel], count: int) -> list[Prelabel]:
-    """The images that are worth labelling next, best first."""
+def _choose(opened: Model | SiamDETR, model: Path, prelabels: list[Prelabel], count: int) -> list[Prelabel]:
+    """The images that are worth labelling next, best first; those that the run was trained on are known already."""
     from siamdetr.api import SiamDETR
     from siamdetr.cli.console import progress
     from siamdetr.inference.features import features_of_files
     from siamdetr.labelling.next_images import choose_next, uncertainty_of
+    from siamdetr.training.run_folder import training_part
 
     if not isinstance(opened, SiamDETR):
         raise ValueError("--next: images are compared by the encoder's features, which need a run or .safetensors file")
+    known = training_part(model)
+    seen = [] if known is None else [known.path(i) for i in range(len(known)) if known.path(i).is_file()]
     with progress("compare") as update:
-        features = features_of_files(opened.predictor, [one.source for one in prelabels], progress=update)
-    chosen = choose_next(features, [uncertainty_of(one.scores) for one in prelabels], count)
+        files = [*seen, *(one.source for one in prelabels)]
+        features = features_of_files(opened.predictor, files, progress=update)
+    doubts = [uncertainty_of(one.scores) for one in prelabels]
+    chosen = choose_next(features[len(seen) :], doubts, count, labelled=features[: len(seen)])
     return [prelabels[candidate.position] for candidate in chosen]
 
 

@@ -86,10 +86,7 @@ def open_labelled(settings: FinetuneSettings, progress: Progress | None = None) 
     """
     data = settings.data
     find = _finder(data)
-    split = data.split or find(data.paths[0]).first_split(_TRAIN_PARTS)
-    parts = [find(path).open(split, strict=data.strict, progress=progress) for path in data.paths]
-    train = require_labels(concatenate(parts), ", ".join(data.paths))
-    train = require_labels(train.fraction(data.fraction, seed=settings.seed), f"{data.fraction:.3g} of the data")
+    train = _training(settings, find, progress)
     part = _validation(data, find)
     if part is None:
         _log.warning("%s has no val part: nothing is evaluated, and the last weights are the result", data.paths[0])
@@ -108,12 +105,25 @@ def open_labelled(settings: FinetuneSettings, progress: Progress | None = None) 
     return FinetuneData(train, _limited(val, settings))
 
 
+def open_training(settings: FinetuneSettings, progress: Progress | None = None) -> DetectionIndex:
+    """The train part of `open_labelled` alone."""
+    return _training(settings, _finder(settings.data), progress)
+
+
 def open_validation(settings: FinetuneSettings, progress: Progress | None = None) -> DetectionIndex | None:
     """The val part of `open_labelled` alone; None: there is none."""
     part = _validation(settings.data, _finder(settings.data))
     if part is None:
         return None
     return _limited(part[0].open(part[1], strict=settings.data.strict, progress=progress), settings)
+
+
+def _training(settings: FinetuneSettings, find: Callable[[str], Source], progress: Progress | None) -> DetectionIndex:
+    data = settings.data
+    split = data.split or find(data.paths[0]).first_split(_TRAIN_PARTS)
+    parts = [find(path).open(split, strict=data.strict, progress=progress) for path in data.paths]
+    train = require_labels(concatenate(parts), ", ".join(data.paths))
+    return require_labels(train.fraction(data.fraction, seed=settings.seed), f"{data.fraction:.3g} of the data")
 
 
 def _validation(data: DataSettings, find: Callable[[str], Source]) -> tuple[Source, str | None] | None:

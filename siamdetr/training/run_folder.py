@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from siamdetr.system.launcher import launch
 from siamdetr.training.checkpoints.checkpoint_file import newest_valid
 from siamdetr.training.checkpoints.fingerprint import changes, fingerprint
 from siamdetr.training.checkpoints.run_state import RunState, read_resumable, run_state
-from siamdetr.training.open_datasets import open_validation
+from siamdetr.training.open_datasets import open_training, open_validation
 
 _log = logging.getLogger(__name__)
 RUNS = Path("runs")
@@ -79,16 +79,25 @@ def validation_part(run: Path) -> DetectionIndex | None:
 
     None if `run` is not the folder of one, or if its data has no such part; or, with a warning, if the data is gone.
     """
+    return _part(run, "validation", open_validation)
+
+
+def training_part(run: Path) -> DetectionIndex | None:
+    """The labelled images that a finetuning run was trained on; None as of `validation_part`."""
+    return _part(run, "training", open_training)
+
+
+def _part(run: Path, name: str, opened: Callable[[FinetuneSettings], DetectionIndex | None]) -> DetectionIndex | None:
     config = run / CONFIG_FILE
     try:
         values = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
         if not isinstance(values, dict) or method_of(values) is not None:
             return None
-        return open_validation(FinetuneSettings.model_validate(values))
+        return opened(FinetuneSettings.model_validate(values))
     except ValidationError as error:  # a run of another version
-        _log.warning("The run's validation images are not to be had: %s", explain(error))
+        _log.warning("The run's %s images are not to be had: %s", name, explain(error))
     except (DataError, OSError, UnicodeDecodeError, yaml.YAMLError) as error:  # data that has moved, a damaged file
-        _log.warning("The run's validation images are not to be had: %s", error)
+        _log.warning("The run's %s images are not to be had: %s", name, error)
     return None
 
 
