@@ -154,7 +154,7 @@ def runtimes(options: argparse.Namespace) -> list[Row]:
 
 
 def tests(options: argparse.Namespace) -> list[Row]:
-    """The tests that need a GPU (on a CPU: those of the fake one)."""
+    """Run the tests that need a GPU; on a CPU, those of the pretended GPU."""
     chosen = ["tests/models/test_deformable_attention.py", "-k", "gpu"]
     if options.device != "cuda":
         chosen = ["tests/training/test_fake_cuda.py", "-k", "finetuning and vanilla"]

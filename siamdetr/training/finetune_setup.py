@@ -74,7 +74,7 @@ def balanced(index: DetectionIndex, settings: FinetuneSettings) -> DetectionInde
 
 
 def strong_epochs(length: Length) -> int:
-    """Epochs with strong augmentation: all but the last tenth, at least one; of a run of a single epoch all of it."""
+    """The number of epochs with strong augmentation: all but the last tenth, at least one."""
     epochs = math.ceil(length.total / length.per_epoch)
     return 1 if epochs == 1 else epochs - max(1, round(epochs / 10))
 

@@ -1,4 +1,7 @@
-"""Strong augmentation and repeat factors: boxes stay on their objects, items are functions of their key, epochs have one length."""
+"""Strong augmentation and repeat factors: boxes follow objects, items depend on their key only.
+
+All epochs have the same length.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ def scene(seed: int, size: tuple[int, int] = (160, 120)) -> LabelledImage:
 
 
 def check(found: LabelledImage) -> None:
-    """Boxes lie in the image, and what is in the middle of each has the colour of its label, unless another object hides it."""
+    """Check that boxes lie in the image, and that their centres have the colour of their label.
+
+    A centre may be hidden by another object.
+    """
     width, height = found.image.size
     assert found.boxes.shape == (len(found.labels), 4)
     assert found.boxes.dtype == np.float32
