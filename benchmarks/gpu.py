@@ -67,7 +67,7 @@ def kernel(options: argparse.Namespace) -> list[Row]:
 def step(options: argparse.Namespace) -> list[Row]:
     """A pretraining step at the paper's set-up: time and peak memory, fp32 and bf16."""
     size = (
-        ["--size", "64", "--backbone", "test_resnet.r160_in1k", "--batch", "1"]
+        ["--size", "64", "--backbone", "test_resnet.r160_in1k", "--batch", "2"]
         if options.tiny
         else ["--size", "800", "--batch", "4"]
     )
