@@ -60,6 +60,18 @@ _SMALL_METHODS: dict[str, dict[str, Any]] = {
     "updetr": {"size": 320, "proposals": "edgeboxes", "augment": "detr"},
     "detreg": {"size": 320, "proposals": "edgeboxes", "augment": "detr", "embedding": "last"},
 }
+# Ours: how queries are told their regions where that was measured to help; the official way is `SiameseSettings`' own.
+_TOLD: dict[str, Any] = {
+    "conditioning": "content",
+    "matching": "group",
+    "start": "similar",
+    "mask_ratio": 0.5,
+    "mask_by": "image",
+    "fold_mean": True,
+    "inside": 0.8,
+    "distinct": 0.7,
+    "least_area": 0.02,
+}
 _SMALL_PRETRAINING = {
     **_SMALL_METHODS,
     "steps": 2_000,
@@ -87,7 +99,11 @@ SMALL: dict[str, Preset] = {
     ),
     "small-dn-deformable": Preset(
         "as `small`, with DN-DAB-Deformable-DETR, which also learns from noised copies of every box",
-        pretrain={"detector": {**_SMALL_DETECTOR, "variant": "dn_deformable"}, **_SMALL_PRETRAINING},
+        pretrain={
+            "detector": {**_SMALL_DETECTOR, "variant": "dn_deformable"},
+            **_SMALL_PRETRAINING,
+            "siamese": {**_SMALL_METHODS["siamese"], **_TOLD},
+        },
         finetune={"detector": {**_SMALL_DETECTOR, "variant": "dn_deformable"}, "losses": DAB_LOSSES, **_SMALL_RUN},
     ),
     "small-dino": Preset(
