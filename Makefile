@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRITON := build/triton-venv
+LABELS := build/labels-venv
 # The scripts that `make bench` runs with options, or not at all without a GPU.
 TABLE := $(addprefix benchmarks/,gpu.py pretrain_step.py detectors.py predict.py deformable_attention.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format lint types docs coverage triton bench gpu clean
+.PHONY: help quickstart test check format lint types docs coverage triton labels bench gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +50,13 @@ triton: $(TRITON)/.installed  ## Triton's protobufs, apart from ours: they want 
 $(TRITON)/.installed:
 	$(PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/python -m pip install --quiet 'tritonclient[grpc]==2.73.0'
+	touch $@
+
+labels: $(LABELS)/.installed  ## label tools' readers, apart from ours: they want another OpenCV
+
+$(LABELS)/.installed:
+	$(PYTHON) -m venv $(LABELS)
+	$(LABELS)/bin/python -m pip install --quiet datumaro==1.13.12 label-studio-sdk==2.1.2
 	touch $@
 
 check: lint types docs test  ## what CI runs, and what a commit must pass

@@ -56,7 +56,8 @@ def main() -> None:
         print(f"{name:26}{row['images_per_second']:10.2f}{row['peak_mib']:10.0f}{row['seconds']:9.1f}")
     plain, cached = found[0], found[options.pairs]
     print(f"cached / new: {cached['images_per_second'] / plain['images_per_second']:.2f} x the images a second")
-    print(f"cache: {cached['cache_bytes'] / (options.images * options.pairs) / 1e3:.0f} kB a pair")
+    each = cached["cache_bytes"] / (options.images * options.pairs)
+    print(f"cache: {each / 1e3:.0f} kB a pair, {8_000 * each / 1e9:.2f} GB for 1,000 images and K = 8")
 
 
 def in_process(options: argparse.Namespace, pairs: int, place: str) -> dict[str, float]:
@@ -85,7 +86,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     }
     result = pretrain(resolve(PretrainSettings, preset="small", flags=flags))
     rates = [row["images_per_second"] for row in read_metrics(result.folder) if "images_per_second" in row]
-    files = list((place / "views").rglob("features.f16"))
+    files = list((place / "views").rglob("features.i8"))
     return {
         "images_per_second": median(rates[len(rates) // 4 :]),
         "peak_mib": peak_mib(),

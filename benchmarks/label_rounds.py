@@ -1,4 +1,4 @@
-"""Labelling in rounds: images chosen by `siamdetr label --next` against images drawn at random, by AP after each round.
+"""Labelling in rounds: images of `siamdetr label --next` against random images, by AP per round.
 
 The labels of a data set stand for the person who labels. Both ways begin with the same images, and every round trains anew from
 the same start on all images labelled so far.

@@ -9,6 +9,12 @@ import typer
 from siamdetr.cli import options
 from siamdetr.cli.usage.unused_options import refuse_given, refuse_twice
 
+Fraction = Annotated[float | None, typer.Option("--fraction", help="Share of the labelled images to use, such as 0.1.")]
+Augment = Annotated[
+    str | None, typer.Option("--augment", help="none, flip, detr, or strong (mosaic, copy-paste, colour, …).")
+]
+BackboneRate = Annotated[float | None, typer.Option("--lr-backbone", min=0.0, help="Learning rate of the backbone.")]
+
 
 def finetune(
     context: typer.Context,
@@ -19,17 +25,14 @@ def finetune(
     steps: options.Steps = None,
     batch_size: options.BatchSize = None,
     imgsz: options.ImageSize = None,
-    fraction: Annotated[
-        float | None, typer.Option("--fraction", help="Share of the labelled images to use, such as 0.1.")
-    ] = None,
+    fraction: Fraction = None,
+    augment: Augment = None,
     freeze: Annotated[str | None, typer.Option("--freeze", help="none, backbone, or body (all but the heads).")] = None,
     output: options.Output = None,
     resume: options.Resume = None,
     allow_changes: options.AllowChanges = False,
     lr: options.LearningRate = None,
-    lr_backbone: Annotated[
-        float | None, typer.Option("--lr-backbone", min=0.0, help="Learning rate of the backbone.")
-    ] = None,
+    lr_backbone: BackboneRate = None,
     grad_accum: options.GradAccum = None,
     precision: options.Precision = None,
     seed: options.Seed = None,
@@ -63,6 +66,7 @@ def finetune(
         "steps": steps,
         "batch_size": batch_size,
         "images.size": options.image_size(imgsz),
+        "images.augment": augment,
         "freeze": freeze,
         "output": None if output is None else str(output),
         "optimizer.lr": lr,

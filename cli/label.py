@@ -113,7 +113,7 @@ def _bands(
 
 
 def _choose(opened: Model | SiamDETR, model: Path, prelabels: list[Prelabel], count: int) -> list[Prelabel]:
-    """The images that are worth labelling next, best first; those that the run was trained on are known already."""
+    """The images that are worth labelling next, best first, apart from those of the training."""
     from siamdetr.api import SiamDETR
     from siamdetr.cli.console import progress
     from siamdetr.inference.features import features_of_files

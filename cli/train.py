@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from siamdetr.cli import options
+from siamdetr.cli.usage import train_options
 from siamdetr.cli.usage.unused_options import refuse_twice, unused_setting
 
 
 def train(
     data: options.DataList,
     preset: options.Preset = None,
-    proposals: Annotated[
-        list[Path],
-        typer.Option("--proposals", help="A file that `siamdetr proposals` made; again for each shard."),
-    ] = [],  # noqa: B006 - typer copies it
-    method: Annotated[str | None, typer.Option("--method", help="siamese, updetr or detreg.")] = None,
-    cache_views: Annotated[
-        int | None,
-        typer.Option(
-            "--cache-views",
-            min=0,
-            help="siamese: K fixed pairs of views an image, whose frozen features are computed once and kept on disk; steps are several "
-            "times as fast. 0: new views at every read.",
-        ),
-    ] = None,
+    proposals: train_options.Proposals = [],  # noqa: B006 - typer copies it
+    method: train_options.Method = None,
+    cache_views: train_options.CacheViews = None,
     init: options.Init = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,

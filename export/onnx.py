@@ -126,7 +126,7 @@ def write_bundle(
     """As `export_onnx`, from a traced graph, so that one trace serves every precision.
 
     Args:
-        traced: what `trace` made of the model with the same options but the precision; it gets the metadata.
+        traced: the result of `trace` with the same options, whatever the precision; metadata is added to it.
     """
     started = time.perf_counter()
     tell = progress or (lambda done, total: None)

@@ -6,7 +6,7 @@ it, sine positions, inverse sigmoid, references, the last projection to coordina
 An island needs no name: it begins where an operation needs float32 and ends where the next one multiplies.
 
 `emulate` returns a float32 graph that rounds wherever the half-precision graph does. ONNX Runtime has no bfloat16 on
-the CPU, so such a file is compared in this way there.
+the CPU, where such a file is compared in this way.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from siamdetr.data.index import DetectionIndex
+from siamdetr.data.strong import LabelledImage, augment_strongly
 from siamdetr.data.transforms import FinetuneTransform
 from siamdetr.errors import DataError, UnreadableImageError
 from siamdetr.images.depth import DEPTH_KEY
@@ -135,23 +136,23 @@ class DetectionDataset(ImageDataset[DetectionItem]):
         index: images and boxes.
         transform: to the model's size.
         seed: of the augmentation.
+        strong_until: epochs that begin with `augment_strongly`; 0: none does.
     """
 
-    def __init__(self, index: DetectionIndex, transform: FinetuneTransform, seed: int = 0) -> None:
+    def __init__(
+        self, index: DetectionIndex, transform: FinetuneTransform, seed: int = 0, *, strong_until: int = 0
+    ) -> None:
         super().__init__(index, seed)
-        self.transform = transform
+        self.transform, self.strong_until = transform, strong_until
 
     def __getitem__(self, key: tuple[int, int]) -> DetectionItem:
         epoch, i = key
-        position, _, image = self._files.read(i)
-        rows = self.index.box_slice(position)
-        trained = ~self.index.crowd[rows]
-        sample = self.transform(
-            image,
-            self.index.boxes[rows][trained],
-            self.index.labels[rows][trained],
-            sample_random(self.seed, epoch, i),
-        )
+        position, labelled = self._labelled(i)
+        image, rng = labelled.image, sample_random(self.seed, epoch, i)
+        if epoch < self.strong_until:
+            side = self.transform.side
+            labelled = augment_strongly(labelled, lambda other: self._labelled(other)[1], len(self), side, rng)
+        sample = self.transform(labelled.image, labelled.boxes, labelled.labels, rng)
         height, width = sample.pixels.shape[:2]
         low, high = sample.boxes[:, :2], sample.boxes[:, 2:]
         boxes = np.concatenate([(low + high) / 2, high - low], axis=1) / np.asarray([width, height] * 2)
@@ -162,6 +163,13 @@ class DetectionDataset(ImageDataset[DetectionItem]):
             image_id=int(self.index.image_ids[position]),
             original_size=(image.height, image.width),
         )
+
+    def _labelled(self, i: int) -> tuple[int, LabelledImage]:
+        """The position that was read, and its image with the boxes to train on."""
+        position, _, image = self._files.read(i)
+        rows = self.index.box_slice(position)
+        trained = ~self.index.crowd[rows]
+        return position, LabelledImage(image, self.index.boxes[rows][trained], self.index.labels[rows][trained])
 
 
 def collate_detection(items: Sequence[DetectionItem]) -> DetectionBatch:

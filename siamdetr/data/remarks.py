@@ -12,7 +12,7 @@ REMARKS: dict[str, tuple[str, str]] = {  # kind: (title, advice)
     "near-duplicate": ("image much like another one of its split", "it is seen twice as often"),
     "rare-class": (
         "class a hundred times rarer than the most frequent one",
-        "it is learnt late, and its AP is noisy; label more of it (`siamdetr label --next`)",
+        "it is learnt late, and its AP is noisy; label more of it, or show it more often (`finetune --set repeat_threshold=0.01`)",
     ),
     "unscored-class": ("class with boxes to learn from, but none to score", "its AP cannot be measured"),
     "split-skew": (

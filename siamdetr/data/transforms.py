@@ -88,19 +88,20 @@ class FinetuneTransform:
         return TransformedImage(pixels, moved[kept], labels[kept])
 
     @property
-    def _side(self) -> int:
+    def side(self) -> int:
+        """The shortest side that is asked for, pixels."""
         return self.spec.size if isinstance(self.spec.size, int) else min(self.spec.size)
 
     def _scaled(self, share: float) -> PreprocessingSpec:
         """The spec with a smaller shortest side; a fixed size stays."""
         if self.spec.mode == "fixed":
             return self.spec
-        return self.spec.model_copy(update={"size": max(1, round(self._side * share))})
+        return self.spec.model_copy(update={"size": max(1, round(self.side * share))})
 
     def _crop(self, image: Image.Image, rng: Random) -> tuple[float, float, float, float]:
         """A region (x0, y0, x1, y1) of the original, in its pixels."""
-        shrink = self._side * CROP_SCALES[rng.integers(len(CROP_SCALES))] / min(image.width, image.height)
-        low, high = (round(self._side * side) for side in CROP_SIDES)
+        shrink = self.side * CROP_SCALES[rng.integers(len(CROP_SCALES))] / min(image.width, image.height)
+        low, high = (round(self.side * side) for side in CROP_SIDES)
         sides, starts = [], []
         for original in (image.width, image.height):
             whole = round(original * shrink)

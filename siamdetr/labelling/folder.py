@@ -18,7 +18,7 @@ from siamdetr.system.plain_text import csv_cell
 
 TABLE = "prelabels.csv"
 # Where each format expects its images.
-_IMAGE_FOLDERS = {"coco": "train", "voc": "JPEGImages"}
+_IMAGE_FOLDERS = {"coco": f"{IMAGES}/train", "voc": "JPEGImages"}
 
 
 def check_format(name: str) -> str:

@@ -96,7 +96,7 @@ def build_box_head(settings: DetectorSettings, *, first_size: float = 0.0, start
     """[..., D] -> [..., 4] offsets.
 
     Args:
-        settings: of the width.
+        settings: of the detector.
         first_size: initial offset of the logits of width and height.
         starts_at_reference: its last layer starts at zero: the first boxes lie on their references.
     """

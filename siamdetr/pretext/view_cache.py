@@ -1,11 +1,11 @@
 """Frozen features of fixed view pairs, kept on disk: a step then costs the transformer alone.
 
 Neither the backbone of pretraining nor the K pairs of views per image change: their feature maps and the features of
-their crops are computed once, stored as float16 in one memory-mapped file, and read instead of images.
+their crops are computed once, stored in one memory-mapped file, and read instead of images.
 Ours; the official code draws new views at every read. A small K is faster and has less variety.
 Features are those of each pair alone, without the padding of a batch, and padded with zeros.
 
-A folder holds `features.f16`, `tables.npz` (shapes, boxes, sizes) and, written last, `cache.json`: the sources of the
+A folder holds `features.i8`, `tables.npz` (shapes, boxes, sizes) and, written last, `cache.json`: the sources of the
 features.
 """
 
@@ -30,7 +30,7 @@ from siamdetr.errors import CheckpointError, DataError
 from siamdetr.images.preprocessing import Normalization
 from siamdetr.model_file import digest
 from siamdetr.models.backbone.pyramid import as_levels
-from siamdetr.pretext.cached_views import FEATURES, TABLES, CachedPair, CachedViews
+from siamdetr.pretext.cached_views import FEATURES, TABLES, CachedPair, CachedViews, as_bytes
 from siamdetr.pretext.common import FrozenTeacher
 from siamdetr.pretext.datasets import SiameseDataset, collate_views
 from siamdetr.settings.base import to_json
@@ -107,7 +107,7 @@ def _about(source: SiameseDataset, request: CacheRequest) -> dict[str, Any]:
         files.update(f"{index.relative_path(i)} {path.stat().st_size if path.is_file() else 0}\n".encode())
     return {
         "settings": {key: settings[key] for key in _VIEW_SETTINGS}
-        | {"backbone": backbone.name, "strides": list(backbone.strides), "seed": source.seed},
+        | {"backbone": backbone.name, "strides": list(backbone.strides), "seed": source.seed, "file": FEATURES},
         "weights": digest(dict(backbone.state_dict()))[:16],
         "normalization": [list(values) for values in request.normalization],
         "images": {"count": len(index), "names and sizes": files.hexdigest()[:16]},
@@ -130,16 +130,14 @@ def _refuse_other(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _write(source: SiameseDataset, request: CacheRequest, folder: Path, progress: Progress) -> None:
-    """Compute all pairs; `features.f16` is written as they come, `tables.npz` after it."""
+    """Compute all pairs; `features.i8` is written as they come, `tables.npz` after it."""
     shapes: list[list[tuple[int, ...]]] = []
     boxes: list[NDArray[np.float32]] = []
     sizes: list[tuple[int, int]] = []
 
     def write(file: IO[bytes]) -> None:
         for pair in _pairs(source, request):
-            for level in pair.levels:
-                file.write(level.tobytes())
-            file.write(pair.crops.tobytes())
+            file.write(as_bytes(pair))
             shapes.append([level.shape[1:] for level in pair.levels])
             boxes.append(pair.boxes)
             sizes.append(pair.size)

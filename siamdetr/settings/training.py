@@ -40,8 +40,10 @@ class ImageSettings(Settings):
 
     size: int | tuple[int, int] = Field(800, description="shortest side in pixels, or a fixed (height, width)")
     max_size: int = Field(1333, ge=16, description="longest side, pixels, where `size` is a shortest side")
-    augment: Literal["none", "flip", "detr"] = Field(
-        "detr", description="detr: flip, and either many scales or a crop between two resizes; flip: flip only"
+    augment: Literal["none", "flip", "detr", "strong"] = Field(
+        "detr",
+        description="detr: flip, and either many scales or a crop between two resizes; flip: flip only; strong: before detr's mosaic, "
+        "copy-paste, scale jitter, colour and cut-out, but not in the last tenth of the epochs",
     )
 
 
@@ -135,6 +137,12 @@ class FinetuneSettings(RunSettings):
     freeze: Freeze = Field("none", description="backbone: only the backbone; body: all but the class and box heads")
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay of the averaged weights, which are scored and saved; 0: no averaging"
+    )
+    repeat_threshold: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="classes in a smaller share of the images than this are seen more often (LVIS' repeat factors); 0: off",
     )
     val_every: float = Field(1.0, gt=0, description="epochs between two evaluations")
     val_limit: int | None = Field(None, ge=1, description="evaluate on the first N images only")

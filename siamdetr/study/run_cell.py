@@ -218,7 +218,7 @@ def _pretrained(task: CellTask) -> SiamDETR:
 
 
 def _untrained(task: CellTask, place: Path) -> SiamDETR:
-    """The detector that pretraining starts from: the study's `start`, or the backbone's weights and all others random."""
+    """The detector before pretraining: the study's `start`, or a pretrained backbone and random weights."""
     settings = _pretrain_settings(dataclasses.replace(task, cell=Cell("pretrain", task.study.methods[0])), place)
     torch.manual_seed(settings.seed)
     detector = Detector(pretraining_detector(settings))

@@ -21,9 +21,9 @@ from siamdetr.system.signals import SignalWatch
 from siamdetr.training.callbacks.evaluator import Evaluator, scores
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.finetune_module import FinetuneModule
-from siamdetr.training.finetune_setup import first_batch, resolved, warn_of_many_objects
+from siamdetr.training.finetune_setup import balanced, first_batch, resolved, strong_epochs, warn_of_many_objects
 from siamdetr.training.initial_weights import Start, run_normalization, start
-from siamdetr.training.loop import TrainingJob, run_length, save_detector, seed_weights, train
+from siamdetr.training.loop import Length, TrainingJob, run_length, save_detector, seed_weights, train
 from siamdetr.training.open_datasets import FinetuneData, open_labelled
 from siamdetr.training.optim import freeze
 from siamdetr.training.pictures import save_pictures
@@ -68,7 +68,7 @@ def _parts(data: FinetuneData, settings: FinetuneSettings) -> dict[str, Detectio
 def _train(
     settings: FinetuneSettings, data: FinetuneData, run: RunFolder, watch: SignalWatch, sink: ProgressSink
 ) -> RunResult:
-    index = first_batch(data.train, settings) if settings.overfit_batch else data.train
+    index = first_batch(data.train, settings) if settings.overfit_batch else balanced(data.train, settings)
     length = run_length(settings, len(index))
     seed_weights(settings)
     detector = Detector(settings.detector)
@@ -77,7 +77,7 @@ def _train(
     freeze(detector, settings.freeze)
     images = settings.images
     preprocessing = PreprocessingSpec.from_size(images.size, images.max_size).normalized_by(normalization)
-    job = _finetune_job(detector, settings, index, begun, preprocessing=preprocessing, total_steps=length.total)
+    job = _finetune_job(detector, settings, index, begun, preprocessing=preprocessing, length=length)
     evaluator = None
     if data.val is not None:
         every = max(1, round(settings.val_every * length.per_epoch))
@@ -95,7 +95,7 @@ def _finetune_job(
     begun: Start,
     *,
     preprocessing: PreprocessingSpec,
-    total_steps: int,
+    length: Length,
 ) -> TrainingJob:
     what = f"finetune: {settings.detector.variant} on {', '.join(settings.data.paths)} ({len(index)} images)"
 
@@ -107,11 +107,12 @@ def _finetune_job(
             lineage=(*begun.lineage, f"{what}, {step} steps"),
         )
 
-    augment = "none" if settings.overfit_batch else settings.images.augment
-    transform = FinetuneTransform(preprocessing, augment)
+    wanted = "none" if settings.overfit_batch else settings.images.augment
+    transform = FinetuneTransform(preprocessing, "detr" if wanted == "strong" else wanted)
+    strong_until = strong_epochs(length) if wanted == "strong" else 0
     return TrainingJob(
-        FinetuneModule(detector, settings, preprocessing, total_steps),
-        DetectionDataset(index, transform, settings.seed),
+        FinetuneModule(detector, settings, preprocessing, length.total),
+        DetectionDataset(index, transform, settings.seed, strong_until=strong_until),
         len(index),
         lambda i: int(index.image_ids[i]),
         collate_detection,

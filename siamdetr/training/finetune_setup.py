@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
 
 from siamdetr.data.index import DetectionIndex, object_counts
+from siamdetr.data.repeat_factors import repeat_factors, repeat_positions
 from siamdetr.errors import SettingsError
 from siamdetr.evaluation.coco import warn_of_crowded_images
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.settings.detector import DetectorSettings, LossSettings
 from siamdetr.settings.training import FinetuneSettings
 from siamdetr.training.initial_weights import read_start
+from siamdetr.training.loop import Length
 from siamdetr.training.open_datasets import FinetuneData
 from siamdetr.training.trainer import world_size
 
@@ -59,6 +62,21 @@ def _image_size(spec: PreprocessingSpec) -> dict[str, Any]:
         assert isinstance(spec.size, tuple)
         return {"size": max(spec.size), "max_size": max(spec.size)}
     return {"size": spec.size} | ({} if spec.max_size is None else {"max_size": spec.max_size})
+
+
+def balanced(index: DetectionIndex, settings: FinetuneSettings) -> DetectionIndex:
+    """The images of an epoch: those of rare classes several times, where `repeat_threshold` asks for it."""
+    if not settings.repeat_threshold:
+        return index
+    repeated = index.subset(repeat_positions(repeat_factors(index, settings.repeat_threshold)))
+    _log.info("Repeat factors: an epoch has %d images, of %d different ones.", len(repeated), len(index))
+    return repeated
+
+
+def strong_epochs(length: Length) -> int:
+    """The number of epochs with strong augmentation: all but the last tenth, at least one."""
+    epochs = math.ceil(length.total / length.per_epoch)
+    return 1 if epochs == 1 else epochs - max(1, round(epochs / 10))
 
 
 def first_batch(index: DetectionIndex, settings: FinetuneSettings) -> DetectionIndex:

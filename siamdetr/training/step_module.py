@@ -164,5 +164,5 @@ class StepModule(LightningModule):
 
 
 def completed_step(trainer: Any, batch_idx: int) -> bool:
-    """Whether this batch ended an optimizer step, and did not only add to its gradients."""
+    """Whether this batch ended an optimizer step, instead of only adding gradients."""
     return bool((batch_idx + 1) % trainer.accumulate_grad_batches == 0)

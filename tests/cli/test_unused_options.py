@@ -25,7 +25,7 @@ ALWAYS: dict[str, set[str]] = {
     "split": {"data", "output", "parts", "group", "duplicates", "seed", "data_format"},
     "train": {*_RUN, "proposals", "method", "cache_views"},
     "pretrain": {*_RUN, "proposals", "method", "cache_views"},
-    "finetune": {*_RUN, "fraction", "freeze", "lr_backbone", "val_split", "overfit_batch"},
+    "finetune": {*_RUN, "fraction", "augment", "freeze", "lr_backbone", "val_split", "overfit_batch"},
     "study": {
         "name", "data", "output", "unlabelled", "preset", "imgsz", "batch_size", "ray", "dry_run", "fast", "device",
         "data_format", "split", "both", "pretrain",

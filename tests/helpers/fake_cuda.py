@@ -88,7 +88,7 @@ class Device(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Event:
-    """A CUDA event that has not passed yet; nobody may wait for it within a step."""
+    """A CUDA event that is still pending; waiting for it within a step is an error."""
 
     def record(self) -> None:
         """Nothing."""

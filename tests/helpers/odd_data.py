@@ -128,7 +128,7 @@ def damaged_files(root: Path) -> None:
 
 
 def deep_pixels(root: Path) -> None:
-    """Grey images of 12 bits in 16, and of floating point numbers."""
+    """Grey images with 12 bits in 16-bit files, and floating-point images."""
     for split, first in (("train", 1), ("val", 11)):
         document = coco_document(4, first)
         for number, entry in enumerate(document["images"]):

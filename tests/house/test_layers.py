@@ -187,7 +187,7 @@ def test_no_pickle_and_no_unsafe_load() -> None:
 
 
 def test_tests_use_public_names() -> None:
-    """What a test needs is public, or shows through what is public."""
+    """Tests use only public names."""
     for path in sorted((ROOT / "tests").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         ours = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("siamdetr")]

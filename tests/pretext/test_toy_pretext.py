@@ -40,7 +40,7 @@ class ToySettings(DETRegSettings):
 
 
 class Toy(Pretext):
-    """Random boxes are to be found by queries that are told nothing."""
+    """Detect random boxes with queries that have no region."""
 
     def __init__(self, detector: Detector, settings: ToySettings) -> None:
         super().__init__(detector, settings.losses)

@@ -191,7 +191,7 @@ def test_a_study_runs_from_end_to_end_keeps_what_is_finished_and_goes_on(data: P
 
 
 def test_every_run_starts_from_the_model_that_is_given(data: Path, tmp_path: Path) -> None:
-    """Pretraining, and finetuning without it; the detector's shape is that of the start, not of the preset."""
+    """Pretraining, and finetuning without it; the detector's shape is that of the start."""
     begun = finetune(settings_of_a_run(data, tmp_path / "begun", detector={**DETECTOR, "num_queries": 15})).folder
     study = settings(data, methods=["siamese"], fractions=[1.0], seeds=[0], start=str(begun))
     outcomes: list[CellOutcome] = []

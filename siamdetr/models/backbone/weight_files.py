@@ -42,7 +42,7 @@ def read_weight_file(path: str | Path) -> dict[str, Any]:
 def unwrap_state_dict(content: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     """The state dict inside a checkpoint.
 
-    Under `ema.module`, `model`, `state_dict`, `teacher` or `student`, or the whole.
+    It is under `ema.module`, `model`, `state_dict`, `teacher` or `student`, or it is the whole checkpoint.
 
     Raises:
         WeightFileError: there are no tensors.

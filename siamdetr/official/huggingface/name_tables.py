@@ -1,7 +1,7 @@
 """Names of tensors in Hugging Face checkpoints and in ours, one table per detector.
 
 The tables are read in both directions.
-They have the names that transformers writes into files (`names` makes them of newer ones).
+They have the names that transformers writes into files (`names` translates newer ones).
 In a name, `{n}` and `{m}` stand for a number, `{p}` for weight or bias, and `{r}` for any rest.
 """
 

@@ -1,7 +1,7 @@
 """Translate names of tensors between Hugging Face checkpoints and ours (`name_tables`).
 
 transformers writes the names of its older versions into files and translates them on loading.
-Its files, and those of the hub, also hold the newer names: `written_name` makes the older ones of them.
+Its files, and those of the hub, also have newer names, which `written_name` translates.
 """
 
 from __future__ import annotations
