@@ -50,7 +50,7 @@ def simulate_index(images: int, boxes: int) -> DetectionIndex:
 
 
 def simulate_objects(images: int, boxes: int) -> list[dict[str, object]]:
-    """The same as most data sets hold it: a list of dictionaries."""
+    """The same data as a list of dictionaries, as in most data sets."""
     return [
         {
             "path": f"/data/train/n{i % 1000:08d}/n{i % 1000:08d}_{i:08d}.JPEG",

@@ -32,7 +32,7 @@ class ForeignDetector:
         path: the file.
         declaration: of its inputs and outputs.
         class_names: names of its classes if the declaration has none: those of the data that it is compared on.
-        category_ids: their ids in that data, which are its columns if it has more columns than names.
+        category_ids: the data's ids, used as score columns if the file has more columns than names.
         device: as of `OnnxRuntimeSession`.
     Raises:
         ExportError: the file cannot be opened, or contradicts the declaration.

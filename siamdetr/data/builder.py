@@ -57,7 +57,7 @@ class IndexBuilder:
         """Add an image; returns its position.
 
         Args:
-            path: from the root, with forward slashes.
+            path: relative to the root, with forward slashes.
             image_id: the data set's own id; None numbers from 1.
             height: pixels, after EXIF rotation; 0 = not known.
             width: pixels, after EXIF rotation; 0 = not known.
@@ -107,7 +107,7 @@ class IndexBuilder:
         return self._sizes[2 * image], self._sizes[2 * image + 1]
 
     def path_of(self, image: int) -> str:
-        """Path from the root of the image at a position."""
+        """Path of the image at a position, relative to the root."""
         start = self._path_ends[image - 1] if image else 0
         return self._path_blob[start : self._path_ends[image]].decode("utf-8", "surrogateescape")
 

@@ -97,7 +97,7 @@ class DetectionIndex:
         return sum(value.nbytes for value in values if isinstance(value, np.ndarray))
 
     def relative_path(self, i: int) -> str:
-        """Path of image `i` from the root, with forward slashes."""
+        """Path of image `i`, relative to the root, with forward slashes."""
         return (
             self.path_blob[self.path_offsets[i] : self.path_offsets[i + 1]].tobytes().decode("utf-8", "surrogateescape")
         )

@@ -92,7 +92,7 @@ def _watch(folder: Path, into: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A copy of a folder, perhaps one that is not there, in which hard links are hard links."""
+    """Copy a folder, if it exists, and keep its hard links."""
     target.mkdir()
     seen: dict[int, Path] = {}
     for path in sorted(source.rglob("*")):

@@ -41,7 +41,7 @@ class DetectionCriterion(nn.Module):
         denoising: the detector has denoising queries; their losses have the same weights.
         contrastive: half of these are negatives, whose class loss is that of "no object" (DINO).
         proposals: the encoder's boxes have the same losses and, times `weight_proposals`, the same weights.
-        proposal_classes: they are to know the classes of objects (DINO); else all objects are class 0 (Deformable
+        proposal_classes: the proposals learn the classes of objects (DINO); else all objects are class 0 (Deformable
             DETR).
         box_parts: also report the parts of `loss_bbox`, centres and sizes, as the criteria of DAB-DETR and DN-DETR do.
     """
