@@ -65,7 +65,8 @@ class HeaderReader:
         """
         if self._file is None:
             return read_headers([self.root / path for path in paths], progress=progress)
-        keys = np.array([_key(self.root / path) for path in paths], dtype=np.uint64)
+        root = os.path.abspath(self.root)
+        keys = np.array([_key(os.path.join(root, path)) for path in paths], dtype=np.uint64)
         places = np.searchsorted(self._keys, keys).clip(max=max(0, len(self._keys) - 1))
         known = self._keys[places] == keys if len(self._keys) else np.zeros(len(keys), dtype=np.bool_)
         unknown = np.flatnonzero(~known).tolist()
@@ -102,12 +103,12 @@ def note_mismatch(annotated: tuple[int, int], header: Header, file: str, where: 
     log.add(kind, file, where, f"annotated {annotated[1]} x {annotated[0]}, file {width} x {height}")
 
 
-def _key(path: Path) -> int:
+def _key(path: str) -> int:
     try:
         facts = os.stat(path)
     except OSError:
         return 0
-    text = f"{os.path.abspath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}"
+    text = f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}"
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") | 1
 
 
