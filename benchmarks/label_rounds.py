@@ -1,7 +1,7 @@
 """Labelling in rounds: images of `siamdetr label --next` against random images, by AP per round.
 
-The labels of a data set stand for the person who labels. Both ways begin with the same images, and every round trains anew from
-the same start on all images labelled so far.
+The labels of a data set stand for the person who labels. Both ways begin with the same images, and every round trains
+anew from the same start on all images labelled so far.
 
 python benchmarks/label_rounds.py ../shared/data/cards --seeds 0 1 2 -o runs/rounds
 """

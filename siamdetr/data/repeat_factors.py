@@ -1,8 +1,8 @@
 """Class-balanced sampling: images of rare classes come several times an epoch.
 
-Gupta et al. 2019 (LVIS, arXiv:1908.03195, §B): a class in a share f of the images has the factor max(1, sqrt(t / f)), an image the
-greatest of its classes. Ours: the fractions are rounded once, by systematic sampling, not anew in each epoch, so that every epoch has
-the same length.
+Gupta et al. 2019 (LVIS, arXiv:1908.03195, §B): a class in a share f of the images has the factor max(1, sqrt(t / f)),
+an image the greatest of its classes. Ours: the fractions are rounded once, by systematic sampling, not anew in each
+epoch, so that every epoch has the same length.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Strong augmentation of labelled images: mosaic, copy-paste, scale jitter, colour, cut-out.
 
-Mosaic: Bochkovskiy et al. 2020 (YOLOv4, arXiv:2004.10934, §3.3). Copy-paste: Dwibedi et al. 2017 (arXiv:1708.01642). Scale jitter:
-Ghiasi et al. 2021 (arXiv:2012.07177, §3). Cut-out: DeVries and Taylor 2017 (arXiv:1708.04552).
-Ours: objects are pasted as boxes with soft edges, since there are no masks, and only where they hide little of the others.
+Mosaic: Bochkovskiy et al. 2020 (YOLOv4, arXiv:2004.10934, §3.3). Copy-paste: Dwibedi et al. 2017 (arXiv:1708.01642).
+Scale jitter: Ghiasi et al. 2021 (arXiv:2012.07177, §3). Cut-out: DeVries and Taylor 2017 (arXiv:1708.04552).
+Ours: objects are pasted as boxes with soft edges, since there are no masks, and only where they hide little of the
+others.
 
 Every choice is drawn from the generator of the sample, so that an item stays a function of (seed, epoch, index).
 """

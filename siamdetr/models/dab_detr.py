@@ -122,7 +122,7 @@ class AnchorDecoder(nn.Module):
             memory: the encoded image.
             heads: the detector's; the box head also moves the references.
         Returns:
-            References [L, B, Q, 4]: the first are the anchors, the others what the layer before made of its own.
+            References [L, B, Q, 4]: the first are the anchors, the others are the boxes of the layer before.
         """
         self_bias = mask_bias(queries.attention_mask, memory.tokens.dtype)
         cross_bias = padding_bias(memory.padding, memory.tokens.dtype)

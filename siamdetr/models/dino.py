@@ -88,8 +88,8 @@ class DinoDecoder(nn.Module):
             memory: the encoded images.
             heads: the detector's; the box head also moves the references.
         Returns:
-            References [L, B, Q, 4]: the first are the anchors and the chosen boxes, detached, the others what the layer
-            before made of its own. The proposals are the chosen ones.
+            References [L, B, Q, 4]: the first are the anchors and the chosen boxes, detached, the others are the boxes
+            of the layer before. The proposals are the chosen ones.
         Raises:
             ValueError: there are fewer cells than queries to choose.
         """

@@ -95,8 +95,8 @@ class RtDetrDecoder(nn.Module):
             memory: the encoded images.
             heads: the detector's, one of each a layer, the last for the proposals.
         Returns:
-            References [L, B, Q, 4]: the first are the anchors and the chosen boxes, detached, the others the boxes of
-            the layer before. The proposals are the chosen ones.
+            References [L, B, Q, 4]: the first are the anchors and the chosen boxes, detached, the others are the boxes
+            of the layer before. The proposals are the chosen ones.
         Raises:
             ValueError: a pretext's groups of queries do not fit into the cells (`fewer_queries`).
         """

@@ -1,7 +1,7 @@
 """The stored features of fixed pairs of views, which `view_cache` makes, and their batches.
 
-A record holds the crops' features and a step for each channel of either view as float16, then the maps as 8-bit multiples of the steps:
-half of float16's bytes, at an error of at most 1/254 of the channel's largest value.
+A record holds the crops' features and a step for each channel of either view as float16, then the maps as 8-bit
+multiples of the steps: half of float16's bytes, at an error of at most 1/254 of the channel's largest value.
 """
 
 from __future__ import annotations

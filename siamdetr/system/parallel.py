@@ -61,8 +61,8 @@ class TaskRunner:
         Args:
             function: of a module's top level; with "processes" and "ray" it and the tasks are sent to other processes.
             tasks: taken from the iterable only as workers become free.
-            stopped: polled; once it returns True, no further task begins. Running tasks go on to their end
-                and give their results; in processes, where a `SignalWatch` in them finds SIGTERM received. Ray's are
+            stopped: polled; once it returns True, no further task begins. Running tasks go on to their end and give
+                their results; in processes, where a `SignalWatch` in them finds SIGTERM received. Tasks on Ray are
                 given up.
         Raises:
             EngineError: Ray is not installed, or cannot be reached; a process was killed.

@@ -76,7 +76,8 @@ def prepared(spec: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
 def along_rows(values: torch.Tensor, length: int) -> torch.Tensor:
     """Resize [B, C, H, W] to W = length.
 
-    Only rows are resized: for columns of images of width 1, PyTorch 2.15 computes other values than its own filter gives.
+    Only rows are resized: for columns of images of width 1, PyTorch 2.15 computes other values than its own filter
+    gives.
     """
     if length == values.shape[3]:
         return values

@@ -1,6 +1,7 @@
 """Feature maps of several strides from a plain vision transformer, which has one.
 
-The simple feature pyramid of ViTDet (Li et al., 2022, "Exploring Plain Vision Transformer Backbones for Object Detection", §3).
+The simple feature pyramid of ViTDet (Li et al., 2022, "Exploring Plain Vision Transformer Backbones for Object
+Detection", §3).
 
 Ours: nothing in it learns. The finer map is interpolated, where ViTDet has transposed convolutions: a backbone is often
 frozen here, and each level has a projection that trains (`pyramid.LevelProjections`).
@@ -20,7 +21,8 @@ class PlainViT(nn.Module):
     """A timm vision transformer: images [B, 3, H, W] to one map of each stride, finest first.
 
     Images of any size: they are padded with zeros (the mean colour, once normalised) to multiples of the coarsest
-    stride. Where the patches have 14 pixels, as in DINOv2, images are scaled by 14/16, so that a patch stands for 16 pixels.
+    stride. Where the patches have 14 pixels, as in DINOv2, images are scaled by 14/16, so that a patch stands for 16
+    pixels.
 
     Args:
         features: timm's feature extractor, of the last block.
