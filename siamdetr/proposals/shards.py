@@ -9,11 +9,13 @@ from pathlib import Path
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import DataError
+from siamdetr.system.launcher import is_slurm_step
 
-# (number, count) of torchrun, of SLURM's tasks and of SLURM's job arrays; the first pair that is set counts.
+# (number, count) of torchrun, of the tasks of SLURM's srun and of SLURM's job arrays; the first pair that is set counts.
+_TASKS = ("SLURM_PROCID", "SLURM_NTASKS")
 _VARIABLES = (
     ("RANK", "WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_NTASKS"),
+    _TASKS,
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
 )
 
@@ -46,6 +48,8 @@ def find_shard(text: str | None, environment: Mapping[str, str] = os.environ) ->
     if text is not None:
         return _shard(*_halves(text), f"--shard {text}")
     for number, count in _VARIABLES:
+        if (number, count) == _TASKS and not is_slurm_step(environment):
+            continue  # a shell of salloc or sbatch: SLURM announces tasks there that nobody starts
         if number in environment and count in environment:
             source = f"{number}={environment[number]}, {count}={environment[count]}"
             try:

@@ -302,6 +302,10 @@ def test_the_shard_is_read_from_torchrun_and_slurm() -> None:
     assert find_shard(None, {}) == Shard(0, 1)
     assert find_shard(None, {"RANK": "2", "WORLD_SIZE": "4"}) == Shard(2, 4)
     assert find_shard(None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == Shard(0, 8)
+    of_a_step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
+    assert find_shard(None, of_a_step) == Shard(1, 4)
+    of_a_shell = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}  # nobody starts the other three
+    assert find_shard(None, of_a_shell) == Shard(0, 1)
     array = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"}
     assert find_shard(None, array) == Shard(2, 3)
     assert find_shard("1/2", {"RANK": "2", "WORLD_SIZE": "4"}) == Shard(1, 2)
