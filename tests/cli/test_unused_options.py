@@ -28,7 +28,7 @@ ALWAYS: dict[str, set[str]] = {
     "finetune": {*_RUN, "fraction", "augment", "freeze", "lr_backbone", "val_split", "overfit_batch"},
     "study": {
         "name", "data", "output", "unlabelled", "preset", "imgsz", "batch_size", "ray", "dry_run", "fast", "device",
-        "data_format", "split", "both", "pretrain",
+        "data_format", "split", "both", "pretrain", "start",
     },
     "val": {"model", "data", "split", "data_format", "output", "threshold", "json_file", "max_detections"},
     "label": {
