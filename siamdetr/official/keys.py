@@ -1,4 +1,4 @@
-"""Names of tensors in the official checkpoints and in ours, one table a part of a detector.
+"""Names of tensors in the official checkpoints and in ours: a table for each part of a detector.
 
 PyTorch packs the projections of query, key and value into one tensor (`in_proj_*`):
 three of our names share such a tensor, and take its rows one after the other.

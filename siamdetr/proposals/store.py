@@ -169,7 +169,7 @@ class _StoreFile:
         return None
 
     def verify(self) -> None:
-        """Raise DataError where a row is damaged, or is not found where it lies."""
+        """Raise DataError where a row is damaged or out of its place."""
         offsets = self._offsets
         if len(self) and (offsets[0] != 0 or (np.diff(offsets) < 0).any() or (offsets % 4).any()):
             raise DataError(f"{self._path}: damaged: its rows are not where they were written; {_REMEDY}")

@@ -30,7 +30,7 @@ def untie_dab(tensors: Mapping[str, Tensor], config: HuggingFaceConfig) -> dict[
 def untie_deformable(tensors: Mapping[str, Tensor], config: HuggingFaceConfig) -> dict[str, Tensor]:
     """Deformable DETR: the decoder's heads are the detector's; one class head may stand for all layers.
 
-    transformers ties the class heads of all layers, also if refinement gives each layer its own: such a file has only
+    transformers ties the class heads of all layers even where refinement gives each layer its own. Such a file has only
     the first.
 
     Raises:
