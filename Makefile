@@ -9,7 +9,7 @@ LABELS := build/labels-venv
 TABLE := $(addprefix benchmarks/,gpu.py pretrain_step.py detectors.py predict.py deformable_attention.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format lint types docs coverage triton labels bench gpu clean
+.PHONY: help quickstart test check format lint types docs coverage triton labels browser bench gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,13 @@ labels: $(LABELS)/.installed  ## label tools' readers, apart from ours: they wan
 $(LABELS)/.installed:
 	$(PYTHON) -m venv $(LABELS)
 	$(LABELS)/bin/python -m pip install --quiet datumaro==1.13.12 label-studio-sdk==2.1.2
+	touch $@
+
+browser: build/browser/.installed  ## ONNX Runtime Web, for the test of examples/js; needs npm
+
+build/browser/.installed: examples/js/package.json
+	mkdir -p build/browser && cp examples/js/package.json build/browser/
+	npm install --prefix build/browser --silent --no-audit --no-fund
 	touch $@
 
 check: lint types docs test  ## what CI runs, and what a commit must pass
