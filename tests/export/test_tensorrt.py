@@ -273,7 +273,9 @@ def test_an_engine_of_another_version_or_gpu_is_refused(monkeypatch: pytest.Monk
 
 
 def test_an_engine_goes_into_a_bundle_that_is_whole(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"manifest\.json: no such file; `siamdetr export MODEL -o .*` makes a bundle"):
+    with pytest.raises(
+        ExportError, match=r"manifest\.json: no such file; `siamdetr export MODEL -o .*` makes a bundle"
+    ):
         add_engine(tmp_path, profiles=[PROFILE], options=RTX)
     shutil.copytree(bundle, tmp_path / "copy")
     (tmp_path / "copy" / "model.onnx").write_bytes(b"another")
