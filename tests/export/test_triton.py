@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -138,9 +139,12 @@ def test_the_command_line_writes_a_repository_beside_the_bundle(
 ) -> None:
     from helpers.tiny_models import tiny_model
 
-    file = tiny_bundle / "model.onnx"
-    done = ExportResult(tiny_bundle, file, gate=None, precision={}, num_nodes=1, num_bytes=1, seconds=0.0)
-    monkeypatch.setattr("siamdetr.export.onnx.export_onnx", lambda *_, **__: done)
+    def export(model: object, folder: Path, **_: object) -> ExportResult:
+        shutil.copytree(tiny_bundle, folder)
+        file = folder / "model.onnx"
+        return ExportResult(folder, file, gate=None, precision={}, num_nodes=1, num_bytes=1, seconds=0.0)
+
+    monkeypatch.setattr("siamdetr.export.onnx.export_onnx", export)
     tiny_model().save(tmp_path / "model.safetensors")
     arguments = [
         "export",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +23,12 @@ MEBIBYTE = 2**20
 
 def with_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     """A system with so many bytes of shared memory."""
-    real = os.statvfs
+    real = shutil.disk_usage
 
-    def statvfs(path: Any) -> Any:
-        return SimpleNamespace(f_bavail=free, f_frsize=1) if str(path) == "/dev/shm" else real(path)
+    def disk_usage(path: Any) -> Any:
+        return SimpleNamespace(free=free) if str(path) == "/dev/shm" else real(path)
 
-    monkeypatch.setattr(shared_memory.os, "statvfs", statvfs)
+    monkeypatch.setattr(shared_memory.shutil, "disk_usage", disk_usage)
 
 
 def test_room_for_all_batches_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
