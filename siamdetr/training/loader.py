@@ -66,7 +66,7 @@ class BatchStream:
     def __iter__(self) -> Iterator[Any]:
         workers = self._loader.num_workers
         if workers and self._length:
-            allow_open_files()
+            allow_open_files(workers)
             in_flight = workers * (self._loader.prefetch_factor or 1) + 1  # and the one that is being used
             check_shared_memory(self._batch_bytes(), min(self._length, in_flight))
         try:
