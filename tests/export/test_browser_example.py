@@ -1,4 +1,4 @@
-"""`examples/js` runs a bundle in a real browser, from its manifest alone, and finds the checkpoint's boxes."""
+"""`examples/js` runs a bundle in a browser from its manifest alone, and finds the checkpoint's boxes."""
 
 from __future__ import annotations
 
