@@ -21,8 +21,9 @@ from siamdetr.data.coco_writer import coco_document
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.evaluation.coco import evaluate
-from siamdetr.inference.features import features_of_files
-from siamdetr.labelling.next_images import choose_next, uncertainty_of
+from siamdetr.labelling.bands import Bands
+from siamdetr.labelling.next_images import next_images
+from siamdetr.labelling.prelabels import Prelabel, prelabel
 from siamdetr.settings.resolve import resolve
 from siamdetr.settings.training import FinetuneSettings
 from siamdetr.system.atomic_file import atomic_text
@@ -100,11 +101,11 @@ def chosen(
     model: SiamDETR, train: DetectionIndex, labelled: NDArray[np.int64], rest: NDArray[np.int64], count: int
 ) -> NDArray[np.int64]:
     """The images that `siamdetr label --next` would give a person next."""
-    features = features_of_files(model.predictor, [train.path(i) for i in (*labelled, *rest)])
-    predictions = [model.predict(train.path(i), 0.05) for i in rest]
-    doubts = [uncertainty_of(found.confidence.astype(np.float32)) for found in predictions]
-    known, unknown = features[: len(labelled)], features[len(labelled) :]
-    return rest[[one.position for one in choose_next(unknown, doubts, count, labelled=known)]]
+    files = [train.path(i) for i in rest]
+    found = [one for one in prelabel(model.predictor, files, Bands()) if isinstance(one, Prelabel)]
+    best = next_images(model.predictor, found, count, labelled=[train.path(i) for i in labelled])
+    positions = dict(zip(files, rest, strict=True))
+    return np.array([positions[one.source] for one in best], dtype=np.int64)
 
 
 def write(path: Path, rows: list[dict[str, float | str]]) -> None:

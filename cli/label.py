@@ -116,8 +116,7 @@ def _choose(opened: Model | SiamDETR, model: Path, prelabels: list[Prelabel], co
     """The images that are worth labelling next, best first, apart from those of the training."""
     from siamdetr.api import SiamDETR
     from siamdetr.cli.console import progress
-    from siamdetr.inference.features import features_of_files
-    from siamdetr.labelling.next_images import choose_next, uncertainty_of
+    from siamdetr.labelling.next_images import next_images
     from siamdetr.training.run_folder import training_part
 
     if not isinstance(opened, SiamDETR):
@@ -125,11 +124,7 @@ def _choose(opened: Model | SiamDETR, model: Path, prelabels: list[Prelabel], co
     known = training_part(model)
     seen = [] if known is None else [known.path(i) for i in range(len(known)) if known.path(i).is_file()]
     with progress("compare") as update:
-        files = [*seen, *(one.source for one in prelabels)]
-        features = features_of_files(opened.predictor, files, progress=update)
-    doubts = [uncertainty_of(one.scores) for one in prelabels]
-    chosen = choose_next(features[len(seen) :], doubts, count, labelled=features[: len(seen)])
-    return [prelabels[candidate.position] for candidate in chosen]
+        return next_images(opened.predictor, prelabels, count, labelled=seen, progress=update)
 
 
 def _save_contact_sheet(path: Path, prelabels: list[Prelabel]) -> None:

@@ -40,6 +40,15 @@ class ApComparison:
         """Whether the loss is significantly above what is allowed; NaN is."""
         return not self.loss - self.half_width <= allowed
 
+    def failures(self, allowed: float, reference: str) -> list[str]:
+        """The sentence for people where the loss exceeds what is allowed; else nothing."""
+        if not self.exceeds(allowed):
+            return []
+        return [
+            f"AP on {self.images} images is {self.exported:.4f}, {reference}'s is {self.pytorch:.4f} "
+            f"(loss {self.loss:.4f} ± {self.half_width:.4f}, allowed: {allowed:g})"
+        ]
+
     def is_conclusive(self, allowed: float) -> bool:
         """Whether the interval lies on one side of what is allowed."""
         return self.exceeds(allowed) or self.loss + self.half_width <= allowed

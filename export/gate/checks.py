@@ -28,7 +28,7 @@ from siamdetr.inference.predictor import Predictor, ScoredBoxes
 from siamdetr.inference.pytorch import PyTorchPredictor, evaluating
 
 Raw = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits [N, Q, C], box fractions [N, Q, 4]
-_LEAST_COMPARED = 0.5  # share of the boxes that must be open to judgement
+LEAST_COMPARED = 0.5  # share of the boxes that must be open to judgement
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,7 @@ class GateReport:
     def failures(self) -> list[str]:
         """The measurements out of tolerance, in words; empty if the file passed."""
         found = [text for check in self.checks for text in _failures(check, self.tolerance)]
-        if self.ap is not None and self.ap.exceeds(self.tolerance.ap):
-            found.append(
-                f"AP on {self.ap.images} images is {self.ap.exported:.4f}, PyTorch's is {self.ap.pytorch:.4f} "
-                f"(loss {self.ap.loss:.4f} ± {self.ap.half_width:.4f}, allowed: {self.tolerance.ap:g})"
-            )
-        return found
+        return found if self.ap is None else found + self.ap.failures(self.tolerance.ap, "PyTorch")
 
     def doubts(self) -> list[str]:
         """Questions that the images were too few to decide, each in words."""
@@ -143,7 +138,7 @@ class GateReport:
 def _failures(check: GateCheck, allowed: Tolerance) -> list[str]:
     where = f"differs from PyTorch at batch {check.batch_size} of {check.height}×{check.width} pixels: "
     found = []
-    if not (check.matched >= allowed.matched and check.compared >= _LEAST_COMPARED):
+    if not (check.matched >= allowed.matched and check.compared >= LEAST_COMPARED):
         found.append(
             f"{where}{check.matched:.1%} of the boxes have a counterpart within {allowed.scores:g} (scores) and {allowed.boxes:g} of "
             f"the image (expected {allowed.matched:.0%}); scores differ by up to {check.score_error:.2g}, boxes by "

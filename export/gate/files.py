@@ -18,14 +18,13 @@ from PIL import Image
 from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import ExportError
 from siamdetr.export.gate.ap_comparison import ApComparison, compare_ap
-from siamdetr.export.gate.checks import TOLERANCES, Tolerance
+from siamdetr.export.gate.checks import LEAST_COMPARED, TOLERANCES, Tolerance
 from siamdetr.export.gate.difference import Difference, difference
 from siamdetr.export.options import Precision
 from siamdetr.images.preprocessing import load_image, preprocess
 from siamdetr.inference.predictor import Predictor, Progress, ScoredBoxes, check_finite
 
 LEAST = 0.05  # score from which boxes are judged: what is below is of no use to anybody
-_LEAST_COMPARED = 0.5  # share of the boxes that must be open to judgement
 
 
 @dataclass(frozen=True)
@@ -83,21 +82,22 @@ class FileReport:
     @property
     def matched(self) -> float:
         """Share of the boxes of all images that have a counterpart within tolerance."""
-        weights = np.array([sum(one.boxes) for one in self.images])
-        shares = np.array([one.difference.matched for one in self.images])
-        return float((weights * shares).sum() / weights.sum()) if weights.sum() else 1.0
+        return self._over_boxes([one.difference.matched for one in self.images])
 
     @property
     def compared(self) -> float:
         """Share of the boxes of all images that could be judged."""
+        return self._over_boxes([one.difference.compared for one in self.images])
+
+    def _over_boxes(self, shares: list[float]) -> float:
+        """The mean of a share of each image, weighted by its boxes; 1 without boxes."""
         weights = np.array([sum(one.boxes) for one in self.images])
-        shares = np.array([one.difference.compared for one in self.images])
-        return float((weights * shares).sum() / weights.sum()) if weights.sum() else 1.0
+        return float((weights * np.array(shares)).sum() / weights.sum()) if weights.sum() else 1.0
 
     def failures(self) -> list[str]:
         """The measurements out of tolerance, in words; empty if B passed."""
         allowed, found = self.tolerance, []
-        if self.matched < allowed.matched or self.compared < _LEAST_COMPARED:
+        if self.matched < allowed.matched or self.compared < LEAST_COMPARED:
             found.append(
                 f"{self.matched:.1%} of the boxes have a counterpart within {allowed.scores:g} (scores) and {allowed.boxes:g} of the "
                 f"image (expected {allowed.matched:.0%}); {self.compared:.0%} could be judged"
@@ -107,12 +107,7 @@ class FileReport:
                 found.append(
                     f"{name}: equal images of a batch give boxes that differ by {error:.2g} (allowed: {allowed.rows:g})"
                 )
-        if self.ap is not None and self.ap.exceeds(allowed.ap):
-            found.append(
-                f"AP on {self.ap.images} images is {self.ap.exported:.4f}, {self.a}'s is {self.ap.pytorch:.4f} "
-                f"(loss {self.ap.loss:.4f} ± {self.ap.half_width:.4f}, allowed: {allowed.ap:g})"
-            )
-        return found
+        return found if self.ap is None else found + self.ap.failures(allowed.ap, self.a)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a figure that is not finite is None."""

@@ -12,9 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from siamdetr.inference.features import features_of_files
+from siamdetr.inference.pytorch import PyTorchPredictor
+from siamdetr.labelling.prelabels import Prelabel
+from siamdetr.system.progress import Progress
 
 DUPLICATE = 1e-3  # cosine distance below which two images count as one
 _LEAST_UNCERTAINTY = 0.05  # so that an image in which nothing is found can still be chosen for its novelty
@@ -78,6 +84,32 @@ def choose_next(
         distance = np.minimum(distance, 1 - unit @ unit[best])
         distance[best] = 0.0
     return chosen
+
+
+def next_images(
+    predictor: PyTorchPredictor,
+    prelabels: Sequence[Prelabel],
+    count: int,
+    *,
+    labelled: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> list[Prelabel]:
+    """Choose among pre-labelled images by the encoder's features and the scores of their boxes.
+
+    Args:
+        predictor: of the model that made the pre-labels.
+        prelabels: of the unlabelled images.
+        count: how many at most.
+        labelled: files of images that have labels.
+        progress: called with (images done, images in all).
+    Returns:
+        The chosen ones, best first.
+    """
+    files = [*labelled, *(one.source for one in prelabels)]
+    features = features_of_files(predictor, files, progress=progress)
+    known, unknown = features[: len(labelled)], features[len(labelled) :]
+    chosen = choose_next(unknown, [uncertainty_of(one.scores) for one in prelabels], count, labelled=known)
+    return [prelabels[candidate.position] for candidate in chosen]
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:

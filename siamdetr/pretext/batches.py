@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,11 @@ from siamdetr.images.preprocessing import Normalization
 from siamdetr.models.backbone.pyramid import Maps
 from siamdetr.pretext.common import FrozenTeacher, crop_features, crops_at_once
 from siamdetr.structures.targets import Targets, region_targets
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Batch = TypeVar("Batch", bound="DataclassInstance")
 
 
 class PretextSample(Protocol):
@@ -50,6 +55,18 @@ class PretextBatch(Protocol):
         """The same batch in page-locked memory (the data loader calls this)."""
 
 
+def view_targets(boxes: Tensor) -> Targets:
+    """The regions [V, P, 4] of V views as detection targets, all labelled "an object"."""
+    return region_targets(boxes.flatten(0, 1), [boxes.shape[1]] * len(boxes))
+
+
+def with_each(batch: Batch, way: Callable[[Any], Any]) -> Batch:
+    """The same batch with each field changed in one way; of a tuple each entry."""
+    parts = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    changed = {name: tuple(map(way, part)) if isinstance(part, tuple) else way(part) for name, part in parts.items()}
+    return dataclasses.replace(batch, **changed)
+
+
 @dataclass(frozen=True)
 class ViewBatch:
     """Two views of each of B unlabelled images: view 1 of all, then view 2 of all.
@@ -71,7 +88,7 @@ class ViewBatch:
     @property
     def targets(self) -> Targets:
         """The 2B P regions as detection targets, all labelled "an object"."""
-        return region_targets(self.boxes.flatten(0, 1), [self.boxes.shape[1]] * len(self.boxes))
+        return view_targets(self.boxes)
 
     def features(self, teacher: FrozenTeacher) -> Maps:
         """[2B, F, h, w] of the views, of each level."""
@@ -95,23 +112,11 @@ class ViewBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewBatch:
         """The same batch on another device."""
-        return ViewBatch(
-            images=self.images.to(device, non_blocking=non_blocking),
-            padding=self.padding.to(device, non_blocking=non_blocking),
-            boxes=self.boxes.to(device, non_blocking=non_blocking),
-            sizes=self.sizes.to(device, non_blocking=non_blocking),
-            crops=self.crops.to(device, non_blocking=non_blocking),
-        )
+        return with_each(self, lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ViewBatch:
         """The same batch in page-locked memory (the data loader calls this)."""
-        return ViewBatch(
-            images=self.images.pin_memory(),
-            padding=self.padding.pin_memory(),
-            boxes=self.boxes.pin_memory(),
-            sizes=self.sizes.pin_memory(),
-            crops=self.crops.pin_memory(),
-        )
+        return with_each(self, lambda part: part.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -141,18 +146,8 @@ class RegionBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RegionBatch:
         """The same batch on another device."""
-        return RegionBatch(
-            images=self.images.to(device, non_blocking=non_blocking),
-            padding=self.padding.to(device, non_blocking=non_blocking),
-            targets=self.targets.to(device, non_blocking=non_blocking),
-            crops=self.crops.to(device, non_blocking=non_blocking),
-        )
+        return with_each(self, lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> RegionBatch:
         """The same batch in page-locked memory (the data loader calls this)."""
-        return RegionBatch(
-            images=self.images.pin_memory(),
-            padding=self.padding.pin_memory(),
-            targets=self.targets.pin_memory(),
-            crops=self.crops.pin_memory(),
-        )
+        return with_each(self, lambda part: part.pin_memory())

@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 
 from siamdetr.images.preprocessing import Normalization
 from siamdetr.models.backbone.pyramid import Maps
+from siamdetr.pretext.batches import view_targets, with_each
 from siamdetr.pretext.common import FrozenTeacher
-from siamdetr.structures.targets import Targets, region_targets
+from siamdetr.structures.targets import Targets
 
 FEATURES, TABLES = "features.i8", "tables.npz"
 _MOST = 127  # steps
@@ -49,7 +50,7 @@ class CachedViewBatch:
     @property
     def targets(self) -> Targets:
         """See `ViewBatch`."""
-        return region_targets(self.boxes.flatten(0, 1), [self.boxes.shape[1]] * len(self.boxes))
+        return view_targets(self.boxes)
 
     def features(self, teacher: FrozenTeacher) -> Maps:
         """See `ViewBatch`; float32."""
@@ -66,20 +67,11 @@ class CachedViewBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> CachedViewBatch:
         """The same batch on another device."""
-        return CachedViewBatch(
-            tuple(level.to(device, non_blocking=non_blocking) for level in self.levels),
-            *(
-                part.to(device, non_blocking=non_blocking)
-                for part in (self.padding, self.boxes, self.sizes, self.crops)
-            ),
-        )
+        return with_each(self, lambda part: part.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> CachedViewBatch:
         """The same batch in page-locked memory (the data loader calls this)."""
-        return CachedViewBatch(
-            tuple(level.pin_memory() for level in self.levels),
-            *(part.pin_memory() for part in (self.padding, self.boxes, self.sizes, self.crops)),
-        )
+        return with_each(self, lambda part: part.pin_memory())
 
 
 @dataclass(frozen=True)

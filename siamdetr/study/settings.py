@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,6 +119,7 @@ def _fast_methods() -> dict[str, Any]:
     return {f"{method}.{key}": value for method in PRETEXTS for key, value in _FAST_METHOD.items()}
 
 
+@functools.cache  # the settings of every cell ask, and a start of the hub is read whole
 def _detector_of(start: str | None) -> dict[str, Any]:
     """The shape of the start, over the preset's; classes and classifier follow the task."""
     if start is None:

@@ -31,9 +31,8 @@ class PlainViT(nn.Module):
 
     def __init__(self, features: Any, strides: tuple[int, ...]) -> None:
         super().__init__()
-        self.model = (
-            features.model
-        )  # under timm's own name of it, as in files that were written before there was a pyramid
+        # Under timm's own name of it, as in files that were written before there was a pyramid.
+        self.model = features.model
         self._indices = list(features.out_indices)
         self.patch: int = features.feature_info.reduction()[-1]
         self.stride = min(_STRIDES, key=lambda stride: abs(stride - self.patch))
