@@ -138,7 +138,7 @@ class OnWiderCanvas:
 @pytest.mark.parametrize("variant", [variant for variant, entry in DETECTORS.items() if not entry.multi_scale])
 @torch.no_grad()
 def test_more_padding_changes_nothing(variant: str, method: str) -> None:
-    """With one level; with several, the group norm before the encoder sees the padding, as in the official code."""
+    """With one level; with several, a group norm sees the padding, as in the official code."""
     model, batch = pretext(variant, method), batch_of(method, 2)
     if isinstance(batch, ViewBatch):  # RoIAlign enlarges small regions to a cell, which here must not leave the image
         batch = dataclasses.replace(batch, boxes=batch.boxes * 0.5)
