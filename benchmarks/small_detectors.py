@@ -1,4 +1,4 @@
-"""The small presets, finetuned with one budget on labelled data: accuracy over seeds, time a step and an image.
+"""The small presets, finetuned with one budget: accuracy over seeds, time a step and an image.
 
 Every detector gets the same images, steps, batch and augmentation, from a random start with a pretrained backbone.
 AP and AP50 are those of the test part; steps and images are timed after the trainings, the detectors taking turns.
