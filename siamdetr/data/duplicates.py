@@ -1,8 +1,7 @@
 """Near-duplicate images: the same picture in another size, compression or slightly other exposure.
 
-An image is a difference hash of 64 bits (is a cell of a 9 x 8 grey picture brighter than the next?) and a grey
-thumbnail. Two images are duplicates where few bits differ and the thumbnails agree. Candidates are found by parts of
-the hash that are equal, so that no other pairs are compared.
+Two images are duplicates where few bits of their hashes differ and their thumbnails agree (`images.likeness`).
+Candidates are found by bytes of the hash that are equal, so that no other pairs are compared.
 """
 
 from __future__ import annotations
@@ -10,22 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from siamdetr.errors import UnreadableImageError
+from siamdetr.images.likeness import DECODED_SIDE, HASH_BYTES, LIKENESS_BYTES, likeness_of
 from siamdetr.images.open import open_untrusted
 from siamdetr.system.progress import Progress
 
 MOST_BITS = 6  # of 64 that may differ
 MOST_DIFFERENCE = 8.0  # mean difference of the thumbnails, grey levels of 255, after their means are made equal
-_PARTS = 8  # bytes of the hash; with at most 6 other bits, at least two of them are equal
-_THUMBNAIL = 16  # pixels a side
 _BATCH = 1024
 
 
@@ -43,21 +41,43 @@ class ImageHashes:
     thumbnails: NDArray[np.uint8]
     readable: NDArray[np.bool_]
 
+    def subset(self, rows: NDArray[np.int64]) -> ImageHashes:
+        """The images at `rows`."""
+        return ImageHashes(self.hashes[rows], self.thumbnails[rows], self.readable[rows])
+
+
+class Likenesses:
+    """Collects the likeness of one image after the other, `LIKENESS_BYTES` bytes each."""
+
+    def __init__(self) -> None:
+        self._content = bytearray()
+        self._readable = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._readable)
+
+    def add(self, likeness: bytes) -> None:
+        """Add the likeness of the next image; b"": it cannot be read."""
+        self._content += likeness.ljust(LIKENESS_BYTES, b"\0")
+        self._readable.append(bool(likeness))
+
+    def hashes(self) -> ImageHashes:
+        """Those of all images so far, without a copy."""
+        rows = np.frombuffer(self._content, dtype=np.uint8).reshape(-1, LIKENESS_BYTES)
+        readable = np.frombuffer(self._readable, dtype=np.bool_)
+        return ImageHashes(rows[:, :HASH_BYTES], rows[:, HASH_BYTES:], readable)
+
 
 def hash_images(paths: Sequence[Path], *, threads: int = 2, progress: Progress | None = None) -> ImageHashes:
     """Hash image files, several at a time; JPEGs are decoded at a fraction of their size."""
-    hashes = np.zeros((len(paths), _PARTS), dtype=np.uint8)
-    thumbnails = np.zeros((len(paths), _THUMBNAIL**2), dtype=np.uint8)
-    readable = np.zeros(len(paths), dtype=bool)
+    found = Likenesses()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(paths), _BATCH):
-            for i, found in enumerate(pool.map(_hash_file, paths[start : start + _BATCH]), start):
-                if found is not None:
-                    hashes[i], thumbnails[i] = found
-                    readable[i] = True
+            for likeness in pool.map(_likeness_of_file, paths[start : start + _BATCH]):
+                found.add(likeness)
             if progress is not None:
-                progress(min(start + _BATCH, len(paths)), len(paths))
-    return ImageHashes(hashes, thumbnails, readable)
+                progress(len(found), len(paths))
+    return found.hashes()
 
 
 def find_duplicates(images: ImageHashes) -> NDArray[np.int64]:
@@ -66,9 +86,9 @@ def find_duplicates(images: ImageHashes) -> NDArray[np.int64]:
     Groups count from 0.
     """
     count = len(images.hashes)
-    pairs = [pair for part in range(_PARTS) for pair in _pairs_of_part(images, part)]
-    links = np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=np.int64)
-    graph = coo_array((np.ones(len(links), dtype=bool), (links[:, 0], links[:, 1])), shape=(count, count))
+    pairs = list(_duplicate_pairs(images))
+    first, second = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=np.int64)
+    graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
     _, groups = connected_components(graph, directed=False)
     return groups.astype(np.int64)
 
@@ -80,32 +100,45 @@ def duplicate_groups(groups: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return sorted((np.sort(part) for part in parts if len(part) > 1), key=lambda part: int(part[0]))
 
 
-def _hash_file(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+def _likeness_of_file(path: Path) -> bytes:
     try:
-        grey = open_untrusted(path, at_least=64).convert("L")
+        return likeness_of(open_untrusted(path, at_least=DECODED_SIDE))
     except UnreadableImageError:
-        return None
-    cells = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
-    small = np.asarray(grey.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX), dtype=np.uint8)
-    return np.packbits(cells[:, 1:] > cells[:, :-1]), small.ravel()
+        return b""
 
 
-def _pairs_of_part(images: ImageHashes, part: int) -> Iterator[NDArray[np.int64]]:
-    """Pairs [n, 2] of duplicates among the images whose byte `part` is the same."""
-    keys = images.hashes[:, part]
-    for value in np.unique(keys[images.readable]):
-        members = np.flatnonzero((keys == value) & images.readable)
-        for n in range(len(members) - 1):
-            first, others = members[n], members[n + 1 :]
-            bits = np.bitwise_count(images.hashes[others] ^ images.hashes[first]).sum(1)
-            near = others[bits <= MOST_BITS]
-            if len(near):
-                same = near[_differences(images.thumbnails[near], images.thumbnails[first]) <= MOST_DIFFERENCE]
-                yield np.stack([np.full(len(same), first), same], axis=1)
+def _duplicate_pairs(images: ImageHashes) -> Iterator[NDArray[np.int64]]:
+    """Pairs [2, n] of duplicates, each pair once."""
+    rows = np.flatnonzero(images.readable)
+    parts = np.ascontiguousarray(images.hashes[rows])
+    bits = parts.view(np.uint64).reshape(-1)
+    # At most 6 other bits lie in at most 6 of 8 bytes: two bytes at least are equal.
+    for a, b in combinations(range(HASH_BYTES), 2):
+        for i, j in _pairs_of_equal(parts[:, a].astype(np.uint16) << 8 | parts[:, b]):
+            near = np.bitwise_count(bits[i] ^ bits[j]) <= MOST_BITS
+            i, j = i[near], j[near]
+            new = (parts[i, :b] == parts[j, :b]).sum(1) == 1  # `a` and `b` are the first bytes that are equal
+            i, j = rows[i[new]], rows[j[new]]
+            same = _differences(images.thumbnails[i], images.thumbnails[j]) <= MOST_DIFFERENCE
+            if same.any():
+                yield np.stack([i[same], j[same]])
 
 
-def _differences(thumbnails: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:
-    a = thumbnails.astype(np.float32)
-    b = other.astype(np.float32)
-    distance: NDArray[np.float32] = np.abs((a - a.mean(1, keepdims=True)) - (b - b.mean())).mean(1)
+def _pairs_of_equal(keys: NDArray[np.uint16]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Positions (i, j) of all pairs of equal keys, at most as many at a time as there are keys."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    at = np.arange(len(order))
+    for step in range(1, len(order)):
+        at = at[: np.searchsorted(at, len(order) - step)]
+        at = at[ordered[at] == ordered[at + step]]
+        if not len(at):
+            return
+        yield order[at], order[at + step]
+
+
+def _differences(thumbnails: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """[N] mean difference of two lists of thumbnails, grey levels."""
+    a, b = (values.astype(np.float32) for values in (thumbnails, others))
+    distance: NDArray[np.float32] = np.abs((a - a.mean(1, keepdims=True)) - (b - b.mean(1, keepdims=True))).mean(1)
     return distance
