@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +85,10 @@ def find_duplicates(images: ImageHashes) -> NDArray[np.int64]:
     Groups count from 0.
     """
     count = len(images.hashes)
-    pairs = list(_duplicate_pairs(images))
-    first, second = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=np.int64)
-    graph = coo_array((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
+    links = [link for part in range(HASH_BYTES) for link in links_of_part(images, part)]
+    starts = np.concatenate([np.full(len(others), first) for first, others in links] or [np.zeros(0, dtype=np.int64)])
+    ends = np.concatenate([others for _, others in links] or [np.zeros(0, dtype=np.int64)])
+    graph = coo_array((np.ones(len(starts), dtype=bool), (starts, ends)), shape=(count, count))
     _, groups = connected_components(graph, directed=False)
     return groups.astype(np.int64)
 
@@ -107,38 +107,33 @@ def _likeness_of_file(path: Path) -> bytes:
         return b""
 
 
-def _duplicate_pairs(images: ImageHashes) -> Iterator[NDArray[np.int64]]:
-    """Pairs [2, n] of duplicates, each pair once."""
-    rows = np.flatnonzero(images.readable)
-    parts = np.ascontiguousarray(images.hashes[rows])
-    bits = parts.view(np.uint64).reshape(-1)
-    # At most 6 other bits lie in at most 6 of 8 bytes: two bytes at least are equal.
-    for a, b in combinations(range(HASH_BYTES), 2):
-        for i, j in _pairs_of_equal(parts[:, a].astype(np.uint16) << 8 | parts[:, b]):
-            near = np.bitwise_count(bits[i] ^ bits[j]) <= MOST_BITS
-            i, j = i[near], j[near]
-            new = (parts[i, :b] == parts[j, :b]).sum(1) == 1  # `a` and `b` are the first bytes that are equal
-            i, j = rows[i[new]], rows[j[new]]
-            same = _differences(images.thumbnails[i], images.thumbnails[j]) <= MOST_DIFFERENCE
-            if same.any():
-                yield np.stack([i[same], j[same]])
+def links_of_part(images: ImageHashes, part: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Links (image, its duplicates) among the images whose byte `part` is the same.
+
+    An image is reached once, by a walk from duplicate to duplicate. So ten thousand pictures of one scene have as many
+    links, not fifty million.
+    """
+    keys = images.hashes[:, part]
+    words = images.hashes.view(np.uint64)[:, 0]
+    for value in np.unique(keys[images.readable]):
+        rest = np.flatnonzero((keys == value) & images.readable)
+        reached: list[int] = []
+        while len(rest):
+            if not reached:
+                reached, rest = [int(rest[0])], rest[1:]
+            first = reached.pop()
+            near = np.flatnonzero(np.bitwise_count(words[rest] ^ words[first]) <= MOST_BITS)
+            if not len(near):
+                continue
+            same = near[_differences(images.thumbnails[rest[near]], images.thumbnails[first]) <= MOST_DIFFERENCE]
+            if len(same):
+                yield first, rest[same]
+                reached += rest[same].tolist()
+                rest = np.delete(rest, same)
 
 
-def _pairs_of_equal(keys: NDArray[np.uint16]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Positions (i, j) of all pairs of equal keys, at most as many at a time as there are keys."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    at = np.arange(len(order))
-    for step in range(1, len(order)):
-        at = at[: np.searchsorted(at, len(order) - step)]
-        at = at[ordered[at] == ordered[at + step]]
-        if not len(at):
-            return
-        yield order[at], order[at + step]
-
-
-def _differences(thumbnails: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """[N] mean difference of two lists of thumbnails, grey levels."""
-    a, b = (values.astype(np.float32) for values in (thumbnails, others))
-    distance: NDArray[np.float32] = np.abs((a - a.mean(1, keepdims=True)) - (b - b.mean(1, keepdims=True))).mean(1)
+def _differences(thumbnails: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:
+    a = thumbnails.astype(np.float32)
+    b = other.astype(np.float32)
+    distance: NDArray[np.float32] = np.abs((a - a.mean(1, keepdims=True)) - (b - b.mean())).mean(1)
     return distance

@@ -1,4 +1,4 @@
-"""Near-duplicates are found as if every pair were compared, and the doctor decodes each image once."""
+"""Near-duplicates: the groups are those of all pairs, of few links, and the doctor decodes each image once."""
 
 from __future__ import annotations
 
@@ -9,42 +9,58 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.data_sets import write_coco
+from numpy.typing import NDArray
 from PIL import Image
+from scipy.sparse.csgraph import connected_components
 
 from siamdetr.data.doctor import diagnose
-from siamdetr.data.duplicates import MOST_BITS, ImageHashes, duplicate_groups, find_duplicates, hash_images
+from siamdetr.data.duplicates import (
+    MOST_BITS,
+    MOST_DIFFERENCE,
+    ImageHashes,
+    find_duplicates,
+    hash_images,
+    links_of_part,
+)
 from siamdetr.images import check, open
-from siamdetr.images.likeness import HASH_BYTES, LIKENESS_BYTES, likeness_of
+from siamdetr.images.likeness import HASH_BYTES, likeness_of
 
 
-def hashes_with_flipped_bits(count: int, seed: int) -> ImageHashes:
-    """Ten different hashes, each many times with up to 10 flipped bits; every seventh image is unreadable."""
+def scenes(count: int, of_each: int, *, seed: int, bits: int) -> ImageHashes:
+    """`of_each` pictures of every scene: up to `bits` of the hash turned, and grey levels a little apart."""
     rng = np.random.default_rng(seed)
-    hashes = rng.integers(0, 256, (10, HASH_BYTES), dtype=np.uint8)[rng.integers(0, 10, count)]
+    hashes = rng.integers(0, 256, (count, 8), dtype=np.uint8).repeat(of_each, axis=0)
     for row in hashes:
-        for bit in rng.integers(0, 64, rng.integers(0, 11)):
-            row[bit // 8] ^= np.uint8(1 << bit % 8)
-    thumbnails = np.zeros((count, LIKENESS_BYTES - HASH_BYTES), dtype=np.uint8)
-    return ImageHashes(hashes, thumbnails, np.arange(count) % 7 > 0)
+        for bit in rng.integers(0, 64, rng.integers(0, bits + 1)):
+            row[bit // 8] ^= 1 << (bit % 8)
+    thumbnails = rng.integers(0, 256, (count, 256)).repeat(of_each, axis=0)
+    thumbnails = (thumbnails + rng.integers(-9, 10, thumbnails.shape)).clip(0, 255)
+    return ImageHashes(hashes, thumbnails.astype(np.uint8), rng.random(len(hashes)) > 0.1)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_groups_are_those_of_comparing_every_pair(seed: int) -> None:
-    images = hashes_with_flipped_bits(120, seed)
-    bits = images.hashes.view(np.uint64)
-    near = (np.bitwise_count(bits ^ bits.T) <= MOST_BITS) & images.readable & images.readable[:, None]
-    np.fill_diagonal(near, True)
-    for _ in range(7):  # paths of up to 2^7 steps
-        near = near @ near
-    groups = find_duplicates(images)
-    assert np.array_equal(groups[:, None] == groups, near)
+def groups_of_all_pairs(images: ImageHashes) -> NDArray[np.int64]:
+    bits = np.bitwise_count(images.hashes[:, None] ^ images.hashes[None]).sum(2)
+    grey = images.thumbnails.astype(np.float32)
+    grey -= grey.mean(1, keepdims=True)
+    apart = np.abs(grey[:, None] - grey[None]).mean(2)
+    both = images.readable[:, None] & images.readable[None]
+    near = (bits <= MOST_BITS) & (apart <= MOST_DIFFERENCE) & both
+    return np.asarray(connected_components(near, directed=False)[1], dtype=np.int64)
 
 
-def test_a_thumbnail_tells_pictures_of_one_hash_apart() -> None:
-    images = hashes_with_flipped_bits(3, 0)
-    same = ImageHashes(images.hashes[[0, 0, 0]], images.thumbnails.copy(), np.ones(3, dtype=np.bool_))
-    same.thumbnails[2, ::2] = 200
-    assert [group.tolist() for group in duplicate_groups(find_duplicates(same))] == [[0, 1]]
+@pytest.mark.parametrize("seed", range(3))
+def test_the_groups_are_those_of_all_pairs(seed: int) -> None:
+    images = scenes(30, 5, seed=seed, bits=5)
+    found, expected = find_duplicates(images), groups_of_all_pairs(images)
+    assert len(np.unique(expected)) < len(expected)
+    assert np.array_equal(found[:, None] == found, expected[:, None] == expected)
+
+
+def test_pictures_of_one_scene_have_fewer_links_than_pictures() -> None:
+    images = scenes(1, 2000, seed=0, bits=1)
+    for part in range(8):
+        assert sum(len(others) for _, others in links_of_part(images, part)) < 2000
+    assert len(np.unique(find_duplicates(images)[images.readable])) == 1
 
 
 def test_the_likeness_of_the_doctor_is_that_of_the_splits(tmp_path: Path) -> None:
