@@ -182,10 +182,11 @@ def low_bytes(image: Image.Image) -> Image.Image | None:
     image.fp.seek(position)
     assert isinstance(again, ImageFile.ImageFile)
     mode = raw[:-3] + swapped[raw[-3:]]
-    again.tile = [
+    tiles: list[Any] = [
         getattr(type(tile), "_make", tuple)((*tile[:3], (mode, *tile[3][1:]) if isinstance(tile[3], tuple) else mode))
         for tile in again.tile  # before Pillow 11 a tile is a plain tuple
     ]
+    again.tile = tiles
     again.load()
     return again
 
