@@ -2,7 +2,8 @@
 
 A step is forward, matching, losses of all layers, backward, clipping and AdamW on a batch of images of two sizes,
 padded; an inference is one image without padding. Both have the same backbone, layers, widths, queries, boxes and
-dropout, random weights, and take turns.
+dropout, random weights, and take turns. RT-DETR is version 2, with one encoder layer and denoising, as published.
+GFLOPs are of an inference, a multiplication and an addition each: convolutions and matrix products alone.
 
     python benchmarks/detectors.py                      # some minutes on two cores
     python benchmarks/detectors.py --size 800 --batch 4 --queries 300 --repeats 20 --device cuda
@@ -18,29 +19,33 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.detector import Detector
+from siamdetr.presets.preset import CONTRASTIVE, IOU_AWARE_LOSSES
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings, LossSettings
 from siamdetr.settings.registry import DETECTORS
 from siamdetr.structures.targets import Targets
 
 Call = Callable[[], object]
 BOXES, CLASSES, LEVELS, DROPOUT = 8, 80, 4, 0.1
-THEIRS = ("vanilla", "conditional", "dab", "deformable")  # variants that transformers has
+THEIRS = ("vanilla", "conditional", "dab", "deformable", "rtdetr")  # variants that transformers has
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's two calls, and how many parameters learn, millions."""
+    """A model's two calls, how many parameters learn, millions, and the GFLOPs of an inference."""
 
     step: Call
     inference: Call
     learning: float
+    gflops: float
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,11 @@ def main() -> None:
     print(
         f"{options.backbone}, {options.layers}+{options.layers} layers, {options.queries} queries, batch {options.batch} of "
         f"{options.size} pixels, {options.threads} threads, {options.device}, load {os.getloadavg()[0]:.1f}; medians of {options.repeats}, milliseconds;"
-        " learning: parameters, millions, ours and theirs"
+        " learning: parameters, millions; these and GFLOPs: ours, theirs"
     )
-    print(f"{'variant':16}{'step':>9}{'theirs':>9}{'ratio':>8}   {'inference':>9}{'theirs':>9}{'ratio':>8}   learning")
+    print(
+        f"{'variant':16}{'step':>9}{'theirs':>9}{'ratio':>8}   {'inference':>9}{'theirs':>9}{'ratio':>8}   {'learning':12}   GFLOPs"
+    )
     for variant in options.variants:
         models = {"ours": ours(variant, options, example)}
         if beside and variant in THEIRS:
@@ -93,7 +100,9 @@ def row(models: dict[str, Measured], options: argparse.Namespace) -> str:
         own, other = seconds["ours"], seconds.get("theirs")
         beside = f"{'–':>9}{'–':>8}" if other is None else f"{1e3 * other:9.1f}{other / own:7.2f}x"
         parts.append(f"{1e3 * own:9.1f}{beside}")
-    return "   ".join([*parts, ", ".join(f"{model.learning:.1f}" for model in models.values())])
+    parts.append(f"{', '.join(f'{model.learning:.1f}' for model in models.values()):12}")
+    parts.append(", ".join(f"{model.gflops:.1f}" for model in models.values()))
+    return "   ".join(parts)
 
 
 def medians(calls: dict[str, Call], options: argparse.Namespace) -> dict[str, float]:
@@ -125,22 +134,24 @@ def make_example(batch: int, size: int, device: torch.device) -> Example:
 
 def ours(variant: str, options: argparse.Namespace, example: Example) -> Measured:
     """The variant as it is here."""
-    entry = DETECTORS[variant]
+    entry, hybrid = DETECTORS[variant], variant == "rtdetr"
     settings = DetectorSettings(
         variant=variant,
         classifier=entry.classifier,
-        backbone=options.backbone,
+        backbone=f"{options.backbone}vd" if hybrid else options.backbone,
         num_classes=CLASSES,
         num_queries=options.queries,
-        encoder_layers=options.layers,
+        encoder_layers=1 if hybrid else options.layers,
         decoder_layers=options.layers,
         feedforward=options.feedforward,
-        dropout=DROPOUT,
-        levels=LEVELS if entry.multi_scale else 1,
+        dropout=0.0 if hybrid else DROPOUT,
+        levels=3 if hybrid else LEVELS if entry.multi_scale else 1,
+        fusion_expansion=0.5 if hybrid and options.backbone == "resnet18" else 1.0,
     )
     detector = Detector(settings).to(example.images.device)
-    criterion = DetectionCriterion.of_detector(settings, LossSettings(), supervised=True)
-    denoising = DenoisingSettings()
+    losses = LossSettings.model_validate(IOU_AWARE_LOSSES) if entry.iou_aware else LossSettings()
+    criterion = DetectionCriterion.of_detector(settings, losses, supervised=True)
+    denoising = DenoisingSettings.model_validate(CONTRASTIVE) if entry.contrastive else DenoisingSettings()
 
     def loss() -> Tensor:
         queries = detector.training_queries(example.targets, denoising)
@@ -155,38 +166,11 @@ def theirs(variant: str, options: argparse.Namespace, example: Example) -> Measu
     import transformers
 
     transformers.logging.set_verbosity_error()
-    deep = options.backbone == "resnet50"
-    backbone = transformers.ResNetConfig(
-        layer_type="bottleneck" if deep else "basic",
-        depths=[3, 4, 6, 3] if deep else [2, 2, 2, 2],
-        hidden_sizes=[256, 512, 1024, 2048] if deep else [64, 128, 256, 512],
-        out_features=["stage2", "stage3", "stage4"] if variant == "deformable" else ["stage4"],
-    )
-    common = {
-        "backbone_config": backbone,
-        "num_queries": options.queries,
-        "encoder_layers": options.layers,
-        "decoder_layers": options.layers,
-        "encoder_ffn_dim": options.feedforward,
-        "decoder_ffn_dim": options.feedforward,
-        "dropout": DROPOUT,
-        "attention_dropout": DROPOUT,  # as in the official code, and in ours
-        "activation_dropout": DROPOUT,
-        "auxiliary_loss": True,
-        "num_labels": CLASSES,
-    }
-    kinds = {
-        "vanilla": (transformers.DetrConfig, transformers.DetrForObjectDetection),
-        "conditional": (transformers.ConditionalDetrConfig, transformers.ConditionalDetrForObjectDetection),
-        "dab": (transformers.DabDetrConfig, transformers.DabDetrForObjectDetection),
-        "deformable": (transformers.DeformableDetrConfig, transformers.DeformableDetrForObjectDetection),
-    }
-    configuration, kind = kinds[variant]
-    model = kind(configuration(**common)).to(example.images.device)
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # it freezes all of such a backbone; ours, as DETR, the stem and stage 1
+    name, configuration = (rtdetr_options if variant == "rtdetr" else detr_options)(variant, options)
+    config = getattr(transformers, f"{name}Config")(num_queries=options.queries, num_labels=CLASSES, **configuration)
+    model = getattr(transformers, f"{name}ForObjectDetection")(config).to(example.images.device)
+    for name, parameter in model.named_parameters():
+        # transformers freezes all of such a backbone; ours, as DETR, the stem and stage 1.
         parameter.requires_grad_(not any(part in name for part in (".embedder.", ".stages.0.")))
     boxes, labels = example.targets.boxes.split(BOXES), example.targets.labels.split(BOXES)
     wanted = [{"class_labels": label, "boxes": box} for label, box in zip(labels, boxes, strict=True)]
@@ -197,6 +181,49 @@ def theirs(variant: str, options: argparse.Namespace, example: Example) -> Measu
         return found
 
     return measured(model, loss, example.images[:1])
+
+
+def resnet_shape(options: argparse.Namespace) -> dict[str, Any]:
+    """The backbone, in transformers' words."""
+    if options.backbone == "resnet50":
+        return {"layer_type": "bottleneck", "depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048]}
+    return {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}
+
+
+def detr_options(variant: str, options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Class and configuration of DETR and those who followed it closely."""
+    import transformers
+
+    stages = ["stage2", "stage3", "stage4"] if variant == "deformable" else ["stage4"]
+    kinds = {"vanilla": "Detr", "conditional": "ConditionalDetr", "dab": "DabDetr", "deformable": "DeformableDetr"}
+    return kinds[variant], {
+        "backbone_config": transformers.ResNetConfig(**resnet_shape(options), out_features=stages),
+        "encoder_layers": options.layers,
+        "decoder_layers": options.layers,
+        "encoder_ffn_dim": options.feedforward,
+        "decoder_ffn_dim": options.feedforward,
+        "dropout": DROPOUT,
+        "attention_dropout": DROPOUT,  # as in the official code, and in ours
+        "activation_dropout": DROPOUT,
+        "auxiliary_loss": True,
+    }
+
+
+def rtdetr_options(variant: str, options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Class and configuration of RT-DETRv2; `variant` is "rtdetr"."""
+    import transformers
+
+    shape = resnet_shape(options)
+    return "RTDetrV2", {
+        "backbone_config": transformers.RTDetrResNetConfig(**shape, out_features=["stage2", "stage3", "stage4"]),
+        "encoder_in_channels": shape["hidden_sizes"][1:],
+        "hidden_expansion": 0.5 if options.backbone == "resnet18" else 1.0,
+        "encoder_layers": 1,
+        "decoder_layers": options.layers,
+        "encoder_ffn_dim": options.feedforward,
+        "decoder_ffn_dim": options.feedforward,
+        "anchor_image_size": None,
+    }
 
 
 def measured(model: nn.Module, loss: Callable[[], Tensor], image: Tensor) -> Measured:
@@ -216,7 +243,9 @@ def measured(model: nn.Module, loss: Callable[[], Tensor], image: Tensor) -> Mea
         model.eval()
         return model(image)
 
-    return Measured(step, inference, sum(one.numel() for one in learning) / 1e6)
+    with FlopCounterMode(display=False) as counter:
+        inference()
+    return Measured(step, inference, sum(one.numel() for one in learning) / 1e6, counter.get_total_flops() / 1e9)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`label` and `predict` on a folder and on a film: their rate against the model alone, and their memory.
+"""`label` and `predict` on a folder and on a film: their rate beside the model's alone, and memory.
 
     python benchmarks/predict_folder.py [--images 5000] [--minutes 10] [--size 320] [--threads 1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-docs", action="store_true", help="write docs/detectors.md from tests/models/test_detectors.py"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for what the processes of a session share; made by the first, removed with it."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = tempfile.TemporaryDirectory(prefix="siamdetr-tests-")
+    os.environ["SIAMDETR_TESTS_SHARED"] = folder.name
+    config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import onnx
 import supervision as sv
 import torch
+from filelock import FileLock
 
 from helpers.detectors import own_settings
 from siamdetr.api import SiamDETR
@@ -23,6 +27,7 @@ from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.registry import DETECTORS
 
+SHARED = "SIAMDETR_TESTS_SHARED"  # the variable that names a folder which all processes of a session share
 NAMES = ("cat", "dog", "cell")
 _TINY = {"backbone": "test_resnet", "dim": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 32}
 _POINTS = {"encoder_points": 2, "decoder_points": 2}
@@ -57,11 +62,15 @@ def model_of(name: str, spec: PreprocessingSpec | None = None) -> SiamDETR:
 
 @functools.cache
 def _traced(name: str, options: ExportOptions) -> bytes:
-    """The trace of a model: seconds, so each is made once a session."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        return trace(end_to_end(model_of(name), options), Path(folder)).SerializeToString()
+    """The trace of a model: up to a minute, so each is made once for all processes of a session."""
+    key = hashlib.sha256(repr((name, options)).encode()).hexdigest()
+    file = Path(os.environ[SHARED]) / f"{key}.onnx"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                graph = trace(end_to_end(model_of(name), options), Path(folder))
+            onnx.save(graph, file)
+        return file.read_bytes()
 
 
 def traced(name: str, options: ExportOptions | None = None) -> onnx.ModelProto:

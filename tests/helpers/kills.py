@@ -49,7 +49,7 @@ def remains(work: Callable[[], None], folder: Path, into: Path) -> list[Path]:
         folder: that the work writes into; tensorboard's events do not count.
         into: folder of the copies.
     Returns:
-        The copies, first to last.
+        The copies, first to last; one where operations changed nothing.
     """
     into.mkdir()
 
@@ -62,16 +62,18 @@ def remains(work: Callable[[], None], folder: Path, into: Path) -> list[Path]:
 
 
 def _watch(folder: Path, into: Path) -> None:
-    home, busy, count = os.fspath(folder), False, 0
+    home, busy, count, last = os.fspath(folder), False, 0, None
 
     def before(*paths: Any) -> None:
-        nonlocal busy, count
+        nonlocal busy, count, last
         names = [os.fspath(path) for path in paths if isinstance(path, str | os.PathLike)]
         if busy or "tensorboard" in names[0] or not any(name.startswith(home) for name in names):
             return
         busy = True
-        _copy(folder, into / f"{count:03d}")
-        busy, count = False, count + 1
+        if (state := _state(folder)) != last:
+            _copy(folder, into / f"{count:03d}")
+            count, last = count + 1, state
+        busy = False
 
     def wrap(owner: Any, name: str, writes: Callable[..., bool] = lambda *_, **__: True) -> None:
         real = getattr(owner, name)
@@ -89,6 +91,12 @@ def _watch(folder: Path, into: Path) -> None:
     wrap(os, "open", lambda path, flags, *_, **__: bool(flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR)))
     for owner in (Path, builtins):
         wrap(owner, "open", lambda path, mode="r", *_, **__: bool(set("wax+") & set(mode)))
+
+
+def _state(folder: Path) -> dict[str, bytes | None]:
+    """Contents of all files; a folder has none."""
+    paths = (path for path in folder.rglob("*") if "tensorboard" not in path.parts)
+    return {os.fspath(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def _copy(source: Path, target: Path) -> None:

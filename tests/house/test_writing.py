@@ -33,7 +33,10 @@ EXCEPTIONS = {
     ("siamdetr.export.onnx", "shutil.copyfile"): "into the temporary folder of an export; then moved into place",
     ("siamdetr.export.int8.quantize", "onnx.save"): "in the temporary folder of an export",
     ("siamdetr.cli.label", "contact_sheet(pictures).save"): "into memory; written whole after that",
-    ("siamdetr.cli.predict", "draw(image, detections).save"): "into memory; written whole after that",
+    (
+        "siamdetr.reports.prediction_pictures",
+        "boxes.draw(result.image, result.detections).save",
+    ): "into memory; written whole after that",
     ("siamdetr.system.file_lock", "file.write_text"): "the owner's name in a lock file, for other people to read",
     ("siamdetr.reports.annotated_video", "parts[1].open"): "a .part file, which takes its name when it is finished",
     ("siamdetr.inference.video", "av.open"): "a video grows frame by frame, and is whole once it is closed",

@@ -9,7 +9,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers.detectors import LastLayer, padded_batch
+from helpers.detectors import padded_batch
 from helpers.view_batches import chosen
 from torch import Tensor, nn
 
@@ -186,22 +186,6 @@ def test_a_pyramid_has_three_maps_and_folds(name: str) -> None:
         torch.testing.assert_close(folded, ours, rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="to have a feature map of stride 16 and 16"):
         Backbone("tf_efficientnet_lite0", stride=16, pyramid=True)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@torch.no_grad()
-def test_exports_without_grid_sample_and_with_free_sizes(form: str) -> None:
-    model = LastLayer(detector(form, decoder_layers=1))
-    batch, height, width = (
-        torch.export.Dim(n, min=a, max=b) for n, a, b in [("b", 1, 9), ("h", 65, 999), ("w", 65, 999)]
-    )
-    images, _ = padded_batch()
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: batch, 2: height, 3: width},))
-    assert not any("grid_sampl" in str(node.target) for node in program.graph.nodes)
-    other = torch.randn(1, 3, 75, 130)
-    for found, expected in zip(program.module()(other), model(other), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def views(count: int) -> ViewBatch:

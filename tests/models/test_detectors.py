@@ -17,6 +17,7 @@ import pytest
 import torch
 from golden.golden_fill import fill
 from helpers.detectors import own_settings
+from helpers.exported import export_variant
 from helpers.golden import batch_of, near, read
 from helpers.paths import ROOT
 from helpers.training_data import DETECTOR, finetune_settings, pretrain_settings, write_data
@@ -24,7 +25,6 @@ from PIL import Image
 
 from siamdetr.api import SiamDETR
 from siamdetr.data.synthetic.shapes import write_synthetic
-from siamdetr.export.onnx import export_onnx
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import load_model
 from siamdetr.models.detector import Detector
@@ -71,13 +71,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny(variant: str) -> Detector:
-    """A small detector whose outputs depend on the image.
-
-    One of them has three levels; each level makes the export longer.
-    """
+    """A small detector whose outputs depend on the image."""
     torch.manual_seed(3)
-    levels = {"levels": 3} if variant == "dn_deformable" else {}
-    values = DETECTOR | own_settings(variant) | levels | {"num_classes": 3, "decoder_layers": 1}
+    values = DETECTOR | own_settings(variant) | {"num_classes": 3, "decoder_layers": 1}
     detector = Detector(DetectorSettings.model_validate(values)).eval()
     for head in [*each_head(detector.box_head), *each_head(detector.class_head)]:
         for parameter in head.parameters():
@@ -100,7 +96,7 @@ def test_trains_from_its_small_preset_and_improves(variant: str, shapes: Path, t
     own = {name: preset[name] for name in ("losses", "denoising") if name in preset}
     images = {"size": 96, "max_size": 96, "augment": "flip"}
     settings = finetune_settings(
-        shapes, tmp_path / "run", detector=detector, images=images, steps=80, batch_size=8, freeze="backbone",
+        shapes, tmp_path / "run", detector=detector, images=images, steps=80, batch_size=4, freeze="backbone",
         optimizer={"lr": 1e-3}, schedule=preset["schedule"], backbone_weights="imagenet", checkpoint_every=80,
         **own,
     )  # fmt: skip
@@ -148,7 +144,7 @@ def test_an_official_file_becomes_a_model_file_that_answers_alike(variant: str, 
 
 @pytest.mark.parametrize("variant", DETECTORS)
 def test_exports_with_free_sizes_and_answers_alike(variant: str, tmp_path: Path, shown: Shown) -> None:
-    report = export_onnx(model_of(variant), tmp_path).gate
+    report = export_variant(variant, tmp_path).gate
     assert report is not None
     assert report.passed
     assert {check.batch_size for check in report.checks} == {1, 2, 5}

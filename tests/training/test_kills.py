@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
-import torch
-from helpers.kills import in_own_processes, remains
-from helpers.training_data import finetune_settings, pretrain_settings, write_data
-from markupsafe import Markup
-from matplotlib.figure import Figure
+from helpers.kill_sessions import finetuning, leave_and_resume, pretraining
+from helpers.training_data import write_data
 from safetensors import safe_open
 from torch import Tensor
 
 from siamdetr.training.checkpoints.checkpoint_file import read_checkpoint
-from siamdetr.training.finetune import finetune
-from siamdetr.training.pretrain import pretrain
 
 CLOCK = {"report.html", "tensorboard"}  # they hold times
 
@@ -71,20 +66,10 @@ def plain(tree: Any) -> Any:
     return [plain(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
-class Run(Protocol):
-    """A session of a run."""
-
-    def __call__(self, folder: Path, *, resume: str | None) -> object:
-        """Into a folder."""
-
-
-def check_all_kills(run: Run, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    whole = tmp_path / "whole"
-    killed = remains(lambda: run(whole, resume=None), whole, tmp_path / "killed")
-    expected = left_behind(whole)
-    assert len(killed) > 40
-    in_own_processes([functools.partial(run, folder, resume="auto") for folder in killed], at_once=2)
+def check_all_kills(session: Callable[..., object], data: Path, tmp_path: Path) -> None:
+    leave_and_resume(session, data, tmp_path)
+    expected, killed = left_behind(tmp_path / "whole"), sorted((tmp_path / "killed").iterdir())
+    assert len(killed) > 30
     for folder in killed:
         found = left_behind(folder)
         assert found.keys() == expected.keys(), f"killed before operation {folder.name}"
@@ -92,24 +77,11 @@ def check_all_kills(run: Run, tmp_path: Path) -> None:
             assert found[name] == content, f"{name}, killed before operation {folder.name}"
 
 
-@pytest.fixture(autouse=True)
-def quick_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures without content: drawing would take longer than all the rest."""
-    monkeypatch.setattr("siamdetr.training.run_report.curves_svg", lambda *_, **__: Markup(""))
-    monkeypatch.setattr("siamdetr.training.pictures.attention_figure", lambda *_: Figure((1, 1)))
-
-
-@pytest.mark.timeout(900)  # about fifty sessions
+@pytest.mark.timeout(900)  # about forty sessions
 def test_a_finetuning_killed_at_any_write_ends_as_if_nothing_had_been(data: Path, tmp_path: Path) -> None:
-    def run(folder: Path, *, resume: str | None) -> None:
-        finetune(finetune_settings(data, folder, steps=2, checkpoint_every=1, val_every=1.0, ema=0.5), resume=resume)
-
-    check_all_kills(run, tmp_path)
+    check_all_kills(finetuning, data, tmp_path)
 
 
 @pytest.mark.timeout(900)
 def test_a_pretraining_killed_at_any_write_ends_as_if_nothing_had_been(data: Path, tmp_path: Path) -> None:
-    def run(folder: Path, *, resume: str | None) -> None:
-        pretrain(pretrain_settings(data, folder, steps=1, method="updetr"), resume=resume)
-
-    check_all_kills(run, tmp_path)
+    check_all_kills(pretraining, data, tmp_path)
