@@ -1,4 +1,4 @@
-"""Detections of many image files: threads read and resize images while the model works on those before."""
+"""Detections of many image files: threads read images while the model works on those before."""
 
 from __future__ import annotations
 
