@@ -227,7 +227,7 @@ def low_bytes(image: Image.Image) -> Image.Image | None:
     swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if np.little_endian else "16L"}
     if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not image.tile:
         return None
-    arguments = image.tile[0].args
+    arguments = image.tile[0][3]
     raw = str(arguments[0] if isinstance(arguments, tuple) else arguments)  # such as "RGB;16B"
     if image.mode not in ("RGB", "RGBA", "RGBX") or raw[-3:] not in swapped:
         return None
@@ -237,9 +237,11 @@ def low_bytes(image: Image.Image) -> Image.Image | None:
     image.fp.seek(position)
     assert isinstance(again, ImageFile.ImageFile)
     mode = raw[:-3] + swapped[raw[-3:]]
-    again.tile = [
-        tile._replace(args=(mode, *tile.args[1:]) if isinstance(tile.args, tuple) else mode) for tile in again.tile
+    tiles: list[Any] = [
+        getattr(type(tile), "_make", tuple)((*tile[:3], (mode, *tile[3][1:]) if isinstance(tile[3], tuple) else mode))
+        for tile in again.tile  # before Pillow 11 a tile is a plain tuple
     ]
+    again.tile = tiles
     again.load()
     return again
 

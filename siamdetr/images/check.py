@@ -93,7 +93,10 @@ def _facts_of_header(image: Image.Image, path: Path) -> tuple[tuple[int, int], l
 
 
 def _facts_of_pixels(data: bytes, path: Path, size: tuple[int, int]) -> tuple[list[tuple[str, str]], bytes]:
-    """(findings, likeness), decoded as in training; every byte of a JPEG is read, with a fraction of the arithmetic."""
+    """(findings, likeness) of the pixels, decoded as in training.
+
+    Every byte of a JPEG is read, with a fraction of the arithmetic.
+    """
     with _one_large_image if size[0] * size[1] > MANY_PIXELS else nullcontext():
         try:
             image = open_untrusted(data, name=path.name, at_least=DECODED_SIDE)

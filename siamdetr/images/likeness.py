@@ -1,4 +1,4 @@
-"""The likeness of an image, by which near-duplicates are found: a difference hash and a grey thumbnail."""
+"""The likeness of an image, to find near-duplicates: a difference hash and a grey thumbnail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Near-duplicates: the groups are those of all pairs, of few links, and the doctor decodes each image once."""
+"""Near-duplicates: the groups of all pairs, from few links; the doctor decodes each image once."""
 
 from __future__ import annotations
 

@@ -104,6 +104,24 @@ def test_package_and_infer_read_deep_files_alike(tmp_path: Path) -> None:
             assert (np.asarray(other.load_image(path.read_bytes())) == np.asarray(load_image(path))).all()
 
 
+def test_infer_reads_pictures_whose_tiles_are_plain_tuples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of Pillow before 11 are: `infer.py` runs with the Pillow that the machine has."""
+    cv2.imwrite(str(tmp_path / "deep.png"), colours(12))
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "plain.png")
+    expected = {path: np.asarray(load_image(path)) for path in tmp_path.iterdir()}
+    real = Image.open
+
+    def opened(*arguments: Any, **options: Any) -> Any:
+        image: Any = real(*arguments, **options)
+        image.tile = [tuple(tile) for tile in image.tile]
+        return image
+
+    monkeypatch.setattr(Image, "open", opened)
+    for path, pixels in expected.items():
+        for other in (infer, client):
+            assert (np.asarray(other.load_image(path)) == pixels).all()
+
+
 def test_the_endings_are_those_of_the_formats_that_are_decoded() -> None:
     Image.init()
     registered = {ending for ending, name in Image.registered_extensions().items() if name in ENDINGS}

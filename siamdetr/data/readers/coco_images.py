@@ -115,7 +115,7 @@ def _named_entries(entries: list[Any], name: str, log: ProblemLog) -> Iterator[t
 
 
 def _name_of(entry: dict[str, Any]) -> str:
-    """The file name of an entry, else its first address; "": there is none, or the file name is not a text."""
+    """The file name of an entry, else its first address; "": none, or a file name that is no text."""
     text = entry.get(NAME_KEYS[0], "")
     if text == "":
         text = next((entry[key] for key in NAME_KEYS[1:] if isinstance(entry.get(key), str) and entry[key]), "")
