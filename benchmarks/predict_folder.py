@@ -127,8 +127,8 @@ def watch_memory(model: SiamDETR, files: list[Path], folder: Path, frames: int) 
     kept = list(prelabel(model, files, Bands(), progress=watch))
     watch.report("label, images", len(kept))
     watch = MemoryWatch()
-    results = write_pictures(predict_files(model, files), dict.fromkeys(files, folder / "picture.jpg"))
-    for done, _ in enumerate(results, start=1):
+    pictures = {file: folder / f"picture{i % 100}.jpg" for i, file in enumerate(files)}
+    for done, _ in enumerate(write_pictures(predict_files(model, files), pictures), start=1):
         watch(done, len(files))
     watch.report("predict, images", len(files))
     watch, film = MemoryWatch(), folder / "film.mp4"
