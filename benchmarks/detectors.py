@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from siamdetr.models.compiled import compile_parts
 from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.detector import Detector
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processor-time", action="store_true", help="instead of the wall's, where others compute too")
+    parser.add_argument("--compiled", action="store_true", help="beside ours compiled, instead of transformers")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     beside = importlib.util.find_spec("transformers") is not None
@@ -80,7 +82,9 @@ def main() -> None:
     print(f"{'variant':16}{'step':>9}{'theirs':>9}{'ratio':>8}   {'inference':>9}{'theirs':>9}{'ratio':>8}   learning")
     for variant in options.variants:
         models = {"ours": ours(variant, options, example)}
-        if beside and variant in THEIRS:
+        if options.compiled:
+            models["theirs"] = ours(variant, options, example, compiled=True)
+        elif beside and variant in THEIRS:
             models["theirs"] = theirs(variant, options, example)
         print(f"{variant:16}{row(models, options)}", flush=True)
 
@@ -123,8 +127,8 @@ def make_example(batch: int, size: int, device: torch.device) -> Example:
     return Example(images.masked_fill(padding[:, None], 0).to(device), padding.to(device), targets.to(device))
 
 
-def ours(variant: str, options: argparse.Namespace, example: Example) -> Measured:
-    """The variant as it is here."""
+def ours(variant: str, options: argparse.Namespace, example: Example, *, compiled: bool = False) -> Measured:
+    """The variant as it is here, or compiled."""
     entry = DETECTORS[variant]
     settings = DetectorSettings(
         variant=variant,
@@ -139,6 +143,8 @@ def ours(variant: str, options: argparse.Namespace, example: Example) -> Measure
         levels=LEVELS if entry.multi_scale else 1,
     )
     detector = Detector(settings).to(example.images.device)
+    if compiled:
+        compile_parts(detector)
     criterion = DetectionCriterion.of_detector(settings, LossSettings(), supervised=True)
     denoising = DenoisingSettings()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import supervision as sv
     from PIL import Image
 
-    from siamdetr.api import Backend, Model, SiamDETR
+    from siamdetr.api import Model, SiamDETR
     from siamdetr.inference.tiles import Tiling
 
 
@@ -47,21 +47,22 @@ def predict(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 8,
     device: options.Device = "auto",
     backend: options.Backend = None,
+    compiled: options.Compile = False,
 ) -> None:
     """Detect objects in images or videos; write pictures with boxes, and a JSON file (xyxy, pixels).
 
     An image that cannot be used is named and left out, and the exit code is 1.
     """
-    from siamdetr.api import load
     from siamdetr.cli.console import console, progress
     from siamdetr.cli.usage.inputs import image_files, only_videos
+    from siamdetr.cli.usage.model import open_model
     from siamdetr.inference.tiles import Tiling
     from siamdetr.reports.prediction_files import outputs_of
     from siamdetr.system.unique_names import unique_stems
 
     tiling = None if tile is None else Tiling(tile, overlap)
     if only_videos(images):
-        opened = load(model, device=device, backend=cast("Backend | None", backend))
+        opened = open_model(model, device=device, backend=backend, compiled=compiled)
         _predict_videos(opened, images, output, threshold, tiling, stride=stride, batch_size=batch_size)
         return
     files = image_files(images)
@@ -70,7 +71,7 @@ def predict(
     target = json_file or output / "predictions.json"
     formats = list(dict.fromkeys(save or ()))
     _check(model, images, output, pictures, [target, *outputs_of(formats, output, [p.stem for p in pictures.values()])])
-    opened = load(model, device=device, backend=cast("Backend | None", backend))
+    opened = open_model(model, device=device, backend=backend, compiled=compiled)
     run = _Prediction(opened, threshold, pictures, tiling)
     output.mkdir(parents=True, exist_ok=True)
     try:
