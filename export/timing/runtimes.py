@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from siamdetr.errors import ExportError
+from siamdetr.export.gate.checks import TOLERANCES
 from siamdetr.export.gate.difference import difference, worst
 from siamdetr.export.gate.images import Samples
 from siamdetr.export.runtime import OnnxDetector
@@ -19,7 +20,6 @@ from siamdetr.images.preprocessing import preprocess
 
 FLOAT = "fp32"
 _IMAGES = 4  # that the errors are taken from
-_TOLERANCES = {"scores": 0.15, "boxes": 0.05}  # of counterparts, as the gate's of int8
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def _errors(reference: OnnxDetector, model: OnnxDetector, samples: Samples) -> t
         batch = preprocess([image], reference.preprocessing)
         height, width = batch.original_sizes[0].tolist()
         expected, own = reference.predict_batch(batch), model.predict_batch(batch)
-        found.append(difference(expected, own, 0, (height, width), **_TOLERANCES))
+        allowed = TOLERANCES["int8"]
+        found.append(difference(expected, own, 0, (height, width), scores=allowed.scores, boxes=allowed.boxes))
     largest = worst(found)
     return largest.score, largest.box
