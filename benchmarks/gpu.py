@@ -209,7 +209,7 @@ def carry(folder: Path) -> None:
 
 
 def unpack(wheels: Path, folder: Path) -> None:
-    """Make the carried wheels and this checkout importable from a folder: a wheel is an archive of packages."""
+    """Unpack the wheels into a folder, and link this checkout there as a package."""
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)

@@ -1,4 +1,6 @@
-"""torch.compile of a detector: backbone, projection, encoder and decoder, each one graph for images of any size.
+"""torch.compile of a detector: four parts, each one graph for images of any size.
+
+The parts are backbone, projection, encoder and decoder.
 
 Queries, matching and losses are not compiled: they change with the number of objects, and matching waits for the host.
 """
