@@ -5,11 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TRITON := build/triton-venv
 LABELS := build/labels-venv
+# Headers of ONNX Runtime: its wheel has the library alone. Headers also fit newer libraries.
+ORT_HEADERS := pool/main/o/onnxruntime/libonnxruntime-dev_1.21.0+dfsg-1_amd64.deb
+ORT_HEADERS_SHA256 := 14f7d959d5deacbcf1504830d4189f91fc67382b399ed9ae9d3aa9c4050ced08
 # The scripts that `make bench` runs with options, or not at all without a GPU.
 TABLE := $(addprefix benchmarks/,gpu.py pretrain_step.py detectors.py predict.py deformable_attention.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check format lint types docs coverage triton labels browser bench gpu clean
+.PHONY: help quickstart test check format lint types docs coverage triton labels browser cpp bench gpu clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +67,16 @@ browser: build/browser/.installed  ## ONNX Runtime Web, for the test of examples
 build/browser/.installed: examples/js/package.json
 	mkdir -p build/browser && cp examples/js/package.json build/browser/
 	npm install --prefix build/browser --silent --no-audit --no-fund
+	touch $@
+
+cpp: build/cpp/.installed  ## what the test of examples/cpp is built from; needs Debian or Ubuntu, and root
+
+build/cpp/.installed:
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends g++ cmake libopencv-imgcodecs-dev nlohmann-json3-dev
+	mkdir -p build/cpp
+	/usr/lib/apt/apt-helper download-file $(ORT_HEADERS) build/cpp/headers.deb SHA256:$(ORT_HEADERS_SHA256)
+	dpkg-deb -x build/cpp/headers.deb build/cpp
 	touch $@
 
 check: lint types docs test  ## what CI runs, and what a commit must pass

@@ -14,8 +14,9 @@ from siamdetr.cli import options
 
 if TYPE_CHECKING:
     from siamdetr.api import Backend, Model, SiamDETR
+    from siamdetr.inference.predict_files import Failed
     from siamdetr.labelling.bands import Bands
-    from siamdetr.labelling.prelabels import Prelabel, Unreadable
+    from siamdetr.labelling.prelabels import Prelabel
 
 
 def label(
@@ -71,7 +72,7 @@ def label(
     console.print(f"Bands: sure from {bands.sure:.3f}, look from {bands.look:.3f}", markup=False)
     console.print(", ".join(f"{number:,} {what}" for what, number in sorted(counts.items())), markup=False)
     console.print(f"{len(prelabels)} images: labels in {main}, a table in {output / 'prelabels.csv'}", markup=False)
-    _name_unreadable([one for one in found if not isinstance(one, Prelabel)])
+    _name_failed([one for one in found if not isinstance(one, Prelabel)])
 
 
 def _bands(
@@ -141,16 +142,16 @@ def _save_contact_sheet(path: Path, prelabels: list[Prelabel]) -> None:
     atomic_bytes(path, file.getvalue())
 
 
-def _name_unreadable(unreadable: list[Unreadable]) -> None:
-    """Name the images that could not be opened.
+def _name_failed(failed: list[Failed]) -> None:
+    """Name the images that could not be used.
 
     Raises:
-        typer.Exit: there are unreadable images; the code is 1.
+        typer.Exit: there are such images; the code is 1.
     """
     from siamdetr.cli.console import console
 
-    for one in unreadable:
+    for one in failed:
         console.print(one.reason, markup=False, soft_wrap=True)
-    if unreadable:
-        console.print(f"{len(unreadable)} images could not be read and have no labels", style="bold red")
+    if failed:
+        console.print(f"{len(failed)} images could not be used and have no labels", style="bold red")
         raise typer.Exit(1)

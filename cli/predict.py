@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,10 +12,8 @@ import typer
 from siamdetr.cli import options
 
 if TYPE_CHECKING:
-    import supervision as sv
-    from PIL import Image
-
     from siamdetr.api import Model, SiamDETR
+    from siamdetr.inference.predict_files import Failed, Found
     from siamdetr.inference.tiles import Tiling
 
 
@@ -56,8 +52,10 @@ def predict(
     from siamdetr.cli.console import console, progress
     from siamdetr.cli.usage.inputs import image_files, only_videos
     from siamdetr.cli.usage.model import open_model
+    from siamdetr.inference.predict_files import predict_files
     from siamdetr.inference.tiles import Tiling
     from siamdetr.reports.prediction_files import outputs_of
+    from siamdetr.reports.prediction_pictures import write_pictures
     from siamdetr.system.unique_names import unique_stems
 
     tiling = None if tile is None else Tiling(tile, overlap)
@@ -72,13 +70,14 @@ def predict(
     formats = list(dict.fromkeys(save or ()))
     _check(model, images, output, pictures, [target, *outputs_of(formats, output, [p.stem for p in pictures.values()])])
     opened = open_model(model, device=device, backend=backend, compiled=compiled)
-    run = _Prediction(opened, threshold, pictures, tiling)
+    run = _Prediction(opened, pictures)
     output.mkdir(parents=True, exist_ok=True)
+    results = predict_files(opened, files, threshold=threshold, tiling=tiling, batch_size=batch_size)
     try:
         with progress("predict") as update:
-            for start in range(0, len(files), batch_size):
-                run.add(files[start : start + batch_size])
-                update(min(start + batch_size, len(files)), len(files))
+            for done, (result, fault) in enumerate(write_pictures(results, pictures), start=1):
+                run.add(result, fault)
+                update(done, len(files))
     except BaseException:
         if run.rows:  # what is done is kept, however the rest ended
             run.write(target)
@@ -100,32 +99,25 @@ def predict(
 
 @dataclass
 class _Prediction:
-    """The pictures and rows of a call, batch by batch."""
+    """The pictures and rows of a call, image by image."""
 
     model: SiamDETR | Model
-    threshold: float | None
     pictures: dict[Path, Path]
-    tiling: Tiling | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # (H, W) of each image of the rows
 
-    def add(self, files: Sequence[Path]) -> None:
-        """Read, predict and draw some files; a failure is noted and does not stop the others."""
-        from siamdetr.errors import DataError, ImageError
-        from siamdetr.images.preprocessing import load_image
+    def add(self, result: Found | Failed, fault: str | None) -> None:
+        """Note a result, and why its picture could not be drawn."""
         from siamdetr.inference.detection_rows import detection_rows
+        from siamdetr.inference.predict_files import Failed
 
-        images: dict[Path, Image.Image] = {}
-        for file in files:
-            try:
-                images[file] = load_image(file)
-            except (ImageError, DataError) as error:
-                self.failures.append(str(error))
-        for file, detections in self._detect(images).items():
-            self.rows.append({"image": str(file), "detections": detection_rows(detections)})
-            self.sizes[str(file)] = images[file].height, images[file].width
-            self._draw(file, images[file], detections)
+        self.failures += [fault] if fault else []
+        if isinstance(result, Failed):
+            self.failures.append(result.reason)
+            return
+        self.rows.append({"image": str(result.file), "detections": detection_rows(result.detections)})
+        self.sizes[str(result.file)] = result.image.height, result.image.width
 
     def write(self, target: Path) -> None:
         """Write all rows so far as JSON."""
@@ -145,38 +137,6 @@ class _Prediction:
         ]
         classes = classes_of(self.model)
         return FORMATS[name](folder, found, dict(zip(classes.ids, classes.names, strict=True)))
-
-    def _detect(self, images: dict[Path, Image.Image]) -> dict[Path, sv.Detections]:
-        """The detections of each image on which the model does not fail.
-
-        If a batch fails, its images are predicted one by one.
-        """
-        from siamdetr.errors import ImageError, NonFiniteOutputError
-        from siamdetr.inference.tiles import detect
-
-        if not images:
-            return {}
-        try:
-            found = detect(self.model, list(images.values()), self.threshold, self.tiling)
-        except (ImageError, NonFiniteOutputError) as error:
-            if len(images) == 1:
-                self.failures.append(f"{next(iter(images))}: {error}")
-                return {}
-            parts = [self._detect({file: image}) for file, image in images.items()]
-            return {file: detections for part in parts for file, detections in part.items()}
-        return dict(zip(images, found, strict=True))
-
-    def _draw(self, file: Path, image: Image.Image, detections: sv.Detections) -> None:
-        from siamdetr.drawing.boxes import draw
-        from siamdetr.system.atomic_file import atomic_bytes
-
-        content = BytesIO()
-        try:
-            draw(image, detections).save(content, "JPEG", quality=92)
-        except (OSError, ValueError, MemoryError) as error:  # the boxes are worth more than their picture
-            self.failures.append(f"{file}: its boxes are in the JSON, but cannot be drawn ({error})")
-            return
-        atomic_bytes(self.pictures[file], content.getvalue())
 
 
 def _predict_videos(

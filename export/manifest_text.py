@@ -30,7 +30,8 @@ def describe_preparation(spec: PreprocessingSpec) -> dict[str, Any]:
     padded = spec.mode == "letterbox"
     return {
         "1_upright": "turn and mirror the decoded picture as its EXIF orientation says, before anything else",
-        "2_colour": "8-bit RGB in this order; grey is repeated three times, transparency is dropped without blending",
+        "2_colour": "8-bit RGB in this order; grey is repeated three times, transparency is dropped without blending; of deeper "
+        "pixels the upper 8 of n bits are kept, n = the smallest of 8, 10, 12, 14 and 16 that holds the picture's largest value",
         "3_size": _ROUNDING[spec.mode],
         "4_filter": {
             "name": "bilinear with averaging (Pillow's Image.resize with BILINEAR; PyTorch's interpolate with antialias=True)",

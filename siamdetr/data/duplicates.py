@@ -66,9 +66,10 @@ def find_duplicates(images: ImageHashes) -> NDArray[np.int64]:
     Groups count from 0.
     """
     count = len(images.hashes)
-    pairs = [pair for part in range(_PARTS) for pair in _pairs_of_part(images, part)]
-    links = np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=np.int64)
-    graph = coo_array((np.ones(len(links), dtype=bool), (links[:, 0], links[:, 1])), shape=(count, count))
+    links = [link for part in range(_PARTS) for link in links_of_part(images, part)]
+    starts = np.concatenate([np.full(len(others), first) for first, others in links] or [np.zeros(0, dtype=np.int64)])
+    ends = np.concatenate([others for _, others in links] or [np.zeros(0, dtype=np.int64)])
+    graph = coo_array((np.ones(len(starts), dtype=bool), (starts, ends)), shape=(count, count))
     _, groups = connected_components(graph, directed=False)
     return groups.astype(np.int64)
 
@@ -90,18 +91,29 @@ def _hash_file(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None
     return np.packbits(cells[:, 1:] > cells[:, :-1]), small.ravel()
 
 
-def _pairs_of_part(images: ImageHashes, part: int) -> Iterator[NDArray[np.int64]]:
-    """Pairs [n, 2] of duplicates among the images whose byte `part` is the same."""
+def links_of_part(images: ImageHashes, part: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Links (image, its duplicates) among the images whose byte `part` is the same.
+
+    An image is reached once, by a walk from duplicate to duplicate. So ten thousand pictures of one scene have as many
+    links, not fifty million.
+    """
     keys = images.hashes[:, part]
+    words = images.hashes.view(np.uint64)[:, 0]
     for value in np.unique(keys[images.readable]):
-        members = np.flatnonzero((keys == value) & images.readable)
-        for n in range(len(members) - 1):
-            first, others = members[n], members[n + 1 :]
-            bits = np.bitwise_count(images.hashes[others] ^ images.hashes[first]).sum(1)
-            near = others[bits <= MOST_BITS]
-            if len(near):
-                same = near[_differences(images.thumbnails[near], images.thumbnails[first]) <= MOST_DIFFERENCE]
-                yield np.stack([np.full(len(same), first), same], axis=1)
+        rest = np.flatnonzero((keys == value) & images.readable)
+        reached: list[int] = []
+        while len(rest):
+            if not reached:
+                reached, rest = [int(rest[0])], rest[1:]
+            first = reached.pop()
+            near = np.flatnonzero(np.bitwise_count(words[rest] ^ words[first]) <= MOST_BITS)
+            if not len(near):
+                continue
+            same = near[_differences(images.thumbnails[rest[near]], images.thumbnails[first]) <= MOST_DIFFERENCE]
+            if len(same):
+                yield first, rest[same]
+                reached += rest[same].tolist()
+                rest = np.delete(rest, same)
 
 
 def _differences(thumbnails: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ No torch is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siamdetr.errors import NonFiniteOutputError
-from siamdetr.images.preprocessing import ImageLike, Prepared, PreprocessingSpec, batches, is_one_image
+from siamdetr.images.preprocessing import (
+    ImageLike,
+    Prepared,
+    PreprocessingSpec,
+    Sample,
+    batches,
+    group_by_size,
+    is_one_image,
+)
 
 if TYPE_CHECKING:
     import supervision as sv  # imported on use: it needs 90 MB, which a server can do without
@@ -80,29 +88,49 @@ def predict(
         NonFiniteOutputError: an output is NaN or infinite.
         ValueError: the threshold is outside [0, 1].
     """
+    threshold = _least_score(predictor, threshold)
+    if is_one_image(images):
+        return _predict_all(predictor, batches([images], predictor.preprocessing, 1), 1, threshold, progress)[0]
+    several = cast("Sequence[ImageLike]", images)
+    groups = batches(several, predictor.preprocessing, batch_size)
+    return _predict_all(predictor, groups, len(several), threshold, progress)
+
+
+def predict_samples(
+    predictor: Predictor, samples: Sequence[Sample], *, threshold: float | None = None
+) -> list[sv.Detections]:
+    """`predict` for images that `prepare_sample` has resized; those of equal size are one batch."""
+    threshold = _least_score(predictor, threshold)
+    groups = group_by_size(enumerate(samples), predictor.preprocessing, max(1, len(samples)))
+    return _predict_all(predictor, groups, len(samples), threshold, None)
+
+
+def _least_score(predictor: Predictor, threshold: float | None) -> float:
     threshold = predictor.threshold if threshold is None else threshold
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold: got {threshold}, expected a score from 0 to 1")
-    if is_one_image(images):
-        return _predict_all(predictor, [images], threshold, 1, progress)[0]
-    return _predict_all(predictor, cast("Sequence[ImageLike]", images), threshold, batch_size, progress)
+    return threshold
 
 
 def _predict_all(
-    predictor: Predictor, images: Sequence[ImageLike], threshold: float, batch_size: int, progress: Progress | None
+    predictor: Predictor,
+    groups: Iterable[tuple[list[int], Prepared]],
+    count: int,
+    threshold: float,
+    progress: Progress | None,
 ) -> list[sv.Detections]:
     import supervision as sv
 
-    found: list[sv.Detections] = [sv.Detections.empty()] * len(images)
+    found: list[sv.Detections] = [sv.Detections.empty()] * count
     done = 0
-    for positions, batch in batches(images, predictor.preprocessing, batch_size):
+    for positions, batch in groups:
         scored = predictor.predict_batch(batch)
         for row, position in enumerate(positions):
             size = (int(batch.original_sizes[row, 0]), int(batch.original_sizes[row, 1]))
             found[position] = to_detections(scored, row, size, class_names=predictor.class_names, threshold=threshold)
         done += len(positions)
         if progress is not None:
-            progress(done, len(images))
+            progress(done, count)
     return found
 
 

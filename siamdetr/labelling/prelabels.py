@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import supervision as sv
 from numpy.typing import NDArray
-from PIL import Image
 
-from siamdetr.errors import UnreadableImageError
 from siamdetr.evaluation.classes import OBJECT
-from siamdetr.images.open import open_untrusted
 from siamdetr.inference.opened_model import Facts
-from siamdetr.inference.predictor import Predictor, predict
+from siamdetr.inference.predict_files import Failed, Found, predict_files
+from siamdetr.inference.predictor import Predictor
 from siamdetr.labelling.bands import Band, Bands
 from siamdetr.system.progress import Progress
 from siamdetr.system.unique_names import unique_stems
@@ -62,14 +60,6 @@ class Prelabel:
     bands: tuple[Band, ...]
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """An image that could not be opened, and why."""
-
-    source: Path
-    reason: str
-
-
 def prelabel(
     model: Predictor,
     files: Sequence[Path],
@@ -78,10 +68,10 @@ def prelabel(
     batch_size: int = 8,
     objects: bool = False,
     progress: Progress | None = None,
-) -> Iterator[Prelabel | Unreadable]:
+) -> Iterator[Prelabel | Failed]:
     """Detect objects in images; one result per file, in the given order.
 
-    An unreadable file does not stop the others.
+    An image that cannot be used does not stop the others.
 
     Args:
         model: any opened model.
@@ -92,27 +82,15 @@ def prelabel(
         progress: called with (images done, images in all).
     """
     names = _unique_names(files)
-    for start in range(0, len(files), batch_size):
-        batch = files[start : start + batch_size]
-        opened = [_open(file) for file in batch]
-        images = [image for image in opened if isinstance(image, Image.Image)]
-        detections = predict(model, images, threshold=bands.look, batch_size=batch_size)
-        assert isinstance(detections, list)
-        found = iter(detections)
-        for file, image in zip(batch, opened, strict=True):
-            if isinstance(image, Unreadable):
-                yield image
-            else:
-                yield _labelled(file, names[file], (image.height, image.width), next(found), bands, objects)
+    found = predict_files(model, files, threshold=bands.look, batch_size=batch_size)
+    for done, one in enumerate(found, start=1):
+        if isinstance(one, Found):
+            size = (one.image.height, one.image.width)
+            yield _labelled(one.file, names[one.file], size, one.detections, bands, objects)
+        else:
+            yield one
         if progress is not None:
-            progress(min(start + batch_size, len(files)), len(files))
-
-
-def _open(file: Path) -> Image.Image | Unreadable:
-    try:
-        return open_untrusted(file)
-    except UnreadableImageError as error:
-        return Unreadable(file, str(error))
+            progress(done, len(files))
 
 
 def _labelled(

@@ -36,7 +36,7 @@ def test_labels_are_written_and_a_bad_image_is_named(
     )
     assert code == 1
     assert "bad.png" in text
-    assert "1 images could not be read and have no labels" in text
+    assert "1 images could not be used and have no labels" in text
     document = json.loads((out / "annotations" / "instances_train.json").read_text())
     assert [image["file_name"] for image in document["images"]] == ["0.png", "1.png", "2.png"]
     assert [category["id"] for category in document["categories"]] == [1, 5, 9]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.paths import ROOT
+from helpers.same_boxes import assert_same_boxes
 from helpers.tiny_models import tiny_model
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -68,14 +69,4 @@ def test_the_browser_finds_the_checkpoint_s_boxes(
 
     model = tiny_model(spec=PreprocessingSpec.model_validate(manifest["preprocessing"]))
     expected = model.predict(picture, 0.0)
-    assert len(found) == len(expected) > 0
-    assert [one["score"] for one in found] == sorted((one["score"] for one in found), reverse=True)
-    for box, score, label in zip(expected.xyxy, expected.confidence, expected.class_id, strict=True):
-        near = [
-            one
-            for one in found
-            if one["name"] == model.class_names[label]
-            and abs(one["score"] - score) < 0.01
-            and np.abs(np.array(one["box"]) - box).max() < 1.0
-        ]
-        assert near, (box, score, label)
+    assert_same_boxes(found, expected, model.class_names)

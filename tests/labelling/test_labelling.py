@@ -21,12 +21,13 @@ from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.errors import DataError, OutputError
 from siamdetr.evaluation.thresholds import ThresholdCurve
 from siamdetr.inference.features import features_of_files
+from siamdetr.inference.predict_files import Failed
 from siamdetr.labelling.bands import Bands, choose_bands
 from siamdetr.labelling.contact_sheet import contact_sheet
 from siamdetr.labelling.folder import count_bands, write_prelabels
 from siamdetr.labelling.formats import WRITERS
 from siamdetr.labelling.next_images import choose_next, uncertainty_of
-from siamdetr.labelling.prelabels import Classes, Prelabel, Unreadable, classes_of, prelabel
+from siamdetr.labelling.prelabels import Classes, Prelabel, classes_of, prelabel
 
 CLASSES = Classes(("cat", "dog"), (7, 3))
 
@@ -168,7 +169,7 @@ def test_images_of_one_name_get_names_of_their_own_and_bad_files_do_not_stop_the
     model = tiny_model()
     found = list(prelabel(model, files, Bands(0.9, 0.0), batch_size=2))
     assert [one.name for one in found if isinstance(one, Prelabel)] == ["x.png", "x-2.png"]
-    assert [str(one.source.name) for one in found if isinstance(one, Unreadable)] == ["bad.png"]
+    assert [one.file.name for one in found if isinstance(one, Failed)] == ["bad.png"]
     whole = model.predict(files[2], threshold=0.0)
     assert isinstance(whole, sv.Detections)
     assert isinstance(found[2], Prelabel)
