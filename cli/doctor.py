@@ -45,7 +45,7 @@ def doctor(
     With --model, also list boxes that are likely missing, wrong or loose. Exits with 1 if something will be left out.
     """
     from siamdetr.api import load
-    from siamdetr.cli.console import bar, bars
+    from siamdetr.cli.console import progress
     from siamdetr.data.doctor import diagnose
     from siamdetr.data.readers.recognise import find_source
     from siamdetr.system.atomic_file import atomic_write
@@ -58,9 +58,8 @@ def doctor(
         check_outputs([] if beside and not named else [Read("DATA", data)], files=[Written("--json", json_file)])
     if model is not None:
         check_outputs([*model_reads("--model", model), Read("DATA", data)], folders=[Written("-o", output)])
-    with bars() as display:
-        read, compare = (bar(display, what) for what in ("read images", "compare images"))
-        found = diagnose(data, format=data_format, splits=split, progress=read, comparing=compare, workers=workers)
+    with progress("read images") as update:
+        found = diagnose(data, format=data_format, splits=split, progress=update, workers=workers)
     _show_statistics(found)
     for severity in ("error", "warning", "info"):
         _show_problems(found, severity, show)

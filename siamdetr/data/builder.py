@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.problems import ProblemLog
-from siamdetr.data.readers.fields import fits_64_bits
+from siamdetr.data.readers.fields import as_integer
 
 # A box may reach this far beyond the image without a problem line, because annotation tools round outwards.
 ROUNDING_PIXELS = 1.0
@@ -65,11 +65,12 @@ class IndexBuilder:
         position = len(self._image_ids)
         self._path_blob += path.encode("utf-8", "surrogateescape")
         self._path_ends.append(len(self._path_blob))
+        number = as_integer(image_id)
         if image_id is None:
             self._numbered = True
-        elif not fits_64_bits(image_id):
+        elif number is None:
             self._own_ids[position] = image_id
-        self._image_ids.append(image_id if isinstance(image_id, int) and fits_64_bits(image_id) else position + 1)
+        self._image_ids.append(position + 1 if number is None else number)
         self._sizes.extend((height, width))
         return position
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from siamdetr.data.balance import imbalance, skew
+from siamdetr.data.duplicates import ImageHashes, Likenesses
 from siamdetr.data.index import DetectionIndex, object_counts
 from siamdetr.data.near_duplicates import near_duplicates
 from siamdetr.data.problems import SEVERITIES, Problem, ProblemLog, Severity, count_by_kind
@@ -100,7 +101,6 @@ def diagnose(
     format: str = "auto",
     splits: Sequence[str] | None = None,
     progress: Progress | None = None,
-    comparing: Progress | None = None,
     workers: int | None = None,
 ) -> Diagnosis:
     """Read all annotations and every byte of every image.
@@ -110,7 +110,6 @@ def diagnose(
         format: as for `open_dataset`.
         splits: names of the splits to check; None = all (without a union such as VOC's trainval).
         progress: called with (images checked, all images).
-        comparing: called with (images compared with the others, all images).
         workers: threads that read images; None = one per processor core.
     Raises:
         DataError: `path` does not exist, `format` is unknown, or a split that was asked for does not exist.
@@ -133,10 +132,8 @@ def diagnose(
     _note_many_objects(parts, log)
     if source.format != "folder":
         _note_unread(source.root, parts, log)
-    threads = workers or usable_cores()
-    sides, digests = _check_files(parts, log, progress, threads)
-    remarks = [*imbalance(parts), *skew(parts)]
-    remarks += near_duplicates(digests, parts, threads=threads, progress=comparing)
+    sides, digests, hashes = _check_files(parts, log, progress, workers or usable_cores())
+    remarks = [*imbalance(parts), *skew(parts), *near_duplicates(digests, hashes, parts)]
     return Diagnosis(
         root=str(path),
         format=source.format,
@@ -186,27 +183,28 @@ def _note_unread(root: Path, parts: dict[str, DetectionIndex], log: ProblemLog) 
 
 def _check_files(
     parts: dict[str, DetectionIndex], log: ProblemLog, progress: Progress | None, workers: int
-) -> tuple[dict[str, list[int]], NDArray[np.uint64]]:
+) -> tuple[dict[str, list[int]], NDArray[np.uint64], ImageHashes]:
     """Open every image once per split.
 
-    Returns the longer side in pixels of each readable image, by split, and uint64 [N, 2] digests of all files.
+    Returns the longer side in pixels of each readable image, by split; uint64 [N, 2] digests of all files; what they
+    are compared by.
     """
-    total, done = sum(len(part) for part in parts.values()), 0
-    digests = bytearray()
+    total = sum(len(part) for part in parts.values())
+    digests, likenesses = bytearray(), Likenesses()
     sides: dict[str, list[int]] = {}
     for name, part in parts.items():
         sides[name] = []
         for i, facts in enumerate(check_images([part.path(i) for i in range(len(part))], workers)):
             _note_findings(facts, part, i, log)
             digests += facts.digest.ljust(DIGEST_BYTES, b"\0")
+            likenesses.add(facts.likeness)
             if facts.size[0]:
                 sides[name].append(max(facts.size))
-            done += 1
             if progress is not None:
-                progress(done, total)
+                progress(len(likenesses), total)
     contents = np.frombuffer(bytes(digests), dtype="<u8").reshape(-1, 2)
     _note_same_content(contents, parts, log)
-    return sides, contents
+    return sides, contents, likenesses.hashes()
 
 
 def _note_findings(facts: ImageFacts, part: DetectionIndex, i: int, log: ProblemLog) -> None:

@@ -1,8 +1,7 @@
 """Near-duplicate images: the same picture in another size, compression or slightly other exposure.
 
-An image is a difference hash of 64 bits (is a cell of a 9 x 8 grey picture brighter than the next?) and a grey
-thumbnail. Two images are duplicates where few bits differ and the thumbnails agree. Candidates are found by parts of
-the hash that are equal, so that no other pairs are compared.
+Two images are duplicates where few bits of their hashes differ and their thumbnails agree (`images.likeness`).
+Candidates are found by bytes of the hash that are equal, so that no other pairs are compared.
 """
 
 from __future__ import annotations
@@ -14,18 +13,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from siamdetr.errors import UnreadableImageError
+from siamdetr.images.likeness import DECODED_SIDE, HASH_BYTES, LIKENESS_BYTES, likeness_of
 from siamdetr.images.open import open_untrusted
 from siamdetr.system.progress import Progress
 
 MOST_BITS = 6  # of 64 that may differ
 MOST_DIFFERENCE = 8.0  # mean difference of the thumbnails, grey levels of 255, after their means are made equal
-_PARTS = 8  # bytes of the hash; with at most 6 other bits, at least two of them are equal
-_THUMBNAIL = 16  # pixels a side
 _BATCH = 1024
 
 
@@ -43,21 +40,43 @@ class ImageHashes:
     thumbnails: NDArray[np.uint8]
     readable: NDArray[np.bool_]
 
+    def subset(self, rows: NDArray[np.int64]) -> ImageHashes:
+        """The images at `rows`."""
+        return ImageHashes(self.hashes[rows], self.thumbnails[rows], self.readable[rows])
+
+
+class Likenesses:
+    """Collects the likeness of one image after the other, `LIKENESS_BYTES` bytes each."""
+
+    def __init__(self) -> None:
+        self._content = bytearray()
+        self._readable = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._readable)
+
+    def add(self, likeness: bytes) -> None:
+        """Add the likeness of the next image; b"": it cannot be read."""
+        self._content += likeness.ljust(LIKENESS_BYTES, b"\0")
+        self._readable.append(bool(likeness))
+
+    def hashes(self) -> ImageHashes:
+        """Those of all images so far, without a copy."""
+        rows = np.frombuffer(self._content, dtype=np.uint8).reshape(-1, LIKENESS_BYTES)
+        readable = np.frombuffer(self._readable, dtype=np.bool_)
+        return ImageHashes(rows[:, :HASH_BYTES], rows[:, HASH_BYTES:], readable)
+
 
 def hash_images(paths: Sequence[Path], *, threads: int = 2, progress: Progress | None = None) -> ImageHashes:
     """Hash image files, several at a time; JPEGs are decoded at a fraction of their size."""
-    hashes = np.zeros((len(paths), _PARTS), dtype=np.uint8)
-    thumbnails = np.zeros((len(paths), _THUMBNAIL**2), dtype=np.uint8)
-    readable = np.zeros(len(paths), dtype=bool)
+    found = Likenesses()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(paths), _BATCH):
-            for i, found in enumerate(pool.map(_hash_file, paths[start : start + _BATCH]), start):
-                if found is not None:
-                    hashes[i], thumbnails[i] = found
-                    readable[i] = True
+            for likeness in pool.map(_likeness_of_file, paths[start : start + _BATCH]):
+                found.add(likeness)
             if progress is not None:
-                progress(min(start + _BATCH, len(paths)), len(paths))
-    return ImageHashes(hashes, thumbnails, readable)
+                progress(len(found), len(paths))
+    return found.hashes()
 
 
 def find_duplicates(images: ImageHashes) -> NDArray[np.int64]:
@@ -66,7 +85,7 @@ def find_duplicates(images: ImageHashes) -> NDArray[np.int64]:
     Groups count from 0.
     """
     count = len(images.hashes)
-    links = [link for part in range(_PARTS) for link in links_of_part(images, part)]
+    links = [link for part in range(HASH_BYTES) for link in links_of_part(images, part)]
     starts = np.concatenate([np.full(len(others), first) for first, others in links] or [np.zeros(0, dtype=np.int64)])
     ends = np.concatenate([others for _, others in links] or [np.zeros(0, dtype=np.int64)])
     graph = coo_array((np.ones(len(starts), dtype=bool), (starts, ends)), shape=(count, count))
@@ -81,14 +100,11 @@ def duplicate_groups(groups: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return sorted((np.sort(part) for part in parts if len(part) > 1), key=lambda part: int(part[0]))
 
 
-def _hash_file(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+def _likeness_of_file(path: Path) -> bytes:
     try:
-        grey = open_untrusted(path, at_least=64).convert("L")
+        return likeness_of(open_untrusted(path, at_least=DECODED_SIDE))
     except UnreadableImageError:
-        return None
-    cells = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
-    small = np.asarray(grey.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX), dtype=np.uint8)
-    return np.packbits(cells[:, 1:] > cells[:, :-1]), small.ravel()
+        return b""
 
 
 def links_of_part(images: ImageHashes, part: int) -> Iterator[tuple[int, NDArray[np.int64]]]:

@@ -7,35 +7,27 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from siamdetr.data.duplicates import duplicate_groups, find_duplicates, hash_images
+from siamdetr.data.duplicates import ImageHashes, duplicate_groups, find_duplicates
 from siamdetr.data.index import DetectionIndex
 from siamdetr.data.remarks import Remark
-from siamdetr.system.progress import Progress
 
 
 def near_duplicates(
-    digests: NDArray[np.uint64],
-    parts: Mapping[str, DetectionIndex],
-    *,
-    threads: int = 2,
-    progress: Progress | None = None,
+    digests: NDArray[np.uint64], images: ImageHashes, parts: Mapping[str, DetectionIndex]
 ) -> Iterator[Remark]:
     """Every image that is a near-duplicate of an earlier one; see `data.duplicates`.
 
     Args:
         digests: uint64 [N, 2] of the files' contents, splits one after the other; zeros = could not be read. Of files
             of the same bytes only the first is compared.
+        images: of the same files.
         parts: the splits.
-        threads: that decode images.
-        progress: called with (images compared, all images).
     """
     _, first = np.unique(digests, axis=0, return_index=True)
     rows = np.sort(first[digests[first].any(axis=1)])
     every = [(name, i) for name, part in parts.items() for i in range(len(part))]
-    places = [every[row] for row in rows]
-    hashes = hash_images([parts[name].path(i) for name, i in places], threads=threads, progress=progress)
-    for group in duplicate_groups(find_duplicates(hashes)):
-        members = [places[row] for row in group]
+    for group in duplicate_groups(find_duplicates(images.subset(rows))):
+        members = [every[rows[row]] for row in group]
         for number, (name, i) in enumerate(members[1:], start=1):
             other, j = next((place for place in members[:number] if place[0] != name), members[0])
             kind = "near-duplicate" if other == name else "near-leakage"

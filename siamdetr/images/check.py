@@ -16,6 +16,7 @@ from PIL import Image
 from siamdetr.errors import UnreadableImageError
 from siamdetr.images.depth import DEPTH_KEY
 from siamdetr.images.header import ENDINGS, QUARTER_TURNS, map_in_batches, orientation_of
+from siamdetr.images.likeness import DECODED_SIDE, likeness_of
 from siamdetr.images.open import open_header, open_untrusted, read_bytes
 
 MANY_PIXELS = 40_000_000  # larger images are decoded one at a time: several at once could take the machine's memory
@@ -38,11 +39,13 @@ class ImageFacts:
         digest: first bytes of the SHA-256 of the file; b"" when it cannot be read.
         size: (height, width) in pixels as seen, after the EXIF rotation; (0, 0) when not known.
         findings: (kind, figures) for every problem of the file itself.
+        likeness: see `images.likeness`; b"" when the pixels cannot be read.
     """
 
     digest: bytes
     size: tuple[int, int]
     findings: tuple[tuple[str, str], ...]
+    likeness: bytes = b""
 
 
 def check_image(path: Path) -> ImageFacts:
@@ -56,7 +59,8 @@ def check_image(path: Path) -> ImageFacts:
     except UnreadableImageError as error:
         cause = f"{len(data)} bytes" if error.reason == "unknown format" else _cause(error)
         return ImageFacts(digest, (0, 0), ((_KINDS[error.reason], "" if error.reason == "empty" else cause),))
-    return ImageFacts(digest, size, (*findings, *_facts_of_pixels(data, path, size)))
+    of_pixels, likeness = _facts_of_pixels(data, path, size)
+    return ImageFacts(digest, size, (*findings, *of_pixels), likeness)
 
 
 def check_images(paths: Sequence[Path], workers: int) -> Iterator[ImageFacts]:
@@ -88,14 +92,15 @@ def _facts_of_header(image: Image.Image, path: Path) -> tuple[tuple[int, int], l
     return (width, height) if orientation in QUARTER_TURNS else (height, width), findings
 
 
-def _facts_of_pixels(data: bytes, path: Path, size: tuple[int, int]) -> list[tuple[str, str]]:
-    """Decode as in training; every byte of a JPEG is read, with a fraction of the arithmetic."""
+def _facts_of_pixels(data: bytes, path: Path, size: tuple[int, int]) -> tuple[list[tuple[str, str]], bytes]:
+    """(findings, likeness), decoded as in training; every byte of a JPEG is read, with a fraction of the arithmetic."""
     with _one_large_image if size[0] * size[1] > MANY_PIXELS else nullcontext():
         try:
-            image = open_untrusted(data, name=path.name, at_least=1)
+            image = open_untrusted(data, name=path.name, at_least=DECODED_SIDE)
         except UnreadableImageError as error:
-            return [("truncated-image", _cause(error))]
-    return [("deep-image", image.info[DEPTH_KEY])] if DEPTH_KEY in image.info else []
+            return [("truncated-image", _cause(error))], b""
+    findings = [("deep-image", image.info[DEPTH_KEY])] if DEPTH_KEY in image.info else []
+    return findings, likeness_of(image)
 
 
 def _cause(error: UnreadableImageError) -> str:

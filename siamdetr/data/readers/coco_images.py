@@ -25,11 +25,11 @@ from siamdetr.system.progress import Progress
 
 LEFT_OUT = -1  # position of an image that was left out: its boxes are left out without a note
 AMBIGUOUS = -2  # position of an id that several files have: its boxes are counted in a note
-NAME_KEYS = ("file_name", "coco_url", "flickr_url")  # LVIS has no file_name
+NAME_KEYS = ("file_name", "coco_url", "flickr_url")  # LVIS has only the addresses
 _OTHER_FOLDERS = 50  # folders that are searched for images, besides the usual ones
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """An entry of `images`: its own id, file name, path on this machine, and annotated (height, width).
 
@@ -105,13 +105,21 @@ def _named_entries(entries: list[Any], name: str, log: ProblemLog) -> Iterator[t
     for number, item in enumerate(entries):
         entry = item if isinstance(item, dict) else {}
         key = as_id(entry.get("id"))
-        texts = [entry[field] for field in NAME_KEYS if isinstance(entry.get(field), str) and entry[field]]
-        if key is None or not texts or not isinstance(entry.get("file_name", ""), str):
+        text = _name_of(entry)
+        if key is None or not text:
             given = ", ".join(f"{field} {entry[field]!r:.60}" for field in ("id", *NAME_KEYS) if field in entry)
             log.add("bad-image-entry", name, f"image number {number}", given or f"{item!r:.60}")
             continue
         size = _side(entry, "height", key, name, log), _side(entry, "width", key, name, log)
-        yield key, texts[0], size
+        yield key, text, size
+
+
+def _name_of(entry: dict[str, Any]) -> str:
+    """The file name of an entry, else its first address; "": there is none, or the file name is not a text."""
+    text = entry.get(NAME_KEYS[0], "")
+    if text == "":
+        text = next((entry[key] for key in NAME_KEYS[1:] if isinstance(entry.get(key), str) and entry[key]), "")
+    return text if isinstance(text, str) else ""
 
 
 def _kept_entries(
@@ -125,22 +133,19 @@ def _kept_entries(
     log: ProblemLog,
 ) -> Iterator[_Entry]:
     """The entries with a unique id and an existing file; `positions` gets the others."""
-    files_of: dict[int | str, set[str]] = {}
-    for key, text, _ in named:
-        files_of.setdefault(key, set()).add(text)
+    first: dict[int | str, str] = {}
+    ambiguous = {key for key, text, _ in named if first.setdefault(key, text) != text}
     repeated = repeated_locals([text for _, text, _ in named], place)
-    seen: set[int | str] = set()
     for key, text, size in named:
         local = place.local(text)
         where = f"image {key}"
-        if len(files_of[key]) > 1:
+        if key in ambiguous:
             positions[key] = AMBIGUOUS
             log.add("ambiguous-image", name, where, text)
             continue
-        if key in seen:
+        if key in positions:
             log.add("duplicate-image-id", name, where, text)
             continue
-        seen.add(key)
         positions[key] = LEFT_OUT
         found = None if "\0" in local else listing.find(local)
         if local in repeated:

@@ -25,13 +25,8 @@ def as_id(value: Any) -> int | str | None:
 
 def as_integer(value: Any) -> int | None:
     """A 64-bit integer, also written as 7.0; None: anything else."""
-    found = as_id(value)
-    return found if isinstance(found, int) and fits_64_bits(found) else None
-
-
-def fits_64_bits(value: int | str | None) -> bool:
-    """Whether an id is an integer that fits into int64."""
-    return isinstance(value, int) and -(2**63) <= value < 2**63
+    found = value if type(value) is int else as_id(value)
+    return found if isinstance(found, int) and -(2**63) <= found < 2**63 else None
 
 
 def as_number(value: Any) -> float | None:
@@ -39,7 +34,9 @@ def as_number(value: Any) -> float | None:
 
     None for everything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if type(value) is float:  # nearly every number of a file
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         return float(value)
@@ -53,7 +50,7 @@ def as_flag(value: Any) -> bool | None:
     """A flag: true or false, 1 or 0, also as texts; false if not given. None: anything else."""
     if value is None or isinstance(value, bool):
         return bool(value)
-    if isinstance(value, int | float):
+    if isinstance(value, (int, float)):
         return bool(value) if value in (0, 1) else None
     text = value.strip().lower() if isinstance(value, str) else "?"
     return True if text in _TRUE else False if text in _FALSE else None

@@ -66,20 +66,22 @@ class HeaderReader:
         if self._file is None:
             return read_headers([self.root / path for path in paths], progress=progress)
         root = os.path.abspath(self.root)
-        keys = np.array([_key(os.path.join(root, path)) for path in paths], dtype=np.uint64)
+        keys = np.array([_key(f"{root}/{path}") for path in paths], dtype=np.uint64)
         places = np.searchsorted(self._keys, keys).clip(max=max(0, len(self._keys) - 1))
         known = self._keys[places] == keys if len(self._keys) else np.zeros(len(keys), dtype=np.bool_)
         unknown = np.flatnonzero(~known).tolist()
         fresh = read_headers([self.root / paths[i] for i in unknown], progress=progress)
-        found = dict(zip(unknown, fresh, strict=True))
         self._fresh += [
-            (int(keys[i]), *header.size, header.turned) for i, header in found.items() if not header.problem
+            (int(keys[i]), *header.size, header.turned)
+            for i, header in zip(unknown, fresh, strict=True)
+            if not header.problem
         ]
-        return [found[i] if i in found else self._of_row(self._rows[places[i]]) for i in range(len(paths))]
-
-    @staticmethod
-    def _of_row(row: NDArray[np.int32]) -> Header:
-        return Header((int(row[0]), int(row[1])), bool(row[2]))
+        if len(unknown) == len(paths):
+            return fresh
+        headers = _headers_of(self._rows[places])
+        for i, header in zip(unknown, fresh, strict=True):
+            headers[i] = header
+        return headers
 
 
 def usable_size(header: Header, file: str, where: str, log: ProblemLog) -> tuple[int, int] | None:
@@ -110,6 +112,13 @@ def _key(path: str) -> int:
         return 0
     text = f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}"
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") | 1
+
+
+def _headers_of(rows: NDArray[np.int32]) -> list[Header]:
+    """The headers of rows (height, width, turned); equal rows share one."""
+    different, positions = np.unique(rows, axis=0, return_inverse=True)
+    headers = [Header((height, width), bool(turned)) for height, width, turned in different.tolist()]
+    return [headers[i] for i in positions.reshape(-1).tolist()]
 
 
 def _cache_file(root: Path) -> Path:
