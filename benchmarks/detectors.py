@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from siamdetr.models.compiled import compile_parts
 from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.detector import Detector
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processor-time", action="store_true", help="instead of the wall's, where others compute too")
+    parser.add_argument("--compiled", action="store_true", help="beside ours compiled, instead of transformers")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     beside = importlib.util.find_spec("transformers") is not None
@@ -87,7 +89,9 @@ def main() -> None:
     )
     for variant in options.variants:
         models = {"ours": ours(variant, options, example)}
-        if beside and variant in THEIRS:
+        if options.compiled:
+            models["theirs"] = ours(variant, options, example, compiled=True)
+        elif beside and variant in THEIRS:
             models["theirs"] = theirs(variant, options, example)
         print(f"{variant:16}{row(models, options)}", flush=True)
 
@@ -132,8 +136,8 @@ def make_example(batch: int, size: int, device: torch.device) -> Example:
     return Example(images.masked_fill(padding[:, None], 0).to(device), padding.to(device), targets.to(device))
 
 
-def ours(variant: str, options: argparse.Namespace, example: Example) -> Measured:
-    """The variant as it is here."""
+def ours(variant: str, options: argparse.Namespace, example: Example, *, compiled: bool = False) -> Measured:
+    """The variant as it is here, or compiled."""
     entry, hybrid = DETECTORS[variant], variant == "rtdetr"
     settings = DetectorSettings(
         variant=variant,
@@ -149,6 +153,8 @@ def ours(variant: str, options: argparse.Namespace, example: Example) -> Measure
         fusion_expansion=0.5 if hybrid and options.backbone == "resnet18" else 1.0,
     )
     detector = Detector(settings).to(example.images.device)
+    if compiled:
+        compile_parts(detector)
     losses = LossSettings.model_validate(IOU_AWARE_LOSSES) if entry.iou_aware else LossSettings()
     criterion = DetectionCriterion.of_detector(settings, losses, supervised=True)
     denoising = DenoisingSettings.model_validate(CONTRASTIVE) if entry.contrastive else DenoisingSettings()

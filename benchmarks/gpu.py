@@ -6,8 +6,13 @@ On a CPU the same parts run at a tiny size.
     python benchmarks/gpu.py --tiny --device cpu --output build/gpu   # what CI runs
     python benchmarks/gpu.py --append docs/results.md --output build/gpu   # writes the table of an earlier run there
 
+On a machine with torch, torchvision and lightning only, and without a network:
+
+    python benchmarks/gpu.py --carry build/wheels          # before, where there is one: 45 MB; then copy the clone
+    python benchmarks/gpu.py --wheels build/wheels --output build/gpu
+
 Each part runs in a process of its own with the time that is left, so that one that fails or hangs costs no other its
-figures. Needs torch, torchvision, lightning and this package; parts whose library is missing say so.
+figures. Parts whose library is missing say so: exports need onnx, onnxscript, onnxslim and onnxruntime.
 """
 
 from __future__ import annotations
@@ -22,12 +27,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# What the parts import beside torch, torchvision, lightning and what these need.
+CARRIED = (
+    "annotated-types", "iniconfig", "pluggy", "psutil", "pydantic", "pydantic_core", "pygments", "pytest", "pytest-timeout",
+    "safetensors", "scipy", "timm", "typing-inspection",
+)  # fmt: skip
 PAPER = {"seconds": 0.4036, "megabytes": 7528}  # Siamese DETR, supplement, table 3: Conditional 100q, COCO, batch 4
 
 
@@ -131,10 +143,15 @@ def inference(options: argparse.Namespace) -> list[Row]:
 
 def runtimes(options: argparse.Namespace) -> list[Row]:
     """An exported model through its gate, under ONNX Runtime on the device."""
+    missing = [
+        name for name in ("onnx", "onnxscript", "onnxslim", "onnxruntime") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        return [Row("export", "", None, "", f"{', '.join(missing)} not installed")]
     from siamdetr import SiamDETR
     from siamdetr.export.onnx import export_onnx
     from siamdetr.export.runtime import OnnxDetector
-    from siamdetr.export.timing.backend_choice import _take_turns
+    from siamdetr.export.timing.backend_choice import take_turns
     from siamdetr.images.preprocessing import PreprocessingSpec
 
     side = 64 if options.tiny else 640
@@ -147,7 +164,7 @@ def runtimes(options: argparse.Namespace) -> list[Row]:
         assert result.gate is not None
         rows = [Row("export", "largest difference from PyTorch, fp32", result.gate.largest_error, "")]
         opened = OnnxDetector(folder, device=options.device)
-        rows.append(Row("export", f"{opened.runtime}, {side} pixels", _take_turns({"it": opened})["it"], "ms"))
+        rows.append(Row("export", f"{opened.runtime}, {side} pixels", take_turns({"it": opened})["it"], "ms"))
     if importlib.util.find_spec("tensorrt") is None:
         rows.append(Row("export", "TensorRT", None, "", "not installed"))
     return rows
@@ -181,6 +198,37 @@ def _median(way: Callable[[], object], options: argparse.Namespace, *, rounds: i
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[2:])
+
+
+def carry(folder: Path) -> None:
+    """Fetch the wheels of `CARRIED` in the versions of requirements.lock."""
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").split()
+    locked = {line.partition("==")[0].lower(): line for line in lines}
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest"]
+    subprocess.run([*command, str(folder), *(locked[name] for name in CARRIED)], check=True)
+
+
+def unpack(wheels: Path, folder: Path) -> None:
+    """Unpack the wheels into a folder, and link this checkout there as a package."""
+    for wheel in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+    (folder / "siamdetr").mkdir()
+    for source in [*(ROOT / "siamdetr").iterdir(), *(ROOT / name for name in ("export", "serve", "cli"))]:
+        (folder / "siamdetr" / source.name).symlink_to(source)
+
+
+@contextmanager
+def carried(wheels: Path | None) -> Iterator[None]:
+    """Within the context, processes that are started import the wheels and this checkout."""
+    if wheels is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(wheels, Path(folder))
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = folder if before is None else os.pathsep.join([folder, before])
+        yield
 
 
 def run_parts(options: argparse.Namespace) -> list[Row]:
@@ -224,7 +272,11 @@ def where(device: str) -> str:
 def main() -> None:
     """Measure and write, or append what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of gpu.json and gpu.md")
+    parser.add_argument("--output", type=Path, default=Path("build/gpu"), help="folder of gpu.json and gpu.md")
+    parser.add_argument(
+        "--carry", type=Path, help="fetch the wheels for a machine without a network, and measure nothing"
+    )
+    parser.add_argument("--wheels", type=Path, help="folder of the carried wheels; without: siamdetr is installed")
     parser.add_argument("--append", type=Path, help="append gpu.md of the folder to this document, and measure nothing")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--minutes", type=float, default=8.0)
@@ -239,7 +291,11 @@ def main() -> None:
         text = (options.output / "gpu.md").read_text(encoding="utf-8")
         options.append.write_text(options.append.read_text(encoding="utf-8") + "\n" + text, encoding="utf-8")
         return
-    rows, machine = run_parts(options), where(options.device)
+    if options.carry is not None:
+        carry(options.carry)
+        return
+    with carried(options.wheels):
+        rows, machine = run_parts(options), where(options.device)
     options.output.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine, "rows": [asdict(row) for row in rows]}
     (options.output / "gpu.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -137,6 +137,7 @@ def _export_anew(
     """Export a model that is no exported file yet, and build the requested engine from its graph."""
     from siamdetr.api import SiamDETR
     from siamdetr.cli.console import console, progress
+    from siamdetr.cli.usage.runtime_table import print_runtimes
     from siamdetr.errors import ExportError
     from siamdetr.export.gate.checks import pytorch_reference
     from siamdetr.export.onnx import export_onnx
@@ -167,6 +168,8 @@ def _export_anew(
         + ("Not compared with PyTorch (--no-gate)." if result.gate is None else verdict(result.gate)),
         markup=False,
     )
+    if result.runtimes:
+        print_runtimes(result.runtimes)
     if request is not None:
         reference = pytorch_reference(opened, exported_preprocessing(opened.preprocessing, wanted))
         _add_engine(output, output, request, evidence, reference)

@@ -54,6 +54,9 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Seed of data order, au
 Precision = Annotated[
     str | None, typer.Option("--precision", help="fp32, bf16, fp16, or auto: the faster here of fp32 and bf16.")
 ]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the detector with torch.compile; needs a C++ compiler.")
+]
 LearningRate = Annotated[float | None, typer.Option("--lr", min=0.0, help="Learning rate.")]
 GradAccum = Annotated[
     int | None, typer.Option("--grad-accum", min=1, help="Batches whose gradients are accumulated into one step.")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from siamdetr.cli import options
 
 if TYPE_CHECKING:
-    from siamdetr.api import Backend, Model, SiamDETR
+    from siamdetr.api import Model, SiamDETR
     from siamdetr.inference.predict_files import Failed, Found
     from siamdetr.inference.tiles import Tiling
 
@@ -43,14 +43,15 @@ def predict(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at a time.")] = 8,
     device: options.Device = "auto",
     backend: options.Backend = None,
+    compiled: options.Compile = False,
 ) -> None:
     """Detect objects in images or videos; write pictures with boxes, and a JSON file (xyxy, pixels).
 
     An image that cannot be used is named and left out, and the exit code is 1.
     """
-    from siamdetr.api import load
     from siamdetr.cli.console import console, progress
     from siamdetr.cli.usage.inputs import image_files, only_videos
+    from siamdetr.cli.usage.model import open_model
     from siamdetr.inference.predict_files import predict_files
     from siamdetr.inference.tiles import Tiling
     from siamdetr.reports.prediction_files import outputs_of
@@ -59,7 +60,7 @@ def predict(
 
     tiling = None if tile is None else Tiling(tile, overlap)
     if only_videos(images):
-        opened = load(model, device=device, backend=cast("Backend | None", backend))
+        opened = open_model(model, device=device, backend=backend, compiled=compiled)
         _predict_videos(opened, images, output, threshold, tiling, stride=stride, batch_size=batch_size)
         return
     files = image_files(images)
@@ -68,7 +69,7 @@ def predict(
     target = json_file or output / "predictions.json"
     formats = list(dict.fromkeys(save or ()))
     _check(model, images, output, pictures, [target, *outputs_of(formats, output, [p.stem for p in pictures.values()])])
-    opened = load(model, device=device, backend=cast("Backend | None", backend))
+    opened = open_model(model, device=device, backend=backend, compiled=compiled)
     run = _Prediction(opened, pictures)
     output.mkdir(parents=True, exist_ok=True)
     results = predict_files(opened, files, threshold=threshold, tiling=tiling, batch_size=batch_size)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from siamdetr.cli import options
+
+if TYPE_CHECKING:
+    from siamdetr.api import Backend
 
 
 def serve(
@@ -33,6 +36,7 @@ def serve(
         str, typer.Option("--root-path", metavar="PATH", help="Where a proxy shows the server, such as /detector.")
     ] = "",
     device: options.Device = "cpu",
+    backend: options.Backend = None,
 ) -> None:
     """Serve detections over HTTP.
 
@@ -66,4 +70,11 @@ def serve(
             soft_wrap=True,
         )
 
-    run(model, settings, device=device, threads=threads, listening=announce)
+    run(
+        model,
+        settings,
+        device=device,
+        backend=cast("Backend | None", backend),
+        threads=threads,
+        listening=announce,
+    )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from siamdetr.cli import options
 
 if TYPE_CHECKING:
-    from siamdetr.api import Backend, Model, SiamDETR
+    from siamdetr.api import Model, SiamDETR
     from siamdetr.data.index import DetectionIndex
     from siamdetr.evaluation.coco_figures import DetectionMetrics
     from siamdetr.evaluation.scorer import CocoScorer
@@ -29,6 +29,7 @@ def val(
     workers: options.Workers = None,
     device: options.Device = "auto",
     backend: options.Backend = None,
+    compiled: options.Compile = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -55,8 +56,8 @@ def val(
 
     Exits with 1 if images had to be skipped.
     """
-    from siamdetr.api import load
     from siamdetr.cli.console import console
+    from siamdetr.cli.usage.model import open_model
     from siamdetr.data.readers.recognise import find_source
     from siamdetr.evaluation.coco import read_scorer, warn_of_crowded_images
     from siamdetr.evaluation.results import write_results
@@ -79,7 +80,7 @@ def val(
     if model.suffix == ".json":
         scorer = read_scorer(model, index, max_detections=max_detections)
     else:
-        opened = load(model, device=device, backend=cast("Backend | None", backend))
+        opened = open_model(model, device=device, backend=backend, compiled=compiled)
         scorer = _detect(opened, index, batch_size, workers, max_detections)
     if json_file is not None:
         write_results(json_file, scorer.results(), index)

@@ -39,6 +39,7 @@ from siamdetr.export.onnx_graph import readable_by_older, trace, with_outputs
 from siamdetr.export.options import ExportOptions, exported_preprocessing
 from siamdetr.export.precision import to_half
 from siamdetr.export.runtime import OnnxDetector
+from siamdetr.export.timing.runtimes import RuntimeTime, beside_float
 from siamdetr.files import INFER_FILE, LABELS_FILE, MANIFEST_FILE, ONNX_FILE
 from siamdetr.images.preprocessing import Prepared
 from siamdetr.models.deformable.attention import has_deformable_attention
@@ -62,6 +63,7 @@ class ExportResult:
     num_nodes: int
     num_bytes: int
     seconds: float
+    runtimes: tuple[RuntimeTime, ...] = ()  # of int8, fastest first; the machine's, so not in the bundle
 
 
 def export_onnx(
@@ -141,6 +143,10 @@ def write_bundle(
         report = _measure(model, made, options, samples, truth, work) if gate else None
         if report is not None and not report.passed:
             _reject(work / ONNX_FILE, folder, report)
+        runtimes: tuple[RuntimeTime, ...] = ()
+        if report is not None and options.precision == "int8":
+            float32 = readable_by_older(with_outputs(traced, card.outputs))
+            runtimes = beside_float(float32, work / ONNX_FILE, check_calibration(samples))
         tell(3, _STAGES)
         num_bytes = (work / ONNX_FILE).stat().st_size
         precision = {
@@ -164,6 +170,7 @@ def write_bundle(
         num_nodes=len(final.graph.node),
         num_bytes=num_bytes,
         seconds=time.perf_counter() - started,
+        runtimes=runtimes,
     )
 
 

@@ -45,7 +45,7 @@ class ServerDescription(BaseModel):
 
 
 class ModelDescription(BaseModel):
-    """Inputs and outputs of the model."""
+    """Inputs and outputs of the model, and the backend that computes it (`platform`)."""
 
     name: str
     versions: list[str]
@@ -145,7 +145,8 @@ class _ModelRoutes:
 
     async def model(self) -> ModelDescription:
         takes, gives = _descriptions(self._inputs), _descriptions(OUTPUTS)
-        return ModelDescription(name=self._served, versions=[VERSION], platform="siamdetr", inputs=takes, outputs=gives)
+        platform = self._engine.settings.platform
+        return ModelDescription(name=self._served, versions=[VERSION], platform=platform, inputs=takes, outputs=gives)
 
     async def config(self) -> dict[str, Any]:
         model = self._engine.model

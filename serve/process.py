@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -20,8 +21,8 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from siamdetr.api import Backend, load, resolve_backend
 from siamdetr.errors import ServeError
-from siamdetr.export.runtime import OnnxDetector
 from siamdetr.files import kind_of
 from siamdetr.inference.predictor import Predictor
 from siamdetr.serve.log_lines import log_in_lines
@@ -29,6 +30,8 @@ from siamdetr.serve.metrics import MULTIPROCESS_VARIABLE
 from siamdetr.serve.server import create_app
 from siamdetr.serve.settings import ServeSettings
 from siamdetr.system.threads import usable_cores
+
+logger = logging.getLogger(__name__)
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 _LARGE = 4 * 2**20  # bytes of a block that comes from the system and goes back to it; Pillow's are at most 16 MiB
@@ -41,6 +44,7 @@ def serve(
     settings: ServeSettings,
     *,
     device: str = "cpu",
+    backend: Backend | None = None,
     threads: int | None = None,
     listening: Callable[[str], None] = lambda url: None,
 ) -> None:
@@ -50,6 +54,7 @@ def serve(
         path: whatever `siamdetr.load` opens.
         settings: address, processes, queue, limits.
         device: "cpu", "cuda", "cuda:N" or "auto".
+        backend: as of `siamdetr.load`; "auto" takes the fastest with this number of threads, once for all processes.
         threads: of one model call on the CPU; None: the cores that this process may use, divided by the model calls at
             the same time.
         listening: called with the address once it is bound.
@@ -58,18 +63,21 @@ def serve(
         ValueError: the model cannot be opened.
     """
     threads = threads or max(1, usable_cores() // (settings.workers * settings.runners))
-    model = open_model(path, device, threads)  # also with several processes: errors are reported once
+    chosen, _ = resolve_backend(path, device=device, backend=backend, threads=threads)
+    model = open_model(path, device, threads, chosen)  # also with several processes: errors are reported once
+    settings = replace(settings, platform=chosen)
     log_in_lines()
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that a client gets wrong
     listener = bind(settings)
     host, port = listener.getsockname()[:2]
     listening(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    logger.info("%s runs under %s, %d threads a call, on %s", path, chosen, threads, device)
     if settings.workers == 1:
         signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more after draining, which would kill
         uvicorn.Server(uvicorn_config(create_app(model, settings), settings)).run([listener])
         return
     del model
-    factory = functools.partial(_create_in_worker, path, settings, device, threads)
+    factory = functools.partial(_create_in_worker, path, settings, device, threads, chosen)
     with tempfile.TemporaryDirectory(prefix="siamdetr-metrics-") as folder:
         os.environ[MULTIPROCESS_VARIABLE] = folder  # read by prometheus_client when a worker imports it
         workers = _Workers(uvicorn_config(factory, settings), [listener])
@@ -78,19 +86,14 @@ def serve(
         raise ServeError(f"{path}: a process of the server could not start; what it said above tells why")
 
 
-def open_model(path: str | Path, device: str, threads: int) -> Predictor:
-    """An exported model under ONNX Runtime, without loading PyTorch; or a checkpoint under PyTorch."""
-    path = Path(path)
+def open_model(path: str | Path, device: str, threads: int, backend: Backend | None = None) -> Predictor:
+    """An exported model, by default under ONNX Runtime, without loading PyTorch; or a checkpoint under PyTorch."""
     _settle_memory()
-    if kind_of(path) in ("onnx", "bundle"):
-        model: Predictor = OnnxDetector(path, device=device, threads=threads)
-    else:
+    if kind_of(path) not in ("onnx", "bundle"):
         import torch
 
-        from siamdetr.api import load
-
         torch.set_num_threads(threads)
-        model = load(path, device=device)
+    model: Predictor = load(path, device=device, backend=backend, threads=threads)
     _return_free_memory()
     return model
 
@@ -152,10 +155,12 @@ class _Workers(Multiprocess):
         super().terminate_all()
 
 
-def _create_in_worker(path: str | Path, settings: ServeSettings, device: str, threads: int) -> ASGIApp:
+def _create_in_worker(
+    path: str | Path, settings: ServeSettings, device: str, threads: int, backend: Backend
+) -> ASGIApp:
     _end_with_parent()
     log_in_lines()
-    return create_app(open_model(path, device, threads), settings)
+    return create_app(open_model(path, device, threads, backend), settings)
 
 
 def _end_with_parent() -> None:

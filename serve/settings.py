@@ -62,6 +62,7 @@ class ServeSettings:
         max_batch: images of one size that one model call takes together; 1: no micro-batching.
         max_delay: longest wait of an image for others of its size while a runner is free, in seconds.
         model_name: under /v2/models.
+        platform: what computes the model, as its metadata under /v2/models says.
         token: expected after `Authorization: Bearer`; None: no token is needed.
         cors_origins: origins (scheme://host[:port], or "*") whose pages may send requests from a browser; empty: none.
         root_path: path under which a proxy serves this server, such as "/detector"; "": no proxy path.
@@ -75,6 +76,7 @@ class ServeSettings:
     max_batch: int = 1
     max_delay: float = 0.002
     model_name: str = "siamdetr"
+    platform: str = "siamdetr"
     token: str | None = field(default=None, repr=False)
     cors_origins: tuple[str, ...] = ()
     root_path: str = ""

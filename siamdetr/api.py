@@ -95,16 +95,25 @@ def load(
         raise missing_package(error) or error from None
 
 
-def _load(path: Path, device: str | torch.device, backend: Backend | None, threads: int | None) -> SiamDETR | Model:
+def resolve_backend(
+    path: str | Path, *, device: str = "cpu", backend: Backend | None = None, threads: int | None = None
+) -> tuple[Backend, int | None]:
+    """The backend and the threads with which `load` opens a file; arguments and errors as there."""
+    path = Path(path)
     backends = _BACKENDS.get(kind_of(path), ("pytorch",))
     if backend == "auto" and backends[0] == "onnxruntime":
         from siamdetr.export.timing.backend_choice import choose_backend
 
-        backend, threads = choose_backend(path, device=str(device), threads=threads)
-    elif backend is None or backend == "auto":
-        backend = backends[0]
+        return choose_backend(path, device=device, threads=threads)
+    if backend is None or backend == "auto":
+        return backends[0], threads
     if backend not in backends:
         raise ValueError(f"{path}: backend '{backend}' does not run such a file; take {' or '.join(backends)}")
+    return backend, threads
+
+
+def _load(path: Path, device: str | torch.device, backend: Backend | None, threads: int | None) -> SiamDETR | Model:
+    backend, threads = resolve_backend(path, device=str(device), backend=backend, threads=threads)
     if backend == "tensorrt":
         from siamdetr.export.engine import EngineDetector
 
@@ -127,4 +136,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'siamdetr.api' has no attribute {name!r}")
 
 
-__all__ = ["Backend", "CheckpointError", "Kind", "Model", "SiamDETR", "kind_of", "load"]
+__all__ = ["Backend", "CheckpointError", "Kind", "Model", "SiamDETR", "kind_of", "load", "resolve_backend"]

@@ -19,6 +19,7 @@ from siamdetr.model_file import ModelMetadata, find_model_file, load_model, save
 from siamdetr.models.attention import record_attention
 from siamdetr.models.backbone.normalization import backbone_normalization
 from siamdetr.models.backbone.weights import load_backbone_weights
+from siamdetr.models.compiled import check_compiler
 from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import Classifier, DetectorSettings
 from siamdetr.settings.registry import detector_entry
@@ -160,6 +161,18 @@ class SiamDETR(OpenedModel):
     def to(self, device: str | torch.device) -> SiamDETR:
         """Move the detector; returns this model."""
         self.detector.to(device)
+        return self
+
+    def compile(self) -> SiamDETR:
+        """Compile the detector with torch.compile, at its first batch; returns this model.
+
+        That takes a minute or more, once for all image sizes.
+
+        Raises:
+            SettingsError: torch.compile does not work here: no C++ compiler, or no Triton for a GPU.
+        """
+        check_compiler(self.device)
+        self._predictor.compile()
         return self
 
     @property

@@ -12,6 +12,9 @@ from siamdetr.cli.usage.unused_options import Rule, Values
 
 _EXPORTED_SUFFIXES = (".onnx", ".engine")
 _NEEDS_DATA = "it is about --data DATA, which is not given"
+_COMPILED_ALREADY = (
+    "MODEL is an exported file, which its runtime optimises itself; give the run folder or .safetensors file"
+)
 
 
 def is_exported(model: Path) -> bool:
@@ -63,6 +66,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
     ),
     "predict": (
+        Rule(("compiled",), _is_checkpoint, _COMPILED_ALREADY),
         Rule(("overlap",), lambda v: v["tile"] is not None, "it is of tiles; give --tile SIDE"),
         Rule(("stride",), lambda v: only_videos(v["images"]), "it leaves out frames of a video; these are images"),
         Rule(("save",), lambda v: not only_videos(v["images"]), "each video has its lines in OUTPUT/NAME.jsonl"),
@@ -101,10 +105,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "val": (
         Rule(
-            ("batch_size", "workers", "device", "backend"),
+            ("batch_size", "workers", "device", "backend", "compiled"),
             _is_model,
             "MODEL is a file of results, which are scored as they are; give a model",
         ),
+        Rule(("compiled",), _is_checkpoint, _COMPILED_ALREADY),
     ),
     "label": (
         Rule(

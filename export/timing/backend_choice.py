@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,6 +30,8 @@ from siamdetr.system.atomic_file import atomic_text
 from siamdetr.system.threads import usable_cores
 
 logger = logging.getLogger(__name__)
+
+Name = TypeVar("Name")
 
 _SECONDS = 2.0  # of timing, over all candidates
 _MOST_ROUNDS = 7
@@ -98,16 +101,13 @@ def _versions() -> dict[str, str]:
     import onnxruntime
 
     found = {"onnxruntime": onnxruntime.__version__}
-    return found | ({"openvino": version("openvino")} if importlib.util.find_spec("openvino") is not None else {})
+    return found | ({"openvino": version("openvino")} if "openvino" in installed_backends() else {})
 
 
 def _measure(file: Path, counts: list[int]) -> Choice:
     candidates: dict[str, tuple[OnnxBackend, int, OnnxDetector]] = {}
     failure: ExportError | None = None
-    backends: tuple[OnnxBackend, ...] = ("onnxruntime", "openvino")
-    for backend in backends:
-        if backend == "openvino" and importlib.util.find_spec("openvino") is None:
-            continue
+    for backend in installed_backends():
         for count in counts:
             try:
                 opened = OnnxDetector(file, threads=count, backend=backend)
@@ -118,18 +118,26 @@ def _measure(file: Path, counts: list[int]) -> Choice:
     if not candidates:
         assert failure is not None
         raise failure
-    times = _take_turns({name: opened for name, (_, _, opened) in candidates.items()})
+    times = take_turns({name: opened for name, (_, _, opened) in candidates.items()})
     best = min(times, key=lambda name: times[name])
     return Choice(candidates[best][0], candidates[best][1], times)
 
 
-def _take_turns(models: Mapping[str, OnnxDetector]) -> dict[str, float]:
-    """Time the candidates in turns; returns the median milliseconds of each, without a first round."""
+def installed_backends() -> tuple[OnnxBackend, ...]:
+    """The runtimes for .onnx files that are installed."""
+    return ("onnxruntime", "openvino") if importlib.util.find_spec("openvino") is not None else ("onnxruntime",)
+
+
+def take_turns(models: Mapping[Name, OnnxDetector]) -> dict[Name, float]:
+    """Time some models in turns, for about two seconds; returns the median milliseconds of one image for each.
+
+    A first round is not counted.
+    """
     picture = drawn_images(1, *_SHAPE)[0].transpose(1, 2, 0)
-    batches: dict[str, Prepared] = {
+    batches: dict[Name, Prepared] = {
         name: preprocess([np.ascontiguousarray(picture)], model.preprocessing) for name, model in models.items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    seconds: dict[Name, list[float]] = {name: [] for name in models}
     started = time.perf_counter()
     for turn in range(_MOST_ROUNDS + 1):
         for name, model in models.items():

@@ -16,6 +16,7 @@ from siamdetr.images.normalize import normalize_images
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
 from siamdetr.inference.predictor import DEFAULT_THRESHOLD, ScoredBoxes
 from siamdetr.models.backbone.body import fold_batchnorm
+from siamdetr.models.compiled import compile_part, compile_parts
 from siamdetr.models.detector import Detector, Memory, Outputs
 from siamdetr.models.postprocess import postprocess
 
@@ -54,6 +55,7 @@ class PyTorchPredictor:
         self.class_names = class_names
         self.preprocessing = preprocessing
         self.threshold = threshold
+        self._compiler: str | None = None  # the backend of torch.compile
         self._folded: nn.Module | None = None
         self._folded_from: tuple[tuple[int, int], ...] = ()
 
@@ -61,6 +63,11 @@ class PyTorchPredictor:
     def device(self) -> torch.device:
         """The device of the detector."""
         return next(self.detector.parameters()).device
+
+    def compile(self, *, backend: str = "inductor") -> None:
+        """Compile the detector, in place, at the first batch; arguments as of `compile_parts`."""
+        compile_parts(self.detector, backend=backend)
+        self._compiler, self._folded = backend, None
 
     def predict_batch(self, batch: Prepared) -> ScoredBoxes:
         """Scored boxes of a batch of prepared images."""
@@ -101,6 +108,8 @@ class PyTorchPredictor:
         if self._folded is None or state != self._folded_from:
             try:
                 self._folded = fold_batchnorm(backbone)
+                if self._compiler is not None:
+                    compile_part(self._folded, backend=self._compiler)
             except ValueError as error:
                 logger.warning("The backbone runs unfolded: %s", error)
                 self._folded = backbone

@@ -66,7 +66,7 @@ def best_cells(scores: Tensor, count: int) -> Tensor:
     Raises:
         ValueError: there are fewer cells than queries.
     """
-    if not torch.compiler.is_compiling() and scores.shape[1] < count:
+    if not torch.compiler.is_exporting() and scores.shape[1] < count:
         raise ValueError(
             f"two-stage decoder: {count} queries are chosen from the feature cells, got {scores.shape[1]} cells; take larger "
             "images or fewer queries"
@@ -84,7 +84,7 @@ def fewer_queries(queries: Queries, memory: Memory) -> Queries:
     """
     first, cells = queries.num_denoising, memory.tokens.shape[1]
     count, kept = queries.content.shape[1] - first, first + cells
-    if torch.compiler.is_compiling() or count <= cells:
+    if torch.compiler.is_exporting() or count <= cells:
         return queries
     mask = queries.attention_mask
     if mask is not None and first == 0:

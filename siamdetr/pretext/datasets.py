@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from siamdetr.pretext.batches import RegionBatch, ViewBatch
 from siamdetr.pretext.regions import OneViewSettings, RegionSample, make_regions
 from siamdetr.pretext.views import ViewSample, largest_side, make_views
 from siamdetr.proposals.methods import propose
-from siamdetr.proposals.store import ProposalStore
 from siamdetr.settings.pretext import SiameseSettings
 from siamdetr.structures.targets import region_targets
+
+if TYPE_CHECKING:
+    from siamdetr.proposals.store import ProposalStore
 
 
 class UnlabelledDataset(ImageDataset[Sample]):

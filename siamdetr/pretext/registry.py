@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset
 
@@ -27,9 +27,11 @@ from siamdetr.pretext.detreg import DETReg
 from siamdetr.pretext.siamese import SiameseDETR
 from siamdetr.pretext.updetr import UPDETR
 from siamdetr.pretext.view_cache import CacheRequest, cached_views
-from siamdetr.proposals.store import ProposalStore
 from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
 from siamdetr.system.progress import Progress
+
+if TYPE_CHECKING:
+    from siamdetr.proposals.store import ProposalStore
 
 __all__ = ["PRETEXTS", "PretextEntry", "name_of"]
 

@@ -105,6 +105,10 @@ class RunSettings(Settings):
         "convolutions",
         description="on a GPU: which float32 products may round their factors to 10 bits; convolutions: as PyTorch itself",
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile of the detector; needs a C++ compiler, and minutes at the first step",
+    )
     seed: int = Field(0, ge=0)
     deterministic: bool = Field(False, description="only deterministic kernels, at some cost of speed")
     workers: int = Field(2, ge=0, description="processes that load images")

@@ -33,6 +33,7 @@ from siamdetr.training.run_folder import RunFolder, open_run
 from siamdetr.training.run_report import write_report
 from siamdetr.training.run_result import RunResult
 from siamdetr.training.step_module import StepModule
+from siamdetr.training.trainer import check_compilation
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def finetune(
     """Supervised training of a detector; arguments and errors as of `pretrain`."""
     sink = progress or Silent()
     with training_arithmetic(settings.tf32), SignalWatch() as watch:
+        check_compilation(settings)
         data = open_labelled(settings, as_callback(sink, "read", watch.raise_if_received))
         settings = resolved(settings, data.train)
         warn_of_many_objects(data, settings)

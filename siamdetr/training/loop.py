@@ -19,6 +19,7 @@ from siamdetr.data.sampler import SampleOrder
 from siamdetr.errors import CheckpointError, LoadingError, NonFiniteLossError
 from siamdetr.files import LAST_MODEL
 from siamdetr.model_file import ModelMetadata, save_model
+from siamdetr.models.compiled import compile_parts
 from siamdetr.models.detector import Detector
 from siamdetr.settings.training import RunSettings
 from siamdetr.system.launcher import launch
@@ -104,6 +105,9 @@ def train(
         return 0.0
     order = _order(settings, job.length, process_rank(settings))
     module.image_ids_of = lambda batch: tuple(job.image_id(i) for _, i in order.batch(batch))
+    if settings.compile:
+        _log.info("The detector is compiled during the first steps, which takes minutes.")
+        compile_parts(module.detector)
     settings = _with_precision(job, settings, run)
     stream = BatchStream(
         job.dataset,

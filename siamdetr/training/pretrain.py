@@ -31,6 +31,7 @@ from siamdetr.training.proposal_figures import measure_proposals, save_proposal_
 from siamdetr.training.run_folder import RunFolder, open_run
 from siamdetr.training.run_report import write_report
 from siamdetr.training.run_result import RunResult
+from siamdetr.training.trainer import check_compilation
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def pretrain(
     sink = progress or Silent()
     _log.info("Self-supervised pretraining: no labels are used. To train on labels: siamdetr finetune")
     with training_arithmetic(settings.tf32), SignalWatch() as watch:
+        check_compilation(settings)
         settings = resolved_pretraining(settings)
         data = open_pretraining(settings.data, as_callback(sink, "read", watch.raise_if_received))
         with open_run(settings, resume, {"images": data.images}, allow_changes=allow_changes) as run:

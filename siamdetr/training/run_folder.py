@@ -38,8 +38,9 @@ _FREE = {
 }  # fmt: skip
 
 
-# Training can go on exactly with other values of these, if it is told to: longer, or with another rate.
-_CHANGEABLE = {"steps", "epochs", "optimizer", "schedule", "val_every"}
+# Training can go on with other values of these, if it is told to: longer, with another rate, or on a machine without
+# a compiler.
+_CHANGEABLE = {"steps", "epochs", "optimizer", "schedule", "val_every", "compile"}
 
 
 @dataclass(frozen=True)

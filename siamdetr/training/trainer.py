@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from siamdetr.errors import SettingsError
+from siamdetr.models.compiled import check_compiler
 from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.settings.training import RunSettings
 from siamdetr.system.launcher import launch
@@ -83,6 +84,16 @@ def run_device(settings: RunSettings) -> torch.device:
     if settings.device == "auto":
         return torch.device("cuda", launch().local_number) if torch.cuda.is_available() else torch.device("cpu")
     return torch.device(settings.device)
+
+
+def check_compilation(settings: RunSettings) -> None:
+    """Check that torch.compile works on the device of the run, if its settings ask for it.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    if settings.compile:
+        check_compiler(run_device(settings))
 
 
 def _device(settings: RunSettings) -> tuple[str, int | list[int]]:

@@ -328,6 +328,14 @@ def test_int8_measures_its_scales_on_images(tmp_path: Path, pictures: list[Image
     assert result.gate is not None
     assert result.gate.passed
     assert result.num_bytes < 0.75 * result.precision["bytes_fp32"]
+    assert {(row.precision, row.backend) for row in result.runtimes} >= {
+        ("fp32", "onnxruntime"),
+        ("int8", "onnxruntime"),
+    }
+    assert all(row.milliseconds > 0 for row in result.runtimes)
+    own = next(row for row in result.runtimes if (row.precision, row.backend) == ("fp32", "onnxruntime"))
+    assert own.score_error == own.box_error == 0
+    assert not (tmp_path / "fp32.onnx").exists()
     operators = [node.op_type for node in onnx.load(result.onnx_file).graph.node]
     assert "DynamicQuantizeLinear" not in operators
     assert operators.count("QuantizeLinear") > 20

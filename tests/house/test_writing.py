@@ -32,6 +32,7 @@ EXCEPTIONS = {
     ("siamdetr.export.onnx", "onnx.save"): "a probe in the temporary folder of an export",
     ("siamdetr.export.onnx", "shutil.copyfile"): "into the temporary folder of an export; then moved into place",
     ("siamdetr.export.int8.quantize", "onnx.save"): "in the temporary folder of an export",
+    ("siamdetr.export.timing.runtimes", "onnx.save"): "in the temporary folder of an export",
     ("siamdetr.cli.label", "contact_sheet(pictures).save"): "into memory; written whole after that",
     (
         "siamdetr.reports.prediction_pictures",

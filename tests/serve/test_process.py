@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,25 @@ def test_checkpoints_and_exported_models_are_served_alike(tiny_bundle: Path, tmp
     assert isinstance(open_model(tmp_path, "cpu", 1), SiamDETR)
     assert isinstance(open_model(tiny_bundle, "cpu", 1), OnnxDetector)
     assert isinstance(open_model(tiny_bundle / "model.onnx", "cpu", 1), OnnxDetector)
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+def test_the_backend_is_chosen_and_said(tiny_bundle: Path, tmp_path: Path) -> None:
+    """In the log, and as the platform of the model's metadata; `auto` measures once, and workers take its answer."""
+    for asked, wanted in (("openvino", {"openvino"}), ("auto", {"openvino", "onnxruntime"})):
+        with process(tiny_bundle, "--backend", asked, XDG_CACHE_HOME=str(tmp_path)) as (server, address):
+            with urllib.request.urlopen(f"{address}/v2/models/siamdetr", timeout=30) as answer:
+                platform = json.loads(answer.read())["platform"]
+            assert platform in wanted
+            server.terminate()
+            assert server.stdout is not None
+            assert f"runs under {platform}, 1 threads a call" in server.stdout.read()
+
+
+def test_a_backend_that_cannot_run_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").touch()
+    with pytest.raises(ValueError, match="backend 'tensorrt' does not run such a file; take pytorch"):
+        open_model(tmp_path, "cpu", 1, "tensorrt")
 
 
 def test_what_prevents_a_start_is_said(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
 from siamdetr.inference.pytorch import PyTorchPredictor
 from siamdetr.models.detector import Detector
 from siamdetr.pretext.batches import RegionBatch, ViewBatch
+from siamdetr.pretext.common import pretext_settings
 from siamdetr.pretext.registry import PRETEXTS
 from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.settings.detector import DetectorSettings
@@ -21,7 +22,6 @@ from siamdetr.settings.training import FinetuneSettings
 from siamdetr.structures.targets import DetectionBatch, Targets, region_targets
 from siamdetr.training.finetune_module import FinetuneModule
 from siamdetr.training.pretrain_module import PretrainModule
-from siamdetr.training.pretrain_setup import pretraining_detector
 from siamdetr.training.step_module import StepModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
@@ -130,7 +130,8 @@ def test_a_pretraining_step_waits_for_its_matching_alone(
 
     def work() -> None:
         with fake_cuda(monkeypatch) as device:
-            module = PretrainModule(Detector(pretraining_detector(run)), run, PreprocessingSpec(), 10).to(DEVICE)
+            settings = pretext_settings(run.detector, run.of_method.class_loss)
+            module = PretrainModule(Detector(settings), run, PreprocessingSpec(), 10).to(DEVICE)
             batch = unlabelled(method, min(regions, 10))
             step(module, batch, None)  # the first step folds the teacher
             device.waits.clear()
