@@ -48,9 +48,10 @@ def process(*arguments: object, **environment: str) -> Iterator[tuple[subprocess
     )
     try:
         assert server.stdout is not None
-        line = server.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert found, line + server.stdout.read()
+        said = ""
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", said)) and (line := server.stdout.readline()):
+            said += line
+        assert found, said
         wait_until_ready(found[0])
         yield server, found[0]
     finally:
