@@ -129,7 +129,7 @@ def installed_backends() -> tuple[OnnxBackend, ...]:
 
 
 def take_turns(models: Mapping[Name, OnnxDetector]) -> dict[Name, float]:
-    """Time some models in turns, for about two seconds; returns the median milliseconds of one image for each.
+    """Time some models in turns for about two seconds; returns median milliseconds of one image of each.
 
     A first round is not counted.
     """
