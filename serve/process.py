@@ -87,7 +87,7 @@ def serve(
 
 
 def open_model(path: str | Path, device: str, threads: int, backend: Backend | None = None) -> Predictor:
-    """An exported model, by default under ONNX Runtime, without loading PyTorch; or a checkpoint under PyTorch."""
+    """An exported model, by default under ONNX Runtime and without PyTorch, or a checkpoint under PyTorch."""
     _settle_memory()
     if kind_of(path) not in ("onnx", "bundle"):
         import torch

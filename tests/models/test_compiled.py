@@ -72,7 +72,7 @@ def loss_and_gradients(trained: FinetuneModule, of: DetectionBatch) -> tuple[Ten
 
 
 def test_another_image_size_compiles_nothing_and_losses_stay() -> None:
-    """AOTAutograd traces forward and backward as for every compiler behind it; C++ would take a minute more."""
+    """AOTAutograd traces forward and backward as for every compiler; C++ would take a minute more."""
     plain, compiled = module(), module()
     compile_parts(compiled.detector, backend="aot_eager")
     assert plain.state_dict().keys() == compiled.state_dict().keys()
