@@ -212,7 +212,7 @@ def test_checkpoints_and_exported_models_are_served_alike(tiny_bundle: Path, tmp
 
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
 def test_the_backend_is_chosen_and_said(tiny_bundle: Path, tmp_path: Path) -> None:
-    """In the log, and as the platform of the model's metadata; `auto` measures once, and workers take its answer."""
+    """In the log, and as the platform of the model's metadata; `auto` measures once."""
     for asked, wanted in (("openvino", {"openvino"}), ("auto", {"openvino", "onnxruntime"})):
         with process(tiny_bundle, "--backend", asked, XDG_CACHE_HOME=str(tmp_path)) as (server, address):
             with urllib.request.urlopen(f"{address}/v2/models/siamdetr", timeout=30) as answer:
