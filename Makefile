@@ -75,7 +75,8 @@ build/cpp/.installed:
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends g++ cmake libopencv-imgcodecs-dev nlohmann-json3-dev
 	mkdir -p build/cpp
-	/usr/lib/apt/apt-helper download-file $(ORT_HEADERS) build/cpp/headers.deb SHA256:$(ORT_HEADERS_SHA256)
+	mirror=$$(apt-get indextargets --format '$$(SITE)' 'Created-By: Packages' | grep -v security | head -n 1) && \
+	  /usr/lib/apt/apt-helper download-file "$$mirror/$(ORT_HEADERS)" build/cpp/headers.deb SHA256:$(ORT_HEADERS_SHA256)
 	dpkg-deb -x build/cpp/headers.deb build/cpp
 	touch $@
 
