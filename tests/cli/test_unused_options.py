@@ -14,7 +14,7 @@ from siamdetr.cli.usage.rules import RULES
 # Options that have an effect in every call of their command. A new option stands here, or in RULES and in CALLS.
 _RUN = {
     "data", "preset", "steps", "batch_size", "imgsz", "resume", "lr", "grad_accum", "precision", "seed", "workers",
-    "device", "data_format", "split", "strict", "config", "assignments",
+    "device", "data_format", "split", "strict", "config", "assignments", "compiled",
 }  # fmt: skip
 ALWAYS: dict[str, set[str]] = {
     "quickstart": {"fast", "output", "seed"},
@@ -38,7 +38,10 @@ ALWAYS: dict[str, set[str]] = {
     "demo": {"models", "examples", "port", "device", "root_path"},
     "attention": {"model", "image", "output", "layer", "heads", "point", "device"},
     "export": {"model", "output", "gate", "trt", "triton"},
-    "serve": {"model", "host", "port", "workers", "threads", "queue", "max_batch", "name", "device", "cors_origins", "root_path"},
+    "serve": {
+        "model", "host", "port", "workers", "threads", "queue", "max_batch", "name", "device", "cors_origins", "root_path",
+        "backend",
+    },
     "benchmark": {"models", "data", "batches", "sizes", "rounds", "warmup", "threads", "device", "output"},
     "convert": {"source", "family", "output", "arguments", "classes", "to", "push"},
     "gate": {"a", "b", "data", "split", "data_format", "images", "precision", "spec_a", "spec_b", "output", "device"},
@@ -90,9 +93,11 @@ CALLS: list[tuple[tuple[str, ...], str, tuple[str, ...], str]] = [
         (_RESULTS, name, option, "MODEL is a file of results")
         for name, option in {
             "batch_size": ("--batch-size", "2"), "workers": ("--workers", "1"), "device": ("--device", "cpu"),
-            "backend": ("--backend", "onnxruntime"),
+            "backend": ("--backend", "onnxruntime"), "compiled": ("--compile",),
         }.items()
     ),
+    (("val", "BUNDLE", "--data", "data"), "compiled", ("--compile",), "optimises itself"),
+    (("predict", "BUNDLE", "a.jpg"), "compiled", ("--compile",), "optimises itself"),
     (("label", "run", "a.jpg", "-o", "out", "--sure", ".8", "--look", ".2"), "data", ("--data", "d"), "both thresholds"),
     (("label", "run", "a.jpg", "-o", "out"), "split", ("--split", "val"), _DATA_NEEDED),
     (("label", "run", "a.jpg", "-o", "out"), "data_format", ("--format", "coco"), _DATA_NEEDED),
