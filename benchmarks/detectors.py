@@ -100,7 +100,7 @@ def row(models: dict[str, Measured], options: argparse.Namespace) -> str:
     """The figures of one variant: step, inference, parameters."""
     parts = []
     for calls in ({k: m.step for k, m in models.items()}, {k: m.inference for k, m in models.items()}):
-        seconds = medians(calls, options)
+        seconds = medians(calls, options.repeats, processor_time=options.processor_time)
         own, other = seconds["ours"], seconds.get("theirs")
         beside = f"{'–':>9}{'–':>8}" if other is None else f"{1e3 * other:9.1f}{other / own:7.2f}x"
         parts.append(f"{1e3 * own:9.1f}{beside}")
@@ -109,15 +109,15 @@ def row(models: dict[str, Measured], options: argparse.Namespace) -> str:
     return "   ".join(parts)
 
 
-def medians(calls: dict[str, Call], options: argparse.Namespace) -> dict[str, float]:
+def medians(calls: dict[str, Call], repeats: int, *, processor_time: bool = False) -> dict[str, float]:
     """Median seconds of each call; they take turns, after one round that is not counted."""
-    clock = time.process_time if options.processor_time else time.perf_counter
+    clock = time.process_time if processor_time else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(options.repeats + 1):
+    for turn in range(repeats + 1):
         for name, call in calls.items():
             start = clock()
             call()
-            if options.device.startswith("cuda"):
+            if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if turn:
                 seconds[name].append(clock() - start)
@@ -153,11 +153,19 @@ def ours(variant: str, options: argparse.Namespace, example: Example, *, compile
         fusion_expansion=0.5 if hybrid and options.backbone == "resnet18" else 1.0,
     )
     detector = Detector(settings).to(example.images.device)
+    losses = LossSettings.model_validate(IOU_AWARE_LOSSES) if entry.iou_aware else LossSettings()
+    denoising = DenoisingSettings.model_validate(CONTRASTIVE) if entry.contrastive else DenoisingSettings()
+    calls = measured_detector(detector, losses, denoising, example)
     if compiled:
         compile_parts(detector)
-    losses = LossSettings.model_validate(IOU_AWARE_LOSSES) if entry.iou_aware else LossSettings()
-    criterion = DetectionCriterion.of_detector(settings, losses, supervised=True)
-    denoising = DenoisingSettings.model_validate(CONTRASTIVE) if entry.contrastive else DenoisingSettings()
+    return calls
+
+
+def measured_detector(
+    detector: Detector, losses: LossSettings, denoising: DenoisingSettings, example: Example
+) -> Measured:
+    """A training step and an inference of one of our detectors."""
+    criterion = DetectionCriterion.of_detector(detector.settings, losses, supervised=True)
 
     def loss() -> Tensor:
         queries = detector.training_queries(example.targets, denoising)
@@ -172,9 +180,9 @@ def theirs(variant: str, options: argparse.Namespace, example: Example) -> Measu
     import transformers
 
     transformers.logging.set_verbosity_error()
-    name, configuration = (rtdetr_options if variant == "rtdetr" else detr_options)(variant, options)
-    config = getattr(transformers, f"{name}Config")(num_queries=options.queries, num_labels=CLASSES, **configuration)
-    model = getattr(transformers, f"{name}ForObjectDetection")(config).to(example.images.device)
+    kind, configuration = rtdetr_options(options) if variant == "rtdetr" else detr_options(variant, options)
+    config = getattr(transformers, f"{kind}Config")(num_queries=options.queries, num_labels=CLASSES, **configuration)
+    model = getattr(transformers, f"{kind}ForObjectDetection")(config).to(example.images.device)
     for name, parameter in model.named_parameters():
         # transformers freezes all of such a backbone; ours, as DETR, the stem and stage 1.
         parameter.requires_grad_(not any(part in name for part in (".embedder.", ".stages.0.")))
@@ -215,8 +223,8 @@ def detr_options(variant: str, options: argparse.Namespace) -> tuple[str, dict[s
     }
 
 
-def rtdetr_options(variant: str, options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Class and configuration of RT-DETRv2; `variant` is "rtdetr"."""
+def rtdetr_options(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Class and configuration of RT-DETRv2."""
     import transformers
 
     shape = resnet_shape(options)
@@ -249,8 +257,9 @@ def measured(model: nn.Module, loss: Callable[[], Tensor], image: Tensor) -> Mea
         model.eval()
         return model(image)
 
-    with FlopCounterMode(display=False) as counter:
-        inference()
+    model.eval()
+    with FlopCounterMode(display=False) as counter:  # with gradients, whose hooks it uses
+        model(image)
     return Measured(step, inference, sum(one.numel() for one in learning) / 1e6, counter.get_total_flops() / 1e9)
 
 

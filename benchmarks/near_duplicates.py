@@ -4,7 +4,6 @@
 
 Files: JPEGs of 640×480, drawn once and read again and again, because only their number matters. Comparison: drawn
 scenes, of which a tenth are there twice with noise, a tenth are frames of one film, and one in twenty is plain white.
-Linux only: memory comes from /proc.
 """
 
 from __future__ import annotations
@@ -20,16 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from siamdetr.data.duplicates import ImageHashes, duplicate_groups, find_duplicates, hash_images
+from siamdetr.system.processes import peak_mib
 
-LIMIT_MEGABYTES = 1000
+LIMIT_MIB = 950
 _COARSE = 6  # a scene is a smooth picture of 6 × 6 random grey levels
 _CHUNK = 4096
-
-
-def memory(field: str) -> float:
-    """Megabytes of this process: VmRSS now, VmHWM at most so far."""
-    with open("/proc/self/status", encoding="ascii") as stream:
-        return next(int(line.split()[1]) for line in stream if line.startswith(field)) / 1000
 
 
 def enlarge(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -90,16 +84,16 @@ def main() -> None:
         f"reading:   {rate:.0f} files/s, so {options.images / rate / 60:.1f} min for all (measured on {options.read:,})"
     )
     images = draw_hashes(options.images)
-    before = memory("VmHWM")
+    before = peak_mib()
     started, worked = time.perf_counter(), time.process_time()
     groups = duplicate_groups(find_duplicates(images))
     seconds, processor = time.perf_counter() - started, time.process_time() - worked
     print(
         f"comparing: {seconds:.0f} s ({processor:.0f} s of processor time), {len(groups):,} groups, the largest of "
-        f"{max(map(len, groups), default=0):,}; peak memory {before:.0f} MB before, {memory('VmHWM'):.0f} MB after"
+        f"{max(map(len, groups), default=0):,}; peak memory {before:.0f} MiB before, {peak_mib():.0f} MiB after"
     )
-    verdict = "below" if memory("VmHWM") < LIMIT_MEGABYTES else "NOT below"
-    print(f"peak memory is {verdict} the limit of {LIMIT_MEGABYTES:,} MB")
+    verdict = "below" if peak_mib() < LIMIT_MIB else "NOT below"
+    print(f"peak memory is {verdict} the limit of {LIMIT_MIB} MiB")
 
 
 if __name__ == "__main__":

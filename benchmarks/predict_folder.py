@@ -4,7 +4,7 @@
 
 A detector with random weights and JPEGs of 640×480. The model alone gets batches that are in memory already. All ways
 take turns in small rounds. One core is left to the threads that decode and draw: with a GPU all of them are. Memory is
-that of the process (Linux only), at a fifth of the way and at its end, with a model of 64 pixels to save time.
+that of the process, at a fifth of the way and at its end, with a model of 64 pixels to save time.
 """
 
 from __future__ import annotations
@@ -32,15 +32,10 @@ from siamdetr.models.detector import Detector
 from siamdetr.reports.annotated_video import annotate_video
 from siamdetr.reports.prediction_pictures import write_pictures
 from siamdetr.settings.detector import DetectorSettings
+from siamdetr.system.processes import memory_mib
 
 BATCH = 8
 FRAMES_PER_SECOND = 25
-
-
-def memory() -> float:
-    """Megabytes of this process."""
-    with open("/proc/self/status", encoding="ascii") as stream:
-        return next(int(line.split()[1]) for line in stream if line.startswith("VmRSS")) / 1000
 
 
 def open_model(size: int) -> SiamDETR:
@@ -99,13 +94,15 @@ class MemoryWatch:
     def __call__(self, done: int, total: int) -> None:
         """Note the memory."""
         if self.first is None and done >= total / 5:
-            self.first = done, memory()
+            self.first = done, memory_mib()
 
     def report(self, what: str, count: int) -> None:
         """Print both figures."""
         assert self.first is not None
-        (at, early), late = self.first, memory()
-        print(f"  {what}: {early:.0f} MB after {at:,}, {late:.0f} MB after {count:,} ({late - early:+.1f})", flush=True)
+        (at, early), late = self.first, memory_mib()
+        print(
+            f"  {what}: {early:.0f} MiB after {at:,}, {late:.0f} MiB after {count:,} ({late - early:+.1f})", flush=True
+        )
 
 
 def write_film(path: Path, frames: int) -> None:

@@ -11,28 +11,23 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from detectors import Measured, make_example, measured_detector, medians
 
 from siamdetr.api import SiamDETR
 from siamdetr.data.readers.recognise import open_dataset
 from siamdetr.evaluation.coco import evaluate
-from siamdetr.models.criterion.layer_losses import weighted_sum
-from siamdetr.models.criterion.losses import DetectionCriterion
 from siamdetr.models.detector import Detector
+from siamdetr.presets import preset_values
 from siamdetr.settings.resolve import resolve
 from siamdetr.settings.training import FinetuneSettings
-from siamdetr.structures.targets import Targets
 from siamdetr.system.atomic_file import atomic_text
 from siamdetr.training.finetune import finetune
 
 PRESETS = ("small", "small-dn-deformable", "small-dino", "small-rtdetr")
-BOXES = 8  # of an image that is timed
 TURNS = 8
 
 
@@ -91,7 +86,7 @@ def accuracy(options: argparse.Namespace, data: Path, preset: str, seed: int) ->
 
 def settings_of(options: argparse.Namespace, data: Path, preset: str, seed: int) -> FinetuneSettings:
     """The preset with the common budget."""
-    square = preset == "small-rtdetr"
+    square = isinstance(preset_values(preset, stage="finetune")["images"]["size"], tuple)
     flags = {
         "data.paths": [str(data)],
         "images.size": (options.imgsz, options.imgsz) if square else options.imgsz,
@@ -106,70 +101,25 @@ def settings_of(options: argparse.Namespace, data: Path, preset: str, seed: int)
 
 
 def time_rows(options: argparse.Namespace) -> list[str]:
-    """Medians of a training step and of an inference, on random images of one size."""
-    steps, inferences = {}, {}
+    """Medians of a training step without data loading and of an inference, on squares of one size."""
+    found: dict[str, Measured] = {}
     for preset in options.presets:
-        steps[preset], inferences[preset] = timed_calls(settings_of(options, options.data[0], preset, 0))
-    step, inference = medians(steps), medians(inferences)
-    batch = settings_of(options, options.data[0], options.presets[0], 0).batch_size
+        run = settings_of(options, options.data[0], preset, 0)
+        example = make_example(run.batch_size, options.imgsz, torch.device("cpu"))
+        found[preset] = measured_detector(Detector(run.detector), run.losses, run.denoising, example)
+    step = medians({preset: one.step for preset, one in found.items()}, TURNS)
+    inference = medians({preset: one.inference for preset, one in found.items()}, TURNS)
     return [
-        f"Timed on squares of {options.imgsz} pixels, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, "
+        f"Timed on {options.imgsz} pixels, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, "
         f"medians of {TURNS} turns:",
         "",
-        f"| detector | step of {batch} images, s | inference of an image, ms | parameters, millions |",
-        "|---|---|---|---|",
+        "| detector | step, s | inference of an image, ms | parameters that learn, millions | GFLOPs of an image |",
+        "|---|---|---|---|---|",
         *(
-            f"| {preset} | {step[preset]:.3f} | {1e3 * inference[preset]:.1f} | {parameters(options, preset):.1f} |"
-            for preset in options.presets
+            f"| {preset} | {step[preset]:.3f} | {1e3 * inference[preset]:.1f} | {one.learning:.1f} | {one.gflops:.1f} |"
+            for preset, one in found.items()
         ),
     ]
-
-
-def parameters(options: argparse.Namespace, preset: str) -> float:
-    """Of the detector, millions."""
-    detector = Detector(settings_of(options, options.data[0], preset, 0).detector)
-    return sum(one.numel() for one in detector.parameters()) / 1e6
-
-
-def timed_calls(settings: FinetuneSettings) -> tuple[Callable[[], object], Callable[[], object]]:
-    """One training step without data loading (forward to optimiser), and the inference of one image."""
-    detector = Detector(settings.detector)
-    size, count = settings.images.size, settings.batch_size
-    side = size if isinstance(size, int) else size[0]
-    images, padding = torch.randn(count, 3, side, side), torch.zeros(count, side, side, dtype=torch.bool)
-    targets = Targets.from_lists(
-        [torch.rand(BOXES, 4) * 0.3 + 0.2 for _ in range(count)],
-        [torch.randint(settings.detector.num_classes, (BOXES,)) for _ in range(count)],
-    )
-    criterion = DetectionCriterion.of_detector(settings.detector, settings.losses, supervised=True)
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-5, fused=True)
-
-    def step() -> None:
-        detector.train()
-        optimizer.zero_grad(set_to_none=True)
-        queries = detector.training_queries(targets, settings.denoising)
-        loss = weighted_sum(criterion(detector(images, padding, queries), targets), criterion.weights)
-        loss.backward()
-        optimizer.step()
-
-    @torch.inference_mode()
-    def inference() -> Tensor:
-        detector.eval()
-        return detector(images[:1], padding[:1]).logits
-
-    return step, inference
-
-
-def medians(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each call; they take turns, after one round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(TURNS + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":

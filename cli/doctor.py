@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from siamdetr.cli import options
 
 if TYPE_CHECKING:
-    from siamdetr.api import Backend, Model, SiamDETR
+    from siamdetr.api import Model, SiamDETR
     from siamdetr.data.doctor import Diagnosis
     from siamdetr.data.index import DetectionIndex
     from siamdetr.data.problems import Severity
@@ -44,8 +44,8 @@ def doctor(
 
     With --model, also list boxes that are likely missing, wrong or loose. Exits with 1 if something will be left out.
     """
-    from siamdetr.api import load
     from siamdetr.cli.console import progress
+    from siamdetr.cli.usage.model import open_model
     from siamdetr.data.doctor import diagnose
     from siamdetr.data.readers.recognise import find_source
     from siamdetr.system.atomic_file import atomic_write
@@ -68,7 +68,7 @@ def doctor(
     if json_file is not None:
         atomic_write(json_file, lambda file: file.write(found.to_json().encode()))
     if model is not None:
-        opened = load(model, device=device, backend=cast("Backend | None", backend))
+        opened = open_model(model, device=device, backend=backend)
         source = find_source(data, data_format)
         for name in [one.name for one in found.splits if one.boxes]:
             _find_label_errors(opened, source.open(name), name, output / name)

@@ -6,14 +6,14 @@ With --next, only for the images that are worth labelling next.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from siamdetr.cli import options
 
 if TYPE_CHECKING:
-    from siamdetr.api import Backend, Model, SiamDETR
+    from siamdetr.api import Model, SiamDETR
     from siamdetr.inference.predict_files import Failed
     from siamdetr.labelling.bands import Bands
     from siamdetr.labelling.prelabels import Prelabel
@@ -47,9 +47,9 @@ def label(
     backend: options.Backend = None,
 ) -> None:
     """Write pre-labels in bands: sure, to look at, and skipped. Images without boxes are kept."""
-    from siamdetr.api import load
     from siamdetr.cli.console import console, progress
     from siamdetr.cli.usage.inputs import image_files
+    from siamdetr.cli.usage.model import open_model
     from siamdetr.labelling.folder import check_format, count_bands, write_prelabels
     from siamdetr.labelling.prelabels import Prelabel, classes_of, prelabel
     from siamdetr.system.outputs import Read, Written, check_empty, check_outputs
@@ -58,7 +58,7 @@ def label(
     check_empty(output)
     files = image_files(images)
     check_outputs([Read("IMAGES", path) for path in images], folders=[Written("-o", output)])
-    opened = load(model, device=device, backend=cast("Backend | None", backend))
+    opened = open_model(model, device=device, backend=backend)
     bands = _bands(opened, model, data, split, data_format, sure=sure, look=look)
     with progress("label") as update:
         found = list(prelabel(opened, files, bands, batch_size=batch_size, progress=update, objects=objects))

@@ -27,10 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """A folder for what the processes of a session share; made by the first, removed with it."""
+    from helpers.paths import SHARED
+
     if hasattr(config, "workerinput"):
         return
     folder = tempfile.TemporaryDirectory(prefix="siamdetr-tests-")
-    os.environ["SIAMDETR_TESTS_SHARED"] = folder.name
+    os.environ[SHARED] = folder.name
     config.add_cleanup(folder.cleanup)
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from siamdetr.api import Backend, Model, SiamDETR
 
 
-def open_model(path: Path, *, device: str, backend: str | None, compiled: bool) -> SiamDETR | Model:
+def open_model(path: Path, *, device: str, backend: str | None, compiled: bool = False) -> SiamDETR | Model:
     """Open a model as `siamdetr.load` does, compiled if asked for.
 
     Raises:

@@ -16,7 +16,8 @@ from siamdetr.export.gate.images import Samples
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.export.sessions import OnnxBackend
 from siamdetr.export.timing.backend_choice import installed_backends, take_turns
-from siamdetr.images.preprocessing import preprocess
+from siamdetr.images.preprocessing import Prepared, preprocess
+from siamdetr.inference.predictor import ScoredBoxes
 
 FLOAT = "fp32"
 _IMAGES = 4  # that the errors are taken from
@@ -59,13 +60,12 @@ def beside_float(float32: onnx.ModelProto, file: Path, samples: Samples) -> tupl
     return tuple(rows)
 
 
-def time_runtimes(graphs: Mapping[str, Path], samples: Samples, *, threads: int | None = None) -> list[RuntimeTime]:
+def time_runtimes(graphs: Mapping[str, Path], samples: Samples) -> list[RuntimeTime]:
     """Time some graphs of one model in turns, in every installed runtime.
 
     Args:
         graphs: precision to .onnx file; with `FLOAT`.
         samples: images for the errors.
-        threads: of one call; None: one a core.
     Returns:
         A row for each graph and runtime that opens it, fastest first.
     """
@@ -73,12 +73,14 @@ def time_runtimes(graphs: Mapping[str, Path], samples: Samples, *, threads: int 
     for precision, file in graphs.items():
         for backend in installed_backends():
             try:
-                opened[precision, backend] = OnnxDetector(file, backend=backend, threads=threads)
+                opened[precision, backend] = OnnxDetector(file, backend=backend)
             except ExportError:  # an operation that this runtime lacks
                 continue
     times = take_turns(opened)
-    errors = {key: _errors(opened[FLOAT, "onnxruntime"], model, samples) for key, model in opened.items()}
-    rows = [RuntimeTime(*key, times[key], *errors[key]) for key in opened]
+    reference = opened[FLOAT, "onnxruntime"]
+    batches = [preprocess([image], reference.preprocessing) for image in samples.images[:_IMAGES]]
+    expected = [(batch, reference.predict_batch(batch)) for batch in batches]
+    rows = [RuntimeTime(*key, times[key], *_errors(model, expected)) for key, model in opened.items()]
     return sorted(rows, key=lambda row: row.milliseconds)
 
 
@@ -95,14 +97,12 @@ def advice(rows: Sequence[RuntimeTime]) -> str:
     return f"{text} Slower here than fp32, so not for deployment: {', '.join(slower)}." if slower else text
 
 
-def _errors(reference: OnnxDetector, model: OnnxDetector, samples: Samples) -> tuple[float, float]:
-    """The greatest differences of scores and boxes over some images."""
-    found = []
-    for image in samples.images[:_IMAGES]:
-        batch = preprocess([image], reference.preprocessing)
+def _errors(model: OnnxDetector, expected: Sequence[tuple[Prepared, ScoredBoxes]]) -> tuple[float, float]:
+    """The greatest differences of scores and boxes from what is expected of some images."""
+    allowed, found = TOLERANCES["int8"], []
+    for batch, wanted in expected:
         height, width = batch.original_sizes[0].tolist()
-        expected, own = reference.predict_batch(batch), model.predict_batch(batch)
-        allowed = TOLERANCES["int8"]
-        found.append(difference(expected, own, 0, (height, width), scores=allowed.scores, boxes=allowed.boxes))
+        own = model.predict_batch(batch)
+        found.append(difference(wanted, own, 0, (height, width), scores=allowed.scores, boxes=allowed.boxes))
     largest = worst(found)
     return largest.score, largest.box

@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 
 from helpers.detectors import own_settings
+from helpers.paths import SHARED
 from siamdetr.api import SiamDETR
 from siamdetr.export.end_to_end import end_to_end
 from siamdetr.export.gate.images import drawn_samples
@@ -27,7 +28,6 @@ from siamdetr.models.detector import Detector
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.registry import DETECTORS
 
-SHARED = "SIAMDETR_TESTS_SHARED"  # the variable that names a folder which all processes of a session share
 NAMES = ("cat", "dog", "cell")
 _TINY = {"backbone": "test_resnet", "dim": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 32}
 _POINTS = {"encoder_points": 2, "decoder_points": 2}
