@@ -27,7 +27,7 @@ quickstart: $(STAMP)  ## the whole path on a synthetic data set
 	$(BIN)/siamdetr quickstart
 
 test: $(STAMP)  ## the tests, a file a process; each process has one thread
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --max-worker-restart 0 --dist loadfile
 
 format: $(STAMP)  ## let ruff repair and format
 	$(BIN)/ruff check --fix .
@@ -44,7 +44,7 @@ docs: $(STAMP)  ## the documentation site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 coverage: $(STAMP)  ## the tests, and which lines they never reach
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 8 --max-worker-restart 0 --dist loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

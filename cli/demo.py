@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -39,12 +41,20 @@ def demo(
     try:
         from siamdetr.serve.demo.uploads import own_folder
 
-        # Raised, not killed by: the folder of uploads is emptied on the way out.
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        with own_folder():
+        with _sigterm_raised(), own_folder():
             _serve(models, examples, port, root_path, device)
     except ModuleNotFoundError as error:
         raise ValueError(f"demo: {error.name} is not installed; pip install 'siamdetr[demo]'") from None
+
+
+@contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """SIGTERM raises SystemExit inside the block, so that the folder of uploads is emptied on the way out."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _serve(models: list[Path], examples: Path | None, port: int | None, root_path: str, device: str) -> None:

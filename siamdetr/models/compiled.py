@@ -20,7 +20,8 @@ def compile_parts(detector: Detector, *, backend: str = "inductor") -> None:
     The names of the weights do not change, and copies of the detector are not compiled. Batch, height and width are
     symbols in the graphs, so that another image size compiles nothing. A part is compiled once more for evaluation,
     for a batch of one image, for a batch without padding, and after a first batch whose sizes are equal by chance,
-    such as square images.
+    such as square images. On a CPU so is the backbone at its first image below about 100 pixels: PyTorch computes the
+    convolution of a map with at most 20,480 values in another way, and guards that choice.
 
     Args:
         detector: of any kind, on any device.
