@@ -93,3 +93,25 @@ class SignalWatch:
         self._signalled = True
         self.stop(signum)
         _log.warning("%s: finishing the step and saving; once more to leave at once", signal.Signals(signum).name)
+
+
+def leave_signals_to_parent(worker: int = 0) -> None:
+    """Ignore SIGINT, and SIGTERM unless the parent sends it; for processes that read images.
+
+    A terminal, systemd and job schedulers send their signal to every process of a training. The parent finishes its
+    step with what these processes bring, saves, and ends them. Where the sender of a signal cannot be told (macOS,
+    Windows), SIGTERM is not ignored.
+
+    Args:
+        worker: not used; a DataLoader's `worker_init_fn` gets it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)

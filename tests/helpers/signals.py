@@ -27,7 +27,7 @@ class SignalAt(Silent):
 
 
 def assert_awaited(signum: int) -> None:
-    """A watch is installed for the signal, and has received none so far: its second one would end the process."""
+    """A watch is installed for the signal, and has received none: a second one would end the process."""
     handler = signal.getsignal(signum)
     watch = getattr(handler, "__self__", None)
     assert isinstance(watch, SignalWatch), f"signal {signum} goes to {handler}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 import yaml
 from helpers.paths import TESTS
+from helpers.processes import group, program, waited_for
 from helpers.signals import SignalAt
 from helpers.training_data import DETECTOR, finetune_settings, pretrain_settings, write_data
 from torch import Tensor
@@ -176,7 +178,9 @@ def test_a_signal_saves_and_gives_its_exit_code(data: Path, tmp_path: Path, sign
     assert finetune(finetune_settings(data, tmp_path / "run"), resume="auto").steps == 6
 
 
-def test_a_process_that_is_terminated_exits_with_143(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_of_a_training_saves(data: Path, tmp_path: Path, signum: int) -> None:
+    """As a terminal, systemd and job schedulers send it: also to the processes that read images."""
     code = textwrap.dedent(
         f"""
         import sys
@@ -188,17 +192,22 @@ def test_a_process_that_is_terminated_exits_with_143(data: Path, tmp_path: Path)
             def begin(self, task, total, done=0): pass
             def update(self, task, done, values=None): print(task, done, flush=True)
             def end(self, task): pass
-        finetune(finetune_settings(Path({str(data)!r}), Path({str(tmp_path / "run")!r}), steps=100000), progress=Tell())
+        settings = finetune_settings(Path({str(data)!r}), Path({str(tmp_path / "run")!r}), steps=100000, workers=2)
+        finetune(settings, progress=Tell())
         """
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while "train" not in process.stdout.readline():
-        pass
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "SIGTERM: finishing the step and saving; once more to leave at once" in errors
+    with program(sys.executable, "-c", code) as training:
+        assert training.stdout is not None
+        while "train" not in training.stdout.readline():
+            assert training.poll() is None
+        os.killpg(training.pid, signum)
+        _, errors = training.communicate(timeout=60)
+        waited_for(lambda: not group(training.pid))
+    assert training.returncode == 128 + signum, errors
+    assert (
+        errors.count(f"{signal.Signals(signum).name}: finishing the step and saving; once more to leave at once") == 1
+    )
+    assert "Traceback" not in errors
     assert read_checkpoint(tmp_path / "run" / "last.ckpt")["step"] >= 1
 
 
