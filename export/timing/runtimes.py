@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,17 +48,16 @@ def beside_float(float32: onnx.ModelProto, file: Path, samples: Samples) -> tupl
     """Time an int8 file and the float32 graph that it was made from; see `time_runtimes`.
 
     Args:
-        float32: is written beside the file for a moment, with its metadata.
+        float32: gets the metadata of the file.
         file: the .onnx file.
         samples: images for the errors.
     """
-    single = file.with_name("fp32.onnx")
     metadata = {entry.key: entry.value for entry in onnx.load(file, load_external_data=False).metadata_props}
     onnx.helper.set_model_props(float32, metadata)
-    onnx.save(float32, single)
-    rows = time_runtimes({FLOAT: single, "int8": file}, samples)
-    single.unlink()
-    return tuple(rows)
+    with tempfile.TemporaryDirectory(prefix="siamdetr-") as folder:
+        single = Path(folder) / "fp32.onnx"
+        onnx.save(float32, single)
+        return tuple(time_runtimes({FLOAT: single, "int8": file}, samples))
 
 
 def time_runtimes(graphs: Mapping[str, Path], samples: Samples) -> list[RuntimeTime]:
