@@ -8,6 +8,8 @@ LABELS := build/labels-venv
 # Headers of ONNX Runtime: its wheel has the library alone. Headers also fit newer libraries.
 ORT_HEADERS := pool/main/o/onnxruntime/libonnxruntime-dev_1.21.0+dfsg-1_amd64.deb
 ORT_HEADERS_SHA256 := 14f7d959d5deacbcf1504830d4189f91fc67382b399ed9ae9d3aa9c4050ced08
+# A file of tests goes to one process. A process that dies ends the run: xdist may wait forever for the tests it had.
+PROCESSES := --numprocesses auto --maxprocesses 8 --max-worker-restart 0 --dist loadfile
 # The scripts that `make bench` runs with options, or not at all without a GPU.
 TABLE := $(addprefix benchmarks/,gpu.py pretrain_step.py detectors.py predict.py deformable_attention.py)
 
@@ -27,7 +29,7 @@ quickstart: $(STAMP)  ## the whole path on a synthetic data set
 	$(BIN)/siamdetr quickstart
 
 test: $(STAMP)  ## the tests, a file a process; each process has one thread
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --max-worker-restart 0 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PROCESSES)
 
 format: $(STAMP)  ## let ruff repair and format
 	$(BIN)/ruff check --fix .
@@ -44,7 +46,7 @@ docs: $(STAMP)  ## the documentation site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 coverage: $(STAMP)  ## the tests, and which lines they never reach
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest --numprocesses auto --maxprocesses 8 --max-worker-restart 0 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(PROCESSES)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -124,7 +124,7 @@ def run_cell(task: CellTask) -> CellOutcome:
             return CellOutcome(task.cell, error=str(stop), interrupted=True)
         except Exception as error:  # whatever it is, the other cells continue
             text = f"{type(error).__name__}: {error}"
-            if watch.received is not None:  # a signal to all processes ends the workers that read images, too
+            if watch.received is not None:  # which may have ended its readers (`leave_signals_to_parent`)
                 return CellOutcome(task.cell, error=text, interrupted=True)
             _log.exception("%s failed", task.cell.key)
             atomic_text(place / ERROR_FILE, text)

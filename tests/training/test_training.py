@@ -204,9 +204,8 @@ def test_a_signal_to_all_processes_of_a_training_saves(data: Path, tmp_path: Pat
         _, errors = training.communicate(timeout=60)
         waited_for(lambda: not group(training.pid))
     assert training.returncode == 128 + signum, errors
-    assert (
-        errors.count(f"{signal.Signals(signum).name}: finishing the step and saving; once more to leave at once") == 1
-    )
+    said = f"{signal.Signals(signum).name}: finishing the step and saving; once more to leave at once"
+    assert errors.count(said) == 1
     assert "Traceback" not in errors
     assert read_checkpoint(tmp_path / "run" / "last.ckpt")["step"] >= 1
 
