@@ -1,4 +1,4 @@
-"""The pieces of training that need no model: schedules, signals, atomic checkpoints, metrics.csv."""
+"""The pieces of training that need no model: schedules, atomic checkpoints, metrics.csv."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.settings.base import to_json
 from siamdetr.settings.training import ScheduleSettings
 from siamdetr.system.atomic_file import atomic_write, sweep_temporaries
-from siamdetr.system.signals import Interrupted, SignalWatch
+from siamdetr.system.signals import SignalWatch
 from siamdetr.training.callbacks.saver import agreed
 from siamdetr.training.checkpoints.checkpoint_file import newest_valid, read_checkpoint
 from siamdetr.training.checkpoints.checkpoint_io import AtomicCheckpointIO
@@ -68,79 +67,11 @@ def test_onecycle_starts_at_a_twentyfifth_and_peaks_at_a_third_or_so() -> None:
     assert factor(100) == pytest.approx(0.01)
 
 
-def test_signals_set_a_flag_and_give_the_exit_code() -> None:
-    before = signal.getsignal(signal.SIGINT)
+def test_a_process_of_a_training_agrees_on_the_signal_that_came() -> None:
     with SignalWatch() as watch:
-        watch.raise_if_received()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
+        assert agreed(watch, torch.device("cpu")) is None
+        watch.stop(signal.SIGTERM)
         assert agreed(watch, torch.device("cpu")) == signal.SIGTERM
-        with pytest.raises(Interrupted, match="stopped by SIGTERM") as caught:
-            watch.raise_if_received()
-        assert caught.value.code == 143
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_second_signal_leaves_at_once() -> None:
-    def twice() -> None:
-        with SignalWatch():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(9)
-
-    assert os.waitstatus_to_exitcode(os.waitpid(forked(twice), 0)[1]) == 130
-
-
-def test_a_watch_inside_another_has_its_flag() -> None:
-    with SignalWatch() as outer:
-        with SignalWatch() as inner:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
-            assert inner.received == outer.received == signal.SIGTERM
-        with SignalWatch() as later, pytest.raises(Interrupted, match="stopped by SIGTERM"):
-            later.raise_if_received()  # what came is not forgotten between two pieces of work
-    with SignalWatch() as other:
-        assert other.received is None
-        other.stop(signal.SIGINT)
-        other.stop(signal.SIGTERM)
-        assert other.received == signal.SIGINT  # the first
-        os.kill(
-            os.getpid(), signal.SIGTERM
-        )  # on its way already when `stop` was called: the second signal would be the next
-        time.sleep(0.01)
-
-
-def test_a_watch_in_a_thread_has_the_flag_of_the_one_around_it() -> None:
-    found: list[int | None] = []
-
-    def look() -> None:
-        with SignalWatch() as watch:
-            found.append(watch.received)
-
-    with SignalWatch() as outer:
-        for _ in range(2):
-            thread = threading.Thread(target=look)
-            thread.start()
-            thread.join()
-            outer.stop(signal.SIGTERM)
-    assert found == [None, signal.SIGTERM]
-
-
-def test_a_signal_that_was_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with SignalWatch() as watch:
-            watch.install()
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            assert watch.received is None
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.01)
-            assert watch.received == signal.SIGTERM
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_checkpoint_comes_back_and_the_one_before_it_is_kept(tmp_path: Path) -> None:
