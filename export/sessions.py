@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -100,7 +101,7 @@ class OpenVinoSession:
         import onnx
         import openvino
 
-        core = openvino.Core()
+        core = _openvino_core()
         try:
             proto = onnx.load(path)
             half = any(weight.data_type == onnx.TensorProto.BFLOAT16 for weight in proto.graph.initializer)
@@ -128,6 +129,19 @@ class OpenVinoSession:
             return [np.array(found[name]) for name in outputs]  # copied: OpenVINO writes the next answer over this one
         finally:
             self._idle.append(request)
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """The one core of the process, which is never freed.
+
+    A core gives the thread that makes it another stack for signals, and puts back at its end what it found. Two of
+    them, freed in the order in which they were made, leave a stack that no longer exists: the next signal with a
+    handler, Ctrl-C for example, would be a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def wanted_providers(device: str) -> list[Any]:

@@ -179,6 +179,25 @@ def test_an_exported_model_predicts_in_a_process_without_torch(bundle: Path, pic
     assert int(answer.stdout) == len(listed(model_of("conditional").predict(pictures[0], 0.3))[0])
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no signals to a process")
+def test_a_signal_reaches_its_handler_after_openvino_sessions_have_ended(bundle: Path) -> None:
+    """A core puts back the signal stack that it found; with two, that was of a core that had ended."""
+    pytest.importorskip("openvino")
+    program = """
+import gc, os, signal, sys, time
+from siamdetr.export.runtime import OnnxDetector
+first, second = (OnnxDetector(sys.argv[1], backend="openvino") for _ in range(2))
+del first
+del second
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(0.01)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(bundle)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_a_backend_that_does_not_run_such_a_file_is_refused(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="backend 'pytorch' does not run such a file; take onnxruntime or openvino"):
         load(bundle, backend="pytorch")
