@@ -9,8 +9,9 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from siamdetr.export.bundle import (
 from siamdetr.export.end_to_end import ATTENTION, DETECTIONS, RAW, end_to_end
 from siamdetr.export.gate.checks import GateReport, Raw, pytorch_raw, pytorch_reference, run_gate
 from siamdetr.export.gate.images import Samples
-from siamdetr.export.int8.quantize import check_calibration, to_int8
+from siamdetr.export.int8.quantize import calibrated, check_calibration, to_int8
+from siamdetr.export.int8.sensitivity import PARTS, parts_by_harm
 from siamdetr.export.manifest_text import describe_detections, describe_preparation
 from siamdetr.export.onnx_graph import readable_by_older, trace, with_outputs
 from siamdetr.export.options import ExportOptions, exported_preprocessing
@@ -41,7 +43,7 @@ from siamdetr.export.precision import to_half
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.export.timing.runtimes import RuntimeTime, beside_float
 from siamdetr.files import INFER_FILE, LABELS_FILE, MANIFEST_FILE, ONNX_FILE
-from siamdetr.images.preprocessing import Prepared
+from siamdetr.images.preprocessing import ImageLike, Prepared
 from siamdetr.models.deformable.attention import has_deformable_attention
 from siamdetr.settings.base import to_json
 from siamdetr.system.atomic_file import atomic_text, atomic_write, move_into_place
@@ -49,6 +51,7 @@ from siamdetr.system.atomic_file import atomic_text, atomic_write, move_into_pla
 logger = logging.getLogger(__name__)
 
 _STAGES = 4
+_FLOAT_PARTS = (1, PARTS // 4, PARTS // 2)  # of an int8 graph that does not pass as a whole
 _LARGEST = 2**31 - 2**20  # bytes; a protobuf file ends at 2 GiB
 
 
@@ -135,14 +138,15 @@ def write_bundle(
     with workplace(folder) as work:
         tell(1, _STAGES)
         card = _card(model, options)
-        made = _in_precision(traced, card, options, samples, work)
-        onnx.helper.set_model_props(made.graph, {METADATA_KEY: json.dumps(card.to_json())})
-        final = readable_by_older(with_outputs(made.graph, card.outputs))
-        atomic_write(work / ONNX_FILE, lambda file: file.write(final.SerializeToString()))
-        tell(2, _STAGES)
-        report = _measure(model, made, options, samples, truth, work) if gate else None
-        if report is not None and not report.passed:
-            _reject(work / ONNX_FILE, folder, report)
+        for made in _attempts(traced, card, options, samples, work):
+            final = _write_graph(made.graph, card, work / ONNX_FILE)
+            tell(2, _STAGES)
+            report = _measure(model, made, options, samples, truth, work) if gate else None
+            if report is None or report.passed:
+                break
+            failed = report
+        else:
+            _reject(work / ONNX_FILE, folder, failed)
         runtimes: tuple[RuntimeTime, ...] = ()
         if report is not None and options.precision == "int8":
             float32 = readable_by_older(with_outputs(traced, card.outputs))
@@ -184,19 +188,45 @@ class _Made:
     multipliers: int
 
 
-def _in_precision(
+def _attempts(
     traced: onnx.ModelProto, card: ModelCard, options: ExportOptions, samples: Samples | None, work: Path
-) -> _Made:
+) -> Iterator[_Made]:
+    """The graph in its precision; int8 then with ever more layers in float32, if the gate rejects it."""
     if options.precision == "fp32":
-        return _Made(
+        yield _Made(
             traced, traced, *[sum(node.op_type in ("Conv", "Gemm", "MatMul") for node in traced.graph.node)] * 2
         )
-    if options.precision == "int8":
-        small = to_int8(traced, check_calibration(samples).images, card.preprocessing, work)
-        return _Made(small.graph, small.graph, small.quantized, small.multipliers)
-    half = to_half(traced, options.precision)
-    computable = to_half(traced, "bf16", emulate=True).graph if options.precision == "bf16" else half.graph
-    return _Made(half.graph, computable, half.half_multipliers, half.multipliers)
+    elif options.precision == "int8":
+        yield from _int8_attempts(traced, card, check_calibration(samples).images, work)
+    else:
+        half = to_half(traced, options.precision)
+        computable = to_half(traced, "bf16", emulate=True).graph if options.precision == "bf16" else half.graph
+        yield _Made(half.graph, computable, half.half_multipliers, half.multipliers)
+
+
+def _int8_attempts(
+    traced: onnx.ModelProto, card: ModelCard, images: Sequence[ImageLike], work: Path
+) -> Iterator[_Made]:
+    source = calibrated(traced, images, card.preprocessing)
+    small = to_int8(source, work)
+    yield _Made(small.graph, small.graph, small.quantized, small.multipliers)
+    ranked = parts_by_harm(source, images, card.preprocessing, work)
+    for number in _FLOAT_PARTS:
+        logger.warning(
+            "int8 does not pass the gate; next with %d of %d parts of the network in float32, where eight bits change the logits most",
+            number,
+            len(ranked),
+        )
+        small = to_int8(source, work, kept=set(chain.from_iterable(ranked[:number])))
+        yield _Made(small.graph, small.graph, small.quantized, small.multipliers)
+
+
+def _write_graph(graph: onnx.ModelProto, card: ModelCard, file: Path) -> onnx.ModelProto:
+    """Write a graph with the outputs that were asked for; returns what was written."""
+    onnx.helper.set_model_props(graph, {METADATA_KEY: json.dumps(card.to_json())})
+    final = readable_by_older(with_outputs(graph, card.outputs))
+    atomic_write(file, lambda handle: handle.write(final.SerializeToString()))
+    return final
 
 
 def _measure(

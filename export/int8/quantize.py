@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from siamdetr.errors import ExportError
 from siamdetr.export.gate.images import Samples
-from siamdetr.export.int8.calibrate import activation_names, measure_ranges
+from siamdetr.export.int8.calibrate import Ranges, activation_names, measure_ranges
 from siamdetr.export.precision import MULTIPLIERS, islands, scores_of
 from siamdetr.export.runtime import feed_of
 from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, preprocess
@@ -39,35 +39,59 @@ class QuantizedGraph:
     multipliers: int
 
 
-def to_int8(
-    graph: onnx.ModelProto, images: Sequence[ImageLike], spec: PreprocessingSpec, folder: Path
-) -> QuantizedGraph:
-    """Quantise a float32 graph.
+@dataclass(frozen=True)
+class Calibrated:
+    """A float32 graph, and what its quantisation needs.
+
+    Attributes:
+        graph: with an output `logits`.
+        layers: names of the nodes that tolerate eight bits (`quantizable`), in the graph's order.
+        ranges: of their activations.
+    """
+
+    graph: onnx.ModelProto
+    layers: tuple[str, ...]
+    ranges: Ranges
+
+
+def calibrated(graph: onnx.ModelProto, images: Sequence[ImageLike], spec: PreprocessingSpec) -> Calibrated:
+    """Measure the ranges of a graph's activations.
 
     Args:
-        graph: with an output `logits`; not changed.
-        images: typical images; every activation's range is measured over all of them.
+        graph: float32, with an output `logits`; not changed.
+        images: typical images; every range is measured over all of them.
         spec: preprocessing of these images.
-        folder: for temporary files.
     Raises:
-        ExportError: nothing could be quantised.
+        ExportError: nothing in the graph can be quantised.
     """
-    chosen = quantizable(graph)
-    if not chosen:
+    layers = quantizable(graph)
+    if not layers:
         raise ExportError("int8: nothing in the graph could be quantised; export it as fp32 or fp16")
     names = tuple(value.name for value in graph.graph.input)
     feeds = (feed_of(preprocess([image], spec), names) for image in images)
-    ranges = measure_ranges(graph, activation_names(graph, chosen), feeds)
-    source, target = folder / "float.onnx", folder / "int8.onnx"
-    onnx.save(graph, source)
+    return Calibrated(graph, tuple(layers), measure_ranges(graph, activation_names(graph, layers), feeds))
+
+
+def to_int8(source: Calibrated, folder: Path, kept: Collection[str] = ()) -> QuantizedGraph:
+    """Quantise a graph.
+
+    Args:
+        source: the graph and its ranges.
+        folder: for temporary files.
+        kept: of its layers, those that stay float32.
+    """
+    chosen = [name for name in source.layers if name not in kept]
+    ranges = {name: _symmetric(*extremes) for name, extremes in source.ranges.items()}
+    float32, target = folder / "float.onnx", folder / "int8.onnx"
+    onnx.save(source.graph, float32)
     with _quiet():
         quantizer = QDQQuantizer(
-            load_model_with_shape_infer(source),
+            load_model_with_shape_infer(float32),
             per_channel=True,
             reduce_range=False,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QInt8,
-            tensors_range=TensorsData(CalibrationMethod.MinMax, {name: _symmetric(*ranges[name]) for name in ranges}),
+            tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
             nodes_to_quantize=chosen,
             nodes_to_exclude=[],
             op_types_to_quantize=sorted(MULTIPLIERS),
@@ -77,10 +101,10 @@ def to_int8(
         quantizer.quantize_model()
         quantizer.model.save_model_to_file(str(target), False)
     quantized = onnx.load(target)
-    for file in (source, target):
+    for file in (float32, target):
         file.unlink()
     del quantized.graph.value_info[:]
-    multipliers = sum(node.op_type in MULTIPLIERS for node in graph.graph.node)
+    multipliers = sum(node.op_type in MULTIPLIERS for node in source.graph.graph.node)
     return QuantizedGraph(quantized, len(chosen), multipliers)
 
 

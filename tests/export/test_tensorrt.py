@@ -30,7 +30,7 @@ from siamdetr.export.end_to_end import DETECTIONS
 from siamdetr.export.engine import EngineDetector, EngineFacts, check_module, choose_gpu, choose_profile, spans
 from siamdetr.export.engine_precision import LayerPrecision, check_realised, read_inspector
 from siamdetr.export.gate.images import drawn_samples
-from siamdetr.export.int8.quantize import to_int8
+from siamdetr.export.int8.quantize import calibrated, to_int8
 from siamdetr.export.onnx import write_bundle
 from siamdetr.export.onnx_graph import with_outputs
 from siamdetr.export.options import ExportOptions, Precision
@@ -71,7 +71,8 @@ def test_an_engine_of_every_variant_is_built(name: str, precision: Precision, tm
 
 def test_int8_and_bf16_and_letterbox_build_too(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    integer = to_int8(traced("vanilla"), drawn_samples().images, model_of("vanilla").preprocessing, tmp_path).graph
+    source = calibrated(traced("vanilla"), drawn_samples().images, model_of("vanilla").preprocessing)
+    integer = to_int8(source, tmp_path).graph
     assert build_engine(saved(integer, tmp_path), precision="int8", profiles=[PROFILE], options=RTX).plan
     letterbox = ExportOptions(resize="letterbox", size=(96, 160), attention=True)  # traced by test_export as well
     padded = to_half(traced("conditional", letterbox), "bf16").graph

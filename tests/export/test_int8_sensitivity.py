@@ -1,0 +1,77 @@
+"""An int8 graph that loses too much keeps the layers that lose most in float32."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from helpers.exported import model_of, traced
+from onnx import numpy_helper
+
+from siamdetr.errors import ExportError
+from siamdetr.export import onnx as exporting
+from siamdetr.export.gate.checks import GateCheck, GateReport
+from siamdetr.export.gate.images import drawn_samples
+from siamdetr.export.int8.quantize import calibrated, quantizable
+from siamdetr.export.int8.sensitivity import PARTS, parts_by_harm
+from siamdetr.export.onnx import write_bundle
+from siamdetr.export.options import ExportOptions
+
+INT8 = ExportOptions(precision="int8")
+
+
+def with_large_channels(factor: float) -> tuple[onnx.ModelProto, str]:
+    """A graph that computes the same with every other channel between two layers enlarged; the second layer's name.
+
+    One scale for all channels is then that of the large ones, and eight bits leave nothing of the others.
+    """
+    graph = traced("conditional")
+    nodes, weights = graph.graph.node, {weight.name: weight for weight in graph.graph.initializer}
+    makers = {name: node for node in nodes for name in node.output}
+    first, second = next(
+        (makers[relu.input[0]], users[0])
+        for relu in nodes
+        if relu.op_type == "Relu" and makers[relu.input[0]].op_type == "Conv"
+        for users in [[node for node in nodes if relu.output[0] in node.input]]
+        if [node.op_type for node in users] == ["Conv"]
+    )
+    changes = [(name, np.s_[::2], factor) for name in first.input[1:]]  # weight, and bias if it has one
+    for name, row, by in [*changes, (second.input[1], np.s_[:, ::2], 1 / factor)]:
+        array = numpy_helper.to_array(weights[name]).copy()
+        array[row] *= by
+        weights[name].CopyFrom(numpy_helper.from_array(array, name))
+    return graph, second.name
+
+
+def test_the_part_with_large_channels_is_the_most_harmful(tmp_path: Path) -> None:
+    graph, name = with_large_channels(1e4)
+    samples, spec = drawn_samples(), model_of("conditional").preprocessing
+    source = calibrated(graph, samples.images, spec)
+    parts = parts_by_harm(source, samples.images, spec, tmp_path)
+    assert len(parts) == PARTS
+    assert sorted(name for part in parts for name in part) == sorted(source.layers)
+    assert name in parts[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_layers_stay_float_until_the_gate_passes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    graph, _ = with_large_channels(1e4)
+    with caplog.at_level(logging.WARNING):
+        result = write_bundle(model_of("conditional"), graph, tmp_path, options=INT8, samples=drawn_samples())
+    assert result.gate is not None
+    assert result.gate.passed
+    assert 0 < result.precision["multiplications_in_int8"] < len(quantizable(traced("conditional")))
+    assert "int8 does not pass the gate; next with 1 of 8 parts of the network in float32" in caplog.text
+
+
+def test_a_graph_that_fails_with_half_of_its_layers_in_float_is_rejected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = GateReport("int8", "a test", "a test", (GateCheck(1, 9, 9, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0),))
+    monkeypatch.setattr(exporting, "_measure", lambda *arguments: failed)
+    with pytest.raises(ExportError, match=r"0.0% of the boxes have a counterpart .* must not be used"):
+        write_bundle(model_of("conditional"), traced("conditional"), tmp_path, options=INT8, samples=drawn_samples())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx.rejected", "model.onnx.rejected.json"]
