@@ -24,7 +24,7 @@ INT8 = ExportOptions(precision="int8")
 
 
 def with_large_channels(factor: float) -> tuple[onnx.ModelProto, str]:
-    """A graph that computes the same with every other channel between two layers enlarged; the second layer's name.
+    """A graph that computes the same with larger channels between two layers; the second layer's name.
 
     One scale for all channels is then that of the large ones, and eight bits leave nothing of the others.
     """
