@@ -59,7 +59,11 @@ def add_engine(
     options = options or EngineOptions()
     card, manifest = read_manifest(folder)
     built = build_engine(
-        folder / ONNX_FILE, precision=cast("Precision", card.precision), profiles=profiles, options=options
+        folder / ONNX_FILE,
+        precision=cast("Precision", card.precision),
+        profiles=profiles,
+        options=options,
+        half_share=_half_share(manifest, card.precision),
     )
     with workplace(folder) as work:
         atomic_write(work / ENGINE_FILE, lambda file: file.write(built.plan))
@@ -84,6 +88,11 @@ def add_engine(
         write_manifest(folder / MANIFEST_FILE, manifest)
     (folder / f"{ENGINE_FILE}.rejected").unlink(missing_ok=True)
     return built
+
+
+def _half_share(manifest: dict[str, Any], precision: str) -> float:
+    counts = manifest.get("precision_realised", {})
+    return float(counts.get(f"multiplications_in_{precision}", 1)) / max(1.0, float(counts.get("multiplications", 1)))
 
 
 def _entry(built: BuiltEngine, file: Path, profiles: Sequence[Profile], options: EngineOptions) -> dict[str, Any]:

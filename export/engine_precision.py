@@ -13,6 +13,7 @@ from siamdetr.export.options import Precision
 from siamdetr.export.sessions import cuda_at_hand
 
 _LEAST_HALF = 0.8  # lowest share of the multiplying layers
+_LEAST_OF_FEWER = 0.9  # lowest share of the graph's own share, where the graph has fewer
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,22 @@ class LayerPrecision:
         return self.multiplying.get({"fp16": "half", "bf16": "bf16"}.get(precision, "float"), 0) / max(1, total)
 
 
-def check_realised(realised: LayerPrecision, precision: Precision) -> None:
+def check_realised(realised: LayerPrecision, precision: Precision, graph_share: float = 1.0) -> None:
     """Check that a half-precision engine really computes in half precision.
 
+    Args:
+        realised: of the engine.
+        precision: of the graph.
+        graph_share: share of the graph's multiplications that are half: less than usual where the gate demanded it.
     Raises:
-        ExportError: too few of its multiplications are.
+        ExportError: too few of the engine's multiplications are half.
     """
-    if precision in ("fp16", "bf16") and realised.share(precision) < _LEAST_HALF:
+    least = _LEAST_HALF if graph_share > _LEAST_HALF else _LEAST_OF_FEWER * graph_share
+    if precision in ("fp16", "bf16") and realised.share(precision) < least:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(realised.multiplying.items()))
         raise ExportError(
             f"engine: asked for {precision}, but only {realised.share(precision):.0%} of the multiplying layers are ({counts}; expected "
-            f"{_LEAST_HALF:.0%}, read from the {realised.read_from}); export the graph with --precision {precision}"
+            f"{least:.0%}, read from the {realised.read_from}); export the graph with --precision {precision}"
         )
 
 

@@ -39,7 +39,7 @@ from siamdetr.export.int8.sensitivity import PARTS, parts_by_harm
 from siamdetr.export.manifest_text import describe_detections, describe_preparation
 from siamdetr.export.onnx_graph import readable_by_older, trace, with_outputs
 from siamdetr.export.options import ExportOptions, exported_preprocessing
-from siamdetr.export.precision import to_half
+from siamdetr.export.precision import HalfPrecision, before_selection, to_half
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.export.timing.runtimes import RuntimeTime, beside_float
 from siamdetr.files import INFER_FILE, LABELS_FILE, MANIFEST_FILE, ONNX_FILE
@@ -191,7 +191,7 @@ class _Made:
 def _attempts(
     traced: onnx.ModelProto, card: ModelCard, options: ExportOptions, samples: Samples | None, work: Path
 ) -> Iterator[_Made]:
-    """The graph in its precision; int8 then with ever more layers in float32, if the gate rejects it."""
+    """The graph in its precision, and with more of it in float32 if the gate rejects the one before."""
     if options.precision == "fp32":
         yield _Made(
             traced, traced, *[sum(node.op_type in ("Conv", "Gemm", "MatMul") for node in traced.graph.node)] * 2
@@ -199,9 +199,21 @@ def _attempts(
     elif options.precision == "int8":
         yield from _int8_attempts(traced, card, check_calibration(samples).images, work)
     else:
-        half = to_half(traced, options.precision)
-        computable = to_half(traced, "bf16", emulate=True).graph if options.precision == "bf16" else half.graph
-        yield _Made(half.graph, computable, half.half_multipliers, half.multipliers)
+        yield _in_half(traced, options.precision)
+        ranking = before_selection(traced)
+        if ranking:
+            logger.warning(
+                "%s does not pass the gate; next with everything in float32 that the choice of the queries depends on: rounding "
+                "may swap two proposals of nearly equal score",
+                options.precision,
+            )
+            yield _in_half(traced, options.precision, ranking)
+
+
+def _in_half(traced: onnx.ModelProto, precision: HalfPrecision, kept: frozenset[str] = frozenset()) -> _Made:
+    half = to_half(traced, precision, kept=kept)
+    computable = to_half(traced, "bf16", emulate=True, kept=kept).graph if precision == "bf16" else half.graph
+    return _Made(half.graph, computable, half.half_multipliers, half.multipliers)
 
 
 def _int8_attempts(

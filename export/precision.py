@@ -70,13 +70,16 @@ class HalfGraph:
     multipliers: int
 
 
-def to_half(graph: onnx.ModelProto, precision: HalfPrecision, *, emulate: bool = False) -> HalfGraph:
+def to_half(
+    graph: onnx.ModelProto, precision: HalfPrecision, *, emulate: bool = False, kept: frozenset[str] = frozenset()
+) -> HalfGraph:
     """Convert the multiplications of a float32 graph to half precision.
 
     Args:
         graph: of opset 18, its weights inside; not changed. Inputs and outputs keep their types.
         precision: "fp16" or "bf16".
         emulate: keep every type, and round where the half graph would.
+        kept: names of further multiplying nodes that stay float32, besides `islands`.
     Raises:
         ExportError: bfloat16 with GridSample, because no opset has both in the form that we need.
     """
@@ -84,7 +87,7 @@ def to_half(graph: onnx.ModelProto, precision: HalfPrecision, *, emulate: bool =
         raise ExportError(
             "bf16: got a graph with GridSample, which TensorRT misreads in the opset that bf16 needs; take --sampling gather"
         )
-    return _Caster(graph, precision, emulate=emulate).run()
+    return _Caster(graph, precision, emulate=emulate, kept=kept).run()
 
 
 def islands(graph: onnx.ModelProto) -> frozenset[str]:
@@ -96,6 +99,31 @@ def islands(graph: onnx.ModelProto) -> frozenset[str]:
         if node.op_type == "Softmax":
             found.update(scores.name for scores in scores_of(node.input[0], makers) if not _weighted(scores, weights))
     return frozenset(found)
+
+
+def before_selection(graph: onnx.ModelProto) -> frozenset[str]:
+    """Names of the multiplying nodes that the selection of queries depends on; none without a selection.
+
+    In a two-stage detector these are backbone, encoder and the heads of its proposals. Their rounding may swap two
+    proposals of nearly equal score, which matters where a query's content depends on its rank (DINO).
+    """
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    best = [node for node in graph.graph.node if node.op_type == "TopK"]
+    needed = [_ancestors(node, makers) for node in best]
+    selections = [own for node, own in zip(best, needed, strict=True) if any(node.name in other for other in needed)]
+    names = frozenset().union(*selections)
+    return frozenset(node.name for node in graph.graph.node if node.op_type in MULTIPLIERS and node.name in names)
+
+
+def _ancestors(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> set[str]:
+    """Names of the nodes that a node's inputs are computed by."""
+    waiting, found = list(node.input), set()
+    while waiting:
+        maker = makers.get(waiting.pop())
+        if maker is not None and maker.name not in found:
+            found.add(maker.name)
+            waiting.extend(maker.input)
+    return found
 
 
 def _to_coordinates(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:
@@ -130,13 +158,15 @@ def scores_of(value: str, makers: dict[str, onnx.NodeProto]) -> Iterable[onnx.No
 class _Caster:
     """One conversion. `self._half` holds the names of the values that are half in the new graph."""
 
-    def __init__(self, graph: onnx.ModelProto, precision: HalfPrecision, *, emulate: bool) -> None:
+    def __init__(
+        self, graph: onnx.ModelProto, precision: HalfPrecision, *, emulate: bool, kept: frozenset[str]
+    ) -> None:
         self._source = graph
         self._code, self._numpy = _TYPES[precision]
         self._largest = float(ml_dtypes.finfo(self._numpy).max)  # type: ignore[no-untyped-call]
         self._emulate = emulate
         self._weights = _constants(graph)
-        self._islands = islands(graph)
+        self._islands = islands(graph) | kept
         self._floats = _float_values(graph)
         self._half: set[str] = set()
         self._nodes: list[onnx.NodeProto] = []

@@ -134,7 +134,12 @@ def find_module(wanted: TrtModule | None) -> TrtModule:
 
 
 def build_engine(
-    onnx_file: Path, *, precision: Precision, profiles: Sequence[Profile], options: EngineOptions | None = None
+    onnx_file: Path,
+    *,
+    precision: Precision,
+    profiles: Sequence[Profile],
+    options: EngineOptions | None = None,
+    half_share: float = 1.0,
 ) -> BuiltEngine:
     """Build an engine from an exported graph.
 
@@ -143,9 +148,10 @@ def build_engine(
         precision: of the graph, to be compared with the realised precision.
         profiles: shapes to build for; at run time the first that fits is taken.
         options: see `EngineOptions`.
+        half_share: share of the graph's multiplications that are in half precision, as its manifest says.
     Raises:
-        ExportError: TensorRT is not installed or finds no GPU, cannot read the graph, runs out of memory, or makes less
-            than 80 % of the multiplications of a half-precision graph in half precision.
+        ExportError: TensorRT is not installed or finds no GPU, cannot read the graph, runs out of memory, or makes too
+            few of the multiplications of a half-precision graph in half precision (`check_realised`).
     """
     options = options or EngineOptions()
     module = find_module(options.module)
@@ -170,7 +176,7 @@ def build_engine(
         atomic_write(options.timing_cache, lambda file: file.write(blob))
     content = bytes(plan)
     realised = inspect_engine(trt, logger, content) or read_network(trt, network)
-    check_realised(realised, precision)
+    check_realised(realised, precision, half_share)
     return BuiltEngine(content, module, trt.__version__, realised, time.perf_counter() - started)
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from siamdetr.errors import ExportError
 from siamdetr.export.gate.images import drawn_images
 from siamdetr.export.int8.quantize import quantizable
-from siamdetr.export.precision import MULTIPLIERS, HalfPrecision, islands, to_half
+from siamdetr.export.precision import MULTIPLIERS, HalfPrecision, before_selection, islands, to_half
 
 ISLAND_OPERATORS = {
     "LayerNormalization",
@@ -165,3 +165,20 @@ def test_int8_spares_attention_coordinates_and_classes() -> None:
     ends = {weights[node.input[1]][-1] for node in chosen if node.op_type == "MatMul"}
     assert ends == {32}  # neither 2, 4, nor the three classes
     assert sum(node.op_type == "Conv" for node in chosen) == sum(node.op_type == "Conv" for node in graph.graph.node)
+
+
+@pytest.mark.parametrize("name", ["dino", "rtdetr", "two-stage"])
+def test_what_a_selection_of_queries_depends_on_ends_before_the_decoder(name: str) -> None:
+    graph = traced(name)
+    kept = before_selection(graph)
+    half, rest = to_half(graph, "fp16"), to_half(graph, "fp16", kept=kept)
+    types = types_of(rest.graph)
+    assert not {node.name for node in rest.graph.graph.node if types[node.output[0]] == TensorProto.FLOAT16} & kept
+    assert 0 < rest.half_multipliers < half.half_multipliers
+    convolutions = {node.name for node in graph.graph.node if node.op_type == "Conv"}
+    assert convolutions <= kept
+
+
+@pytest.mark.parametrize("name", ["vanilla", "deformable"])
+def test_a_detector_of_learned_queries_selects_none(name: str) -> None:
+    assert not before_selection(traced(name))

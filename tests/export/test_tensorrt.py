@@ -91,6 +91,9 @@ def test_fp16_that_came_out_as_float32_is_an_error(tmp_path: Path) -> None:
         check_realised(half, "fp16")
     check_realised(half, "fp32")
     check_realised(LayerPrecision("engine", {"half": 80, "float": 20}, {}), "fp16")
+    check_realised(LayerPrecision("engine", {"half": 40, "float": 60}, {}), "fp16", graph_share=0.44)
+    with pytest.raises(ExportError, match=r"only 39% .*expected 40%"):
+        check_realised(LayerPrecision("engine", {"half": 39, "float": 61}, {}), "fp16", graph_share=0.44)
 
 
 def test_the_inspector_s_report_is_read() -> None:

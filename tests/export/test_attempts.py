@@ -1,16 +1,18 @@
-"""An int8 graph that loses too much keeps the layers that lose most in float32."""
+"""A graph that the gate rejects keeps more of itself in float32."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from helpers.exported import model_of, traced
+from helpers.exported import export_variant, model_of, traced
 from onnx import numpy_helper
 
+from siamdetr.api import SiamDETR
 from siamdetr.errors import ExportError
 from siamdetr.export import onnx as exporting
 from siamdetr.export.gate.checks import GateCheck, GateReport
@@ -75,3 +77,21 @@ def test_a_graph_that_fails_with_half_of_its_layers_in_float_is_rejected(
     with pytest.raises(ExportError, match=r"0.0% of the boxes have a counterpart .* must not be used"):
         write_bundle(model_of("conditional"), traced("conditional"), tmp_path, options=INT8, samples=drawn_samples())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx.rejected", "model.onnx.rejected.json"]
+
+
+def test_half_precision_that_swaps_proposals_leaves_their_ranking_in_float(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = GateReport("fp16", "a test", "a test", (GateCheck(1, 9, 9, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0),))
+    measure, counts = exporting._measure, []
+
+    def first_fails(model: SiamDETR, made: Any, *arguments: Any) -> GateReport:
+        counts.append(made.reduced)
+        return failed if len(counts) == 1 else measure(model, made, *arguments)
+
+    monkeypatch.setattr(exporting, "_measure", first_fails)
+    result = export_variant("dino", tmp_path, ExportOptions(precision="fp16"))
+    assert result.gate is not None
+    assert result.gate.passed
+    assert result.precision["multiplications_in_fp16"] == counts[1] < counts[0]
+    assert "fp16 does not pass the gate; next with everything in float32 that the choice of the queries" in caplog.text
