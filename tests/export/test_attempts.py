@@ -12,7 +12,6 @@ import pytest
 from helpers.exported import export_variant, model_of, traced
 from onnx import numpy_helper
 
-from siamdetr.api import SiamDETR
 from siamdetr.errors import ExportError
 from siamdetr.export import onnx as exporting
 from siamdetr.export.gate.checks import GateCheck, GateReport
@@ -21,6 +20,7 @@ from siamdetr.export.int8.quantize import calibrated, quantizable
 from siamdetr.export.int8.sensitivity import PARTS, parts_by_harm
 from siamdetr.export.onnx import write_bundle
 from siamdetr.export.options import ExportOptions
+from siamdetr.export.precision import to_half
 
 INT8 = ExportOptions(precision="int8")
 
@@ -73,7 +73,7 @@ def test_a_graph_that_fails_with_half_of_its_layers_in_float_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = GateReport("int8", "a test", "a test", (GateCheck(1, 9, 9, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0),))
-    monkeypatch.setattr(exporting, "_measure", lambda *arguments: failed)
+    monkeypatch.setattr(exporting, "run_gate", lambda *models, **options: failed)
     with pytest.raises(ExportError, match=r"0.0% of the boxes have a counterpart .* must not be used"):
         write_bundle(model_of("conditional"), traced("conditional"), tmp_path, options=INT8, samples=drawn_samples())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx.rejected", "model.onnx.rejected.json"]
@@ -83,15 +83,15 @@ def test_half_precision_that_swaps_proposals_leaves_their_ranking_in_float(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     failed = GateReport("fp16", "a test", "a test", (GateCheck(1, 9, 9, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0),))
-    measure, counts = exporting._measure, []
+    gate, calls = exporting.run_gate, []
 
-    def first_fails(model: SiamDETR, made: Any, *arguments: Any) -> GateReport:
-        counts.append(made.reduced)
-        return failed if len(counts) == 1 else measure(model, made, *arguments)
+    def first_fails(*models: Any, **options: Any) -> GateReport:
+        calls.append(models)
+        return failed if len(calls) == 1 else gate(*models, **options)
 
-    monkeypatch.setattr(exporting, "_measure", first_fails)
+    monkeypatch.setattr(exporting, "run_gate", first_fails)
     result = export_variant("dino", tmp_path, ExportOptions(precision="fp16"))
     assert result.gate is not None
     assert result.gate.passed
-    assert result.precision["multiplications_in_fp16"] == counts[1] < counts[0]
+    assert result.precision["multiplications_in_fp16"] < to_half(traced("dino"), "fp16").half_multipliers
     assert "fp16 does not pass the gate; next with everything in float32 that the choice of the queries" in caplog.text
