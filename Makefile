@@ -91,6 +91,7 @@ bench: $(STAMP)  ## side-by-side ratios of docs/results.md, both sides in turns;
 	  "pretrain_step.py --variant deformable --queries 300 --precision bf16" \
 	  "detectors.py --variants conditional deformable vanilla" \
 	  "predict.py --variant conditional" "predict.py --variant deformable --levels 4 --queries 300" \
+	  "predict.py --variant rtdetr --backbone resnet18 --queries 300" \
 	  "deformable_attention.py --height 320 --width 320 --device cpu" \
 	; do echo "== $$line"; $(BIN)/python benchmarks/$$line || exit 1; done
 	for script in $(filter-out $(TABLE),$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -5,7 +5,7 @@
 Random weights (time does not depend on them). "plain" is the module as it trains; "predict" is what `SiamDETR.predict`
 runs: batch norms folded, channels last; the others are exported files. All on the CPU, from prepared pixels to scored
 boxes; then, for one picture, all of `predict` from a PIL image of that size on. Hugging Face's model needs `pip install
-transformers`, and is there for vanilla, conditional, dab and deformable; without it the ratios are to "plain". int8's
+transformers`, and is there for all variants but dn; without it the ratios are to "plain". int8's
 scales come from drawn patterns: its time means something, its boxes do not.
 """
 
@@ -51,12 +51,33 @@ def take_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
-def hugging_face(variant: str, queries: int, levels: int) -> Any:
-    """Hugging Face's eager model with a ResNet-50 and random weights; None where it has no such variant."""
-    if importlib.util.find_spec("transformers") is None or variant not in HUGGING_FACE:
+def of_rtdetr(backbone: str) -> dict[str, Any]:
+    """What RT-DETRv2's smallest recipe has besides: three decoder layers, and half as wide a fusion with ResNet-18."""
+    return {
+        "backbone": f"{backbone}vd", "levels": 3, "encoder_layers": 1, "decoder_layers": 3, "feedforward": 1024, "dropout": 0.0,
+        "fusion_expansion": 0.5 if backbone == "resnet18" else 1.0,
+    }  # fmt: skip
+
+
+def hugging_face(settings: DetectorSettings) -> Any:
+    """Hugging Face's eager model with random weights; None where it has no such variant."""
+    variant, queries, levels = settings.variant, settings.num_queries, settings.levels
+    if importlib.util.find_spec("transformers") is None or variant not in (*HUGGING_FACE, "rtdetr"):
         return None
     import transformers
 
+    if variant == "rtdetr":
+        from detectors import rtdetr_options
+
+        name, shape = rtdetr_options(
+            argparse.Namespace(
+                backbone=settings.backbone.removesuffix("vd"),
+                layers=settings.decoder_layers,
+                feedforward=settings.feedforward,
+            )
+        )
+        config = getattr(transformers, f"{name}Config")(num_queries=queries, num_labels=80, **shape)
+        return getattr(transformers, f"{name}ForObjectDetection")(config).eval()
     name = HUGGING_FACE[variant]
     config = getattr(transformers, f"{name}Config")(
         num_queries=queries, num_labels=80, use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
@@ -72,7 +93,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--variant", default="conditional", choices=("vanilla", "conditional", "dab", "dn", "deformable")
+        "--variant", default="conditional", choices=("vanilla", "conditional", "dab", "dn", "deformable", "rtdetr")
     )
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--size", type=int, default=640)
@@ -88,6 +109,7 @@ def main() -> None:
         {
             "variant": given.variant, "backbone": given.backbone, "num_classes": 80, "num_queries": given.queries,
             "levels": given.levels, "classifier": "softmax" if given.variant == "vanilla" else "focal",
+            **(of_rtdetr(given.backbone) if given.variant == "rtdetr" else {}),
         }
     )  # fmt: skip
     names = [f"class_{label}" for label in range(80)]
@@ -96,7 +118,7 @@ def main() -> None:
     sizes = np.full((given.batch, 2), given.size, dtype=np.int64)
     batch = Prepared(pixels, None, sizes, sizes)
     picture = Image.fromarray(pixels[0].transpose(1, 2, 0))
-    theirs = hugging_face(given.variant, given.queries, given.levels)
+    theirs = hugging_face(settings)
 
     def plain() -> object:
         with torch.inference_mode():
