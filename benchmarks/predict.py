@@ -52,7 +52,7 @@ def take_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 
 def of_rtdetr(backbone: str) -> dict[str, Any]:
-    """What RT-DETRv2's smallest recipe has besides: three decoder layers, and half as wide a fusion with ResNet-18."""
+    """Settings of RT-DETRv2's recipes of three decoder layers."""
     return {
         "backbone": f"{backbone}vd", "levels": 3, "encoder_layers": 1, "decoder_layers": 3, "feedforward": 1024, "dropout": 0.0,
         "fusion_expansion": 0.5 if backbone == "resnet18" else 1.0,
