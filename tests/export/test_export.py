@@ -13,11 +13,9 @@ import pytest
 import supervision as sv
 import torch
 from helpers.exported import NAMES, VARIANTS, export_variant, model_of, same_detections, traced
-from helpers.training_data import DETECTOR, finetune_settings, write_data
 from PIL import Image
 
 import siamdetr
-from siamdetr.api import SiamDETR
 from siamdetr.errors import ExportError
 from siamdetr.evaluation.coco import evaluate
 from siamdetr.export import onnx_graph as tracing
@@ -30,7 +28,6 @@ from siamdetr.export.onnx_graph import check_free_dimensions, simplify, with_out
 from siamdetr.export.options import ExportOptions, Precision
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.images.preprocessing import Prepared, PreprocessingSpec
-from siamdetr.training.finetune import finetune
 
 # All that can be asked for at once, so that it is traced once.
 FULL = {
@@ -70,8 +67,7 @@ def same(a: list[sv.Detections], b: list[sv.Detections]) -> bool:
 
 
 # In float32, tests/models/test_detectors.py exports every detector of the registry.
-# A learned content of DINO goes by the rank of its proposal. Half precision swaps the ranks of nearly equal scores, as
-# those of random weights are, and their queries change with them: a trained DINO is gated below.
+# DINO needs a second attempt in half precision: tests/export/test_attempts.py.
 CASES = [
     ("two-stage", "fp32"),
     *((name, "fp16") for name in VARIANTS if name != "dino"),
@@ -90,21 +86,6 @@ def test_every_variant_passes_the_gate(name: str, precision: Precision, tmp_path
     if precision != "fp32":
         assert result.num_bytes < 0.75 * result.precision["bytes_fp32"]
         assert result.precision[f"multiplications_in_{precision}"] > 0.8 * result.precision["multiplications"]
-
-
-def test_a_trained_dino_passes_in_half_precision(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", train=24)
-    shape = {**DETECTOR, **VARIANTS["dino"], "decoder_layers": 1}
-    rates = {"lr": 2e-3, "lr_backbone": 1e-3}
-    run = finetune(
-        finetune_settings(data, tmp_path / "run", detector=shape, steps=100, batch_size=4, optimizer=rates)
-    ).folder
-    model = siamdetr.load(run)
-    assert isinstance(model, SiamDETR)
-    gate = export_onnx(model, tmp_path / "bundle", options=ExportOptions(precision="fp16")).gate
-    assert gate is not None
-    assert gate.passed
-    assert any(check.box_error > 0 for check in gate.checks)
 
 
 def test_a_model_goes_from_weights_to_a_bundle(tmp_path: Path, pictures: list[Image.Image]) -> None:
