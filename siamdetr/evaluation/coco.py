@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -83,6 +84,7 @@ def detect(
     workers: int = 2,
     progress: Progress | None = None,
     max_detections: int = COCO_DETECTIONS,
+    positions: Sequence[int] | None = None,
 ) -> CocoScorer:
     """Predict on every image of a data set and collect the detections for scoring.
 
@@ -100,7 +102,8 @@ def detect(
         workers: threads that read images; 0: none.
         progress: called with (images done, images in all).
         max_detections: how many of an image's best detections count; COCO's protocol: 100.
-        Raises:
+        positions: the images to predict on; None: all. The scorer knows the truth of all.
+    Raises:
         DataError: the data set has no labels, or classes that the model does not know; or the model fails on more than
             1 % of the images.
         ValueError: a bare detector without preprocessing, or whose number of classes is not the data set's.
@@ -111,16 +114,17 @@ def detect(
     labels = match_classes(predictor.class_names, index.class_names, str(index.root))
     scorer = CocoScorer(index, max_detections)
     spec = predictor.preprocessing
-    seen = np.zeros(len(index), dtype=np.bool_)
-    batches = group_by_size(read_samples(index, spec, workers), spec, batch_size)
-    for positions, scored in predict_or_skip(predictor, batches, index):
-        scorer.add([int(index.image_ids[i]) for i in positions], scored, labels=labels)
-        seen[positions] = True
+    part = index if positions is None else index.subset(positions)
+    seen = np.zeros(len(part), dtype=np.bool_)
+    batches = group_by_size(read_samples(part, spec, workers), spec, batch_size)
+    for rows, scored in predict_or_skip(predictor, batches, part):
+        scorer.add([int(part.image_ids[i]) for i in rows], scored, labels=labels)
+        seen[rows] = True
         if progress is not None:
-            progress(int(seen.sum()), len(index))
-    scorer.skipped = tuple(index.relative_path(int(i)) for i in np.flatnonzero(~seen))
+            progress(int(seen.sum()), len(part))
+    scorer.skipped = tuple(part.relative_path(int(i)) for i in np.flatnonzero(~seen))
     if progress is not None and scorer.skipped:
-        progress(len(index), len(index))
+        progress(len(part), len(part))
     return scorer
 
 

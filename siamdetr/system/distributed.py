@@ -5,15 +5,16 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from siamdetr.system.launcher import launch
 
+Value = TypeVar("Value")
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _SAID_AFTER = 60.0  # seconds of waiting
@@ -35,6 +36,13 @@ def total(values: Tensor) -> Tensor:
     if started():
         distributed.all_reduce(values)
     return values
+
+
+def overwrite_with_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of the first process. All must call it together."""
+    if started():
+        for tensor in tensors:
+            distributed.broadcast(tensor, src=0)
 
 
 def largest(value: int, device: torch.device) -> int:
@@ -81,6 +89,20 @@ class PatientGroup:
         shared = [value]
         distributed.broadcast_object_list(shared, src=0, group=self._group)
         return shared[0]
+
+    def gathered(self, value: Value) -> list[Value]:
+        """Return the values of all processes, in the order of their ranks, in all of them. All must call it."""
+        if self._group is None:
+            return [value]
+        found: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(found, value, group=self._group)
+        return found
+
+    def share(self, count: int) -> range:
+        """The items of 0..count-1 that this process works on: every n-th of n processes."""
+        if self._group is None:
+            return range(count)
+        return range(distributed.get_rank(), count, distributed.get_world_size())
 
 
 @contextmanager

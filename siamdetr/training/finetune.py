@@ -11,6 +11,7 @@ from siamdetr.data.index import DetectionIndex
 from siamdetr.data.transforms import FinetuneTransform
 from siamdetr.evaluation.coco import detect
 from siamdetr.evaluation.coco_figures import DetectionMetrics
+from siamdetr.evaluation.scorer import CocoScorer
 from siamdetr.files import BEST_MODEL
 from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, find_model_file
@@ -135,10 +136,8 @@ def _evaluator(
 ) -> Evaluator:
     preprocessing = job.module.preprocessing
 
-    def score(detector: Detector) -> DetectionMetrics | None:
-        if not launch().is_first:
-            return None
-        scorer = detect(
+    def detect_share(detector: Detector, positions: range) -> CocoScorer:
+        return detect(
             detector,
             index,
             preprocessing=preprocessing,
@@ -146,8 +145,8 @@ def _evaluator(
             workers=settings.workers,
             progress=as_callback(progress, "evaluate", watch.raise_if_received),
             max_detections=settings.val_max_detections,
+            positions=positions,
         )
-        return scorer.summarize()
 
     def save_best(module: StepModule, metrics: DetectionMetrics) -> None:
         save_detector(job, folder / BEST_MODEL, module.step, scores(metrics))
@@ -155,7 +154,8 @@ def _evaluator(
     return Evaluator(
         folder,
         every=every,
-        score=score,
+        images=len(index),
+        detect=detect_share,
         save_best=save_best,
         average=job.average,
         patience=settings.early_stopping,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import shutil
@@ -410,7 +411,10 @@ def run_in_two_processes(script: Path) -> None:
 
 
 def test_two_processes_train_what_one_with_twice_the_batch_trains(tmp_path: Path) -> None:
-    """Losses to 1e-5 (dropout 0), where the order of some batches leaves one process without an object."""
+    """Losses to 1e-5 (dropout 0), where the order of some batches leaves one process without an object.
+
+    In the evaluation each process predicts on its share of the images, and the figures are those of one process.
+    """
     data = write_data(tmp_path / "data", train=8, empty=(1, 2, 3, 5, 8))
     common = {
         "steps": 8,
@@ -437,12 +441,22 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(tmp_path: Path
                     file.write(f"{{sum(batch.targets.counts)}}\\n")
                 return step(self, batch, batch_idx)
             FinetuneModule.training_step = counted
+            from siamdetr.training import finetune as module
+            detect = module.detect
+            def noted(*arguments, positions, **options):
+                with open(f"{tmp_path}/share{{torch.distributed.get_rank()}}", "a") as file:
+                    file.write(f"{{list(positions)}}\\n")
+                return detect(*arguments, positions=positions, **options)
+            module.detect = noted
             finetune(finetune_settings(Path({str(data)!r}), Path({str(tmp_path / "two")!r}), batch_size=1, **{common!r}))
             """
         )
     )
     run_in_two_processes(script)
     counts = [(tmp_path / f"counts{rank}").read_text().split() for rank in range(2)]
+    assert [(tmp_path / f"share{rank}").read_text().split("\n")[0] for rank in range(2)] == ["[0, 2]", "[1]"]
+    figures = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")]
+    assert figures[0]["metrics"] == pytest.approx(figures[1]["metrics"], abs=1e-4)
     pairs = list(zip(*counts, strict=True))
     assert any((a == "0") != (b == "0") for a, b in pairs)
     assert ("0", "0") in pairs

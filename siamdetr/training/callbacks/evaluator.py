@@ -1,6 +1,7 @@
 """Score the detector during training.
 
-The weights with the best AP are kept, and training may stop when AP no longer improves.
+Every process predicts on its share of the images, and the first one scores. The weights with the best AP are kept, and
+training may stop when AP no longer improves.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from siamdetr.evaluation.coco_figures import DetectionMetrics
+from siamdetr.evaluation.scorer import CocoScorer
 from siamdetr.files import EVALUATION_FILE
 from siamdetr.models.detector import Detector
 from siamdetr.system.atomic_file import atomic_write
-from siamdetr.system.distributed import PatientGroup
+from siamdetr.system.distributed import PatientGroup, overwrite_with_first
+from siamdetr.system.launcher import launch
 from siamdetr.system.signals import Interrupted
 from siamdetr.training.callbacks.weight_average import WeightAverage
 from siamdetr.training.step_module import StepModule, completed_step
 
 _log = logging.getLogger(__name__)
-Score = Callable[[Detector], DetectionMetrics | None]  # None on all processes but the first
+Detect = Callable[[Detector, range], CocoScorer]  # predicts on the images at these positions
 
 
 class Evaluator(Callback):
@@ -34,7 +37,8 @@ class Evaluator(Callback):
     A signal during an evaluation interrupts it; the resumed run repeats it before its next step.
 
     Args:
-        score: evaluates the detector it is given.
+        images: how many there are to evaluate.
+        detect: predicts on some of them.
         save_best: writes best.safetensors; called when the AP is the best so far.
         patience: evaluations without a better AP after which training stops; None: never.
     """
@@ -44,14 +48,16 @@ class Evaluator(Callback):
         folder: Path,
         *,
         every: int,
-        score: Score,
+        images: int,
+        detect: Detect,
         save_best: Callable[[StepModule, DetectionMetrics], None],
         average: WeightAverage | None,
         patience: int | None,
     ) -> None:
         self.folder = folder
         self.every = every
-        self.score = score
+        self.images = images
+        self.detect = detect
         self.save_best = save_best
         self.average = average
         self.patience = patience
@@ -63,10 +69,7 @@ class Evaluator(Callback):
         self.processes: PatientGroup
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Prepare the wait for the first process, which scores.
-
-        Repeat an evaluation that a signal interrupted.
-        """
+        """Prepare the exchange between the processes; repeat an evaluation that a signal interrupted."""
         self.processes = PatientGroup()
         if self._due(pl_module) and self.evaluated_at != pl_module.step:
             self._evaluate(trainer, pl_module)
@@ -94,16 +97,7 @@ class Evaluator(Callback):
         return module.step > 0 and (module.step % self.every == 0 or module.step == module.total_steps)
 
     def _evaluate(self, trainer: Any, module: StepModule) -> None:
-        detector = module.detector
-        detector.eval()
-        metrics: DetectionMetrics | None = None
-        try:
-            with self.average.applied(detector) if self.average else nullcontext():
-                metrics = self.score(detector)
-        except Interrupted:
-            _log.info("The evaluation at step %d is broken off; --resume auto repeats it.", module.step)
-        finally:
-            detector.train()
+        metrics = self._score(module)
         ap: float | None = self.processes.from_first(metrics.ap if metrics is not None else None)
         if ap is None:
             return
@@ -121,6 +115,27 @@ class Evaluator(Callback):
             if self.patience is not None and self.worse >= self.patience:
                 _log.info("No better AP for %d evaluations: stopping at step %d.", self.worse, module.step)
                 trainer.should_stop = True
+
+    def _score(self, module: StepModule) -> DetectionMetrics | None:
+        """The figures, in the first process; None in the others, and after a signal to any of them."""
+        detector = module.detector
+        scorer: CocoScorer | None = None
+        detector.eval()
+        overwrite_with_first(detector.buffers())  # a process has its own running means of a batch norm that learns
+        try:
+            with self.average.applied(detector) if self.average else nullcontext():
+                scorer = self.detect(detector, self.processes.share(self.images))
+        except Interrupted:
+            _log.info("The evaluation at step %d is broken off; --resume auto repeats it.", module.step)
+        finally:
+            detector.train()
+        parts = self.processes.gathered(None if scorer is None else scorer.results())
+        whole = [part for part in parts if part is not None]
+        if scorer is None or len(whole) < len(parts) or not launch().is_first:
+            return None
+        for part in whole[1:]:
+            scorer.add_results(part)
+        return scorer.summarize()
 
     def _tell(self, trainer: Any, step: int, metrics: DetectionMetrics) -> None:
         figures = {f"val_{name}": value for name, value in scores(metrics).items()}
