@@ -9,9 +9,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from siamdetr.data.index import DetectionIndex
 from siamdetr.errors import ExportError
 from siamdetr.evaluation.classes import is_class_agnostic
 from siamdetr.export import infer
+from siamdetr.export.attempts import Attempt, attempts
 from siamdetr.export.bundle import (
     METADATA_KEY,
     ModelCard,
@@ -34,16 +34,14 @@ from siamdetr.export.bundle import (
 from siamdetr.export.end_to_end import ATTENTION, DETECTIONS, RAW, end_to_end
 from siamdetr.export.gate.checks import GateReport, Raw, pytorch_raw, pytorch_reference, run_gate
 from siamdetr.export.gate.images import Samples
-from siamdetr.export.int8.quantize import calibrated, check_calibration, to_int8
-from siamdetr.export.int8.sensitivity import PARTS, parts_by_harm
+from siamdetr.export.int8.quantize import check_calibration
 from siamdetr.export.manifest_text import describe_detections, describe_preparation
 from siamdetr.export.onnx_graph import readable_by_older, trace, with_outputs
 from siamdetr.export.options import ExportOptions, exported_preprocessing
-from siamdetr.export.precision import HalfPrecision, before_selection, to_half
 from siamdetr.export.runtime import OnnxDetector
 from siamdetr.export.timing.runtimes import RuntimeTime, beside_float
 from siamdetr.files import INFER_FILE, LABELS_FILE, MANIFEST_FILE, ONNX_FILE
-from siamdetr.images.preprocessing import ImageLike, Prepared
+from siamdetr.images.preprocessing import Prepared
 from siamdetr.models.deformable.attention import has_deformable_attention
 from siamdetr.settings.base import to_json
 from siamdetr.system.atomic_file import atomic_text, atomic_write, move_into_place
@@ -51,7 +49,6 @@ from siamdetr.system.atomic_file import atomic_text, atomic_write, move_into_pla
 logger = logging.getLogger(__name__)
 
 _STAGES = 4
-_FLOAT_PARTS = (1, PARTS // 4, PARTS // 2)  # of an int8 graph that does not pass as a whole
 _LARGEST = 2**31 - 2**20  # bytes; a protobuf file ends at 2 GiB
 
 
@@ -138,7 +135,7 @@ def write_bundle(
     with workplace(folder) as work:
         tell(1, _STAGES)
         card = _card(model, options)
-        for made in _attempts(traced, card, options, samples, work):
+        for made in attempts(traced, options.precision, samples, card.preprocessing, work):
             final = _write_graph(made.graph, card, work / ONNX_FILE)
             tell(2, _STAGES)
             report = _measure(model, made, options, samples, truth, work) if gate else None
@@ -178,61 +175,6 @@ def write_bundle(
     )
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A graph in its final precision, with all outputs."""
-
-    graph: onnx.ModelProto
-    computable: onnx.ModelProto  # what ONNX Runtime computes for the gate: the same, or its emulation
-    reduced: int
-    multipliers: int
-
-
-def _attempts(
-    traced: onnx.ModelProto, card: ModelCard, options: ExportOptions, samples: Samples | None, work: Path
-) -> Iterator[_Made]:
-    """The graph in its precision, and with more of it in float32 if the gate rejects the one before."""
-    if options.precision == "fp32":
-        yield _Made(
-            traced, traced, *[sum(node.op_type in ("Conv", "Gemm", "MatMul") for node in traced.graph.node)] * 2
-        )
-    elif options.precision == "int8":
-        yield from _int8_attempts(traced, card, check_calibration(samples).images, work)
-    else:
-        yield _in_half(traced, options.precision)
-        ranking = before_selection(traced)
-        if ranking:
-            logger.warning(
-                "%s does not pass the gate; next with everything in float32 that the choice of the queries depends on: rounding "
-                "may swap two proposals of nearly equal score",
-                options.precision,
-            )
-            yield _in_half(traced, options.precision, ranking)
-
-
-def _in_half(traced: onnx.ModelProto, precision: HalfPrecision, kept: frozenset[str] = frozenset()) -> _Made:
-    half = to_half(traced, precision, kept=kept)
-    computable = to_half(traced, "bf16", emulate=True, kept=kept).graph if precision == "bf16" else half.graph
-    return _Made(half.graph, computable, half.half_multipliers, half.multipliers)
-
-
-def _int8_attempts(
-    traced: onnx.ModelProto, card: ModelCard, images: Sequence[ImageLike], work: Path
-) -> Iterator[_Made]:
-    source = calibrated(traced, images, card.preprocessing)
-    small = to_int8(source, work)
-    yield _Made(small.graph, small.graph, small.quantized, small.multipliers)
-    ranked = parts_by_harm(source, images, card.preprocessing, work)
-    for number in _FLOAT_PARTS:
-        logger.warning(
-            "int8 does not pass the gate; next with %d of %d parts of the network in float32, where eight bits change the logits most",
-            number,
-            len(ranked),
-        )
-        small = to_int8(source, work, kept=set(chain.from_iterable(ranked[:number])))
-        yield _Made(small.graph, small.graph, small.quantized, small.multipliers)
-
-
 def _write_graph(graph: onnx.ModelProto, card: ModelCard, file: Path) -> onnx.ModelProto:
     """Write a graph with the outputs that were asked for; returns what was written."""
     onnx.helper.set_model_props(graph, {METADATA_KEY: json.dumps(card.to_json())})
@@ -243,7 +185,7 @@ def _write_graph(graph: onnx.ModelProto, card: ModelCard, file: Path) -> onnx.Mo
 
 def _measure(
     model: SiamDETR,
-    made: _Made,
+    made: Attempt,
     options: ExportOptions,
     samples: Samples | None,
     truth: DetectionIndex | None,
