@@ -1,4 +1,4 @@
-"""The graphs that an export offers to its gate, each with more in float32 than the one that was rejected before it."""
+"""The graphs that an export offers to its gate, each with more in float32 than the rejected one."""
 
 from __future__ import annotations
 
