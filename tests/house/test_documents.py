@@ -26,10 +26,10 @@ def commands() -> list[tuple[str, str]]:
     """(file, command) of every code line that starts with `siamdetr`; continued lines are joined."""
     found = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        named: dict[str, str] = {}  # the document's own variables, NAME="..."
         for language, block in BLOCK.findall(path.read_text(encoding="utf-8")):
             if language not in ("", "sh"):
                 continue
-            named: dict[str, str] = {}  # the block's own variables, NAME="..."
             for line in block.replace("\\\n", " ").splitlines():
                 if named_here := ASSIGNMENT.fullmatch(line):
                     named[f"${named_here[1]}"] = named_here[2]
