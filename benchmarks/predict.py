@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectors import rtdetr_options
 from PIL import Image
 
 from siamdetr import SiamDETR
@@ -61,31 +62,25 @@ def of_rtdetr(backbone: str) -> dict[str, Any]:
 
 def hugging_face(settings: DetectorSettings) -> Any:
     """Hugging Face's eager model with random weights; None where it has no such variant."""
-    variant, queries, levels = settings.variant, settings.num_queries, settings.levels
+    variant = settings.variant
     if importlib.util.find_spec("transformers") is None or variant not in (*HUGGING_FACE, "rtdetr"):
         return None
     import transformers
 
+    shape: dict[str, Any]
     if variant == "rtdetr":
-        from detectors import rtdetr_options
-
+        backbone, layers = settings.backbone.removesuffix("vd"), settings.decoder_layers
         name, shape = rtdetr_options(
-            argparse.Namespace(
-                backbone=settings.backbone.removesuffix("vd"),
-                layers=settings.decoder_layers,
-                feedforward=settings.feedforward,
-            )
+            argparse.Namespace(backbone=backbone, layers=layers, feedforward=settings.feedforward)
         )
-        config = getattr(transformers, f"{name}Config")(num_queries=queries, num_labels=80, **shape)
-        return getattr(transformers, f"{name}ForObjectDetection")(config).eval()
-    name = HUGGING_FACE[variant]
-    config = getattr(transformers, f"{name}Config")(
-        num_queries=queries, num_labels=80, use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
-        backbone_config=transformers.ResNetConfig(
-            out_features=["stage2", "stage3", "stage4"] if levels > 1 else ["stage4"]
-        ),
-        **({"num_feature_levels": levels} if variant == "deformable" else {}),
-    )  # fmt: skip
+    else:
+        stages = ["stage2", "stage3", "stage4"] if settings.levels > 1 else ["stage4"]
+        name, shape = HUGGING_FACE[variant], {
+            "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None,
+            "backbone_config": transformers.ResNetConfig(out_features=stages),
+            **({"num_feature_levels": settings.levels} if variant == "deformable" else {}),
+        }  # fmt: skip
+    config = getattr(transformers, f"{name}Config")(num_queries=settings.num_queries, num_labels=80, **shape)
     return getattr(transformers, f"{name}ForObjectDetection")(config).eval()
 
 

@@ -91,8 +91,10 @@ def add_engine(
 
 
 def _half_share(manifest: dict[str, Any], precision: str) -> float:
+    """The share of the graph's multiplications in its precision; 1 if the manifest does not count them."""
     counts = manifest.get("precision_realised", {})
-    return float(counts.get(f"multiplications_in_{precision}", 1)) / max(1.0, float(counts.get("multiplications", 1)))
+    reduced, total = counts.get(f"multiplications_in_{precision}"), counts.get("multiplications")
+    return float(reduced / total) if reduced and total else 1.0
 
 
 def _entry(built: BuiltEngine, file: Path, profiles: Sequence[Profile], options: EngineOptions) -> dict[str, Any]:

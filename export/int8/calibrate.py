@@ -5,14 +5,16 @@ It takes no more memory than an ordinary prediction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
+from siamdetr.export.runtime import feed_of
 from siamdetr.export.sessions import Array
+from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, preprocess
 
 Ranges = Mapping[str, tuple[float, float]]
 _LOW, _HIGH = "_lowest", "_highest"
@@ -23,6 +25,14 @@ def activation_names(graph: onnx.ModelProto, nodes: Sequence[str]) -> tuple[str,
     weights, chosen = {weight.name for weight in graph.graph.initializer}, set(nodes)
     names = [name for node in graph.graph.node if node.name in chosen for name in (*node.input[:1], *node.output)]
     return tuple(dict.fromkeys(name for name in names if name and name not in weights))
+
+
+def feeds_of(
+    graph: onnx.ModelProto, images: Iterable[ImageLike], spec: PreprocessingSpec
+) -> Iterator[dict[str, Array]]:
+    """The graph's inputs for each image alone."""
+    names = tuple(value.name for value in graph.graph.input)
+    return (feed_of(preprocess([image], spec), names) for image in images)
 
 
 def measure_ranges(graph: onnx.ModelProto, names: Sequence[str], feeds: Iterable[Mapping[str, Array]]) -> Ranges:

@@ -24,10 +24,9 @@ from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from siamdetr.errors import ExportError
 from siamdetr.export.gate.images import Samples
-from siamdetr.export.int8.calibrate import Ranges, activation_names, measure_ranges
+from siamdetr.export.int8.calibrate import Ranges, activation_names, feeds_of, measure_ranges
 from siamdetr.export.precision import MULTIPLIERS, islands, scores_of
-from siamdetr.export.runtime import feed_of
-from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, preprocess
+from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,8 @@ def calibrated(graph: onnx.ModelProto, images: Sequence[ImageLike], spec: Prepro
     layers = quantizable(graph)
     if not layers:
         raise ExportError("int8: nothing in the graph could be quantised; export it as fp32 or fp16")
-    names = tuple(value.name for value in graph.graph.input)
-    feeds = (feed_of(preprocess([image], spec), names) for image in images)
-    return Calibrated(graph, tuple(layers), measure_ranges(graph, activation_names(graph, layers), feeds))
+    ranges = measure_ranges(graph, activation_names(graph, layers), feeds_of(graph, images, spec))
+    return Calibrated(graph, tuple(layers), ranges)
 
 
 def to_int8(source: Calibrated, folder: Path, kept: Collection[str] = ()) -> QuantizedGraph:

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from siamdetr.export.int8.calibrate import feeds_of
 from siamdetr.export.int8.quantize import Calibrated, to_int8
-from siamdetr.export.runtime import feed_of
 from siamdetr.export.sessions import Array
-from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec, preprocess
+from siamdetr.images.preprocessing import ImageLike, PreprocessingSpec
 
 PARTS = 8
 _IMAGES = 4
@@ -23,7 +23,7 @@ def parts_by_harm(
 ) -> list[tuple[str, ...]]:
     """The layers in up to `PARTS` parts that follow each other in the graph, the most harmful part first.
 
-    A part's harm is the root mean square by which the logits change when this part alone is quantised. Each class's
+    A part's harm is the mean square by which the logits change when this part alone is quantised. Each class's
     logits are compared in the order of their size, because a two-stage detector's queries may change places.
 
     Args:
@@ -32,8 +32,7 @@ def parts_by_harm(
         spec: their preprocessing.
         folder: for temporary files.
     """
-    names = tuple(value.name for value in source.graph.graph.input)
-    feeds = [feed_of(preprocess([image], spec), names) for image in images[:_IMAGES]]
+    feeds = list(feeds_of(source.graph, images[:_IMAGES], spec))
     expected = _logits(source.graph, feeds)
     harm = {}
     for part in np.array_split(source.layers, min(PARTS, len(source.layers))):

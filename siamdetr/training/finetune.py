@@ -135,6 +135,7 @@ def _evaluator(
     progress: ProgressSink,
 ) -> Evaluator:
     preprocessing = job.module.preprocessing
+    shown = progress if launch().is_first else Silent()  # one bar for all processes
 
     def detect_share(detector: Detector, positions: range) -> CocoScorer:
         return detect(
@@ -143,7 +144,7 @@ def _evaluator(
             preprocessing=preprocessing,
             batch_size=settings.batch_size,
             workers=settings.workers,
-            progress=as_callback(progress, "evaluate", watch.raise_if_received),
+            progress=as_callback(shown, "evaluate", watch.raise_if_received),
             max_detections=settings.val_max_detections,
             positions=positions,
         )

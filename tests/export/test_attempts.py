@@ -19,10 +19,15 @@ from siamdetr.export.gate.images import drawn_samples
 from siamdetr.export.int8.quantize import calibrated, quantizable
 from siamdetr.export.int8.sensitivity import PARTS, parts_by_harm
 from siamdetr.export.onnx import write_bundle
-from siamdetr.export.options import ExportOptions
+from siamdetr.export.options import ExportOptions, Precision
 from siamdetr.export.precision import to_half
 
 INT8 = ExportOptions(precision="int8")
+
+
+def rejected(precision: Precision) -> GateReport:
+    """A gate's report of a file in which no box has a counterpart."""
+    return GateReport(precision, "a test", "a test", (GateCheck(1, 9, 9, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0),))
 
 
 def with_large_channels(factor: float) -> tuple[onnx.ModelProto, str]:
@@ -72,8 +77,7 @@ def test_layers_stay_float_until_the_gate_passes(tmp_path: Path, caplog: pytest.
 def test_a_graph_that_fails_with_half_of_its_layers_in_float_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = GateReport("int8", "a test", "a test", (GateCheck(1, 9, 9, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0),))
-    monkeypatch.setattr(exporting, "run_gate", lambda *models, **options: failed)
+    monkeypatch.setattr(exporting, "run_gate", lambda *models, **options: rejected("int8"))
     with pytest.raises(ExportError, match=r"0.0% of the boxes have a counterpart .* must not be used"):
         write_bundle(model_of("conditional"), traced("conditional"), tmp_path, options=INT8, samples=drawn_samples())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx.rejected", "model.onnx.rejected.json"]
@@ -82,12 +86,11 @@ def test_a_graph_that_fails_with_half_of_its_layers_in_float_is_rejected(
 def test_half_precision_that_swaps_proposals_leaves_their_ranking_in_float(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    failed = GateReport("fp16", "a test", "a test", (GateCheck(1, 9, 9, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0),))
     gate, calls = exporting.run_gate, []
 
     def first_fails(*models: Any, **options: Any) -> GateReport:
         calls.append(models)
-        return failed if len(calls) == 1 else gate(*models, **options)
+        return rejected("fp16") if len(calls) == 1 else gate(*models, **options)
 
     monkeypatch.setattr(exporting, "run_gate", first_fails)
     result = export_variant("dino", tmp_path, ExportOptions(precision="fp16"))

@@ -448,13 +448,19 @@ def test_two_processes_train_what_one_with_twice_the_batch_trains(tmp_path: Path
                     file.write(f"{{list(positions)}}\\n")
                 return detect(*arguments, positions=positions, **options)
             module.detect = noted
-            finetune(finetune_settings(Path({str(data)!r}), Path({str(tmp_path / "two")!r}), batch_size=1, **{common!r}))
+            class Bars(module.Silent):
+                def begin(self, task, total, done=0):
+                    with open(f"{tmp_path}/bars{{module.launch().is_first}}", "a") as file:
+                        file.write(task)
+            finetune(finetune_settings(Path({str(data)!r}), Path({str(tmp_path / "two")!r}), batch_size=1, **{common!r}), progress=Bars())
             """
         )
     )
     run_in_two_processes(script)
     counts = [(tmp_path / f"counts{rank}").read_text().split() for rank in range(2)]
     assert [(tmp_path / f"share{rank}").read_text().split("\n")[0] for rank in range(2)] == ["[0, 2]", "[1]"]
+    assert "evaluate" in (tmp_path / "barsTrue").read_text()
+    assert "evaluate" not in (tmp_path / "barsFalse").read_text()
     figures = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")]
     assert figures[0]["metrics"] == pytest.approx(figures[1]["metrics"], abs=1e-4)
     pairs = list(zip(*counts, strict=True))
