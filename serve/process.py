@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
 import multiprocessing
 import os
 import signal
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -29,13 +27,11 @@ from siamdetr.serve.log_lines import log_in_lines
 from siamdetr.serve.metrics import MULTIPROCESS_VARIABLE
 from siamdetr.serve.server import create_app
 from siamdetr.serve.settings import ServeSettings
+from siamdetr.system.heap import keep_little_memory, return_free_memory
 from siamdetr.system.threads import usable_cores
 
 logger = logging.getLogger(__name__)
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
-_LARGE = 4 * 2**20  # bytes of a block that comes from the system and goes back to it; Pillow's are at most 16 MiB
-_KEPT = 32 * 2**20  # bytes of smaller ones that a thread keeps for the next picture
 _MAX_CONNECTIONS = 1024  # of a process, idle ones included; beyond that uvicorn refuses by itself
 
 
@@ -88,43 +84,14 @@ def serve(
 
 def open_model(path: str | Path, device: str, threads: int, backend: Backend | None = None) -> Predictor:
     """An exported model, by default under ONNX Runtime and without PyTorch, or a checkpoint under PyTorch."""
-    _settle_memory()
+    keep_little_memory()
     if kind_of(path) not in ("onnx", "bundle"):
         import torch
 
         torch.set_num_threads(threads)
     model: Predictor = load(path, device=device, backend=backend, threads=threads)
-    _return_free_memory()
+    return_free_memory()  # that reading the model has freed, about the size of the file
     return model
-
-
-def _settle_memory() -> None:
-    """Tell glibc which freed memory to keep; otherwise it adapts to the requests.
-
-    It would keep the blocks of the largest images in every thread: hundreds of megabytes after a few pictures of 40
-    megapixels. And it would return small blocks too soon: requesting that memory again takes a third of the time of
-    decoding a picture.
-    """
-    option = _glibc("mallopt")
-    if option is not None:
-        option(_MMAP_THRESHOLD, _LARGE)
-        option(_TRIM_THRESHOLD, _KEPT)
-
-
-def _return_free_memory() -> None:
-    """Return the memory that reading the model has freed, about the size of the file.
-
-    By default the C library keeps it.
-    """
-    trim = _glibc("malloc_trim")
-    if trim is not None:
-        trim(0)
-
-
-def _glibc(name: str) -> Callable[..., int] | None:
-    """A function of glibc; None with another C library."""
-    function: Callable[..., int] | None = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
-    return function
 
 
 class _Workers(Multiprocess):

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from siamdetr.models.dropout import drop_out
+
 # Large enough that exp() is exactly 0 beside any score, small enough for float16. Finite, so that an image that is all
 # padding gives a mean instead of NaN, and so that exported graphs stay without infinities.
 _MASKED = -1e4
@@ -65,13 +67,15 @@ class ScaledDotProduct(Observed):
         """
         dropout = self.dropout if self.training else 0.0
         bias = None if bias is None else bias.to(query.dtype)
-        if self.recorder is None or grid is None:
+        recorder = None if grid is None else self.recorder
+        if recorder is None and not (dropout and query.device.type == "cpu"):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
         else:
             scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
             weights = (scores if bias is None else scores + bias).softmax(-1)  # [B, heads, Q, K]
-            self.recorder.record(weights.detach().reshape(*weights.shape[:-1], *grid))
-            mixed = F.dropout(weights, dropout, training=dropout > 0) @ value
+            if recorder is not None:
+                recorder.record(weights.detach().reshape(*weights.shape[:-1], *grid))
+            mixed = drop_out(weights, dropout) @ value
         return mixed.transpose(1, 2).flatten(2)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from siamdetr.models.attention import ScaledDotProduct, mask_bias, padding_bias, split_heads
 from siamdetr.models.backbone.pyramid import LastMapProjection
+from siamdetr.models.dropout import Dropout
 from siamdetr.models.encoder import Encoder
 from siamdetr.models.heads import MLP, FeedForward, Heads, place_boxes, shared_heads
 from siamdetr.models.parts import VariantParts, initialize_transformer
@@ -110,7 +111,7 @@ class ConditionalDecoderLayer(nn.Module):
         self.cross_attention = ConditionalCrossAttention(dim, heads, dropout, is_first=is_first)
         self.cross_norm = nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim, settings.feedforward, dropout, activation=settings.own_activation)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

@@ -17,6 +17,7 @@ from siamdetr.models.backbone.pyramid import LevelProjections
 from siamdetr.models.deformable.attention import DeformableAttention, Levels, describe_levels, place_on_levels
 from siamdetr.models.deformable.encoder import DeformableEncoder
 from siamdetr.models.deformable.sampling import at_least_float32
+from siamdetr.models.dropout import Dropout
 from siamdetr.models.heads import FeedForward, Heads, layer_heads, place_boxes, shared_heads
 from siamdetr.models.parts import VariantParts, initialize_transformer
 from siamdetr.models.position import box_positions
@@ -74,7 +75,7 @@ class DeformableDecoderLayer(nn.Module):
         )
         self.cross_norm = nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim, settings.feedforward, dropout, activation=settings.own_activation)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

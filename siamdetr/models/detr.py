@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from siamdetr.models.attention import MultiHeadAttention, mask_bias, padding_bias
 from siamdetr.models.backbone.pyramid import LastMapProjection
+from siamdetr.models.dropout import Dropout
 from siamdetr.models.encoder import Encoder
 from siamdetr.models.heads import FeedForward, Heads, place_boxes, shared_heads
 from siamdetr.models.parts import VariantParts, initialize_transformer
@@ -34,7 +35,7 @@ class VanillaDecoderLayer(nn.Module):
             dim, settings.feedforward, dropout, activation=settings.own_activation, pre_norm=settings.pre_norm
         )
         self.pre_norm = settings.pre_norm
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from siamdetr.models.attention import MultiHeadAttention, padding_bias
+from siamdetr.models.dropout import Dropout
 from siamdetr.models.heads import FeedForward, FeedForwardActivation
 from siamdetr.models.position import full_image_positions, image_positions
 from siamdetr.settings.detector import DetectorSettings
@@ -74,7 +75,7 @@ class EncoderLayer(nn.Module):
             pre_norm=settings.pre_norm,
         )
         self.pre_norm = settings.pre_norm
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = Dropout(settings.dropout)
 
     def forward(self, tokens: Tensor, position: Tensor, bias: Tensor | None) -> Tensor:
         """[B, N, D], [B, N, D], [B, 1, 1, N] -> [B, N, D]."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from siamdetr.boxes import inverse_sigmoid
+from siamdetr.models.dropout import Dropout, relu_and_drop_out
 from siamdetr.settings.detector import Activation, DetectorSettings
 
 # Focal loss: every query starts at this probability for every class (Lin et al. 2017, arXiv:1708.02002, §3.3).
@@ -163,12 +164,16 @@ class FeedForward(nn.Module):
         self.expand = nn.Linear(dim, hidden_dim)
         self.contract = nn.Linear(hidden_dim, dim)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.activation = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU}[activation]()
 
     def forward(self, x: Tensor) -> Tensor:
-        start = self.norm(x) if self.pre_norm else x
-        out: Tensor = x + self.dropout(self.contract(self.dropout(self.activation(self.expand(start)))))
+        hidden: Tensor = self.expand(self.norm(x) if self.pre_norm else x)
+        if isinstance(self.activation, nn.ReLU):
+            hidden = relu_and_drop_out(hidden, self.dropout.p if self.training else 0.0)
+        else:
+            hidden = self.dropout(self.activation(hidden))
+        out: Tensor = x + self.dropout(self.contract(hidden))
         return out if self.pre_norm else self.norm(out)
 
 

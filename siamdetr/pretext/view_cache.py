@@ -35,8 +35,8 @@ from siamdetr.pretext.common import FrozenTeacher
 from siamdetr.pretext.datasets import SiameseDataset, collate_views
 from siamdetr.settings.base import to_json
 from siamdetr.system.atomic_file import atomic_bytes, atomic_write
+from siamdetr.system.loading import begin_loading
 from siamdetr.system.progress import Progress
-from siamdetr.system.signals import leave_signals_to_parent
 
 ABOUT = "cache.json"
 _AT_ONCE = 4  # pairs whose crops go through the backbone together
@@ -159,7 +159,7 @@ def _pairs(source: SiameseDataset, request: CacheRequest) -> Iterator[CachedPair
         batch_sampler=[keys[start : start + _AT_ONCE] for start in range(0, len(keys), _AT_ONCE)],
         collate_fn=list,
         num_workers=request.workers,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=begin_loading,
         generator=torch.Generator(),  # else it would draw from the global one, which belongs to the steps
     )
     for samples in loader:

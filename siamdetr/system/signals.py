@@ -95,15 +95,12 @@ class SignalWatch:
         _log.warning("%s: finishing the step and saving; once more to leave at once", signal.Signals(signum).name)
 
 
-def leave_signals_to_parent(worker: int = 0) -> None:
+def leave_signals_to_parent() -> None:
     """Ignore SIGINT, and SIGTERM unless the parent sends it; for processes that read images.
 
     A terminal, systemd and job schedulers send their signal to every process of a training. The parent finishes its
     step with what these processes bring, saves, and ends them. Where the sender of a signal cannot be told (macOS,
     Windows), SIGTERM is not ignored.
-
-    Args:
-        worker: not used; a DataLoader's `worker_init_fn` gets it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):

@@ -17,6 +17,7 @@ from siamdetr.images.preprocessing import PreprocessingSpec
 from siamdetr.model_file import ModelMetadata, find_model_file
 from siamdetr.models.detector import Detector
 from siamdetr.settings.training import FinetuneSettings
+from siamdetr.system.heap import freed_memory_kept
 from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
 from siamdetr.training.callbacks.evaluator import Evaluator, scores
@@ -48,7 +49,7 @@ def finetune(
 ) -> RunResult:
     """Supervised training of a detector; arguments and errors as of `pretrain`."""
     sink = progress or Silent()
-    with training_arithmetic(settings.tf32), SignalWatch() as watch:
+    with training_arithmetic(settings.tf32), freed_memory_kept(), SignalWatch() as watch:
         check_compilation(settings)
         data = open_labelled(settings, as_callback(sink, "read", watch.raise_if_received))
         settings = resolved(settings, data.train)

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from siamdetr.data.sampler import Sample, SampleOrder
 from siamdetr.structures.targets import in_one_window
+from siamdetr.system.loading import begin_loading
 from siamdetr.system.shared_memory import allow_open_files, check_shared_memory, explained
-from siamdetr.system.signals import leave_signals_to_parent
 
 
 class BatchStream:
@@ -56,7 +56,7 @@ class BatchStream:
             batch_sampler=_Piece(order, start, stop),
             collate_fn=collate,
             num_workers=workers,
-            worker_init_fn=leave_signals_to_parent,
+            worker_init_fn=begin_loading,
             timeout=timeout if workers else 0,
             pin_memory=pin,
             generator=torch.Generator(),  # else it would draw from the global one, which belongs to the steps

@@ -16,6 +16,7 @@ from siamdetr.pretext.datasets import UnlabelledDataset
 from siamdetr.pretext.registry import PRETEXTS
 from siamdetr.pretext.run_settings import PretrainSettings
 from siamdetr.system.distributed import first_process_first
+from siamdetr.system.heap import freed_memory_kept
 from siamdetr.system.launcher import launch
 from siamdetr.system.signals import SignalWatch
 from siamdetr.training.callbacks.diagnostics import Diagnostics
@@ -57,7 +58,7 @@ def pretrain(
     """
     sink = progress or Silent()
     _log.info("Self-supervised pretraining: no labels are used. To train on labels: siamdetr finetune")
-    with training_arithmetic(settings.tf32), SignalWatch() as watch:
+    with training_arithmetic(settings.tf32), freed_memory_kept(), SignalWatch() as watch:
         check_compilation(settings)
         settings = resolved_pretraining(settings)
         data = open_pretraining(settings.data, as_callback(sink, "read", watch.raise_if_received))

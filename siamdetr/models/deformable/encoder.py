@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from siamdetr.models.deformable.attention import DeformableAttention, Levels, describe_levels, place_on_levels
+from siamdetr.models.dropout import Dropout
 from siamdetr.models.encoder import flatten_levels
 from siamdetr.models.heads import FeedForward
 from siamdetr.settings.detector import DetectorSettings
@@ -28,7 +29,7 @@ class DeformableEncoderLayer(nn.Module):
         )
         self.attention_norm = nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim, settings.feedforward, dropout, activation=settings.own_activation)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, tokens: Tensor, position: Tensor, references: Tensor, padding: Tensor | None, *, levels: Levels
