@@ -2,7 +2,8 @@
 
 A step is forward, matching, losses of all layers, backward, clipping and AdamW on a batch of images of two sizes,
 padded; an inference is one image without padding. Both have the same backbone, layers, widths, queries, boxes and
-dropout, random weights, and take turns. RT-DETR is version 2, with one encoder layer and denoising, as published.
+dropout, random weights, and take turns in processes of their own, ours as `siamdetr finetune` sets one up (subnormal
+numbers, freed memory). RT-DETR is version 2, with one encoder layer and denoising, as published.
 GFLOPs are of an inference, a multiplication and an addition each: convolutions and matrix products alone.
 
     python benchmarks/detectors.py                      # some minutes on two cores
@@ -13,13 +14,16 @@ GFLOPs are of an inference, a multiplication and an addition each: convolutions 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.connection import Connection
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +37,12 @@ from siamdetr.presets.preset import CONTRASTIVE, IOU_AWARE_LOSSES
 from siamdetr.settings.detector import DenoisingSettings, DetectorSettings, LossSettings
 from siamdetr.settings.registry import DETECTORS
 from siamdetr.structures.targets import Targets
+from siamdetr.system.heap import freed_memory_kept
+from siamdetr.training.precision import training_arithmetic
 
 Call = Callable[[], object]
+Clock = Callable[[], float]  # makes a call and returns its seconds
+Kind = Literal["ours", "compiled", "theirs"]
 BOXES, CLASSES, LEVELS, DROPOUT = 8, 80, 4, 0.1
 THEIRS = ("vanilla", "conditional", "dab", "deformable", "rtdetr")  # variants that transformers has
 
@@ -74,11 +82,9 @@ def main() -> None:
     parser.add_argument("--processor-time", action="store_true", help="instead of the wall's, where others compute too")
     parser.add_argument("--compiled", action="store_true", help="beside ours compiled, instead of transformers")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     beside = importlib.util.find_spec("transformers") is not None
     if not beside:
         print("transformers is not installed (pip install 'siamdetr[bench]'): ours alone is measured")
-    example = make_example(options.batch, options.size, torch.device(options.device))
     print(
         f"{options.backbone}, {options.layers}+{options.layers} layers, {options.queries} queries, batch {options.batch} of "
         f"{options.size} pixels, {options.threads} threads, {options.device}, load {os.getloadavg()[0]:.1f}; medians of {options.repeats}, milliseconds;"
@@ -88,40 +94,98 @@ def main() -> None:
         f"{'variant':16}{'step':>9}{'theirs':>9}{'ratio':>8}   {'inference':>9}{'theirs':>9}{'ratio':>8}   {'learning':12}   GFLOPs"
     )
     for variant in options.variants:
-        models = {"ours": ours(variant, options, example)}
+        kinds: list[Kind] = ["ours"]
         if options.compiled:
-            models["theirs"] = ours(variant, options, example, compiled=True)
+            kinds.append("compiled")
         elif beside and variant in THEIRS:
-            models["theirs"] = theirs(variant, options, example)
-        print(f"{variant:16}{row(models, options)}", flush=True)
+            kinds.append("theirs")
+        with contextlib.ExitStack() as processes:
+            models = [processes.enter_context(measuring(kind, variant, options)) for kind in kinds]
+            print(f"{variant:16}{row(models, options.repeats)}", flush=True)
 
 
-def row(models: dict[str, Measured], options: argparse.Namespace) -> str:
+@dataclass(frozen=True)
+class Process:
+    """A model that is measured in a process of its own."""
+
+    step: Clock
+    inference: Clock
+    learning: float
+    gflops: float
+
+
+@contextlib.contextmanager
+def measuring(kind: Kind, variant: str, options: argparse.Namespace) -> Iterator[Process]:
+    """Start the process of a model, and end it."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=answer, args=(there, kind, variant, options), daemon=True)
+    process.start()
+    there.close()
+
+    def ask(what: str) -> float:
+        here.send(what)
+        seconds: float = here.recv()
+        return seconds
+
+    learning, gflops = here.recv()
+    yield Process(lambda: ask("step"), lambda: ask("inference"), learning, gflops)
+    here.close()
+    process.join()
+
+
+def answer(connection: Connection, kind: Kind, variant: str, options: argparse.Namespace) -> None:
+    """Measure what the other process asks for, until it asks no more."""
+    with contextlib.ExitStack() as training:
+        if kind != "theirs":
+            training.enter_context(training_arithmetic("convolutions"))
+            training.enter_context(freed_memory_kept())
+        torch.set_num_threads(options.threads)
+        example = make_example(options.batch, options.size, torch.device(options.device))
+        model = theirs(variant, options, example) if kind == "theirs" else ours(variant, options, example, kind)
+        calls = {"step": model.step, "inference": model.inference}
+        clocks = {name: clock(call, processor_time=options.processor_time) for name, call in calls.items()}
+        connection.send((model.learning, model.gflops))
+        with contextlib.suppress(EOFError):
+            while True:
+                connection.send(clocks[connection.recv()]())
+
+
+def row(models: Sequence[Process], repeats: int) -> str:
     """The figures of one variant: step, inference, parameters."""
     parts = []
-    for calls in ({k: m.step for k, m in models.items()}, {k: m.inference for k, m in models.items()}):
-        seconds = medians(calls, options.repeats, processor_time=options.processor_time)
-        own, other = seconds["ours"], seconds.get("theirs")
-        beside = f"{'–':>9}{'–':>8}" if other is None else f"{1e3 * other:9.1f}{other / own:7.2f}x"
+    for clocks in ([model.step for model in models], [model.inference for model in models]):
+        own, *others = medians(clocks, repeats)
+        beside = f"{1e3 * others[0]:9.1f}{others[0] / own:7.2f}x" if others else f"{'–':>9}{'–':>8}"
         parts.append(f"{1e3 * own:9.1f}{beside}")
-    parts.append(f"{', '.join(f'{model.learning:.1f}' for model in models.values()):12}")
-    parts.append(", ".join(f"{model.gflops:.1f}" for model in models.values()))
+    parts.append(f"{', '.join(f'{model.learning:.1f}' for model in models):12}")
+    parts.append(", ".join(f"{model.gflops:.1f}" for model in models))
     return "   ".join(parts)
 
 
-def medians(calls: dict[str, Call], repeats: int, *, processor_time: bool = False) -> dict[str, float]:
-    """Median seconds of each call; they take turns, after one round that is not counted."""
-    clock = time.process_time if processor_time else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+def medians(clocks: Sequence[Clock], repeats: int) -> list[float]:
+    """Median seconds of each; they take turns, after one round that is not counted."""
+    seconds: list[list[float]] = [[] for _ in clocks]
     for turn in range(repeats + 1):
-        for name, call in calls.items():
-            start = clock()
-            call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+        for measured_seconds, one in zip(seconds, clocks, strict=True):
+            found = one()
             if turn:
-                seconds[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                measured_seconds.append(found)
+    return [statistics.median(values) for values in seconds]
+
+
+def clock(call: Call, *, processor_time: bool = False) -> Clock:
+    """Measure a call."""
+    now = time.process_time if processor_time else time.perf_counter
+
+    def seconds() -> float:
+        start = now()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return now() - start
+
+    return seconds
 
 
 def make_example(batch: int, size: int, device: torch.device) -> Example:
@@ -136,7 +200,7 @@ def make_example(batch: int, size: int, device: torch.device) -> Example:
     return Example(images.masked_fill(padding[:, None], 0).to(device), padding.to(device), targets.to(device))
 
 
-def ours(variant: str, options: argparse.Namespace, example: Example, *, compiled: bool = False) -> Measured:
+def ours(variant: str, options: argparse.Namespace, example: Example, kind: Kind) -> Measured:
     """The variant as it is here, or compiled."""
     entry, hybrid = DETECTORS[variant], variant == "rtdetr"
     settings = DetectorSettings(
@@ -156,7 +220,7 @@ def ours(variant: str, options: argparse.Namespace, example: Example, *, compile
     losses = LossSettings.model_validate(IOU_AWARE_LOSSES) if entry.iou_aware else LossSettings()
     denoising = DenoisingSettings.model_validate(CONTRASTIVE) if entry.contrastive else DenoisingSettings()
     calls = measured_detector(detector, losses, denoising, example)
-    if compiled:
+    if kind == "compiled":
         compile_parts(detector)
     return calls
 

@@ -5,7 +5,8 @@ By default of Siamese DETR.
 Plain, written out below with the same modules: the views go through the network one after the other, BatchNorm is not
 folded and images are contiguous, the feature head answers for every query, every decoder layer of every view is matched
 on its own (one transfer each), AdamW loops over parameters, deformable attention samples level by level and keeps its
-samples, and subnormal numbers are multiplied as they are. Each runs in processes of its own, in turn, so that peak
+samples, dropout is PyTorch's, freed memory goes back to the system, and subnormal numbers are multiplied as they are.
+Each runs in processes of its own, in turn, so that peak
 memory is its own.
 
     python benchmarks/pretrain_step.py --batch 2 --size 320 --variant conditional --backbone resnet50 --precision fp32
@@ -23,12 +24,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from siamdetr.models import attention, dropout
 from siamdetr.models.backbone.pyramid import as_levels
 from siamdetr.models.criterion.layer_losses import weighted_sum
 from siamdetr.models.criterion.losses import DetectionCriterion
@@ -44,6 +46,7 @@ from siamdetr.pretext.updetr import UPDETR
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
 from siamdetr.structures.targets import Targets, region_targets
+from siamdetr.system.heap import freed_memory_kept
 from siamdetr.training.precision import training_arithmetic
 
 NUM_REGIONS = 10
@@ -71,7 +74,10 @@ def main() -> None:
     parser.add_argument("--only", choices=["plain", "ours"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        with training_arithmetic("convolutions") if options.only == "ours" else nullcontext():
+        with ExitStack() as training:
+            if options.only == "ours":
+                training.enter_context(training_arithmetic("convolutions"))
+                training.enter_context(freed_memory_kept())
             print(json.dumps(measure(options)))
         return
     runs: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
@@ -121,9 +127,12 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         batch = make_batch(options.batch, options.size)
         if options.method != "siamese":
             batch = first_views(batch)
-    for module in pretext.modules():
-        if isinstance(module, DeformableAttention) and not ours:
-            module.sampling = "reference"
+    if not ours:
+        for used in (dropout, attention):
+            used.draws_here = lambda x: False  # type: ignore[attr-defined]
+        for module in pretext.modules():
+            if isinstance(module, DeformableAttention):
+                module.sampling = "reference"
     parameters = [parameter for parameter in pretext.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4, fused=ours, foreach=False)
     forward: Callable[[], dict[str, Tensor]] = (

@@ -1,7 +1,8 @@
 """Multi-head attention, and a way to record the attention maps of a decoder.
 
-Attention runs through PyTorch's fused kernel. Only while `record_attention` is open is the softmax written out, and its
-weights kept, in the cross-attention of the decoder layers.
+Attention runs through PyTorch's fused kernel. The softmax is written out with dropout on a processor, whose masks
+PyTorch draws slowly, and while `record_attention` is open, which keeps its weights, in the cross-attention of the
+decoder layers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from siamdetr.models.dropout import drop_out
+from siamdetr.models.dropout import draws_here, drop_out
 
 # Large enough that exp() is exactly 0 beside any score, small enough for float16. Finite, so that an image that is all
 # padding gives a mean instead of NaN, and so that exported graphs stay without infinities.
@@ -68,12 +69,12 @@ class ScaledDotProduct(Observed):
         dropout = self.dropout if self.training else 0.0
         bias = None if bias is None else bias.to(query.dtype)
         recorder = None if grid is None else self.recorder
-        if recorder is None and not (dropout and query.device.type == "cpu"):
+        if recorder is None and not (dropout and draws_here(query)):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
         else:
             scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
             weights = (scores if bias is None else scores + bias).softmax(-1)  # [B, heads, Q, K]
-            if recorder is not None:
+            if recorder is not None and grid is not None:
                 recorder.record(weights.detach().reshape(*weights.shape[:-1], *grid))
             mixed = drop_out(weights, dropout) @ value
         return mixed.transpose(1, 2).flatten(2)

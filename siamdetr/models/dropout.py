@@ -32,7 +32,7 @@ def drop_out(x: Tensor, probability: float) -> Tensor:
     """Set elements to zero with a probability in 0..1, and enlarge the others so that the mean stays."""
     if probability == 0:
         return x
-    if not _draws_here(x):
+    if not draws_here(x):
         return F.dropout(x, probability)
     multipliers = torch.empty(x.shape, dtype=x.dtype)
     for piece, own in zip(_pieces(multipliers), _draws(x.numel(), probability), strict=True):
@@ -42,7 +42,7 @@ def drop_out(x: Tensor, probability: float) -> Tensor:
 
 def relu_and_drop_out(x: Tensor, probability: float) -> Tensor:
     """`drop_out(relu(x))`; on a processor x is overwritten, so nothing else may need it."""
-    if probability == 0 or not _draws_here(x):
+    if probability == 0 or not draws_here(x):
         return drop_out(x.relu(), probability)
     out: Tensor = _ReluAndDropout.apply(x.contiguous(), probability)
     return out
@@ -74,12 +74,14 @@ class _ReluAndDropout(torch.autograd.Function):
         return found, None
 
 
-def _draws_here(x: Tensor) -> bool:
+def draws_here(x: Tensor) -> bool:
+    """Whether masks for x are drawn by this module, not by PyTorch."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _pieces(x: Tensor) -> tuple[Tensor, ...]:
-    return x.view(-1).split(_PIECE)
+    pieces: tuple[Tensor, ...] = torch.split(x.view(-1), _PIECE)
+    return pieces
 
 
 def _draws(count: int, probability: float) -> Iterator[Tensor]:
