@@ -231,12 +231,14 @@ def measured_detector(
     """A training step and an inference of one of our detectors."""
     criterion = DetectionCriterion.of_detector(detector.settings, losses, supervised=True)
 
+    images = example.images.contiguous(memory_format=torch.channels_last)  # as `normalize` gives them
+
     def loss() -> Tensor:
         queries = detector.training_queries(example.targets, denoising)
-        outputs = detector(example.images, example.padding, queries)
+        outputs = detector(images, example.padding, queries)
         return weighted_sum(criterion(outputs, example.targets), criterion.weights)
 
-    return measured(detector, loss, example.images[:1])
+    return measured(detector, loss, images[:1])
 
 
 def theirs(variant: str, options: argparse.Namespace, example: Example) -> Measured:
