@@ -90,6 +90,7 @@ bench: $(STAMP)  ## side-by-side ratios of docs/results.md, both sides in turns;
 	  "pretrain_step.py --precision bf16" "pretrain_step.py --variant vanilla --precision bf16" \
 	  "pretrain_step.py --variant deformable --queries 300 --precision bf16" \
 	  "detectors.py --variants conditional deformable vanilla" \
+	  "detectors.py --variants conditional deformable vanilla --precision bf16" \
 	  "predict.py --variant conditional" "predict.py --variant deformable --levels 4 --queries 300" \
 	  "predict.py --variant rtdetr --backbone resnet18 --queries 300" \
 	  "deformable_attention.py --height 320 --width 320 --device cpu" \

@@ -80,13 +80,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processor-time", action="store_true", help="instead of the wall's, where others compute too")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of our steps; theirs are fp32")
     parser.add_argument("--compiled", action="store_true", help="beside ours compiled, instead of transformers")
     options = parser.parse_args()
     beside = importlib.util.find_spec("transformers") is not None
     if not beside:
         print("transformers is not installed (pip install 'siamdetr[bench]'): ours alone is measured")
     print(
-        f"{options.backbone}, {options.layers}+{options.layers} layers, {options.queries} queries, batch {options.batch} of "
+        f"our steps in {options.precision}; {options.backbone}, {options.layers}+{options.layers} layers, {options.queries} queries, batch {options.batch} of "
         f"{options.size} pixels, {options.threads} threads, {options.device}, load {os.getloadavg()[0]:.1f}; medians of {options.repeats}, milliseconds;"
         " learning: parameters, millions; these and GFLOPs: ours, theirs"
     )
@@ -219,24 +220,25 @@ def ours(variant: str, options: argparse.Namespace, example: Example, kind: Kind
     detector = Detector(settings).to(example.images.device)
     losses = LossSettings.model_validate(IOU_AWARE_LOSSES) if entry.iou_aware else LossSettings()
     denoising = DenoisingSettings.model_validate(CONTRASTIVE) if entry.contrastive else DenoisingSettings()
-    calls = measured_detector(detector, losses, denoising, example)
+    calls = measured_detector(detector, losses, denoising, example, half=options.precision == "bf16")
     if kind == "compiled":
         compile_parts(detector)
     return calls
 
 
 def measured_detector(
-    detector: Detector, losses: LossSettings, denoising: DenoisingSettings, example: Example
+    detector: Detector, losses: LossSettings, denoising: DenoisingSettings, example: Example, *, half: bool = False
 ) -> Measured:
-    """A training step and an inference of one of our detectors."""
+    """A training step and an inference of one of our detectors; `half`: steps in bf16."""
     criterion = DetectionCriterion.of_detector(detector.settings, losses, supervised=True)
 
     images = example.images.contiguous(memory_format=torch.channels_last)  # as `normalize` gives them
 
     def loss() -> Tensor:
-        queries = detector.training_queries(example.targets, denoising)
-        outputs = detector(images, example.padding, queries)
-        return weighted_sum(criterion(outputs, example.targets), criterion.weights)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            queries = detector.training_queries(example.targets, denoising)
+            outputs = detector(images, example.padding, queries)
+            return weighted_sum(criterion(outputs, example.targets), criterion.weights)
 
     return measured(detector, loss, images[:1])
 
