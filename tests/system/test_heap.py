@@ -28,8 +28,7 @@ torch.ones(1)
 usual = faults()
 with freed_memory_kept():
     {first}
-    faults()
-    kept = faults()
+    kept = min(faults() for _ in range(6))  # what lies between the blocks settles
     large = torch.ones(64 * 2**20)
     del large
     inside = memory_mib()
