@@ -49,10 +49,10 @@ THEIRS = ("vanilla", "conditional", "dab", "deformable", "rtdetr")  # variants t
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's two calls, how many parameters learn, millions, and the GFLOPs of an inference."""
+    """A model's two calls, which return their seconds; parameters that learn, millions; GFLOPs."""
 
-    step: Call
-    inference: Call
+    step: Clock
+    inference: Clock
     learning: float
     gflops: float
 
@@ -105,19 +105,16 @@ def main() -> None:
             print(f"{variant:16}{row(models, options.repeats)}", flush=True)
 
 
-@dataclass(frozen=True)
-class Process:
-    """A model that is measured in a process of its own."""
-
-    step: Clock
-    inference: Clock
-    learning: float
-    gflops: float
+@contextlib.contextmanager
+def as_in_training() -> Iterator[None]:
+    """Set up this process as `siamdetr train` and `finetune` do."""
+    with training_arithmetic("convolutions"), freed_memory_kept():
+        yield
 
 
 @contextlib.contextmanager
-def measuring(kind: Kind, variant: str, options: argparse.Namespace) -> Iterator[Process]:
-    """Start the process of a model, and end it."""
+def measuring(kind: Kind, variant: str, options: argparse.Namespace) -> Iterator[Measured]:
+    """A model in a process of its own, which ends with the block."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=answer, args=(there, kind, variant, options), daemon=True)
@@ -130,29 +127,24 @@ def measuring(kind: Kind, variant: str, options: argparse.Namespace) -> Iterator
         return seconds
 
     learning, gflops = here.recv()
-    yield Process(lambda: ask("step"), lambda: ask("inference"), learning, gflops)
+    yield Measured(lambda: ask("step"), lambda: ask("inference"), learning, gflops)
     here.close()
     process.join()
 
 
 def answer(connection: Connection, kind: Kind, variant: str, options: argparse.Namespace) -> None:
     """Measure what the other process asks for, until it asks no more."""
-    with contextlib.ExitStack() as training:
-        if kind != "theirs":
-            training.enter_context(training_arithmetic("convolutions"))
-            training.enter_context(freed_memory_kept())
+    with contextlib.nullcontext() if kind == "theirs" else as_in_training():
         torch.set_num_threads(options.threads)
         example = make_example(options.batch, options.size, torch.device(options.device))
         model = theirs(variant, options, example) if kind == "theirs" else ours(variant, options, example, kind)
-        calls = {"step": model.step, "inference": model.inference}
-        clocks = {name: clock(call, processor_time=options.processor_time) for name, call in calls.items()}
         connection.send((model.learning, model.gflops))
         with contextlib.suppress(EOFError):
             while True:
-                connection.send(clocks[connection.recv()]())
+                connection.send(getattr(model, connection.recv())())
 
 
-def row(models: Sequence[Process], repeats: int) -> str:
+def row(models: Sequence[Measured], repeats: int) -> str:
     """The figures of one variant: step, inference, parameters."""
     parts = []
     for clocks in ([model.step for model in models], [model.inference for model in models]):
@@ -175,7 +167,7 @@ def medians(clocks: Sequence[Clock], repeats: int) -> list[float]:
     return [statistics.median(values) for values in seconds]
 
 
-def clock(call: Call, *, processor_time: bool = False) -> Clock:
+def clock(call: Call, *, processor_time: bool) -> Clock:
     """Measure a call."""
     now = time.process_time if processor_time else time.perf_counter
 
@@ -220,18 +212,25 @@ def ours(variant: str, options: argparse.Namespace, example: Example, kind: Kind
     detector = Detector(settings).to(example.images.device)
     losses = LossSettings.model_validate(IOU_AWARE_LOSSES) if entry.iou_aware else LossSettings()
     denoising = DenoisingSettings.model_validate(CONTRASTIVE) if entry.contrastive else DenoisingSettings()
-    calls = measured_detector(detector, losses, denoising, example, half=options.precision == "bf16")
+    calls = measured_detector(
+        detector, losses, denoising, example, half=options.precision == "bf16", processor_time=options.processor_time
+    )
     if kind == "compiled":
         compile_parts(detector)
     return calls
 
 
 def measured_detector(
-    detector: Detector, losses: LossSettings, denoising: DenoisingSettings, example: Example, *, half: bool = False
+    detector: Detector,
+    losses: LossSettings,
+    denoising: DenoisingSettings,
+    example: Example,
+    *,
+    half: bool = False,
+    processor_time: bool = False,
 ) -> Measured:
     """A training step and an inference of one of our detectors; `half`: steps in bf16."""
     criterion = DetectionCriterion.of_detector(detector.settings, losses, supervised=True)
-
     images = example.images.contiguous(memory_format=torch.channels_last)  # as `normalize` gives them
 
     def loss() -> Tensor:
@@ -240,7 +239,7 @@ def measured_detector(
             outputs = detector(images, example.padding, queries)
             return weighted_sum(criterion(outputs, example.targets), criterion.weights)
 
-    return measured(detector, loss, images[:1])
+    return measured(detector, loss, images[:1], processor_time=processor_time)
 
 
 def theirs(variant: str, options: argparse.Namespace, example: Example) -> Measured:
@@ -262,7 +261,7 @@ def theirs(variant: str, options: argparse.Namespace, example: Example) -> Measu
         found: Tensor = model(pixel_values=example.images, pixel_mask=mask, labels=wanted).loss
         return found
 
-    return measured(model, loss, example.images[:1])
+    return measured(model, loss, example.images[:1], processor_time=options.processor_time)
 
 
 def resnet_shape(options: argparse.Namespace) -> dict[str, Any]:
@@ -308,7 +307,7 @@ def rtdetr_options(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     }
 
 
-def measured(model: nn.Module, loss: Callable[[], Tensor], image: Tensor) -> Measured:
+def measured(model: nn.Module, loss: Callable[[], Tensor], image: Tensor, *, processor_time: bool) -> Measured:
     """A step (forward, backward, clipping, AdamW), and an inference of one image."""
     learning: Sequence[nn.Parameter] = [one for one in model.parameters() if one.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-5, fused=True)
@@ -328,7 +327,8 @@ def measured(model: nn.Module, loss: Callable[[], Tensor], image: Tensor) -> Mea
     model.eval()
     with FlopCounterMode(display=False) as counter:  # with gradients, whose hooks it uses
         model(image)
-    return Measured(step, inference, sum(one.numel() for one in learning) / 1e6, counter.get_total_flops() / 1e9)
+    clocks = (clock(call, processor_time=processor_time) for call in (step, inference))
+    return Measured(*clocks, sum(one.numel() for one in learning) / 1e6, counter.get_total_flops() / 1e9)
 
 
 if __name__ == "__main__":

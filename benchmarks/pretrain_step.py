@@ -6,8 +6,7 @@ Plain, written out below with the same modules: the views go through the network
 folded and images are contiguous, the feature head answers for every query, every decoder layer of every view is matched
 on its own (one transfer each), AdamW loops over parameters, deformable attention samples level by level and keeps its
 samples, dropout is PyTorch's, freed memory goes back to the system, and subnormal numbers are multiplied as they are.
-Each runs in processes of its own, in turn, so that peak
-memory is its own.
+Each runs in processes of its own, in turn, so that peak memory is its own.
 
     python benchmarks/pretrain_step.py --batch 2 --size 320 --variant conditional --backbone resnet50 --precision fp32
     python benchmarks/pretrain_step.py --method updetr    # or detreg: one view of each sample
@@ -24,10 +23,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from detectors import as_in_training
 from torch import Tensor
 
 from siamdetr.models import attention, dropout
@@ -46,8 +46,6 @@ from siamdetr.pretext.updetr import UPDETR
 from siamdetr.settings.detector import DetectorSettings
 from siamdetr.settings.pretext import DETRegSettings, PretextSettings, SiameseSettings, UPDETRSettings
 from siamdetr.structures.targets import Targets, region_targets
-from siamdetr.system.heap import freed_memory_kept
-from siamdetr.training.precision import training_arithmetic
 
 NUM_REGIONS = 10
 CROP_SIZE = 128
@@ -74,10 +72,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["plain", "ours"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        with ExitStack() as training:
-            if options.only == "ours":
-                training.enter_context(training_arithmetic("convolutions"))
-                training.enter_context(freed_memory_kept())
+        with as_in_training() if options.only == "ours" else nullcontext():
             print(json.dumps(measure(options)))
         return
     runs: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from detectors import Measured, clock, make_example, measured_detector, medians
+from detectors import Measured, make_example, measured_detector, medians
 
 from siamdetr.api import SiamDETR
 from siamdetr.data.readers.recognise import open_dataset
@@ -107,8 +107,8 @@ def time_rows(options: argparse.Namespace) -> list[str]:
         run = settings_of(options, options.data[0], preset, 0)
         example = make_example(run.batch_size, options.imgsz, torch.device("cpu"))
         found[preset] = measured_detector(Detector(run.detector), run.losses, run.denoising, example)
-    step = dict(zip(found, medians([clock(one.step) for one in found.values()], TURNS), strict=True))
-    inference = dict(zip(found, medians([clock(one.inference) for one in found.values()], TURNS), strict=True))
+    step = dict(zip(found, medians([one.step for one in found.values()], TURNS), strict=True))
+    inference = dict(zip(found, medians([one.inference for one in found.values()], TURNS), strict=True))
     return [
         f"Timed on {options.imgsz} pixels, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, "
         f"medians of {TURNS} turns:",

@@ -68,14 +68,13 @@ class ScaledDotProduct(Observed):
         """
         dropout = self.dropout if self.training else 0.0
         bias = None if bias is None else bias.to(query.dtype)
-        recorder = None if grid is None else self.recorder
-        if recorder is None and not (dropout and draws_here(query)):
+        if (self.recorder is None or grid is None) and not (dropout and draws_here(query)):
             mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
         else:
             scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
             weights = (scores if bias is None else scores + bias).softmax(-1)  # [B, heads, Q, K]
-            if recorder is not None and grid is not None:
-                recorder.record(weights.detach().reshape(*weights.shape[:-1], *grid))
+            if self.recorder is not None and grid is not None:
+                self.recorder.record(weights.detach().reshape(*weights.shape[:-1], *grid))
             mixed = drop_out(weights, dropout) @ value
         return mixed.transpose(1, 2).flatten(2)
 

@@ -35,7 +35,7 @@ def drop_out(x: Tensor, probability: float) -> Tensor:
     if not draws_here(x):
         return F.dropout(x, probability)
     multipliers = torch.empty(x.shape, dtype=x.dtype)
-    for piece, own in zip(_pieces(multipliers), _draws(x.numel(), probability), strict=True):
+    for piece, own in _draw(multipliers, probability):
         piece.copy_(own)
     return x * multipliers
 
@@ -55,7 +55,7 @@ class _ReluAndDropout(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, probability: float) -> Tensor:
         """Any shape -> the same, in the memory of x."""
         ctx.mark_dirty(x)
-        for piece, own in zip(_pieces(x), _draws(x.numel(), probability), strict=True):
+        for piece, own in _draw(x, probability):
             piece.relu_().mul_(own)
         ctx.save_for_backward(x)
         ctx.scale = _scale(probability)  # type: ignore[attr-defined]
@@ -84,14 +84,13 @@ def _pieces(x: Tensor) -> tuple[Tensor, ...]:
     return pieces
 
 
-def _draws(count: int, probability: float) -> Iterator[Tensor]:
-    """Multipliers of `count` elements, a piece at a time: 0, or 1 / (1 - probability)."""
+def _draw(x: Tensor, probability: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of x, each with the multipliers of its elements: 0, or 1 / (1 - probability)."""
     bits = np.random.SFC64(int(torch.randint(2**63 - 1, (), device="cpu")))
     least = _dropped(probability) - _CHANCES // 2
-    for start in range(0, count, _PIECE):
-        size = min(_PIECE, count - start)
-        drawn = torch.from_numpy(bits.random_raw(size // 4 + 1).view(np.int16)[:size])
-        yield torch.where(drawn >= least, _scale(probability), 0.0)
+    for piece in _pieces(x):
+        drawn = torch.from_numpy(bits.random_raw(len(piece) // 4 + 1).view(np.int16)[: len(piece)])
+        yield piece, torch.where(drawn >= least, _scale(probability), 0.0)
 
 
 def _dropped(probability: float) -> int:

@@ -24,12 +24,8 @@ _KEPT = 32 * 2**20  # bytes of smaller ones that a thread keeps for the next pic
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Keep all freed memory inside the block for the next request, and return it at the end."""
-    option = _glibc("mallopt")
-    if option is None:
-        yield
-        return
-    option(_MMAP_MAX, 0)
-    option(_TRIM_THRESHOLD, _UNLIMITED)
+    _set(_MMAP_MAX, 0)
+    _set(_TRIM_THRESHOLD, _UNLIMITED)
     try:
         yield
     finally:
@@ -39,11 +35,9 @@ def freed_memory_kept() -> Iterator[None]:
 
 def return_large_blocks() -> None:
     """Glibc's usual way: large blocks go back to the system when they are freed."""
-    option = _glibc("mallopt")
-    if option is not None:
-        option(_MMAP_MAX, _GLIBC_MMAP_MAX)
-        option(_MMAP_THRESHOLD, _ADAPTED)
-        option(_TRIM_THRESHOLD, 2 * _ADAPTED)
+    _set(_MMAP_MAX, _GLIBC_MMAP_MAX)
+    _set(_MMAP_THRESHOLD, _ADAPTED)
+    _set(_TRIM_THRESHOLD, 2 * _ADAPTED)
 
 
 def keep_little_memory() -> None:
@@ -53,10 +47,8 @@ def keep_little_memory() -> None:
     megapixels. And it would return small blocks too soon: requesting that memory again takes a third of the time of
     decoding a picture.
     """
-    option = _glibc("mallopt")
-    if option is not None:
-        option(_MMAP_THRESHOLD, _LARGE)
-        option(_TRIM_THRESHOLD, _KEPT)
+    _set(_MMAP_THRESHOLD, _LARGE)
+    _set(_TRIM_THRESHOLD, _KEPT)
 
 
 def return_free_memory() -> None:
@@ -64,6 +56,12 @@ def return_free_memory() -> None:
     trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _set(option: int, value: int) -> None:
+    mallopt = _glibc("mallopt")
+    if mallopt is not None:
+        mallopt(option, value)
 
 
 def _glibc(name: str) -> Callable[..., int] | None:

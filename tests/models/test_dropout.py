@@ -59,6 +59,14 @@ def test_layouts_and_types(dtype: torch.dtype) -> None:
         torch.testing.assert_close(found[kept], (x / 0.75)[kept], rtol=1e-2, atol=0)
 
 
+def test_nothing_to_drop() -> None:
+    """A tensor without elements, as of an image without tokens, passes as through PyTorch's."""
+    x = torch.empty(2, 0, 8, requires_grad=True)
+    for found in (drop_out(x, 0.5), relu_and_drop_out(x * 1, 0.5)):
+        assert found.shape == x.shape
+        found.sum().backward()
+
+
 def test_extreme_probabilities() -> None:
     """Finite, also where nothing is kept or hardly anything is dropped."""
     for probability in (1e-9, 0.999999, 1.0):

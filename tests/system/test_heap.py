@@ -14,7 +14,6 @@ pytestmark = pytest.mark.skipif(
 
 SCRIPT = """
 import resource, torch
-from contextlib import nullcontext
 from siamdetr.system.heap import freed_memory_kept, return_large_blocks
 from siamdetr.system.processes import memory_mib
 
